@@ -1,0 +1,189 @@
+"""Derivatives of the four operators: Autograd-key kernels that serve reverse mode, forward mode and reverse over forward.
+
+An Autograd kernel sees the tensors of one level (plain eager, or one functorch transform). It
+1. splits dual inputs into primals and tangents and, where there is a tangent, calls `forward_jvp` and makes dual results, so that
+   forward mode costs one launch;
+2. records one autograd node when an input requires a gradient, whose backward calls the backward operator once;
+3. raises SecondOrderError where an operator that is a derivative already carries a tangent, and records a node that raises it
+   when one is differentiated in reverse.
+Everything private that this needs from PyTorch is named in the next section.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import (  # type: ignore[attr-defined]
+    _after_autograd_keyset,
+    _any_requires_grad,
+    _are_functorch_transforms_active,
+    _AutoDispatchBelowAutograd,
+    _is_fwd_grad_enabled,
+    _len_torch_dispatch_stack,
+)
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import Function, forward_ad
+
+from .errors import SecondOrderError, UnsupportedError
+from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, library
+
+Maybe = Tensor | None
+
+
+def _apply(node: type[Function], *args: Any) -> Any:
+    """Records `node` at the current level alone; Function.apply would record it at every functorch level at once."""
+    with enable_single_level_autograd_function():
+        return super(Function, node).apply(*args)
+
+
+def _redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    with _AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & _after_autograd_keyset, *args)
+
+
+def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
+    """Redispatches from inside a node's forward, where grad modes are off, with the modes that outer levels need to record."""
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(fwd_grad):
+        return _redispatch(op, keyset, args)
+
+
+def _may_hold_tangents() -> bool:
+    """Whether a dual level may be active. AOT replay raises the level in C++ only, hence the dispatch modes."""
+    return forward_ad._current_level >= 0 or _are_functorch_transforms_active() or _len_torch_dispatch_stack() > 0
+
+
+def _split(x: Maybe) -> tuple[Maybe, Maybe]:
+    """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
+    if x is None:
+        return None, None
+    primal, tangent = torch._VF._unpack_dual(x, level=0)  # type: ignore[attr-defined]
+    return primal, None if tangent is None or tangent._is_zerotensor() else tangent
+
+
+def _has_tangent(tensors: Sequence[Any]) -> bool:
+    return _may_hold_tangents() and any(_split(x)[1] is not None for x in tensors if isinstance(x, Tensor))
+
+
+def _requires_grad(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and _any_requires_grad(*args)
+
+
+_LEAVE = "leave the forward-mode level (torch.func.jvp, dual_level) before the backward pass"
+
+
+def _second_order(op: Any) -> SecondOrderError:
+    return SecondOrderError(
+        f"{op.name()}: expected at most one JVP followed by one backward pass, got a derivative of that derivative; {_LEAVE}"
+    )
+
+
+# The nodes
+
+
+class _Forward(Function):
+    @staticmethod
+    def forward(ctx, keyset, fwd_grad, q, k, v, mask, *options):  # type: ignore[no-untyped-def,override]
+        o, lse = _redispatch_in_node(FORWARD, keyset, (q, k, v, mask, *options), fwd_grad)
+        ctx.save_for_backward(q, k, v, o, lse, mask)
+        ctx.options = options
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return o, lse
+
+    @staticmethod
+    def backward(ctx, d_o, _):  # type: ignore[no-untyped-def,override]
+        wanted = ctx.needs_input_grad[2:5]
+        unused = (None,) * (1 + len(ctx.options))
+        if d_o is None:
+            return None, None, None, None, None, *unused
+        grads = BACKWARD(d_o, *ctx.saved_tensors, *ctx.options, wanted)
+        return None, None, *_wanted_only(grads, wanted), *unused
+
+
+class _ForwardJvp(Function):
+    @staticmethod
+    def forward(ctx, keyset, fwd_grad, q, k, v, q_t, k_t, v_t, mask, *options):  # type: ignore[no-untyped-def,override]
+        o, o_t, lse, mu = _redispatch_in_node(FORWARD_JVP, keyset, (q, k, v, q_t, k_t, v_t, mask, *options), fwd_grad)
+        ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
+        ctx.options = options
+        ctx.in_dual_level = forward_ad._current_level >= 0 and not _are_functorch_transforms_active()
+        ctx.mark_non_differentiable(lse, mu)
+        ctx.set_materialize_grads(False)
+        return o, o_t, lse, mu
+
+    @staticmethod
+    def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def,override]
+        if ctx.in_dual_level and forward_ad._current_level >= 0:
+            raise _second_order(BACKWARD_JVP)
+        wanted = ctx.needs_input_grad[2:8]
+        unused = (None,) * (1 + len(ctx.options))
+        if d_o is None and d_o_t is None:
+            return None, None, *((None,) * 6), *unused
+        grads = BACKWARD_JVP(d_o, d_o_t, *ctx.saved_tensors, *ctx.options, wanted)
+        return None, None, *_wanted_only(grads, wanted), *unused
+
+
+class _Backward(Function):
+    """A backward operator whose inputs require a gradient: func.grad always asks for that graph and seldom uses it."""
+
+    @staticmethod
+    def forward(ctx, op, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def,override]
+        ctx.op = op
+        grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)
+        ctx.mark_non_differentiable(*(grad for grad, want in zip(grads, wanted, strict=True) if not want))
+        return grads
+
+    @staticmethod
+    def backward(ctx, *_):  # type: ignore[no-untyped-def,override]
+        raise _second_order(ctx.op)
+
+
+def _wanted_only(grads: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Maybe, ...]:
+    return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
+
+
+# The Autograd-key kernels
+
+
+def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
+    if _may_hold_tangents():
+        _reject_mask_tangent(mask)
+        (q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)
+        if not (q_t is None and k_t is None and v_t is None):
+            o, o_t, lse, _ = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, *options)
+            return torch._VF._make_dual(o, o_t, level=0), lse  # type: ignore[attr-defined]
+    args = (q, k, v, mask, *options)
+    if _requires_grad(args):
+        return _apply(_Forward, keyset, _is_fwd_grad_enabled(), *args)
+    return _redispatch(FORWARD, keyset, args)
+
+
+def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
+    if _has_tangent(args):
+        raise _second_order(FORWARD_JVP)
+    if _requires_grad(args):
+        return _apply(_ForwardJvp, keyset, _is_fwd_grad_enabled(), *args)
+    return _redispatch(FORWARD_JVP, keyset, args)
+
+
+def _backward_kernel(op: Any) -> Callable[..., Any]:
+    def kernel(keyset, *args):  # type: ignore[no-untyped-def]
+        if _has_tangent(args):
+            raise _second_order(op)
+        if _requires_grad(args):
+            return _apply(_Backward, op, keyset, _is_fwd_grad_enabled(), args[-1], *args[:-1])
+        return _redispatch(op, keyset, args)
+
+    return kernel
+
+
+def _reject_mask_tangent(mask: Maybe) -> None:
+    if mask is not None and mask.is_floating_point() and _split(mask)[1] is not None:
+        raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
+
+
+library.impl("forward", _forward, "Autograd", with_keyset=True)
+library.impl("forward_jvp", _forward_jvp, "Autograd", with_keyset=True)
+library.impl("backward", _backward_kernel(BACKWARD), "Autograd", with_keyset=True)
+library.impl("backward_jvp", _backward_kernel(BACKWARD_JVP), "Autograd", with_keyset=True)

@@ -1,0 +1,67 @@
+"""Which backend serves a call: a name, or None for the best one that the device and the dtype allow."""
+
+import functools
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+
+from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
+
+NAMES = ("triton", "tiled", "reference")
+_MIN_CUDA_CAPABILITY = (8, 0)
+
+
+def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The module that implements backend `name`; None means triton where `obstacle` finds nothing against it, else tiled."""
+    if name is None:
+        name = "triton" if device.type == "cuda" and obstacle("triton", device, dtype) is None else "tiled"
+    if name == "triton":
+        from . import kernels
+
+        return kernels
+    if name == "tiled":
+        from . import tiled
+
+        return tiled
+    from . import reference
+
+    return reference
+
+
+def check(name: object, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises when `name` is no backend, or one that cannot serve tensors of this device and dtype."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"backend: expected None or one of {NAMES}, got {type(name).__name__}")
+    if name not in NAMES:
+        raise ArgumentValueError(f"backend: expected None or one of {NAMES}, got {name!r}")
+    reason = obstacle(name, device, dtype)
+    if reason is not None:
+        raise UnsupportedError(f"backend: {name!r} {reason}")
+
+
+def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot serve tensors of this device and dtype, or None when it can."""
+    if name != "triton" or device.type == "meta":
+        return None
+    if dtype == torch.float64:
+        return "expected float16, bfloat16 or float32, got float64 (use 'tiled' or 'reference')"
+    return _triton_obstacle(device.type, device.index, dtype == torch.bfloat16)
+
+
+@functools.cache
+def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "expected the triton package, got an installation without it"
+    if device_type == "cpu":
+        if os.environ.get("TRITON_INTERPRET", "0") != "1":
+            return "expected a GPU (or TRITON_INTERPRET=1, which interprets the kernels), got tensors on the cpu"
+        if bfloat16:
+            return "expected float16 or float32 under TRITON_INTERPRET=1, got bfloat16, whose products it gets wrong"
+        return None
+    if device_type != "cuda":
+        return f"expected tensors on a cuda device, got {device_type}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < _MIN_CUDA_CAPABILITY:
+        return f"expected compute capability >= 8.0, got {torch.cuda.get_device_capability(index)}"
+    return None

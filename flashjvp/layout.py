@@ -1,0 +1,34 @@
+"""How results are laid out in memory: one rule for every backend and for the fake rules of the operators."""
+
+import torch
+from torch import Tensor
+
+STATISTIC_DTYPE = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+
+
+def empty_rows(like: Tensor, width: int) -> Tensor:
+    """Unwritten tensor `[*like.shape[:-1], width]` of `like`'s dtype that keeps the order of its head and row dims.
+
+    Where `like` [..., H, M, D] is a view of `[..., M, H, D]` memory (packed projections), the result is one too, so that
+    `o.transpose(-2, -3).flatten(-2)` stays a view; otherwise it is contiguous.
+    """
+    shape = (*like.shape[:-1], width)
+    if like.ndim >= 3 and like.stride(-3) < like.stride(-2):
+        swapped = (*shape[:-3], shape[-2], shape[-3], width)
+        return like.new_empty(swapped).transpose(-2, -3)
+    return like.new_empty(shape)
+
+
+def rows(value: Tensor, like: Tensor) -> Tensor:
+    """`value` rounded to `like`'s dtype and laid out by `empty_rows(like, ...)`."""
+    return empty_rows(like, value.shape[-1]).copy_(value)
+
+
+def empty_statistic(q: Tensor) -> Tensor:
+    """Unwritten row statistic `[..., Hq, M]` of q: float32, or float64 for float64 queries."""
+    return q.new_empty(q.shape[:-1], dtype=STATISTIC_DTYPE[q.dtype])

@@ -1,0 +1,157 @@
+"""The four dispatcher operators `flashjvp::{forward, backward, forward_jvp, backward_jvp}`: schema, implementation, fake and vmap rules.
+
+An operator takes the canonical arguments of the backends (see reference.py) and adds `backend` (None = the best for the device)
+and `scale` None = D**-0.5. Results of a backward operator that are not `wanted` come back as empty tensors, because a dispatcher
+operator cannot return None. Their derivatives are in autograd.py.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .layout import empty_rows, empty_statistic
+
+Maybe = Tensor | None
+
+library = torch.library.Library("flashjvp", "DEF")
+_OPTIONS = "bool is_causal, float? scale, str? backend"
+_TANGENTS = "Tensor? q_t, Tensor? k_t, Tensor? v_t"
+_SCHEMAS = {
+    "forward": f"(Tensor q, Tensor k, Tensor v, Tensor? mask, {_OPTIONS}) -> (Tensor, Tensor)",
+    "backward": "(Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? mask, "
+    f"{_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    "forward_jvp": f"(Tensor q, Tensor k, Tensor v, {_TANGENTS}, Tensor? mask, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "backward_jvp": f"(Tensor? d_o, Tensor? d_o_t, Tensor q, Tensor k, Tensor v, {_TANGENTS}, Tensor o, Tensor? o_t, "
+    f"Tensor lse, Tensor mu, Tensor? mask, {_OPTIONS}, bool[] wanted)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+}
+for _name, _schema in _SCHEMAS.items():
+    library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+
+FORWARD = torch.ops.flashjvp.forward.default
+BACKWARD = torch.ops.flashjvp.backward.default
+FORWARD_JVP = torch.ops.flashjvp.forward_jvp.default
+BACKWARD_JVP = torch.ops.flashjvp.backward_jvp.default
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None) -> Tensor:
+    """o of canonical arguments, differentiable in both modes."""
+    return FORWARD(q, k, v, mask, is_causal, scale, backend)[0]
+
+
+def attention_jvp(
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """o and o_t of canonical arguments, differentiable in reverse mode."""
+    if q_t is None and k_t is None and v_t is None:
+        o = attention(q, k, v, mask, is_causal, scale, backend)
+        return o, torch.zeros_like(o)
+    o, o_t, _, _ = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, backend)
+    return o, o_t
+
+
+# Implementations: pick the backend, fill in the scale, replace unwanted gradients by empty tensors.
+
+
+def _call(function: str, q: Tensor, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None], *wanted: Any) -> Any:
+    is_causal, scale, backend = options
+    module = backends.resolve(backend, q.device, q.dtype)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return getattr(module, function)(*tensors, is_causal, scale, *wanted)
+
+
+def _forward(q, k, v, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
+    return _call("forward", q, (q, k, v, mask), (is_causal, scale, backend))
+
+
+def _forward_jvp(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
+    return _call("forward_jvp", q, (q, k, v, q_t, k_t, v_t, mask), (is_causal, scale, backend))
+
+
+def _backward(d_o, q, k, v, o, lse, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
+    grads = _call("backward", q, (d_o, q, k, v, o, lse, mask), (is_causal, scale, backend), tuple(wanted))
+    return _fill_unwanted(q, grads)
+
+
+def _backward_jvp(d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
+    tensors = (d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
+    return _fill_unwanted(q, _call("backward_jvp", q, tensors, (is_causal, scale, backend), tuple(wanted)))
+
+
+def _fill_unwanted(q: Tensor, grads: Sequence[Maybe]) -> tuple[Tensor, ...]:
+    return tuple(q.new_empty(0) if grad is None else grad for grad in grads)
+
+
+# Fake rules: shapes, dtypes and strides of the results.
+
+
+def _fake_forward(q, k, v, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
+    return empty_rows(q, v.shape[-1]), empty_statistic(q)
+
+
+def _fake_forward_jvp(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
+    width = v.shape[-1]
+    return empty_rows(q, width), empty_rows(q, width), empty_statistic(q), empty_statistic(q)
+
+
+def _fake_backward(d_o, q, k, v, o, lse, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
+    return _fake_gradients((q, k, v), wanted)
+
+
+def _fake_backward_jvp(d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
+    return _fake_gradients((q, k, v, q_t, k_t, v_t), wanted)
+
+
+def _fake_gradients(inputs: Sequence[Maybe], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+    first = inputs[0]
+    assert first is not None
+    return tuple(
+        empty_rows(x, x.shape[-1]) if x is not None and want else first.new_empty(0)
+        for x, want in zip(inputs, wanted, strict=True)
+    )
+
+
+# vmap rules: the mapped dim becomes the leading batch dim of every tensor.
+
+
+def _vmap_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
+    is_backward = op in (BACKWARD, BACKWARD_JVP)
+    names = [argument.name for argument in op._schema.arguments]  # type: ignore[attr-defined]
+
+    def rule(info, in_dims, *args):  # type: ignore[no-untyped-def]
+        moved = []
+        for name, x, dim in zip(names, args, in_dims, strict=True):
+            if not isinstance(x, Tensor):
+                moved.append(x)
+            elif dim is not None:
+                moved.append(x.movedim(dim, 0))
+            else:
+                x = x.unsqueeze(0)
+                moved.append(x if name == "mask" else x.expand(info.batch_size, *x.shape[1:]))
+        results = op(*moved)
+        if not is_backward:
+            return results, (0,) * len(results)
+        return results, tuple(0 if want else None for want in args[-1])
+
+    return rule
+
+
+for _name, _implementation, _fake in (
+    ("forward", _forward, _fake_forward),
+    ("backward", _backward, _fake_backward),
+    ("forward_jvp", _forward_jvp, _fake_forward_jvp),
+    ("backward_jvp", _backward_jvp, _fake_backward_jvp),
+):
+    library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"flashjvp::{_name}", _fake, lib=library)
+for _op in (FORWARD, BACKWARD, FORWARD_JVP, BACKWARD_JVP):
+    torch.library.register_vmap(_op.name(), _vmap_rule(_op), lib=library)
+
+from . import autograd as _autograd  # noqa: E402  registers the derivatives of the operators defined above
+
+__all__ = ["BACKWARD", "BACKWARD_JVP", "FORWARD", "FORWARD_JVP", "_autograd", "attention", "attention_jvp", "library"]
