@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (  # type: ignore[attr-defined]
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
     _after_autograd_keyset,
     _any_requires_grad,
     _are_functorch_transforms_active,
     _AutoDispatchBelowAutograd,
+    _ExcludeDispatchKeyGuard,
     _is_fwd_grad_enabled,
     _len_torch_dispatch_stack,
 )
@@ -34,7 +37,7 @@ Maybe = Tensor | None
 def _apply(node: type[Function], *args: Any) -> Any:
     """Records `node` at the current level alone; Function.apply would record it at every functorch level at once."""
     with enable_single_level_autograd_function():
-        return super(Function, node).apply(*args)
+        return super(Function, node).apply(*args)  # type: ignore[misc]
 
 
 def _redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
@@ -57,7 +60,7 @@ def _split(x: Maybe) -> tuple[Maybe, Maybe]:
     """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
     if x is None:
         return None, None
-    primal, tangent = torch._VF._unpack_dual(x, level=0)  # type: ignore[attr-defined]
+    primal, tangent = torch._VF._unpack_dual(x, level=0)
     return primal, None if tangent is None or tangent._is_zerotensor() else tangent
 
 
@@ -83,7 +86,7 @@ def _second_order(op: Any) -> SecondOrderError:
 
 class _Forward(Function):
     @staticmethod
-    def forward(ctx, keyset, fwd_grad, q, k, v, mask, *options):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, keyset, fwd_grad, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
         o, lse = _redispatch_in_node(FORWARD, keyset, (q, k, v, mask, *options), fwd_grad)
         ctx.save_for_backward(q, k, v, o, lse, mask)
         ctx.options = options
@@ -92,7 +95,7 @@ class _Forward(Function):
         return o, lse
 
     @staticmethod
-    def backward(ctx, d_o, _):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
         wanted = ctx.needs_input_grad[2:5]
         unused = (None,) * (1 + len(ctx.options))
         if d_o is None:
@@ -103,7 +106,7 @@ class _Forward(Function):
 
 class _ForwardJvp(Function):
     @staticmethod
-    def forward(ctx, keyset, fwd_grad, q, k, v, q_t, k_t, v_t, mask, *options):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, keyset, fwd_grad, q, k, v, q_t, k_t, v_t, mask, *options):  # type: ignore[no-untyped-def]
         o, o_t, lse, mu = _redispatch_in_node(FORWARD_JVP, keyset, (q, k, v, q_t, k_t, v_t, mask, *options), fwd_grad)
         ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
         ctx.options = options
@@ -113,7 +116,7 @@ class _ForwardJvp(Function):
         return o, o_t, lse, mu
 
     @staticmethod
-    def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
         if ctx.in_dual_level and forward_ad._current_level >= 0:
             raise _second_order(BACKWARD_JVP)
         wanted = ctx.needs_input_grad[2:8]
@@ -128,14 +131,14 @@ class _Backward(Function):
     """A backward operator whose inputs require a gradient: func.grad always asks for that graph and seldom uses it."""
 
     @staticmethod
-    def forward(ctx, op, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, op, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def]
         ctx.op = op
         grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)
         ctx.mark_non_differentiable(*(grad for grad, want in zip(grads, wanted, strict=True) if not want))
         return grads
 
     @staticmethod
-    def backward(ctx, *_):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, *_):  # type: ignore[no-untyped-def]
         raise _second_order(ctx.op)
 
 
@@ -152,7 +155,7 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
         (q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)
         if not (q_t is None and k_t is None and v_t is None):
             o, o_t, lse, _ = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, *options)
-            return torch._VF._make_dual(o, o_t, level=0), lse  # type: ignore[attr-defined]
+            return torch._VF._make_dual(o, o_t, level=0), lse
     args = (q, k, v, mask, *options)
     if _requires_grad(args):
         return _apply(_Forward, keyset, _is_fwd_grad_enabled(), *args)
@@ -160,6 +163,8 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
 
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
+    if _may_hold_tangents():
+        _reject_mask_tangent(args[6])
     if _has_tangent(args):
         raise _second_order(FORWARD_JVP)
     if _requires_grad(args):
@@ -183,7 +188,21 @@ def _reject_mask_tangent(mask: Maybe) -> None:
         raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
 
 
+def _without_autocast(op: Any, key: str) -> Callable[..., Any]:
+    """attention casts its arguments itself; products inside an operator must keep the type that the backend chose."""
+    autocast = DispatchKeySet(getattr(DispatchKey, key))
+
+    def kernel(*args):  # type: ignore[no-untyped-def]
+        with _ExcludeDispatchKeyGuard(autocast):
+            return op(*args)
+
+    return kernel
+
+
 library.impl("forward", _forward, "Autograd", with_keyset=True)
 library.impl("forward_jvp", _forward_jvp, "Autograd", with_keyset=True)
 library.impl("backward", _backward_kernel(BACKWARD), "Autograd", with_keyset=True)
 library.impl("backward_jvp", _backward_kernel(BACKWARD_JVP), "Autograd", with_keyset=True)
+for _op in (FORWARD, FORWARD_JVP, BACKWARD, BACKWARD_JVP):
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl(_op, _without_autocast(_op, _key), _key)

@@ -1,6 +1,5 @@
 """Which backend serves a call: a name, or None for the best one that the device and the dtype allow."""
 
-import functools
 import importlib.util
 import os
 from types import ModuleType
@@ -11,6 +10,7 @@ from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 
 NAMES = ("triton", "tiled", "reference")
 _MIN_CUDA_CAPABILITY = (8, 0)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
@@ -50,9 +50,8 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return _triton_obstacle(device.type, device.index, dtype == torch.bfloat16)
 
 
-@functools.cache
 def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "expected the triton package, got an installation without it"
     if device_type == "cpu":
         if os.environ.get("TRITON_INTERPRET", "0") != "1":

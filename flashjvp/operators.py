@@ -38,7 +38,9 @@ FORWARD_JVP = torch.ops.flashjvp.forward_jvp.default
 BACKWARD_JVP = torch.ops.flashjvp.backward_jvp.default
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None
+) -> Tensor:
     """o of canonical arguments, differentiable in both modes."""
     return FORWARD(q, k, v, mask, is_causal, scale, backend)[0]
 
@@ -58,7 +60,9 @@ def attention_jvp(
 # Implementations: pick the backend, fill in the scale, replace unwanted gradients by empty tensors.
 
 
-def _call(function: str, q: Tensor, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None], *wanted: Any) -> Any:
+def _call(
+    function: str, q: Tensor, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None], *wanted: Any
+) -> Any:
     is_causal, scale, backend = options
     module = backends.resolve(backend, q.device, q.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -119,7 +123,9 @@ def _fake_gradients(inputs: Sequence[Maybe], wanted: Sequence[bool]) -> tuple[Te
 # vmap rules: the mapped dim becomes the leading batch dim of every tensor.
 
 
-def _vmap_rule(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
+def _vmap_rule(
+    op: Callable[..., tuple[Tensor, ...]],
+) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
     is_backward = op in (BACKWARD, BACKWARD_JVP)
     names = [argument.name for argument in op._schema.arguments]  # type: ignore[attr-defined]
 

@@ -5,6 +5,8 @@ Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M
 any float type, any device. Half types are computed in float32, the others in their own type. `lse` is the natural logarithm.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,7 +77,7 @@ def backward_jvp(
     )
 
 
-def _widen(heads: int, *tensors: Maybe) -> list[Maybe]:
+def _widen(heads: int, *tensors: Maybe) -> list[Any]:
     """The tensors in the type of computation, key heads repeated to the number of query heads."""
     return [
         None if x is None else x.to(STATISTIC_DTYPE[x.dtype]).repeat_interleave(heads // max(x.shape[-3], 1), dim=-3)
@@ -115,7 +117,7 @@ def _transpose(x: Maybe) -> Maybe:
     return None if x is None else x.mT
 
 
-def _product(a: Maybe, b: Maybe, like: Tensor | None = None) -> Tensor | float:
+def _product(a: Maybe, b: Maybe, like: Tensor | None = None) -> Any:
     """a @ b, or zero (of the shape of `like` where the sum may have no other term) when a factor is missing."""
     if a is None or b is None:
         return 0.0 if like is None else torch.zeros_like(like)

@@ -1,0 +1,16 @@
+"""FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
+
+from .api import attention, attention_jvp
+from .errors import ArgumentTypeError, ArgumentValueError, FlashJVPError, SecondOrderError, UnsupportedError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "FlashJVPError",
+    "SecondOrderError",
+    "UnsupportedError",
+    "attention",
+    "attention_jvp",
+]

@@ -1,0 +1,192 @@
+"""The public functions: signatures, documentation, checks, autocast, and the views that the operators take."""
+
+import torch
+from torch import Tensor
+
+from . import checks, operators
+
+Maybe = Tensor | None
+
+_HALF = (torch.float16, torch.bfloat16)
+_AUTOCAST_FROM = (*_HALF, torch.float32)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Maybe = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Scaled dot product attention that is right under every derivative: a drop-in for PyTorch's.
+
+    With c the scale and bias the mask, over keys n, for each batch entry and head::
+
+        S = c * q @ k.T + bias      P = softmax(S)      o = P @ v
+
+    The signature, its positions and their meaning are those of `torch.nn.functional.scaled_dot_product_attention`.
+    Memory is linear in M and N, since the scores are never held whole (but for the reference backend).
+
+    Args:
+        q: queries [*batch, Hq, M, D], or [M, D] for one head; M >= 1, D in 1..256. float16, bfloat16, float32, or
+            float64 (not on triton). Any strides: packed qkv views cost nothing, a last stride other than 1 one copy.
+        k: keys [*batch, Hkv, N, D], N >= 1; the rank, dtype and device of q.
+        v: values [*batch, Hkv, N, Dv], Dv in 1..256; the rank, dtype and device of q. Batch dims broadcast across
+            q, k, v, and so do heads: equal numbers, or 1 (for other numbers see `enable_gqa`).
+        attn_mask: a tensor on q's device that broadcasts, aligned at the right, to [*batch, Hq, M, N]. bool: True = the
+            key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats). Must need no gradient.
+        dropout_p: 0.0, a probability; no other value is implemented.
+        is_causal: True lets query m see keys n <= m only, aligned at the top left also where M != N. With `attn_mask`
+            given too, both apply (an extension: PyTorch documents an error).
+        scale: c, a finite real number without unit; None = D**-0.5.
+        enable_gqa: True lets Hq be a multiple of Hkv: query head h takes part with key head h // (Hq // Hkv).
+        backend: "triton", "tiled" (plain PyTorch, tile by tile), "reference" (dense, O(M N) memory), or None = triton
+            on a GPU and dtype that it supports, else tiled. A backend asked for by name serves the call or raises.
+
+    Returns:
+        o [*batch, Hq, M, Dv] ([M, Dv] for q [M, D]), of q's dtype and device, its head and row dims in the order that q
+        has them in memory. Zeros for a query that may see no key.
+
+    Derivatives:
+        Reverse mode (`backward`, `torch.func.grad`) in q, k, v. Forward mode (`torch.func.jvp`,
+        `torch.autograd.forward_ad`) in any subset of q, k, v, in one launch that gives o and its tangent; then reverse
+        mode through both together, to inputs and tangents, in one backward launch. None in `attn_mask` and `scale`.
+
+    Raises:
+        ArgumentTypeError: (a TypeError) a wrong Python type or dtype, or dtypes that differ.
+        ArgumentValueError: (a ValueError) shapes that do not fit, an empty M, N, D or Dv, devices that differ, a value
+            out of range.
+        UnsupportedError: (a NotImplementedError) dropout, a mask that needs a gradient or has a tangent, a sparse or
+            nested tensor, a call that the backend asked for cannot serve.
+        SecondOrderError: (an UnsupportedError) a derivative beyond one JVP followed by one backward pass.
+
+    Numerics:
+        float16 and bfloat16: P is rounded to the input dtype before P @ v, everything else is float32. float32: IEEE
+        products, TF32 only where `torch.backends.cuda.matmul` allows it. float64: float64 throughout.
+        Under `torch.autocast` float16, bfloat16 and float32 inputs are cast to its dtype; float64 inputs, boolean masks
+        and float32 masks are left alone.
+
+    Source:
+        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17).
+    """
+    checks.options(dropout_p, is_causal, scale, enable_gqa)
+    (q_, k_, v_, *_), mask = _canonical((q, k, v, None, None, None), attn_mask, enable_gqa, backend)
+    o = operators.attention(q_, k_, v_, mask, is_causal, _scale(scale), backend)
+    return o.squeeze(0) if q.ndim == 2 else o
+
+
+def attention_jvp(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_t: Maybe = None,
+    k_t: Maybe = None,
+    v_t: Maybe = None,
+    attn_mask: Maybe = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot product attention and its Jacobian-vector product, with explicit tangents.
+
+    With c the scale and bias the mask, over keys n, for each batch entry and head::
+
+        S   = c * q @ k.T + bias                P  = softmax(S)         o   = P @ v
+        S_t = c * (q_t @ k.T + q @ k_t.T)       mu = rowsum(P * S_t)    o_t = (P * (S_t - mu)) @ v + P @ v_t
+
+    Both come from one launch, in memory linear in M and N (but for the reference backend). The result is that of
+    `torch.func.jvp(attention, (q, k, v), (q_t, k_t, v_t))`, from an ordinary function of tensors, in which
+    torch.compile, activation checkpointing and FSDP see nothing unusual.
+
+    Args:
+        q: queries [*batch, Hq, M, D], or [M, D] for one head; sizes, dtypes and strides as in `attention`.
+        k: keys [*batch, Hkv, N, D]; the rank, dtype and device of q.
+        v: values [*batch, Hkv, N, Dv]; the rank, dtype and device of q. Batch dims and heads broadcast likewise.
+        q_t: tangent of q, in q's unit per unit of the variable of differentiation: the shape (before broadcasting),
+            dtype and device of q, with strides of its own. None = zero, and costs nothing.
+        k_t: tangent of k, likewise.
+        v_t: tangent of v, likewise.
+        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S). It has no tangent.
+        is_causal: as in `attention`: n <= m, aligned at the top left; applies together with `attn_mask`.
+        scale: as in `attention`: c, a finite real number without unit; None = D**-0.5. It has no tangent.
+        enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
+        backend: as in `attention`: "triton", "tiled", "reference" or None.
+
+    Returns:
+        o and o_t, each [*batch, Hq, M, Dv] ([M, Dv] for q [M, D]), of q's dtype and device, laid out like q; o_t in o's
+        unit per unit of the variable of differentiation. Both are zero for a query that may see no key, and o_t is zero
+        when no tangent is given.
+
+    Derivatives:
+        Reverse mode in q, k, v, q_t, k_t, v_t through o and o_t together, in one backward launch. Forward mode would be
+        a second JVP, and raises. None in `attn_mask` and `scale`.
+
+    Raises:
+        ArgumentTypeError: as `attention`, and for a tangent of another dtype.
+        ArgumentValueError: as `attention`, and for a tangent without its primal's shape or on another device.
+        UnsupportedError: as `attention`.
+        SecondOrderError: forward mode, or reverse mode through the gradients.
+
+    Numerics:
+        float16 and bfloat16: P and P * S_t are rounded to the input dtype before their products, in the backward pass
+        dS and dS_t too; everything else is float32. float32, float64 and `torch.autocast`, which casts tangents with
+        their primals, as in `attention`.
+
+    Source:
+        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(20).
+    """
+    checks.options(0.0, is_causal, scale, enable_gqa)
+    arguments, mask = _canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
+    q_, k_, v_, q_t_, k_t_, v_t_ = arguments
+    o, o_t = operators.attention_jvp(q_, k_, v_, q_t_, k_t_, v_t_, mask, is_causal, _scale(scale), backend)
+    return (o.squeeze(0), o_t.squeeze(0)) if q.ndim == 2 else (o, o_t)
+
+
+def _scale(scale: float | None) -> float | None:
+    """Operators take a float; the public functions any real number."""
+    return scale if scale is None else float(scale)
+
+
+def _canonical(
+    tensors: checks.Arguments, mask: Maybe, enable_gqa: bool, backend: str | None
+) -> tuple[checks.Arguments, Maybe]:
+    """The arguments, checked, cast for autocast, and viewed with the ranks and batch dims that operators take."""
+    checks.tensors(tensors, mask)
+    tensors, mask = _autocast(tensors, mask)
+    checks.dtypes_and_devices(tensors, mask, backend)
+    leading = checks.shapes(tensors, enable_gqa)
+    if leading is not None:
+        of_q, of_kv = leading
+        tensors = tuple(_expand(x, dims) for x, dims in zip(tensors, (of_q, of_kv, of_kv) * 2, strict=True))
+    q, k = tensors[0], tensors[1]
+    if mask is not None:
+        checks.mask_shape(mask.shape, (*q.shape[:-1], k.shape[-2]))
+    if q.ndim == 2:
+        tensors = tuple(x if x is None else x.unsqueeze(0) for x in tensors)
+    if mask is not None and mask.ndim < tensors[0].ndim:
+        mask = mask.view((1,) * (tensors[0].ndim - mask.ndim) + mask.shape)
+    return tensors, mask
+
+
+def _expand(x: Maybe, leading: checks.Shape) -> Maybe:
+    if x is None or x.shape[:-2] == leading:
+        return x
+    return x.expand(*leading, *x.shape[-2:])
+
+
+def _autocast(tensors: checks.Arguments, mask: Maybe) -> tuple[checks.Arguments, Maybe]:
+    """As PyTorch's autocast casts for its own attention, except that a float32 mask keeps its precision."""
+    q = tensors[0]
+    device_type = q.device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # there is no autocast for meta
+        return tensors, mask
+    dtype = torch.get_autocast_dtype(device_type)
+    tensors = tuple(x.to(dtype) if x is not None and x.dtype in _AUTOCAST_FROM else x for x in tensors)
+    return tensors, mask.to(dtype) if mask is not None and mask.dtype in _HALF else mask

@@ -1,0 +1,203 @@
+"""Every error about the arguments of a call, raised before anything is launched.
+
+Each message reads `argument: expected ..., got ...`. The checks look at Python types, dtypes, devices and shapes, never
+at the contents of a tensor: no synchronisation, and torch.compile traces them. Messages are built on failure only.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_HEAD_DIM = 256
+REAL: Any = (float, int, torch.SymFloat, torch.SymInt, numbers.Real)  # the frequent ones first
+
+NAMES = ("q", "k", "v", "q_t", "k_t", "v_t")
+PRIMALS = NAMES[:3]
+
+Arguments = tuple[Any, ...]  # q, k, v, q_t, k_t, v_t; a tangent may be None
+Maybe = Tensor | None
+Shape = tuple[int, ...]
+
+
+def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -> None:
+    """The arguments that are not tensors, but for `backend`, which is judged with dtype and device."""
+    if not isinstance(dropout_p, REAL):
+        raise ArgumentTypeError(_message("dropout_p", "a real number", _type(dropout_p)))
+    if not 0.0 <= dropout_p < 1.0:
+        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1)", repr(dropout_p)))
+    if dropout_p != 0.0:
+        raise UnsupportedError(_message("dropout_p", "0.0 (dropout is not implemented)", repr(dropout_p)))
+    if not isinstance(is_causal, bool):
+        raise ArgumentTypeError(_message("is_causal", "a bool", _type(is_causal)))
+    if not isinstance(enable_gqa, bool):
+        raise ArgumentTypeError(_message("enable_gqa", "a bool", _type(enable_gqa)))
+    if scale is not None:
+        if not isinstance(scale, REAL) or isinstance(scale, bool):
+            raise ArgumentTypeError(_message("scale", "a real number or None", _type(scale)))
+        if not -math.inf < scale < math.inf:
+            raise ArgumentValueError(_message("scale", "a finite number", repr(scale)))
+
+
+def tensors(arguments: Arguments, attn_mask: object) -> None:
+    """Every argument is a tensor in plain strided memory; tangents and mask may be None."""
+    for name, x in zip(NAMES, arguments, strict=True):
+        if x is not None or name in PRIMALS:
+            _tensor(name, x)
+    if attn_mask is not None:
+        _tensor("attn_mask", attn_mask)
+
+
+def dtypes_and_devices(arguments: Arguments, attn_mask: Maybe, backend: object) -> None:
+    """One dtype that attention takes and one device, which an explicit backend can serve, and a mask that fits them."""
+    dtype, device = arguments[0].dtype, arguments[0].device
+    if dtype not in DTYPES:
+        raise ArgumentTypeError(_message("q", "a dtype of " + ", ".join(map(str, DTYPES)), str(dtype)))
+    for name, x in zip(NAMES, arguments, strict=True):
+        if x is None:
+            continue
+        if x.dtype is not dtype:
+            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", str(x.dtype)))
+        if x.device != device:
+            raise ArgumentValueError(_message(name, f"the device of q, {device}", str(x.device)))
+    if attn_mask is not None:
+        _mask(attn_mask, dtype, device)
+    if backend is not None:
+        backends.check(backend, device, dtype)
+
+
+def shapes(arguments: Arguments, enable_gqa: bool) -> tuple[Shape, Shape] | None:
+    """q [*batch, Hq, M, D], k [*batch, Hkv, N, D], v [*batch, Hkv, N, Dv], or rank 2; tangents likewise.
+
+    Returns [*batch, Hq] and [*batch, Hkv] after broadcasting, or None where all the dims before the last two agree.
+    """
+    q, k, v = arguments[0].shape, arguments[1].shape, arguments[2].shape
+    _rows_and_widths(q, k, v)
+    for i in (3, 4, 5):
+        x = arguments[i]
+        if x is not None and x.shape != arguments[i - 3].shape:
+            expected = f"the shape of {NAMES[i - 3]}, {_sizes(arguments[i - 3].shape)}"
+            raise ArgumentValueError(_message(NAMES[i], expected, _shape(x.shape)))
+    if q[:-2] == k[:-2] == v[:-2]:
+        return None
+    return _leading_dims(q, k, v, enable_gqa)
+
+
+def mask_shape(shape: Shape, scores: Shape) -> None:
+    """`shape` broadcasts, aligned at the right, to the shape [*batch, Hq, M, N] of the scores."""
+    missing = len(scores) - len(shape)
+    fits = missing >= 0
+    for size, full in zip(shape, scores[max(missing, 0) :], strict=False):
+        fits = fits and (size == full or size == 1)
+    if not fits:
+        raise ArgumentValueError(_message("attn_mask", f"a shape that broadcasts to {_sizes(scores)}", _shape(shape)))
+
+
+def _tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(_message(name, "a tensor", _type(x)))
+    if x.layout is not torch.strided or x.is_nested:
+        came = f"a {'nested ' if x.is_nested else ''}tensor of layout {x.layout}"
+        raise UnsupportedError(_message(name, "a tensor of layout torch.strided, not nested", came))
+
+
+def _mask(attn_mask: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    if attn_mask.dtype not in (torch.bool, torch.float32, dtype):
+        expected = f"torch.bool, torch.float32 or the dtype of q, {dtype}"
+        raise ArgumentTypeError(_message("attn_mask", expected, str(attn_mask.dtype)))
+    if attn_mask.device != device:
+        raise ArgumentValueError(_message("attn_mask", f"the device of q, {device}", str(attn_mask.device)))
+    if attn_mask.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError(_message("attn_mask", "a mask that needs no gradient", "one with requires_grad=True"))
+
+
+def _rows_and_widths(q: Shape, k: Shape, v: Shape) -> None:
+    """Shapes of equal length that end in [M, D], [N, D], [N, Dv], with M, N >= 1 and D, Dv in 1..256."""
+    rank = len(q)
+    if rank < 2:
+        raise ArgumentValueError(_message("q", "at least 2 dims, [M, D] or [..., Hq, M, D]", _shape(q)))
+    if len(k) != rank:
+        raise ArgumentValueError(_message("k", f"as many dims as q {_sizes(q)}, {rank}", _shape(k)))
+    if len(v) != rank:
+        raise ArgumentValueError(_message("v", f"as many dims as q {_sizes(q)}, {rank}", _shape(v)))
+    if k[-1] != q[-1]:
+        raise ArgumentValueError(_message("k", f"the head dim of q {_sizes(q)}, {q[-1]}", _shape(k)))
+    if v[-2] != k[-2]:
+        raise ArgumentValueError(_message("v", f"as many rows as k {_sizes(k)}, {k[-2]}", _shape(v)))
+    if q[-2] < 1:
+        raise ArgumentValueError(_message("q", "at least one row (M >= 1)", _shape(q)))
+    if k[-2] < 1:
+        raise ArgumentValueError(_message("k", "at least one row (N >= 1)", _shape(k)))
+    if not 1 <= q[-1] <= MAX_HEAD_DIM:
+        raise ArgumentValueError(_message("q", f"a head dim D of 1 to {MAX_HEAD_DIM}", _shape(q)))
+    if not 1 <= v[-1] <= MAX_HEAD_DIM:
+        raise ArgumentValueError(_message("v", f"a head dim Dv of 1 to {MAX_HEAD_DIM}", _shape(v)))
+
+
+def _leading_dims(q: Shape, k: Shape, v: Shape, enable_gqa: bool) -> tuple[Shape, Shape]:
+    """[*batch, Hq] and [*batch, Hkv] that shapes of equal length >= 3 broadcast to."""
+    batch = _broadcast(q[:-3], k[:-3])
+    if batch is None:
+        raise ArgumentValueError(_message("k", f"batch dims that broadcast with q {_sizes(q)}", _shape(k)))
+    kv_batch = batch
+    batch = _broadcast(batch, v[:-3])
+    if batch is None:
+        expected = f"batch dims that broadcast with those of q and k, {_sizes(kv_batch)}"
+        raise ArgumentValueError(_message("v", expected, _shape(v)))
+    heads, kv_heads = (_grouped_heads if enable_gqa else _broadcast_heads)(q, k, v)
+    return (*batch, heads), (*batch, kv_heads)
+
+
+def _grouped_heads(q: Shape, k: Shape, v: Shape) -> tuple[int, int]:
+    heads, kv_heads = q[-3], k[-3]
+    if v[-3] != kv_heads:
+        raise ArgumentValueError(_message("v", f"as many heads as k {_sizes(k)}, {kv_heads}", _shape(v)))
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
+        expected = f"a number of heads that divides the {heads} heads of q {_sizes(q)}"
+        raise ArgumentValueError(_message("k", expected, _shape(k)))
+    return heads, kv_heads
+
+
+def _broadcast_heads(q: Shape, k: Shape, v: Shape) -> tuple[int, int]:
+    """Equal numbers, or 1. One key head for several query heads stays one: backends share it without expansion."""
+    kv_heads = _broadcast(k[-3:-2], v[-3:-2])
+    if kv_heads is None:
+        raise ArgumentValueError(_message("v", f"1 head or as many as k {_sizes(k)}, {k[-3]}", _shape(v)))
+    heads = _broadcast(q[-3:-2], kv_heads)
+    if heads is None:
+        name, shape = ("k", k) if k[-3] != 1 else ("v", v)
+        expected = f"1 head or as many as q {_sizes(q)}, {q[-3]} (or a divisor of it with enable_gqa=True)"
+        raise ArgumentValueError(_message(name, expected, _shape(shape)))
+    return heads[0], kv_heads[0]
+
+
+def _broadcast(a: Shape, b: Shape) -> Shape | None:
+    """The shape that two shapes of equal length broadcast to; None if they do not."""
+    sizes = []
+    for x, y in zip(a, b, strict=True):
+        if x != y and x != 1 and y != 1:
+            return None
+        sizes.append(y if x == 1 else x)
+    return tuple(sizes)
+
+
+def _message(argument: str, expected: str, came: str) -> str:
+    return f"{argument}: expected {expected}, got {came}"
+
+
+def _type(x: object) -> str:
+    return f"an object of type {type(x).__name__}"
+
+
+def _shape(shape: Shape) -> str:
+    return f"shape {_sizes(shape)}"
+
+
+def _sizes(shape: Shape) -> str:
+    return str(list(shape))

@@ -1,0 +1,70 @@
+"""The triton backend: the four functions of a backend (see reference.py) on the kernels of this folder."""
+
+import torch
+from torch import Tensor
+
+from ..layout import empty_rows
+from .backward_key import launch_backward_key
+from .backward_query import launch_backward_query
+from .forward import launch_forward
+from .launch import Call, Maybe
+from .rowsums import launch_rowsums
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """o and lse."""
+    o, _, lse, _ = launch_forward(q, k, v, None, None, None, mask, is_causal, scale, jvp=False)
+    return o, lse
+
+
+def forward_jvp(
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o, o_t, lse and mu."""
+    o, o_t, lse, mu = launch_forward(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, jvp=True)
+    assert o_t is not None and mu is not None
+    return o, o_t, lse, mu
+
+
+def backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v."""
+    six = (*wanted, False, False, False)
+    grads = backward_jvp(d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, is_causal, scale, six)
+    return grads[0], grads[1], grads[2]
+
+
+def backward_jvp(
+    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor, o_t: Maybe,
+    lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
+) -> tuple[Maybe, ...]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. Without a cotangent of o_t the last three are zero."""
+    inputs = (q, k, v, q_t, k_t, v_t)
+    wanted = tuple(want and x is not None for want, x in zip(wanted, inputs, strict=True))
+    call = Call(q, k, v, mask, is_causal)
+    if call.is_empty:
+        return tuple(_zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True))
+    if d_o_t is None:
+        # No product then involves a tangent of q, k or v.
+        inputs = (q, k, v, None, None, None)
+    row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
+    statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
+    has_t = d_o_t is not None
+    query = (wanted[0], wanted[3] and has_t)
+    key = (wanted[1], wanted[2], wanted[4] and has_t, wanted[5] and has_t)
+    d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, query)
+    d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, key)
+    grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
+    if has_t:
+        return grads
+    tangents = (None, None, None, q_t, k_t, v_t)
+    return tuple(
+        _zeros_like(tangent) if tangent is not None and want else grad
+        for grad, tangent, want in zip(grads, tangents, wanted, strict=True)
+    )
+
+
+def _zeros_like(x: Maybe) -> Maybe:
+    return None if x is None else torch.zeros_like(empty_rows(x, x.shape[-1]))

@@ -1,0 +1,130 @@
+"""Query-side backward: d_q and d_q_t of a tile of query rows, streaming over key tiles; MATH.md (13)-(15), (18)."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import empty_rows
+from .backward_tile import load_row_statistics, probabilities, score_gradients
+from .launch import Call, Maybe
+from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, zero_rows
+
+
+@triton.jit
+def _query_tile(
+    acc_q, acc_q_t, query, statistics, key, mask, scale, rows, n0, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
+    q, q_t, G, T = query
+    lse, mu, row_a, row_delta = statistics
+    columns = n0 + tl.arange(0, BLOCK_N)
+    k = load_rows(key[0], n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
+    k_t = load_rows(key[1], n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
+    p = probabilities(
+        q, k, q_t, k_t, lse[:, None], mu[:, None], mask, scale, rows[:, None], columns[None, :], M, N,
+        False, MASK_COLUMN, PARTIAL, PARTIAL and CAUSAL, PRECISION,
+    )  # fmt: skip
+    v = load_rows(key[2], n0, N, BLOCK_N, V_COLUMNS, PARTIAL, REGULAR)
+    v_t = load_rows(key[3], n0, N, BLOCK_N, V_COLUMNS, PARTIAL, REGULAR)
+    ds = score_gradients(p, v, v_t, G, T, row_a[:, None], row_delta[:, None], False, PRECISION)
+    acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
+    if len(ds) > 1 and len(k_t) > 0:
+        acc_q = add_product(acc_q, ds[1], k_t, PRECISION)
+    if len(acc_q_t) > 0:
+        acc_q_t = add_product(acc_q_t, ds[1], k, PRECISION)  # (18)
+    return acc_q, acc_q_t
+
+
+@triton.jit(
+    do_not_specialize=[
+        "q",
+        "k",
+        "v",
+        "q_t",
+        "k_t",
+        "v_t",
+        "d_o",
+        "d_o_t",
+        "mask",
+        "d_q",
+        "d_q_t",
+        "batch_shape",
+        "sizes",
+    ]
+)
+def backward_query_kernel(
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, sizes,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr,
+    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of query rows of one head against all keys. d_q and d_q_t are written where they are given."""
+    M, N, heads, group = sizes
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    tiles = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    m0 = (pid % tiles) * BLOCK_M
+    head = (pid // tiles) % heads
+    batch = pid // tiles // heads
+    rows = m0 + tl.arange(0, BLOCK_M)
+
+    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
+    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
+    G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
+    T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
+    query = (q_rows, q_t_rows, G, T)
+    statistics = load_row_statistics(lse, mu, row_a, row_delta, (batch.to(tl.int64) * heads + head) * M, rows, M)
+    key = (
+        select_head(k, batch, head // group, batch_shape, REGULAR),
+        select_head(k_t, batch, head // group, batch_shape, REGULAR),
+        select_head(v, batch, head // group, batch_shape, REGULAR),
+        select_head(v_t, batch, head // group, batch_shape, REGULAR),
+    )
+    head_mask = select_head(mask, batch, head, batch_shape, False)
+
+    end = N
+    full = (N // BLOCK_N) * BLOCK_N
+    if CAUSAL:
+        end = tl.minimum(N, m0 + BLOCK_M)
+        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
+    acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
+    acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
+    for n0 in range(0, full, BLOCK_N):
+        acc_q, acc_q_t = _query_tile(
+            acc_q, acc_q_t, query, statistics, key, head_mask, scale, rows, n0, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_N, False, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
+        )  # fmt: skip
+    for n0 in range(full, end, BLOCK_N):
+        acc_q, acc_q_t = _query_tile(
+            acc_q, acc_q_t, query, statistics, key, head_mask, scale, rows, n0, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_N, True, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
+        )  # fmt: skip
+
+    factor = tl.zeros([BLOCK_M], tl.float32) + scale
+    if d_q is not None:
+        d_q_head = select_head(d_q, batch, head, batch_shape, REGULAR)
+        store_rows(d_q_head, scale_rows(acc_q, factor), m0, M, K_COLUMNS, REGULAR)
+    if d_q_t is not None:
+        d_q_t_head = select_head(d_q_t, batch, head, batch_shape, REGULAR)
+        store_rows(d_q_t_head, scale_rows(acc_q_t, factor), m0, M, K_COLUMNS, REGULAR)
+
+
+def launch_backward_query(
+    call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
+    wanted: tuple[bool, bool],
+) -> tuple[Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q and d_q_t; `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta."""
+    q, q_t = inputs[0], inputs[3]
+    d_q = _empty_like(q) if wanted[0] else None
+    d_q_t = _empty_like(q_t) if wanted[1] else None
+    if d_q is not None or d_q_t is not None:
+        operands = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
+        args = (*operands[0], call.mask, *operands[1], *statistics)
+        call.launch(backward_query_kernel, "backward_query", call.query_programs, args, scale)
+    return d_q, d_q_t
+
+
+def _empty_like(x: Maybe) -> Maybe:
+    return None if x is None else empty_rows(x, x.shape[-1])

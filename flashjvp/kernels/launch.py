@@ -1,0 +1,103 @@
+"""What every launcher needs: the geometry of a call, operands of the kernels, tile lookup and the launch itself."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import schedule
+from .tiles import Operand
+
+Maybe = Tensor | None
+
+
+class Call:
+    """One attention call on the triton backend: sizes and alignment of its tensors, and how to launch a kernel on them."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool) -> None:
+        *batch, heads, m, d = q.shape
+        kv_heads, n, dv = k.shape[-3], k.shape[-2], v.shape[-1]
+        self.is_empty = q.numel() == 0
+        self.device, self.is_causal = q.device, is_causal
+        self.kind = schedule.kind_of_product(q.dtype)
+        self.batch_shape = tuple(reversed(batch)) or (1,)
+        self.programs = 1
+        for size in batch:
+            self.programs *= size
+        self.sizes = (m, n, heads, heads // max(kv_heads, 1))
+        self.kv_heads = kv_heads
+        self.k_columns = (d, *schedule.chunk_widths(d, self.kind))
+        self.v_columns = (dv, *schedule.chunk_widths(dv, self.kind))
+        self.width = max(sum(self.k_columns[1:]), sum(self.v_columns[1:]))
+        self._address_bits = self._row_stride = 0
+        self.mask, self.mask_column = self._mask_operand(mask, (*q.shape[:-1], n))
+
+    def operands(self, *tensors: Maybe) -> tuple[Operand | None, ...]:
+        """Kernel operands; a tensor whose last dim is not contiguous is copied, the one copy that this backend makes."""
+        return tuple(self._operand(x) for x in tensors)
+
+    def _operand(self, x: Maybe) -> Operand | None:
+        if x is None:
+            return None
+        if x.stride(-1) != 1 and x.shape[-1] != 1:
+            x = x.contiguous()
+        strides = x.stride()
+        bits = 0
+        for stride in strides[:-1]:
+            bits |= stride
+        self._address_bits |= bits * x.element_size() | x.data_ptr()
+        self._row_stride = max(self._row_stride, strides[-2])
+        return Operand(x, _head_strides(strides))
+
+    def _mask_operand(self, mask: Maybe, shape: tuple[int, ...]) -> tuple[Operand | None, int]:
+        """The mask without a copy but where its last dim is strided, and its column stride 0 or 1."""
+        if mask is None:
+            return None, 0
+        column = int(mask.shape[-1] != 1)
+        if column and mask.stride(-1) != 1:
+            mask = mask.contiguous()
+        mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+        return Operand(mask, _head_strides(mask.expand(shape).stride())), column
+
+    def query_programs(self, tile: schedule.Tile) -> int:
+        """Programs of a kernel that owns tiles of query rows."""
+        return self.programs * self.sizes[2] * -(-self.sizes[0] // tile.block_m)
+
+    def key_programs(self, tile: schedule.Tile) -> int:
+        """Programs of a kernel that owns tiles of key rows."""
+        return self.programs * self.kv_heads * -(-self.sizes[1] // tile.block_n)
+
+    def launch(
+        self, kernel: Any, family: str, programs: Callable[[schedule.Tile], int], args: Sequence[Any], scale: float
+    ) -> None:
+        """Runs `kernel(*args, scale, batch_shape, sizes, ...)` with the tile that schedule.py holds for `family`."""
+        tile = schedule.lookup(family, self.kind, self.width)
+        with _current(self.device):
+            kernel[(programs(tile),)](
+                *args,
+                scale,
+                self.batch_shape,
+                self.sizes,
+                K_COLUMNS=self.k_columns,
+                V_COLUMNS=self.v_columns,
+                TILE=(tile.block_m, tile.block_n),
+                CAUSAL=self.is_causal,
+                MASK_COLUMN=self.mask_column,
+                PRECISION="tf32" if self.kind == "tf32" else "ieee",
+                REGULAR=self._address_bits % 16 == 0 and self._row_stride < 1 << 23,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
+
+
+def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
+    """Strides (row, head, *batch from last to first) of `[*batch, head, row, column]`; a missing batch dim has stride 0."""
+    *batch, head, row, _ = strides
+    return (row, head, *(reversed(batch) if batch else (0,)))
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensors' one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

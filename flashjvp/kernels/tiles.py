@@ -1,0 +1,189 @@
+"""Jit helpers that every kernel shares: addressing, tiles of rows, products of tiles, masks.
+
+A tile of rows `[BLOCK, D]` is a tuple of column chunks whose widths are powers of two (72 = 64 + 16, the last one padded), because a
+Triton tensor has power-of-two sides and padding 72 to 128 would waste half of every product. `COLUMNS` is the head dim followed by
+the widths: (72, 64, 16). A missing operand is None in a kernel's arguments and an empty tuple from there on, since a jit function
+cannot return None.
+Offsets of heads and tiles are 64-bit, so that tensors beyond 2^31 elements are addressed right. REGULAR promises that every row
+starts at a multiple of 16 bytes and that rows are less than 2^23 elements apart, which makes loads wide and offsets inside a tile 32-bit.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Operand(NamedTuple):
+    """A tensor `[*batch, heads, rows, width]` of unit column stride: pointer and strides (row, head, *batch from last to first)."""
+
+    ptr: Any
+    strides: tuple[int, ...]
+
+
+@triton.jit
+def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
+    """The rows of one head as (pointer to the first, stride between them)."""
+    if x is None:
+        return ()
+    else:
+        offset = head.to(tl.int64) * x.strides[1]
+        for i in tl.static_range(len(batch_shape)):
+            offset += (batch % batch_shape[i]).to(tl.int64) * x.strides[2 + i]
+            batch = batch // batch_shape[i]
+        ptr = x.ptr + offset
+        if REGULAR:
+            ptr = tl.multiple_of(ptr, 16)
+        return (ptr, x.strides[0])
+
+
+@triton.jit
+def _chunk_pointers(x, first, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, REGULAR: tl.constexpr):
+    columns = START + tl.arange(0, WIDTH)
+    row_in_tile = tl.arange(0, ROWS)
+    if REGULAR:
+        VECTOR: tl.constexpr = 128 // x[0].dtype.element_ty.primitive_bitwidth
+        offsets = tl.multiple_of(row_in_tile * x[1], VECTOR)
+    else:
+        offsets = row_in_tile.to(tl.int64) * x[1]
+    tile = x[0] + tl.cast(first, tl.int64) * x[1]
+    if REGULAR:
+        tile = tl.multiple_of(tile, 16)
+    return tile + (offsets[:, None] + columns[None, :]), first + row_in_tile, columns
+
+
+@triton.jit
+def _load_chunk(
+    x, first, limit, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BOUNDED: tl.constexpr,
+    REGULAR: tl.constexpr,
+):  # fmt: skip
+    pointers, rows, columns = _chunk_pointers(x, first, ROWS, START, WIDTH, REGULAR)
+    if BOUNDED and START + WIDTH > D:
+        return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < D), other=0.0)
+    elif BOUNDED:
+        return tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+    elif START + WIDTH > D:
+        return tl.load(pointers, mask=columns[None, :] < D, other=0.0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def load_rows(x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, REGULAR: tl.constexpr):
+    """ROWS rows of one head from row `first` on, as a tuple of chunks; where BOUNDED, rows from `limit` on are zeros."""
+    tile = ()
+    if len(x) > 0:
+        for i in tl.static_range(1, len(COLUMNS)):
+            tile = tile + (
+                _load_chunk(x, first, limit, ROWS, (i - 1) * COLUMNS[1], COLUMNS[i], COLUMNS[0], BOUNDED, REGULAR),
+            )
+    return tile
+
+
+@triton.jit
+def _store_chunk(
+    x, chunk, first, limit, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, REGULAR: tl.constexpr
+):
+    pointers, rows, columns = _chunk_pointers(x, first, chunk.shape[0], START, WIDTH, REGULAR)
+    keep = rows[:, None] < limit
+    if START + WIDTH > D:
+        keep = keep & (columns[None, :] < D)
+    tl.store(pointers, chunk.to(x[0].dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def store_rows(x, tile, first, limit, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
+    """Writes a tile's rows below `limit` from row `first` on, rounded to the type of the destination."""
+    for i in tl.static_range(1, len(COLUMNS)):
+        _store_chunk(x, tile[i - 1], first, limit, (i - 1) * COLUMNS[1], COLUMNS[i], COLUMNS[0], REGULAR)
+
+
+@triton.jit
+def _zero_chunk(ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    return tl.zeros([ROWS, WIDTH], tl.float32)
+
+
+@triton.jit
+def zero_rows(ROWS: tl.constexpr, COLUMNS: tl.constexpr, WANTED: tl.constexpr):
+    """Float32 accumulator for a tile of rows; without chunks where it is not WANTED."""
+    tile = ()
+    if WANTED:
+        for i in tl.static_range(1, len(COLUMNS)):
+            tile = tile + (_zero_chunk(ROWS, COLUMNS[i]),)
+    return tile
+
+
+@triton.jit
+def scale_rows(tile, factor):
+    """tile * factor[:, None]."""
+    scaled = ()
+    for i in tl.static_range(len(tile)):
+        scaled = scaled + (tile[i] * factor[:, None],)
+    return scaled
+
+
+@triton.jit
+def add_scaled_rows(tile, other, factor):
+    """tile + factor[:, None] * other."""
+    total = ()
+    for i in tl.static_range(len(tile)):
+        total = total + (tile[i] + other[i] * factor[:, None],)
+    return total
+
+
+@triton.jit
+def scores(a, b, PRECISION: tl.constexpr):
+    """a @ b.T of two tiles of rows: float32 [rows of a, rows of b]."""
+    total = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    for i in tl.static_range(1, len(a)):
+        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _add_scores(total, a, b, PRECISION: tl.constexpr):
+    """total + a @ b.T."""
+    for i in tl.static_range(len(a)):
+        total = tl.dot(a[i], tl.trans(b[i]), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def scores_sum(a, b, a2, b2, PRECISION: tl.constexpr):
+    """a @ b.T + a2 @ b2.T without a product that lacks a factor; at least one is complete."""
+    if len(a) == 0 or len(b) == 0:
+        return scores(a2, b2, PRECISION)
+    elif len(a2) == 0 or len(b2) == 0:
+        return scores(a, b, PRECISION)
+    else:
+        return _add_scores(scores(a, b, PRECISION), a2, b2, PRECISION)
+
+
+@triton.jit
+def add_product(tile, weights, x, PRECISION: tl.constexpr):
+    """tile + weights @ x with the weights rounded to x's type."""
+    total = ()
+    for i in tl.static_range(len(tile)):
+        total = total + (tl.dot(weights.to(x[i].dtype), x[i], tile[i], input_precision=PRECISION),)
+    return total
+
+
+@triton.jit
+def apply_mask(s, mask, rows, columns, M, N, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr):
+    """Base-2 scores `s` with the mask, the end of the keys (EDGE) and the causal diagonal (DIAGONAL) applied.
+
+    `rows` and `columns` are the query and key indices, shaped to broadcast to `s` in either orientation; `mask` is (pointer,
+    row stride) and MASK_COLUMN its column stride, 0 or 1.
+    """
+    if len(mask) > 0:
+        inside = (rows < M) & (columns < N)
+        bias = tl.load(mask[0] + rows.to(tl.int64) * mask[1] + columns * MASK_COLUMN, mask=inside, other=0)
+        if bias.dtype.is_floating():
+            s += bias.to(tl.float32) * 1.4426950408889634
+        else:
+            s = tl.where(bias != 0, s, float("-inf"))
+    if EDGE:
+        s = tl.where(columns < N, s, float("-inf"))
+    if DIAGONAL:
+        s = tl.where(columns <= rows, s, float("-inf"))
+    return s

@@ -1,0 +1,1 @@
+"""The reference trainer for Terminal Velocity Matching, built on flashjvp."""
