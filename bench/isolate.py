@@ -1,0 +1,140 @@
+"""Child processes: workers may crash, hang or be killed, and each cell still gets an outcome."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from .environment import ROOT, available_memory_mib
+
+WORKER = (sys.executable, "-m", "bench.worker")
+MEMORY_SHARE = 0.8
+
+Event = dict[str, Any]
+
+
+class WorkerError(RuntimeError):
+    """The worker could not even describe the environment."""
+
+
+def environment(device: str | None, dtype: str | None, limit_s: float, worker: tuple[str, ...] = WORKER) -> Event:
+    """The environment columns, measured in a child so that the parent never touches the device."""
+    with _Child(worker, {"device": device, "dtype": dtype, "cells": []}) as child:
+        event = child.next_event(limit_s)
+        if event is None:
+            raise WorkerError(child.why_it_ended())
+    if event.pop("event") == "timeout":
+        raise WorkerError(f"no answer within {limit_s:g} s")
+    return event
+
+
+def outcomes(
+    cells: list[Event],
+    device: str,
+    limit_s: float,
+    on_start: Callable[[Event], None],
+    worker: tuple[str, ...] = WORKER,
+) -> Iterator[tuple[Event, Event]]:
+    """Yields (cell, outcome) for every cell, whatever its process does.
+
+    The cells share a process as long as it lives; after a crash, a hang of more than `limit_s` seconds in one cell,
+    or an error, the rest continue in a fresh one. Every process that is started settles at least one cell, so this
+    ends.
+    """
+    pending = list(cells)
+    while pending:
+        settled = started = False
+        task = {"device": device, "dtype": None, "cells": pending, "memory_limit_mib": _memory_limit_mib(device)}
+        with _Child(worker, task) as child:
+            while pending:
+                event = child.next_event(limit_s)
+                if event is None:
+                    if started or not settled:
+                        yield pending.pop(0), {"status": "crashed", "reason": child.why_it_ended()}
+                    break
+                if event["event"] == "start":
+                    started = True
+                    on_start(pending[0])
+                elif event["event"] == "outcome":
+                    settled, started = True, False
+                    yield pending.pop(0), {k: v for k, v in event.items() if k not in ("event", "id")}
+                else:
+                    yield pending.pop(0), {"status": "timeout", "reason": f"no result within {limit_s:g} s"}
+                    break
+
+
+def _memory_limit_mib(device: str) -> float | None:
+    available = available_memory_mib() if device == "cpu" else None
+    return None if available is None else MEMORY_SHARE * available
+
+
+class _Child:
+    """One worker and its events; leaving the context kills it and whatever it started."""
+
+    def __init__(self, command: tuple[str, ...], task: Event):
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended at once: next_event says so
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+
+    def __enter__(self) -> "_Child":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._stderr.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def next_event(self, limit_s: float) -> Event | None:
+        """The next event; `{"event": "timeout"}` when none came in time, None when the worker ended."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                return {"event": "timeout"}
+            if line is None:
+                return None
+            with contextlib.suppress(json.JSONDecodeError):  # a line torn by a crash: the end follows
+                return json.loads(line)
+
+    def why_it_ended(self) -> str:
+        """The signal or exit status, and the last line of stderr."""
+        code = self._process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code} before a result"
+        if code == -signal.SIGKILL:
+            how += " (the system does this when memory runs out)"
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
+        return f"{how}: {lines[-1][:200]}" if lines else how
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            for line in stdout:
+                self._lines.put(line)
+        self._lines.put(None)
