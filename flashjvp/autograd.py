@@ -1,11 +1,11 @@
-"""Derivatives of the four operators: Autograd-key kernels that serve reverse mode, forward mode and reverse over forward.
+"""Derivatives of the four operators, for reverse mode, forward mode and reverse over forward.
 
-An Autograd kernel sees the tensors of one level (plain eager, or one functorch transform). It
-1. splits dual inputs into primals and tangents and, where there is a tangent, calls `forward_jvp` and makes dual results, so that
-   forward mode costs one launch;
+An Autograd-key kernel sees the tensors of one level (plain eager, or one functorch transform). It
+1. splits dual inputs into primals and tangents and, where there is a tangent, calls `forward_jvp` and makes dual
+   results, so that forward mode costs one launch;
 2. records one autograd node when an input requires a gradient, whose backward calls the backward operator once;
-3. raises SecondOrderError where an operator that is a derivative already carries a tangent, and records a node that raises it
-   when one is differentiated in reverse.
+3. raises SecondOrderError where an operator that is a derivative already carries a tangent, and records a node that
+   raises it when one is differentiated in reverse.
 Everything private that this needs from PyTorch is named in the next section.
 """
 
@@ -46,7 +46,7 @@ def _redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
 
 
 def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
-    """Redispatches from inside a node's forward, where grad modes are off, with the modes that outer levels need to record."""
+    """Redispatches inside a node's forward, where grad modes are off, with those that outer levels need to record."""
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(fwd_grad):
         return _redispatch(op, keyset, args)
 
@@ -77,7 +77,7 @@ _LEAVE = "leave the forward-mode level (torch.func.jvp, dual_level) before the b
 
 def _second_order(op: Any) -> SecondOrderError:
     return SecondOrderError(
-        f"{op.name()}: expected at most one JVP followed by one backward pass, got a derivative of that derivative; {_LEAVE}"
+        f"{op.name()}: expected at most one JVP followed by one backward pass, got a derivative of that; {_LEAVE}"
     )
 
 

@@ -14,7 +14,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module that implements backend `name`; None means triton where `obstacle` finds nothing against it, else tiled."""
+    """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled."""
     if name is None:
         name = "triton" if device.type == "cuda" and obstacle("triton", device, dtype) is None else "tiled"
     if name == "triton":

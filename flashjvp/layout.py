@@ -14,8 +14,8 @@ STATISTIC_DTYPE = {
 def empty_rows(like: Tensor, width: int) -> Tensor:
     """Unwritten tensor `[*like.shape[:-1], width]` of `like`'s dtype that keeps the order of its head and row dims.
 
-    Where `like` [..., H, M, D] is a view of `[..., M, H, D]` memory (packed projections), the result is one too, so that
-    `o.transpose(-2, -3).flatten(-2)` stays a view; otherwise it is contiguous.
+    Where `like` [..., H, M, D] is a view of `[..., M, H, D]` memory (packed projections), the result is one too, so
+    that `o.transpose(-2, -3).flatten(-2)` stays a view; otherwise it is contiguous.
     """
     shape = (*like.shape[:-1], width)
     if like.ndim >= 3 and like.stride(-3) < like.stride(-2):

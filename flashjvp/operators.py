@@ -1,8 +1,8 @@
-"""The four dispatcher operators `flashjvp::{forward, backward, forward_jvp, backward_jvp}`: schema, implementation, fake and vmap rules.
+"""The dispatcher operators `flashjvp::{forward, backward, forward_jvp, backward_jvp}`: schema, fake and vmap rules.
 
-An operator takes the canonical arguments of the backends (see reference.py) and adds `backend` (None = the best for the device)
-and `scale` None = D**-0.5. Results of a backward operator that are not `wanted` come back as empty tensors, because a dispatcher
-operator cannot return None. Their derivatives are in autograd.py.
+An operator takes the canonical arguments of the backends (see reference.py) and adds `backend` (None = the best for the
+device) and `scale` None = D**-0.5. Results of a backward operator that are not `wanted` come back as empty tensors,
+because a dispatcher operator cannot return None. The derivatives are in autograd.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ def attention(
 
 
 def attention_jvp(
-    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float | None,
-    backend: str | None,
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float |
+    None, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and o_t of canonical arguments, differentiable in reverse mode."""
     if q_t is None and k_t is None and v_t is None:

@@ -1,8 +1,9 @@
 """Dense attention, its JVP and the backward of both, written as the equations of kernels/MATH.md: the oracle.
 
-Needs O(M N) memory. Every function takes tensors of equal rank, q [..., Hq, M, D], k [..., Hkv, N, D], v [..., Hkv, N, Dv] with
-Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M, N] (boolean, True = take part, or additive),
-any float type, any device. Half types are computed in float32, the others in their own type. `lse` is the natural logarithm.
+Needs O(M N) memory. Every function takes tensors of equal rank, q [..., Hq, M, D], k [..., Hkv, N, D] and
+v [..., Hkv, N, Dv] with Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M, N] (boolean,
+True = take part, or additive), any float type, any device. Half types are computed in float32, the others in their own
+type. `lse` is the natural logarithm.
 """
 
 from typing import Any
@@ -49,8 +50,8 @@ def backward(
 
 
 def backward_jvp(
-    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor, o_t: Maybe,
-    lse: Tensor, mu: Tensor, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
+    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor, o_t:
+    Maybe, lse: Tensor, mu: Tensor, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; MATH.md (9)-(20). A missing cotangent is zero."""
     heads, kv_heads = q.shape[-3], k.shape[-3]

@@ -1,5 +1,6 @@
 """What every test runs under: one thread, poisoned fresh memory, one hypothesis profile, no gpu tests without a GPU."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,8 @@ settings.register_profile(
 )
 settings.load_profile("flashjvp")
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

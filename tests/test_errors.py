@@ -1,6 +1,6 @@
 """Every malformed or unsupported call raises its typed error, which says what was wrong, before any launch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,18 +244,6 @@ def test_bad_call(function: Callable[..., Any], bad: Bad) -> None:
     assert_rejected(function, with_tangents(function, {**good(), **bad.change()}), bad)
 
 
-@pytest.fixture
-def fresh_obstacles() -> Iterator[None]:
-    """`backends` remembers what it found; these tests change what there is to find."""
-    backends._triton_obstacle.cache_clear()
-    yield
-    backends._triton_obstacle.cache_clear()
-
-
-def no_triton(name: str, package: str | None = None) -> None:
-    return None
-
-
 BOTH_FUNCTIONS = pytest.mark.parametrize("function", [flashjvp.attention, flashjvp.attention_jvp])
 
 
@@ -270,7 +258,7 @@ BOTH_FUNCTIONS = pytest.mark.parametrize("function", [flashjvp.attention, flashj
 )
 def test_triton_on_the_cpu(
     function: Callable[..., Any], dtype: torch.dtype, interpret: str, expected: str, came: str,
-    monkeypatch: pytest.MonkeyPatch, fresh_obstacles: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
     bad = Bad("", of_dtype(dtype), UnsupportedError, "backend", expected, came)
@@ -278,18 +266,14 @@ def test_triton_on_the_cpu(
 
 
 @BOTH_FUNCTIONS
-def test_triton_that_is_not_installed(
-    function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fresh_obstacles: None
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", no_triton)
+def test_triton_that_is_not_installed(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_HAS_TRITON", False)
     bad = Bad("", good, UnsupportedError, "backend", "the triton package", "without it")
     assert_rejected(function, with_tangents(function, {**good(), "backend": "triton"}), bad)
 
 
 @BOTH_FUNCTIONS
-def test_triton_on_a_gpu_that_is_too_old(
-    function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fresh_obstacles: None
-) -> None:
+def test_triton_on_a_gpu_that_is_too_old(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr("torch.version.hip", None)
     with FakeTensorMode():

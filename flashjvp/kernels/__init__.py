@@ -37,8 +37,8 @@ def backward(
 
 
 def backward_jvp(
-    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor, o_t: Maybe,
-    lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
+    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
+    o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. Without a cotangent of o_t the last three are zero."""
     inputs = (q, k, v, q_t, k_t, v_t)

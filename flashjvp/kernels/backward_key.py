@@ -1,11 +1,11 @@
-"""Key-side backward: d_k, d_v, d_k_t, d_v_t of a tile of key rows, streaming over query tiles; MATH.md (13)-(14), (16)-(20).
+"""Key-side backward: d_k, d_v, d_k_t, d_v_t of a tile of key rows, streaming over queries; MATH.md (16)-(20).
 
-The query heads that share a key head are added in the same program, in order, so the result is deterministic and needs no atomics.
+The query heads that share a key head are added in the same program, in order, so the result is deterministic and needs
+no atomics.
 """
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..layout import empty_rows
 from . import schedule
@@ -20,7 +20,7 @@ def _key_tile(
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, DIAGONAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the state; an accumulator that is not wanted is empty."""
+    """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the accumulators that are not empty."""
     acc_k, acc_v, acc_k_t, acc_v_t = state
     k, k_t, v, v_t = key
     rows = m0 + tl.arange(0, BLOCK_M)
@@ -54,13 +54,14 @@ def _key_tile(
 
 @triton.jit(
     do_not_specialize=[
-        "q", "k", "v", "q_t", "k_t", "v_t", "d_o", "d_o_t", "mask", "d_k", "d_v", "d_k_t", "d_v_t", "batch_shape", "sizes",
+        "q", "k", "v", "q_t", "k_t", "v_t", "d_o", "d_o_t", "mask", "d_k", "d_v", "d_k_t", "d_v_t", "batch_shape",
+        "sizes",
     ]
 )  # fmt: skip
 def backward_key_kernel(
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale, batch_shape, sizes,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr,
-    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale, batch_shape,
+    sizes, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of rows of one key head against all its queries. The gradients that are given are written."""
     M, N, heads, group = sizes
@@ -84,7 +85,8 @@ def backward_key_kernel(
     )
     key = (k_rows, k_t_rows, v_rows, v_t_rows)
 
-    # Query tiles from `first` to `full` cross the causal diagonal. A ragged last tile needs no mask: its missing rows load as zeros.
+    # Query tiles from `first` to `full` cross the causal diagonal. A ragged last tile needs no mask: its missing rows
+    # load as zeros.
     first = 0
     full = 0
     if CAUSAL:
@@ -137,9 +139,11 @@ def launch_backward_key(
     call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
     wanted: tuple[bool, bool, bool, bool],
 ) -> tuple[Maybe, ...]:  # fmt: skip
-    """The wanted ones of d_k, d_v, d_k_t, d_v_t; `inputs` are q, k, v, q_t, k_t, v_t, `statistics` lse, mu, row_a, row_delta.
+    """The wanted ones of d_k, d_v, d_k_t, d_v_t.
 
-    One launch for all where four accumulators fit the registers, else one for the keys' and one for the values' gradients.
+    `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta.
+    One launch for all where four accumulators fit the registers, else one for the keys' and one for the values'
+    gradients.
     """
     sources = (inputs[1], inputs[2], inputs[4], inputs[5])
     grads = tuple(

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..layout import empty_rows
 from .backward_tile import load_row_statistics, probabilities, score_gradients
@@ -13,8 +12,8 @@ from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, 
 @triton.jit
 def _query_tile(
     acc_q, acc_q_t, query, statistics, key, mask, scale, rows, n0, M, N,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
     q, q_t, G, T = query
@@ -56,10 +55,10 @@ def _query_tile(
 )
 def backward_query_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, sizes,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr,
-    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of query rows of one head against all keys. d_q and d_q_t are written where they are given."""
+    """One program: a tile of query rows of one head against all keys. The gradients that are given are written."""
     M, N, heads, group = sizes
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
@@ -115,7 +114,10 @@ def launch_backward_query(
     call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
     wanted: tuple[bool, bool],
 ) -> tuple[Maybe, Maybe]:  # fmt: skip
-    """The wanted ones of d_q and d_q_t; `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta."""
+    """The wanted ones of d_q and d_q_t.
+
+    `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta.
+    """
     q, q_t = inputs[0], inputs[3]
     d_q = _empty_like(q) if wanted[0] else None
     d_q_t = _empty_like(q_t) if wanted[1] else None

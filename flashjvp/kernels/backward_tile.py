@@ -1,7 +1,7 @@
 """What the two backward kernels recompute for one tile of queries and keys, in either orientation; MATH.md (1)-(14).
 
-With KEYS_FIRST a tile is [keys, queries], so that products over queries take it as their left operand from registers; otherwise it
-is [queries, keys]. Row statistics come shaped to broadcast to the tile.
+With KEYS_FIRST a tile is [keys, queries], so that products over queries take it as their left operand from registers;
+otherwise it is [queries, keys]. Row statistics come shaped to broadcast to the tile.
 """
 
 import triton
@@ -12,7 +12,7 @@ from .tiles import apply_mask, scores_sum
 
 @triton.jit
 def _pair(query, key, query2, key2, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """query @ key.T + query2 @ key2.T of tiles of rows, in the orientation of the tile, without products that lack a factor."""
+    """query @ key.T + query2 @ key2.T, transposed if KEYS_FIRST, without a product that lacks a factor."""
     if KEYS_FIRST:
         return scores_sum(key, query, key2, query2, PRECISION)
     else:
@@ -22,7 +22,8 @@ def _pair(query, key, query2, key2, KEYS_FIRST: tl.constexpr, PRECISION: tl.cons
 @triton.jit
 def probabilities(
     q, k, q_t, k_t, lse, mu, mask, scale, rows, columns, M, N,
-    KEYS_FIRST: tl.constexpr, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr, PRECISION: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6). `lse` is finite and in base 2."""
     s = _pair(q, k, (), (), KEYS_FIRST, PRECISION) * (scale * 1.4426950408889634)
@@ -52,7 +53,7 @@ def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr,
 
 @triton.jit
 def load_row_statistics(lse, mu, row_a, row_delta, base, rows, M):
-    """lse in base 2 and the other statistics; a row beyond M or with no allowed key gets values that make its P zero or harmless."""
+    """lse in base 2 and the others. P of a row beyond M becomes zero, lse of a row with no allowed key finite."""
     inside = rows < M
     lse2 = tl.load(lse + base + rows, mask=inside, other=float("inf")) * 1.4426950408889634
     lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)

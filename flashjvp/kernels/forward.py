@@ -23,8 +23,8 @@ from .tiles import (
 @triton.jit
 def _forward_tile(
     state, q_rows, q_t_rows, k, v, k_t, v_t, mask, scale, rows, n0, M, N,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_COLUMN: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, c) after it; (7'')."""
     acc_o, acc_o_t, m, l, c = state
@@ -59,8 +59,8 @@ def _forward_tile(
 @triton.jit(do_not_specialize=["q", "k", "v", "q_t", "k_t", "v_t", "mask", "o", "o_t", "batch_shape", "sizes"])
 def forward_kernel(
     q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, sizes,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr,
-    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys."""
     M, N, heads, group = sizes

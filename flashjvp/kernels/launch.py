@@ -14,14 +14,14 @@ Maybe = Tensor | None
 
 
 class Call:
-    """One attention call on the triton backend: sizes and alignment of its tensors, and how to launch a kernel on them."""
+    """One attention call on the triton backend: sizes and alignment of its tensors, and how to launch on them."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool) -> None:
         *batch, heads, m, d = q.shape
         kv_heads, n, dv = k.shape[-3], k.shape[-2], v.shape[-1]
         self.is_empty = q.numel() == 0
         self.device, self.is_causal = q.device, is_causal
-        self.kind = schedule.kind_of_product(q.dtype)
+        self.kind = schedule.kind_of_product(q.dtype, q.device)
         self.batch_shape = tuple(reversed(batch)) or (1,)
         self.programs = 1
         for size in batch:
@@ -35,7 +35,7 @@ class Call:
         self.mask, self.mask_column = self._mask_operand(mask, (*q.shape[:-1], n))
 
     def operands(self, *tensors: Maybe) -> tuple[Operand | None, ...]:
-        """Kernel operands; a tensor whose last dim is not contiguous is copied, the one copy that this backend makes."""
+        """Kernel operands. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
         return tuple(self._operand(x) for x in tensors)
 
     def _operand(self, x: Maybe) -> Operand | None:
@@ -93,7 +93,7 @@ class Call:
 
 
 def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
-    """Strides (row, head, *batch from last to first) of `[*batch, head, row, column]`; a missing batch dim has stride 0."""
+    """(row, head, *batch from last to first) of strides [*batch, head, row, column]; without batch dims, one of 0."""
     *batch, head, row, _ = strides
     return (row, head, *(reversed(batch) if batch else (0,)))
 

@@ -1,4 +1,4 @@
-"""Row sums that the backward kernels share: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
+"""Row sums of the backward: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
 
 import triton
 import triton.language as tl
@@ -21,8 +21,8 @@ def _row_dot(x, y):
 @triton.jit(do_not_specialize=["d_o", "d_o_t", "o", "o_t", "batch_shape", "sizes"])
 def rowsums_kernel(
     d_o, d_o_t, o, o_t, row_a, row_delta, scale, batch_shape, sizes,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr,
-    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head. A missing cotangent is zero."""
     M, _, heads, _ = sizes

@@ -1,4 +1,4 @@
-"""Tile tables: the block sizes, warps and pipeline stages of each kernel family by kind of product, architecture and head dim.
+"""Tile tables: block sizes, warps and pipeline stages of each kernel family by kind of product and head dim.
 
 Registers decide: a tile that spills loses more than a larger one gains.
 """
@@ -51,9 +51,12 @@ TABLES = {"half": _HALF, "tf32": _TF32, "ieee": _IEEE}
 _IEEE_CHUNK = 32
 
 
-def kind_of_product(dtype: torch.dtype) -> str:
-    """Which table serves a type: float32 products are IEEE unless PyTorch's matmul precision allows TF32."""
-    if dtype != torch.float32:
+def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
+    """Which table serves a type: float32 products are IEEE unless PyTorch's matmul precision allows TF32.
+
+    The interpreter (CPU tensors) has no registers to spare and is quickest with the large tiles of the half types.
+    """
+    if dtype != torch.float32 or device.type == "cpu":
         return "half"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
@@ -61,8 +64,8 @@ def kind_of_product(dtype: torch.dtype) -> str:
 def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
     """Powers of two, at least 16, that cover a head dim.
 
-    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16). IEEE products take many narrow ones, because a
-    thread holds a row of a chunk.
+    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16). IEEE products take many narrow ones,
+    because a thread holds a row of a chunk.
     """
     if width <= 16:
         return (16,)

@@ -1,11 +1,13 @@
 """Jit helpers that every kernel shares: addressing, tiles of rows, products of tiles, masks.
 
-A tile of rows `[BLOCK, D]` is a tuple of column chunks whose widths are powers of two (72 = 64 + 16, the last one padded), because a
-Triton tensor has power-of-two sides and padding 72 to 128 would waste half of every product. `COLUMNS` is the head dim followed by
-the widths: (72, 64, 16). A missing operand is None in a kernel's arguments and an empty tuple from there on, since a jit function
-cannot return None.
-Offsets of heads and tiles are 64-bit, so that tensors beyond 2^31 elements are addressed right. REGULAR promises that every row
-starts at a multiple of 16 bytes and that rows are less than 2^23 elements apart, which makes loads wide and offsets inside a tile 32-bit.
+A tile of rows `[BLOCK, D]` is a tuple of column chunks whose widths are powers of two (72 = 64 + 16, the last one
+padded), because a Triton tensor has power-of-two sides and padding 72 to 128 would waste half of every product.
+`COLUMNS` is the head dim followed by the widths: (72, 64, 16). A missing operand is None in a kernel's arguments and an
+empty tuple from there on, since a jit function cannot return None.
+
+Offsets of heads and tiles are 64-bit, so that tensors beyond 2^31 elements are addressed right. REGULAR promises that
+every row starts at a multiple of 16 bytes and that rows are less than 2^23 elements apart, which makes loads wide and
+offsets inside a tile 32-bit.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import triton.language as tl
 
 
 class Operand(NamedTuple):
-    """A tensor `[*batch, heads, rows, width]` of unit column stride: pointer and strides (row, head, *batch from last to first)."""
+    """A tensor [*batch, heads, rows, width] of unit column stride; strides (row, head, *batch from last to first)."""
 
     ptr: Any
     strides: tuple[int, ...]
@@ -54,8 +56,8 @@ def _chunk_pointers(x, first, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl
 
 @triton.jit
 def _load_chunk(
-    x, first, limit, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BOUNDED: tl.constexpr,
-    REGULAR: tl.constexpr,
+    x, first, limit, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+    BOUNDED: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     pointers, rows, columns = _chunk_pointers(x, first, ROWS, START, WIDTH, REGULAR)
     if BOUNDED and START + WIDTH > D:
@@ -70,7 +72,7 @@ def _load_chunk(
 
 @triton.jit
 def load_rows(x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, REGULAR: tl.constexpr):
-    """ROWS rows of one head from row `first` on, as a tuple of chunks; where BOUNDED, rows from `limit` on are zeros."""
+    """ROWS rows of one head from `first` on, as a tuple of chunks; where BOUNDED, rows from `limit` on are zeros."""
     tile = ()
     if len(x) > 0:
         for i in tl.static_range(1, len(COLUMNS)):
@@ -172,8 +174,8 @@ def add_product(tile, weights, x, PRECISION: tl.constexpr):
 def apply_mask(s, mask, rows, columns, M, N, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr):
     """Base-2 scores `s` with the mask, the end of the keys (EDGE) and the causal diagonal (DIAGONAL) applied.
 
-    `rows` and `columns` are the query and key indices, shaped to broadcast to `s` in either orientation; `mask` is (pointer,
-    row stride) and MASK_COLUMN its column stride, 0 or 1.
+    `rows` and `columns` are the query and key indices, shaped to broadcast to `s` in either orientation; `mask` is
+    (pointer, row stride) and MASK_COLUMN its column stride, 0 or 1.
     """
     if len(mask) > 0:
         inside = (rows < M) & (columns < N)
