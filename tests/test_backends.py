@@ -198,7 +198,7 @@ def test_more_than_2_to_the_31_elements_on_a_gpu(free_gpu_memory: Callable[[floa
 def test_row_offsets_beyond_2_to_the_31_on_a_gpu(free_gpu_memory: Callable[[float], None]) -> None:
     """Rows so far apart that the last ones of a single head lie beyond element 2^31."""
     free_gpu_memory(16.0)
-    rows, stride = 1024, 2**21 + 64
+    rows, stride = 1024, 2**21 + 4096
     memory = torch.empty(rows * stride, dtype=torch.bfloat16, device="cuda")
     compact = make_inputs(Case("far_rows", batch=(), q_heads=1, kv_heads=1, m=rows, n=rows), torch.bfloat16, "cuda")
     starts = iter(range(0, 8 * 64, 64))

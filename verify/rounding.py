@@ -1,0 +1,309 @@
+"""How far rounding moves a correct streaming kernel's results: first-order propagation of variances, in float64.
+
+A kernel that follows kernels/MATH.md (1)-(20) rounds in known places, and to first order an error e of an
+intermediate moves a result by (d result / d intermediate) * e. Roundings are taken as independent and of zero mean,
+so variances add, and the variance of every element of a result is a sum of products of squared matrices. With p
+significand bits a value in [2^E, 2^(E+1)) is rounded with variance (2^(E-p))^2 / 3; over a spread of values that is
+(2^-p)^2 / 3 * 0.541 relative to x^2 (0.541 = mean of 1/s^2, s log-uniform in [1, 2)). What is rounded:
+
+- in float32 (eps^2 = (2^-24)^2 / 3): S, S_t, A, B, every accumulator and row sum (sums of L products in any order:
+  the squared partial sums of a random walk with drift), exp2 (hardware's error is 2^-22.5), S - max and S - lse
+  (relative to |S| and |lse|: this is what large scores cost). mu and lse are kept in float32. Sums of o_t may hold
+  S_t unshifted, and a running shift starts from the S_t of any keys;
+- in the input type: the tiles p, p (S_t - shift), P, P (S_t - mu), dS_t and dS before their products, and o, o_t and
+  the gradients when stored. shift lies within a standard deviation (under P) or so of mu. Float32 tiles count as
+  float32;
+- o and o_t enter a = rowsum(T O), delta = rowsum(G O + T O_t) as stored. The error of a, delta, mu and lse is one
+  number a query row: it moves P (A - a) and P (S_t - mu) (A - a) + P (B - delta) over all keys together, which is
+  what costs digits where these cancel.
+
+From a variance to a bound that a correct result exceeds with probability below 4e-6 (z = 4.5 standard deviations):
+|e|^2 is a sum of squares of independent errors with variances w_i, about sum(w) / r times a chi-squared of r =
+sum(w)^2 / sum(w^2) degrees of freedom (Welch and Satterthwaite), whose quantile is r (1 - 2/(9r) + z sqrt(2/(9r)))^3
+(Wilson and Hilferty). For many elements the bound is hardly more than sqrt(sum(w)), the rms error; for one element it
+is 5 standard deviations. Errors that move together count as one: an error of a row statistic as one a query row,
+roundings of tile elements as the effective number of keys (or queries) that P gives weight to. For the worst of n
+rows z^2 grows by 2 log n.
+
+Capitals are the matrices of MATH.md, var_x is the variance of the error of x.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import Inputs
+from .oracles import allowed
+
+STANDARD_DEVIATIONS = 4.5
+MEAN_SQUARE = 0.541
+EXP_VARIANCE = 8.0  # of exp2 on hardware, in units of eps^2: an error of 2^-22.5 at most
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the error of one tensor stays under in a correct kernel: norms of the whole and of the rows [..., rows]."""
+
+    whole: float
+    rows: Tensor
+
+
+def rounding_bounds(inputs: Inputs) -> dict[str, Bound]:
+    """The absolute rounding bound of every output and gradient, those of absent tangents included."""
+    if inputs.q.numel() == 0:
+        q, k, v = (x.new_zeros(x.shape[:-1], dtype=torch.float64) for x in (inputs.q, inputs.k, inputs.v))
+        rows = {"o": q, "o_t": q, "d_q": q, "d_k": k, "d_v": v, "d_q_t": q, "d_k_t": k, "d_v_t": v}
+        return {name: Bound(0.0, zeros) for name, zeros in rows.items()}
+    model = _Model(inputs)
+    noises = {"o": model.o, "o_t": model.o_t, **model.gradients()}
+    return {name: noise.bound() for name, noise in noises.items()}
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Variance of the error of one tensor, [..., rows, width], by what moves together."""
+
+    spread: Tensor  # roundings of tile elements: `sources` [..., rows] independent ones for each row
+    sources: Tensor
+    shared: Tensor  # errors of statistics of query rows: `shared_sources` independent ones for each row
+    shared_sources: Tensor
+    stored: Tensor  # rounding of the result itself: independent for each element
+    query_rows: int  # so many row statistics exist
+
+    def bound(self) -> Bound:
+        """The bound that a correct result keeps."""
+        width = self.spread.shape[-1]
+        spread, shared, stored = (x.sum(-1) for x in (self.spread, self.shared, self.stored))
+        rank, shared_rank = (1 / (1 / n + (1 - 1 / n) / width) for n in (self.sources, self.shared_sources))
+        total = spread + shared + stored
+        cross = 2 * (spread * shared + (spread + shared) * stored) / width
+        squares = spread.square() / rank + shared.square() / shared_rank + self.stored.square().sum(-1) + cross
+        together = shared.sum().square() / max(self.query_rows, 1)
+        z2 = STANDARD_DEVIATIONS**2
+        rows = _quantile(total, squares, math.sqrt(z2 + 2 * math.log(total.numel())))
+        whole = _quantile(total.sum(), torch.maximum(squares.sum(), together), STANDARD_DEVIATIONS)
+        return Bound(whole.item(), rows)
+
+
+def _quantile(total: Tensor, squares: Tensor, z: float) -> Tensor:
+    """Norm of an error at z standard deviations; `total` and `squares` sum its independent parts' variances."""
+    spread = (2 / 9 * squares / total.square()).nan_to_num(0.0)  # 2 / (9 r)
+    return (total * (1 - spread + z * spread.sqrt()) ** 3).sqrt()
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """Relative variances of rounding in float32 (`eps`) and to the input type (`tile`), and the least variance."""
+
+    dtype: torch.dtype
+    eps: float
+    tile: float
+    tiny: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> "_Arithmetic":
+        info = torch.finfo(dtype)
+        wide = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+        # subnormals of the type are absolute; float32 subnormals may be flushed to zero
+        tiny = (info.smallest_normal * info.eps) ** 2 / 12 + wide.smallest_normal**2
+        doubled = 2.0 if dtype == torch.float64 else 1.0  # the exact results have the same errors
+        return cls(dtype, doubled * (wide.eps / 2) ** 2 / 3, doubled * (info.eps / 2) ** 2 / 3 * MEAN_SQUARE, tiny)
+
+    def tiles(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """Variance of x after rounding x / scale to the input type."""
+        return torch.where(x != 0, self.tile * x.square() + self.tiny * (scale * torch.ones_like(x)).square(), 0.0)
+
+    def rounded_product(self, x: Tensor, y: Tensor) -> Tensor:
+        """Variance of x @ y after rounding x. Equal elements (constant keys) round alike: x's own errors count."""
+        own = x - x.to(self.dtype)
+        return torch.maximum(self.tiles(x) @ y.square(), own.square() @ y.square())
+
+    def stored(self, x: Tensor) -> Tensor:
+        """Variance of rounding a result x to the input type; equal elements round alike, so x's own errors count."""
+        info = torch.finfo(self.dtype)
+        spacing = torch.ldexp(torch.full_like(x, info.eps), torch.frexp(x).exponent - 1)
+        spacing = spacing.clamp(min=info.smallest_normal * info.eps)
+        variance = torch.where(x != 0, spacing.square() / (6 if self.dtype == torch.float64 else 12), 0.0)
+        own = (x - x.to(self.dtype)).square().sum() / variance.sum()
+        return variance * own.nan_to_num(1.0).clamp(min=1.0)
+
+
+def _sum_variance(x: Tensor, y: Tensor) -> Tensor:
+    """Variance, in eps^2, of x @ y: of partial sums L/2 sum (x y)^2 + L/3 (x @ y)^2, and of each product."""
+    length = x.shape[-1]
+    return (1 + length / 2) * (x.square() @ y.square()) + length / 3 * (x @ y).square()
+
+
+def _centered(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """sum over n of weight[m, n] (x[n, d] - y[m, d])^2."""
+    squares = weight @ x.square() - 2 * y * (weight @ x) + y.square() * weight.sum(-1, keepdim=True)
+    return squares.clamp(min=0)
+
+
+def _sources(P: Tensor, dim: int) -> Tensor:
+    """Effective number of independent errors that P gives weight to along `dim`."""
+    weight = (P / P.amax(dim, keepdim=True)).nan_to_num(0.0).square()
+    return (weight.sum(dim).square() / weight.square().sum(dim)).nan_to_num(1.0)
+
+
+class _Model:
+    """A streaming kernel's intermediates in float64 and the variances of their errors, key heads repeated."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        q, k, v, q_t, k_t, v_t, G, T = self._operands(inputs)
+        self.q, self.k, self.v, self.q_t, self.k_t, self.v_t, self.G, self.T = q, k, v, q_t, k_t, v_t, G, T
+        self.c, self.type = inputs.c, _Arithmetic.of(inputs.q.dtype)
+        self.groups = q.shape[-3] // max(inputs.k.shape[-3], 1)
+        c, eps, keep = self.c, self.type.eps, allowed(inputs)
+        products = c * (q @ k.mT)
+        bias = 0.0 if inputs.mask is None or inputs.mask.dtype == torch.bool else inputs.mask.double()
+        S = (products + bias).masked_fill(~keep, -torch.inf)
+        self.lse = torch.logsumexp(S, -1, keepdim=True).nan_to_num(neginf=0.0)
+        self.P = P = torch.exp(S - self.lse)
+        S = S.masked_fill(~keep, 0.0)
+        self.S_t = c * (q_t @ k.mT + q @ k_t.mT)
+        self.mu = (P * self.S_t).sum(-1, keepdim=True)
+        self.z = z = (self.S_t - self.mu).masked_fill(~keep, 0.0)
+        self.O = P @ v
+        self.O_t = (P * z) @ v + P @ v_t
+        length = P.shape[-1] / 3 + 3  # variance of a sum of N like terms, in eps^2 of the sum
+        self.var_log = eps * (c**2 * _sum_variance(q, k.mT) + 3 * products.square() + S.square() + EXP_VARIANCE)
+        self.var_S_t = eps * (c**2 * (_sum_variance(q_t, k.mT) + _sum_variance(q, k_t.mT)) + 3 * self.S_t.square())
+        W = P.square() * self.var_log
+        self.var_lse = W.sum(-1, keepdim=True) + eps * (length + 3 * self.lse.square())
+        mu_sum = (1 + P.shape[-1] / 2) * (P * self.S_t).square().sum(-1, keepdim=True) + length * self.mu.square()
+        start = z.square().sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
+        mu_sum += (
+            3 * start
+        )  # S_t less the shift, the step of the shift and their difference, before the largest p is met
+        self.var_mu = (W * z.square() + P.square() * self.var_S_t).sum(-1, keepdim=True) + eps * mu_sum
+        self.o = self._o(W, length)
+        self.o_t = self._o_t(W, length, eps * mu_sum)
+
+    @staticmethod
+    def _operands(inputs: Inputs) -> list[Tensor]:
+        heads = inputs.q.shape[-3] // max(inputs.k.shape[-3], 1)
+        q, k, v = inputs.q.double(), inputs.k.double(), inputs.v.double()
+        like_o = q.new_zeros(*q.shape[:-1], v.shape[-1])
+        pairs = ((inputs.q_t, q), (inputs.k_t, k), (inputs.v_t, v), (inputs.d_o, like_o), (inputs.d_o_t, like_o))
+        q_t, k_t, v_t, G, T = (torch.zeros_like(like) if x is None else x.double() for x, like in pairs)
+        k, v, k_t, v_t = (x.repeat_interleave(heads, dim=-3) for x in (k, v, k_t, v_t))
+        return [q, k, v, q_t, k_t, v_t, G, T]
+
+    def _query_side(self, value: Tensor, spread: Tensor, shared: Tensor) -> _Noise:
+        one = torch.ones_like(self.lse[..., 0])
+        return _Noise(spread, _sources(self.P, -1), shared, one, self.type.stored(value), one.numel())
+
+    def _o(self, W: Tensor, length: float) -> _Noise:
+        eps, P, v, O = self.type.eps, self.P, self.v, self.O
+        spread = _centered(W, v, O) + self._p_tiles() @ v.square() + eps * _sum_variance(P, v)
+        return self._query_side(O, spread, eps * length * O.square())
+
+    def _o_t(self, W: Tensor, length: float, var_mu_sum: Tensor) -> _Noise:
+        eps, P, z, v, v_t, O, O_t = self.type.eps, self.P, self.z, self.v, self.v_t, self.O, self.O_t
+        # d O_t / d log p_n = P_n (z_n (v_n - O) + v_t_n - O_t)
+        spread = _centered(W * z.square(), v, O) + _centered(W, v_t, O_t)
+        spread += _centered(P.square() * self.var_S_t, v, O)
+        shifted = P * (z.square() + 2 * (P * z.square()).sum(-1, keepdim=True)).sqrt()
+        spread += self._forward_tiles(shifted) @ v.square() + self._p_tiles() @ v_t.square()
+        spread += eps * (
+            _sum_variance(P * self.S_t, v) + self.mu.square() * _sum_variance(P, v) + _sum_variance(P, v_t)
+        )
+        shared = var_mu_sum * O.square() + eps * (3 * (self.mu * O).square() + length * O_t.square())
+        return self._query_side(O_t, spread, shared)
+
+    def _forward_tiles(self, x: Tensor) -> Tensor:
+        """Variance of a tile that is rounded relative to the largest p of its row, as the forward pass does."""
+        return self.type.tiles(x, self.P.amax(-1, keepdim=True))
+
+    def _p_tiles(self) -> Tensor:
+        """The same of p itself; the largest p of a row is 1, which rounding keeps."""
+        return self._forward_tiles(self.P).masked_fill(self.P.amax(-1, keepdim=True) == self.P, 0.0)
+
+    def gradients(self) -> dict[str, _Noise]:
+        eps, P, z, v, G, T = self.type.eps, self.P, self.z, self.v, self.G, self.T
+        O, O_t = self.O, self.O_t
+        A, B = T @ v.mT, G @ v.mT + T @ self.v_t.mT
+        a = (T * O).sum(-1, keepdim=True)
+        delta = (G * O + T * O_t).sum(-1, keepdim=True)
+        D = torch.where(P != 0, A - a, 0.0)
+        dS_t = P * D
+        inner = z * D + B - delta
+        dS = P * inner
+        var_o, var_o_t = (x.spread + x.shared + x.stored for x in (self.o, self.o_t))
+        width = T.shape[-1]
+        var_a = (T.square() * (var_o + eps * (1 + width / 2) * O.square())).sum(-1, keepdim=True)
+        var_a += eps * width / 3 * a.square()
+        own = eps * (1 + width / 2) * ((G * O).square() + (T * O_t).square()) + T.square() * var_o_t
+        var_delta = (G.square() * var_o + own).sum(-1, keepdim=True) + eps * width / 3 * delta.square()
+        var_A = eps * _sum_variance(T, v.mT)
+        var_B = eps * (_sum_variance(G, v.mT) + _sum_variance(T, self.v_t.mT))
+        var_z = self.var_S_t + eps * z.square()
+        P2 = P.square()
+        var_dS_t = P2 * (self.var_log * D.square() + var_A + 3 * eps * D.square())
+        var_dS = P2 * (self.var_log * inner.square() + var_z * D.square() + z.square() * var_A + var_B)
+        var_dS += eps * P2 * (3 * (z * D).square() + B.square() + delta.square())
+        row_dS_t = self.var_lse * dS_t.square() + var_a * P2
+        row_dS = self.var_lse * dS.square() + self.var_mu * dS_t.square() + var_a * (P * z).square() + var_delta * P2
+        grads = self._query_gradients(dS, dS_t, var_dS, var_dS_t, var_a, var_delta)
+        grads |= self._key_gradients(dS, dS_t, (var_dS, row_dS), (var_dS_t, row_dS_t))
+        return grads | self._value_gradients(var_z)
+
+    def _query_gradients(
+        self, dS: Tensor, dS_t: Tensor, var_dS: Tensor, var_dS_t: Tensor, var_a: Tensor, var_delta: Tensor
+    ) -> dict[str, _Noise]:
+        eps, P, k, k_t, rounded = self.type.eps, self.P, self.k, self.k_t, self.type.rounded_product
+        d_q, d_q_t = dS @ k + dS_t @ k_t, dS_t @ k
+        spread = var_dS @ k.square() + var_dS_t @ k_t.square() + eps * (_sum_variance(dS, k) + _sum_variance(dS_t, k_t))
+        spread += rounded(dS, k) + rounded(dS_t, k_t)
+        shared = self.var_lse * d_q.square() + self.var_mu * d_q_t.square() + var_delta * (P @ k).square()
+        shared += var_a * ((P * self.z) @ k + P @ k_t).square()
+        spread_t = var_dS_t @ k.square() + eps * _sum_variance(dS_t, k) + rounded(dS_t, k)
+        shared_t = self.var_lse * d_q_t.square() + var_a * (P @ k).square()
+        c, c2 = self.c, self.c**2
+        return {
+            "d_q": self._query_side(c * d_q, c2 * spread, c2 * shared),
+            "d_q_t": self._query_side(c * d_q_t, c2 * spread_t, c2 * shared_t),
+        }
+
+    def _key_side(self, value: Tensor, spread: Tensor, shared: Tensor) -> _Noise:
+        sources = _sources(self._fold(self.P), -2)
+        return _Noise(spread, sources, shared, sources, self.type.stored(value), self.lse.numel())
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """[..., Hq, M, width] to [..., Hkv, G M, width]: the rows of a group of heads, which its key head sums over."""
+        return x.unflatten(-3, (x.shape[-3] // self.groups, self.groups)).flatten(-3, -2)
+
+    def _key_gradients(
+        self, dS: Tensor, dS_t: Tensor, noise: tuple[Tensor, Tensor], noise_t: tuple[Tensor, Tensor]
+    ) -> dict[str, _Noise]:
+        eps, c, c2, rounded = self.type.eps, self.c, self.c**2, self.type.rounded_product
+        q, q_t = self._fold(self.q), self._fold(self.q_t)
+        dS, dS_t, var_dS, row_dS, var_dS_t, row_dS_t = (self._fold(x).mT for x in (dS, dS_t, *noise, *noise_t))
+        spread_t = var_dS_t @ q.square() + eps * _sum_variance(dS_t, q) + rounded(dS_t, q)
+        spread = var_dS @ q.square() + eps * _sum_variance(dS, q) + rounded(dS, q)
+        spread += var_dS_t @ q_t.square() + eps * _sum_variance(dS_t, q_t) + rounded(dS_t, q_t)
+        shared = row_dS @ q.square() + row_dS_t @ q_t.square()
+        return {
+            "d_k": self._key_side(c * (dS @ q + dS_t @ q_t), c2 * spread, c2 * shared),
+            "d_k_t": self._key_side(c * (dS_t @ q), c2 * spread_t, c2 * (row_dS_t @ q.square())),
+        }
+
+    def _value_gradients(self, var_z: Tensor) -> dict[str, _Noise]:
+        eps, P2, Pz, rounded = self.type.eps, self.P.square(), self.P * self.z, self.type.rounded_product
+        var_P, row_P = P2 * self.var_log, P2 * self.var_lse
+        var_Pz = P2 * (self.z.square() * self.var_log + var_z)
+        row_Pz = Pz.square() * self.var_lse + P2 * self.var_mu
+        P, Pz, var_P, row_P, var_Pz, row_Pz = (
+            self._fold(x).mT for x in (self.P, Pz, var_P, row_P, var_Pz, row_Pz)
+        )  # fmt: skip
+        G, T = self._fold(self.G), self._fold(self.T)
+        spread = var_P @ G.square() + var_Pz @ T.square() + eps * (_sum_variance(P, G) + _sum_variance(Pz, T))
+        spread += rounded(P, G) + rounded(Pz, T)
+        spread_t = var_P @ T.square() + eps * _sum_variance(P, T) + rounded(P, T)
+        return {
+            "d_v": self._key_side(P @ G + Pz @ T, spread, row_P @ G.square() + row_Pz @ T.square()),
+            "d_v_t": self._key_side(P @ T, spread_t, row_P @ T.square()),
+        }
