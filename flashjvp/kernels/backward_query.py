@@ -6,7 +6,7 @@ import triton.language as tl
 from ..layout import empty_rows
 from .backward_tile import load_row_statistics, probabilities, score_gradients
 from .launch import Call, Maybe
-from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, zero_rows
+from .tiles import add_product, call_sizes, load_rows, scale_rows, select_head, store_rows, zero_rows
 
 
 @triton.jit
@@ -36,30 +36,14 @@ def _query_tile(
     return acc_q, acc_q_t
 
 
-@triton.jit(
-    do_not_specialize=[
-        "q",
-        "k",
-        "v",
-        "q_t",
-        "k_t",
-        "v_t",
-        "d_o",
-        "d_o_t",
-        "mask",
-        "d_q",
-        "d_q_t",
-        "batch_shape",
-        "sizes",
-    ]
-)
+@triton.jit
 def backward_query_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, sizes,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys. The gradients that are given are written."""
-    M, N, heads, group = sizes
+    M, N, heads, group = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     tiles = tl.cdiv(M, BLOCK_M)

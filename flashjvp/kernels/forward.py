@@ -10,6 +10,7 @@ from .tiles import (
     add_product,
     add_scaled_rows,
     apply_mask,
+    call_sizes,
     load_rows,
     scale_rows,
     scores,
@@ -56,14 +57,14 @@ def _forward_tile(
     return acc_o, acc_o_t, m_new, l, c
 
 
-@triton.jit(do_not_specialize=["q", "k", "v", "q_t", "k_t", "v_t", "mask", "o", "o_t", "batch_shape", "sizes"])
+@triton.jit
 def forward_kernel(
     q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, sizes,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys."""
-    M, N, heads, group = sizes
+    M, N, heads, group = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     JVP: tl.constexpr = o_t is not None

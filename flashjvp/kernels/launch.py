@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import schedule
-from .tiles import Operand
+from .tiles import Operand, odd
 
 Maybe = Tensor | None
 
@@ -22,7 +22,7 @@ class Call:
         self.is_empty = q.numel() == 0
         self.device, self.is_causal = q.device, is_causal
         self.kind = schedule.kind_of_product(q.dtype, q.device)
-        self.batch_shape = tuple(reversed(batch)) or (1,)
+        self.batch_shape = tuple(odd(size) for size in reversed(batch)) or (odd(1),)
         self.programs = 1
         for size in batch:
             self.programs *= size
@@ -79,7 +79,7 @@ class Call:
                 *args,
                 scale,
                 self.batch_shape,
-                self.sizes,
+                tuple(odd(size) for size in self.sizes),
                 K_COLUMNS=self.k_columns,
                 V_COLUMNS=self.v_columns,
                 TILE=(tile.block_m, tile.block_n),
@@ -93,9 +93,9 @@ class Call:
 
 
 def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
-    """(row, head, *batch from last to first) of strides [*batch, head, row, column]; without batch dims, one of 0."""
+    """(row, head, *batch from last to first), odd, of [*batch, head, row, column]; without batch dims, one of 0."""
     *batch, head, row, _ = strides
-    return (row, head, *(reversed(batch) if batch else (0,)))
+    return (odd(row), odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

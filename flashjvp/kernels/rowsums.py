@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..layout import empty_statistic
 from .launch import Call, Maybe
-from .tiles import load_rows, select_head
+from .tiles import call_sizes, load_rows, select_head
 
 
 @triton.jit
@@ -18,14 +18,14 @@ def _row_dot(x, y):
     return total
 
 
-@triton.jit(do_not_specialize=["d_o", "d_o_t", "o", "o_t", "batch_shape", "sizes"])
+@triton.jit
 def rowsums_kernel(
     d_o, d_o_t, o, o_t, row_a, row_delta, scale, batch_shape, sizes,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head. A missing cotangent is zero."""
-    M, _, heads, _ = sizes
+    M, _, heads, _ = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, BLOCK_M)
     pid = tl.program_id(0)

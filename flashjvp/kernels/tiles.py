@@ -16,8 +16,23 @@ import triton
 import triton.language as tl
 
 
+def odd(size: int) -> int:
+    """A size or stride as it travels inside a tuple argument.
+
+    Triton compiles a kernel anew where an integer inside a tuple is 1 or a multiple of 16, whatever its
+    `do_not_specialize` says. Odd integers from 3 on are neither, so one compilation serves every size.
+    """
+    return 2 * size + 3
+
+
+@triton.jit
+def from_odd(value):
+    """The size or stride that `odd` made into `value`."""
+    return (value - 3) >> 1
+
+
 class Operand(NamedTuple):
-    """A tensor [*batch, heads, rows, width] of unit column stride; strides (row, head, *batch from last to first)."""
+    """A tensor [*batch, heads, rows, width] of unit column stride: its odd strides (row, head, *batch, last first)."""
 
     ptr: Any
     strides: tuple[int, ...]
@@ -29,14 +44,21 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
     if x is None:
         return ()
     else:
-        offset = head.to(tl.int64) * x.strides[1]
+        offset = head.to(tl.int64) * from_odd(x.strides[1])
         for i in tl.static_range(len(batch_shape)):
-            offset += (batch % batch_shape[i]).to(tl.int64) * x.strides[2 + i]
-            batch = batch // batch_shape[i]
+            size = from_odd(batch_shape[i])
+            offset += (batch % size).to(tl.int64) * from_odd(x.strides[2 + i])
+            batch = batch // size
         ptr = x.ptr + offset
         if REGULAR:
             ptr = tl.multiple_of(ptr, 16)
-        return (ptr, x.strides[0])
+        return (ptr, from_odd(x.strides[0]))
+
+
+@triton.jit
+def call_sizes(sizes):
+    """M, N, query heads and query heads of a key head."""
+    return from_odd(sizes[0]), from_odd(sizes[1]), from_odd(sizes[2]), from_odd(sizes[3])
 
 
 @triton.jit
