@@ -79,7 +79,7 @@ class Call:
                 *args,
                 scale,
                 self.batch_shape,
-                tuple(odd(size) for size in self.sizes),
+                (*map(odd, self.sizes[:3]), self.sizes[3]),
                 K_COLUMNS=self.k_columns,
                 V_COLUMNS=self.v_columns,
                 TILE=(tile.block_m, tile.block_n),
@@ -93,9 +93,9 @@ class Call:
 
 
 def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
-    """(row, head, *batch from last to first), odd, of [*batch, head, row, column]; without batch dims, one of 0."""
+    """Operand.strides of [*batch, head, row, column] strides; without batch dims, one of 0."""
     *batch, head, row, _ = strides
-    return (odd(row), odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
+    return (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

@@ -32,7 +32,11 @@ def from_odd(value):
 
 
 class Operand(NamedTuple):
-    """A tensor [*batch, heads, rows, width] of unit column stride: its odd strides (row, head, *batch, last first)."""
+    """A tensor [*batch, heads, rows, width] of unit column stride.
+
+    Its strides are (row, head, *batch from last to first), all `odd` but the row's, which does not depend on the number
+    of rows and is the one that inner loops read.
+    """
 
     ptr: Any
     strides: tuple[int, ...]
@@ -52,13 +56,13 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
         ptr = x.ptr + offset
         if REGULAR:
             ptr = tl.multiple_of(ptr, 16)
-        return (ptr, from_odd(x.strides[0]))
+        return (ptr, x.strides[0])
 
 
 @triton.jit
 def call_sizes(sizes):
-    """M, N, query heads and query heads of a key head."""
-    return from_odd(sizes[0]), from_odd(sizes[1]), from_odd(sizes[2]), from_odd(sizes[3])
+    """M, N, query heads and query heads of a key head; the last as it is, so that a loop over one head costs nothing."""
+    return from_odd(sizes[0]), from_odd(sizes[1]), from_odd(sizes[2]), sizes[3]
 
 
 @triton.jit
