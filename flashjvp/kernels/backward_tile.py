@@ -11,12 +11,21 @@ from .tiles import apply_mask, scores_sum
 
 
 @triton.jit
-def _pair(query, key, query2, key2, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
+def _products(
+    query,
+    key,
+    query2,
+    key2,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """query @ key.T + query2 @ key2.T, transposed if KEYS_FIRST, without a product that lacks a factor."""
     if KEYS_FIRST:
-        return scores_sum(key, query, key2, query2, PRECISION)
+        return scores_sum(key, query, key2, query2, FIRST, SECOND, PRECISION)
     else:
-        return scores_sum(query, key, query2, key2, PRECISION)
+        return scores_sum(query, key, query2, key2, FIRST, SECOND, PRECISION)
 
 
 @triton.jit
@@ -26,13 +35,14 @@ def probabilities(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6). `lse` is finite and in base 2."""
-    s = _pair(q, k, (), (), KEYS_FIRST, PRECISION) * (scale * 1.4426950408889634)
+    s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION) * (scale * 1.4426950408889634)
     s = apply_mask(s, mask, rows, columns, M, N, MASK_COLUMN, EDGE, DIAGONAL)
     p = tl.exp2(s - lse)
     if len(q_t) + len(k_t) == 0:
         return (p,)
     else:
-        return (p, p * (_pair(q_t, k, q, k_t, KEYS_FIRST, PRECISION) * scale - mu))
+        s_t = _products(q_t, k, q, k_t, len(q_t) * len(k), len(q) * len(k_t), KEYS_FIRST, PRECISION) * scale
+        return (p, p * (s_t - mu))
 
 
 @triton.jit
@@ -40,12 +50,12 @@ def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr,
     """(dS, dS_t), or (dS,) without a cotangent of o_t; (9), (10), (13), (14). `p` is what `probabilities` returns."""
     b = -row_delta
     if len(G) + len(T) * len(v_t) > 0:
-        b += _pair(G, v, T, v_t, KEYS_FIRST, PRECISION)
+        b += _products(G, v, T, v_t, len(G) * len(v), len(T) * len(v_t), KEYS_FIRST, PRECISION)
     ds = p[0] * b
     if len(T) == 0:
         return (ds,)
     else:
-        centred = _pair(T, v, (), (), KEYS_FIRST, PRECISION) - row_a
+        centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION) - row_a
         if len(p) > 1:
             ds += p[1] * centred
         return (ds, p[0] * centred)

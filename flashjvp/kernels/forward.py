@@ -45,7 +45,10 @@ def _forward_tile(
         acc_o_t = scale_rows(acc_o_t, alpha)
     if len(q_t_rows) + len(k_t) > 0:
         k_t_rows = load_rows(k_t, n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
-        s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, PRECISION) * scale - c[:, None]  # (4), shifted
+        FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
+        SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
+        s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
+        s_t = s_t * scale - c[:, None]  # (4), shifted
         step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)
         c += step
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)

@@ -61,7 +61,7 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
 
 @triton.jit
 def call_sizes(sizes):
-    """M, N, query heads and query heads of a key head; the last as it is, so that a loop over one head costs nothing."""
+    """M, N, query heads, query heads of a key head: the last is plain, so that a loop over one head costs nothing."""
     return from_odd(sizes[0]), from_odd(sizes[1]), from_odd(sizes[2]), sizes[3]
 
 
@@ -177,11 +177,16 @@ def _add_scores(total, a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def scores_sum(a, b, a2, b2, PRECISION: tl.constexpr):
-    """a @ b.T + a2 @ b2.T without a product that lacks a factor; at least one is complete."""
-    if len(a) == 0 or len(b) == 0:
+def scores_sum(a, b, a2, b2, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b.T + a2 @ b2.T without a product that lacks a factor; at least one is complete.
+
+    FIRST is len(a) * len(b) and SECOND is len(a2) * len(b2). As constants they keep the instances of this function
+    apart: Triton 3.6 names an instance by its constants and by the flattened types of its arguments, in which neither
+    an absent operand nor the end of a tuple shows, and takes one instance for another of the same name.
+    """
+    if FIRST == 0:
         return scores(a2, b2, PRECISION)
-    elif len(a2) == 0 or len(b2) == 0:
+    elif SECOND == 0:
         return scores(a, b, PRECISION)
     else:
         return _add_scores(scores(a, b, PRECISION), a2, b2, PRECISION)

@@ -9,7 +9,7 @@ from torch.func import jvp
 
 import flashjvp
 from verify.cases import Inputs
-from verify.oracles import Results
+from verify.oracles import NAMES, Results
 from verify.tolerance import assert_within
 
 from .subjects import launches
@@ -33,6 +33,11 @@ def results(function: Any, x: Inputs) -> Results:
     return Results(o, o_t, *torch.autograd.grad((o, o_t), leaves, (x.d_o, x.d_o_t)))
 
 
+def assert_bit_equal(a: Results, b: Results) -> None:
+    for name in NAMES:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
 @pytest.mark.parametrize("function", [through_func_jvp, flashjvp.attention_jvp], ids=["func.jvp", "explicit"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_one_forward_and_one_backward_launch_within_budget(function: Any, dtype: torch.dtype) -> None:
@@ -46,9 +51,7 @@ def test_one_forward_and_one_backward_launch_within_budget(function: Any, dtype:
 @pytest.mark.parametrize("function", [through_func_jvp, flashjvp.attention_jvp], ids=["func.jvp", "explicit"])
 def test_compiled_by_inductor_equals_eager(function: Any) -> None:
     x = inputs(128)
-    compiled = results(torch.compile(function, fullgraph=True), x)
-    for a, b in zip(compiled, results(function, x), strict=True):
-        assert torch.equal(a, b)
+    assert_bit_equal(results(torch.compile(function, fullgraph=True), x), results(function, x))
 
 
 def compiled_kernels() -> int:
@@ -91,5 +94,4 @@ def test_a_captured_graph_replays() -> None:
         captured = results(flashjvp.attention_jvp, x)
     graph.replay()
     torch.cuda.synchronize()
-    for a, b in zip(captured, expected, strict=True):
-        assert torch.equal(a, b)
+    assert_bit_equal(captured, expected)
