@@ -249,10 +249,11 @@ def test_no_graph_is_kept_under_no_grad() -> None:
 
 
 def test_inference_mode() -> None:
+    """As every function of PyTorch: up to torch 2.12 the tangents there are zeros."""
     with torch.inference_mode():
         assert of_backend("tiled")(*X.primals).is_inference()
-        o, o_t = jvp(of_backend("tiled"), X.primals, X.tangents)
-    assert_same((o.clone(), o_t.clone()), jvp(dense, X.primals, X.tangents))
+        actual, expected = (jvp(f, X.primals, X.tangents) for f in (of_backend("tiled"), dense))
+        assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

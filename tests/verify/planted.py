@@ -1,0 +1,19 @@
+"""Judges that fail as processes do; workers import them by name."""
+
+import os
+import signal
+import time
+
+from reports.verification import Verdict
+from verify.judge import Run, judge_all
+from verify.plan import Task
+
+
+def judge(task: Task, run: Run) -> tuple[list[Verdict], bool]:
+    """Dies, hangs or loses its device where the case's name says so, else judges."""
+    if task.case.name == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task.case.name == "hangs":
+        time.sleep(3600)
+    rows, usable = judge_all(task, run)
+    return rows, usable and task.case.name != "device_lost"

@@ -1,0 +1,81 @@
+"""The checks of verify catch every planted fault, and the machinery that shows it cannot be fooled by a crash."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import flashjvp
+from verify import faults
+from verify.fault_list import CASE_BY_NAME, FAULTS, Fault
+from verify.properties import PROPERTIES
+from verify.wiring import WIRING
+
+PACKAGE = Path(flashjvp.__file__).parent
+
+
+def test_every_fault_is_caught_and_the_unpatched_copy_is_not(tmp_path: Path) -> None:
+    code = faults.main(["--out", str(tmp_path)])
+    with (tmp_path / "faults.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row for row in rows if row["ok"] != "True"] == []
+    assert [row["fault"] for row in rows if row["fault"]] == [fault.name for fault in FAULTS]
+    checks = {(row["check"], row["case"]) for row in rows if not row["fault"]}
+    assert checks == {(fault.check, fault.case) for fault in FAULTS}
+    assert code == 0
+
+
+def test_the_list_covers_every_part() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
+    assert {fault.case for fault in FAULTS} <= CASE_BY_NAME.keys()
+    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *WIRING}
+    assert {fault.check for fault in FAULTS} >= WIRING.keys()
+    kernels = {f"kernels/{path.name}" for path in (PACKAGE / "kernels").glob("*.py")} - {"kernels/schedule.py"}
+    assert {fault.file for fault in FAULTS} >= kernels | {"tiled.py", "autograd.py", "operators.py"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
+def test_patches_fit_the_source(fault: Fault) -> None:
+    assert (PACKAGE / fault.file).read_text().count(fault.old) == 1
+    assert fault.old != fault.new
+
+
+@pytest.mark.parametrize(("old", "times"), [("no such text", 0), ("return", 5)])
+def test_a_patch_that_does_not_fit_is_an_error(old: str, times: int, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("return " * 5)
+    with pytest.raises(ValueError, match=f"'rotten': expected '{old}' once in module.py, got it {times} times"):
+        faults.apply(Fault("rotten", "tiled", "module.py", old, "new"), tmp_path)
+
+
+def test_only_a_finding_counts_as_caught() -> None:
+    """Not a harmless patch, not code that raises, not a process that dies; nor is a check that fails by itself."""
+    signature = "def attention(\n"
+    harmless = Fault("harmless", "wiring", "api.py", signature, f"# {signature}{signature}")
+    raises = Fault("raises", "wiring", "errors.py", '"""The errors', 'raise RuntimeError("as planned")\n"""The errors')
+    dies = Fault("dies", "wiring", "errors.py", '"""The errors', '__import__("os")._exit(7)\n"""The errors')
+    verdicts = {v.fault: v for v in faults.run(faults.planned([harmless, raises, dies]))}
+    assert {name: v.ok for name, v in verdicts.items()} == {"": True, "harmless": False, "raises": False, "dies": False}
+    assert verdicts["harmless"].failure == ""
+    assert verdicts["raises"].failure == "RuntimeError: as planned"
+    assert verdicts["dies"].failure == "the process ended with exit code 7"
+
+
+def test_the_exit_code_and_the_table_tell_of_a_missed_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = faults.Verdict("planted", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
+    sound = faults.Verdict("", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
+    for ok in ((True, True), (False, True), (True, False)):
+        found = [replace(v, ok=x) for v, x in zip((verdict, sound), ok, strict=True)]
+        monkeypatch.setattr(faults, "run", lambda plan, seed, found=found: iter(found))
+        assert faults.main([]) == (0 if all(ok) else 1)
+        printed = capsys.readouterr().out
+        assert ("MISSED" in printed) == (not ok[0])
+        assert ("FAILED" in printed) == (not ok[1])
+
+
+def test_only_names_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        faults.main(["--only", "no such fault"])
+    assert "no fault is called 'no such fault'" in capsys.readouterr().err
