@@ -1,6 +1,6 @@
 PYTHON ?= python3
 WORKERS ?= 2
-TARGETS := sweep test lint
+TARGETS := sweep verify test lint
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -14,6 +14,9 @@ $(TARGETS): $(READY)
 
 sweep:
 	$(VENV)/bin/python -m bench.sweep --seq 8192
+
+verify:
+	$(VENV)/bin/python -m verify
 
 test:
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from .environment import ROOT, available_memory_mib
+from reports.environment import ROOT
+
+from .environment import available_memory_mib
 
 WORKER = (sys.executable, "-m", "bench.worker")
 MEMORY_SHARE = 0.8

@@ -17,12 +17,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from reports.environment import DATA, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
 
 from . import isolate
 from .cases import DTYPES, MODES, Case, inputs_mib, least_mib, operations
-from .environment import ROOT, Environment, slug
+from .environment import Environment
 from .providers import BASELINE, PROVIDERS
 from .table import describe_row, table
 
@@ -158,7 +159,7 @@ def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
 
 def default_path(environment: Environment, run: str, resume: bool) -> Path:
     """The machine's newest file to resume, else a new one named by the start of the run."""
-    folder = ROOT / "reports" / "data" / slug(environment.machine)
+    folder = DATA / slug(environment.machine)
     existing = sorted(folder.glob("sweep-*.csv")) if resume else []
     return existing[-1] if existing else folder / f"sweep-{slug(run)}.csv"
 

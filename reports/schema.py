@@ -111,12 +111,13 @@ def append_row(path: Path, row: Row) -> None:
         _append(path, _line(COLUMNS) + line)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a whole file under a temporary name and renames it into place."""
+def write_rows(path: Path, rows: Iterable[object], columns: Sequence[str] = COLUMNS) -> None:
+    """Writes a whole file under a temporary name and renames it into place; the fields of a row are `columns`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    lines = [_line(COLUMNS), *(_line([_cell(value) for value in asdict(row).values()]) for row in rows)]
-    temporary.write_bytes(b"".join(lines))
+    temporary.write_bytes(
+        b"".join([_line(columns), *(_line([_cell(value) for value in vars(row).values()]) for row in rows)])
+    )
     os.replace(temporary, path)
 
 

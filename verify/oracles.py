@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import flashjvp
+from flashjvp.operators import FORWARD_JVP
 
 from .cases import Inputs, group_of
 
@@ -40,6 +41,44 @@ class Results:
         return replace(self, **parts)
 
 
+class Forward(NamedTuple):
+    """What a forward pass gives: o, o_t [*batch, Hq, M, Dv] and the statistics lse (natural), mu [*batch, Hq, M]."""
+
+    o: Tensor
+    o_t: Tensor
+    lse: Tensor
+    mu: Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: a backend of flashjvp, by each way of calling it. A test puts a wrong one in its place."""
+
+    backend: Backend | None = None
+
+    def results(self, inputs: Inputs) -> Results:
+        """Outputs and gradients, with explicit tangents."""
+        return run(inputs, self.backend)
+
+    def attention(self, inputs: Inputs) -> Attention:
+        """Plain attention as a function of q, k, v that torch may differentiate in both modes."""
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            gqa = q.shape[-3] != k.shape[-3]
+            mask, is_causal, scale = inputs.mask, inputs.is_causal, inputs.scale
+            return flashjvp.attention(q, k, v, mask, 0.0, is_causal, scale, gqa, backend=self.backend)
+
+        return attention
+
+    def forward(self, inputs: Inputs) -> Forward:
+        """The outputs with their row statistics."""
+        mask = inputs.mask
+        if mask is not None:
+            mask = mask[(None,) * (inputs.q.ndim - mask.ndim)]
+        q, k, v, q_t, k_t, v_t = _operands(inputs)
+        return Forward(*FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, inputs.is_causal, inputs.scale, self.backend))
+
+
 NAMES = tuple(field.name for field in fields(Results))
 QUERY_SIDE = ("o", "o_t", "d_q", "d_q_t")
 
@@ -60,7 +99,7 @@ def dense64(inputs: Inputs) -> Results:
         total = p.sum(-1, keepdim=True)
         return (p / total.masked_fill(total == 0, 1.0)) @ v
 
-    return _differentiate(attention, inputs)
+    return differentiate(attention, inputs)
 
 
 def dense_same_type(inputs: Inputs) -> Results:
@@ -85,7 +124,7 @@ def dense_same_type(inputs: Inputs) -> Results:
         return o.masked_fill(empty, 0.0)
 
     with sdpa_kernel(SDPBackend.MATH):
-        return _differentiate(attention, inputs)
+        return differentiate(attention, inputs)
 
 
 def run(inputs: Inputs, backend: Backend | None = None) -> Results:
@@ -117,8 +156,8 @@ def _operands(inputs: Inputs) -> list[Tensor | None]:
     return [inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t]
 
 
-def _differentiate(attention: Attention, inputs: Inputs) -> Results:
-    """The call under torch.func.jvp with the tangents present, then reverse mode through both outputs."""
+def differentiate(attention: Attention, inputs: Inputs) -> Results:
+    """Any attention under torch.func.jvp with the tangents present, then reverse mode through both outputs."""
     leaves = [None if x is None else x.detach().contiguous().requires_grad_() for x in _operands(inputs)]
     q, k, v, *tangents = leaves
     assert q is not None and k is not None and v is not None

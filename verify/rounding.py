@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from .cases import Inputs
-from .oracles import allowed
+from .oracles import QUERY_SIDE, allowed
 
 STANDARD_DEVIATIONS = 4.5
 MEAN_SQUARE = 0.541
@@ -51,14 +51,23 @@ class Bound:
 
 
 def rounding_bounds(inputs: Inputs) -> dict[str, Bound]:
-    """The absolute rounding bound of every output and gradient, those of absent tangents included."""
+    """The absolute rounding bound of lse, mu and every output and gradient, those of absent tangents included."""
     if inputs.q.numel() == 0:
         q, k, v = (x.new_zeros(x.shape[:-1], dtype=torch.float64) for x in (inputs.q, inputs.k, inputs.v))
-        rows = {"o": q, "o_t": q, "d_q": q, "d_k": k, "d_v": v, "d_q_t": q, "d_k_t": k, "d_v_t": v}
+        rows = {"o": q, "o_t": q, "d_q": q, "d_k": k, "d_v": v, "d_q_t": q, "d_k_t": k, "d_v_t": v, "lse": q, "mu": q}
         return {name: Bound(0.0, zeros) for name, zeros in rows.items()}
     model = _Model(inputs)
-    noises = {"o": model.o, "o_t": model.o_t, **model.gradients()}
+    noises = {"o": model.o, "o_t": model.o_t, **model.gradients(), **model.statistics()}
     return {name: noise.bound() for name, noise in noises.items()}
+
+
+def inner_product_bounds(inputs: Inputs, weights: dict[str, Tensor]) -> dict[str, float]:
+    """How far roundings move sum(result * weight), for a weight of each named output or gradient."""
+    if inputs.q.numel() == 0:
+        return dict.fromkeys(weights, 0.0)
+    model = _Model(inputs)
+    noises = {"o": model.o, "o_t": model.o_t, **model.gradients()}
+    return {name: noises[name].inner_product_bound(weight, name in QUERY_SIDE) for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,18 @@ class _Noise:
         rows = _quantile(total, squares, math.sqrt(z2 + 2 * math.log(total.numel())))
         whole = _quantile(total.sum(), torch.maximum(squares.sum(), together), STANDARD_DEVIATIONS)
         return Bound(whole.item(), rows)
+
+    def inner_product_bound(self, weight: Tensor, is_query_side: bool) -> float:
+        """Bound of |sum(error * weight)|: Cauchy and Schwarz for what may move together, variances add for the rest.
+
+        Roundings of tile elements move one row. An error of a statistic moves a row of the query side, but all rows
+        of the key side.
+        """
+        squares = weight.double().square().sum(-1)
+        shared = self.shared.sum(-1)
+        variance = ((self.spread + self.stored).sum(-1) * squares).sum()
+        variance += (shared * squares).sum() if is_query_side else shared.sum() * squares.sum()
+        return STANDARD_DEVIATIONS * variance.sqrt().item()
 
 
 def _quantile(total: Tensor, squares: Tensor, z: float) -> Tensor:
@@ -175,9 +196,8 @@ class _Model:
         self.var_lse = W.sum(-1, keepdim=True) + eps * (length + 3 * self.lse.square())
         mu_sum = (1 + P.shape[-1] / 2) * (P * self.S_t).square().sum(-1, keepdim=True) + length * self.mu.square()
         start = z.square().sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
-        mu_sum += (
-            3 * start
-        )  # S_t less the shift, the step of the shift and their difference, before the largest p is met
+        # S_t less the shift, the step of the shift and their difference, before the largest p is met
+        mu_sum += 3 * start
         self.var_mu = (W * z.square() + P.square() * self.var_S_t).sum(-1, keepdim=True) + eps * mu_sum
         self.o = self._o(W, length)
         self.o_t = self._o_t(W, length, eps * mu_sum)
@@ -221,6 +241,15 @@ class _Model:
     def _p_tiles(self) -> Tensor:
         """The same of p itself; the largest p of a row is 1, which rounding keeps."""
         return self._forward_tiles(self.P).masked_fill(self.P.amax(-1, keepdim=True) == self.P, 0.0)
+
+    def statistics(self) -> dict[str, _Noise]:
+        """lse and mu: one number a row, never rounded to the input type."""
+        one = torch.ones_like(self.lse[..., 0])
+        none = torch.zeros_like(self.lse)
+        return {
+            name: _Noise(none, one, variance, one, none, one.numel())
+            for name, variance in (("lse", self.var_lse), ("mu", self.var_mu))
+        }
 
     def gradients(self) -> dict[str, _Noise]:
         eps, P, z, v, G, T = self.type.eps, self.P, self.z, self.v, self.G, self.T

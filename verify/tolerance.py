@@ -14,19 +14,41 @@ determined). With r = norm of all rows' bounds / that scale, the rounding bound 
 Frobenius budget), and a row's scale is its exact norm, or its own bound / r where that is larger: a row that cancels is
 measured on the scale on which its roundings act. Where bound and exact value are both zero (rows without a key, keys
 that nobody attends to) only exact zeros pass. NaN never passes.
+
+Identities between results of several calls (properties.py) hold exactly for exact results, so by the triangle
+inequality their two sides differ by at most the rounding bounds of the results that enter, each times the factor with
+which it enters. Their errors are relative to the norm of the larger side, or to the bound where that is larger.
+
+Finite differences. Of a smooth F whose values are rounded by at most r, the central quotient over steps of h is off by
+
+    |D(h) - F'| <= h^2 / 6 |F'''| + r / h
+
+which is least near h = (3 u)^(1/3) = 6.9e-6 (u = 2^-53, F''' and r / u of order one); the power of two next to it makes
+x + h t exact where x and t are multiples of 2^-10. D(2 h) - D(h) = h^2 / 2 F''' but for O(h^4) and rounding of at most
+3/2 r / h, so |D(h) - F'| <= |D(2 h) - D(h)| / 3 + 3/2 r / h, with r from rounding.py in float64.
+
+gradcheck takes one absolute tolerance for all elements, so there F''' is bounded beforehand. Derivatives of o =
+sum P_n v_n in the scores are joint cumulants under P: with s = dS/dx and S_t' = dS_t/dx, the third derivative of o is
+kappa4(v, s, s, s), that of o_t = kappa2(v, S_t) + mean(v_t) is kappa5(v, S_t, s, s, s) + 3 kappa4(v, S_t', s, s) +
+kappa4(v_t, s, s, s). A cumulant is a sum over partitions into blocks of two or more, weighed by (blocks - 1)!: with R
+the ranges, |kappa4| <= (1 + 3) R1 R2 R3 R4 and |kappa5| <= (1 + 10) R1 ... R5. o and o_t are linear in v, v_t and the
+tangents. The rounding of the analytic derivative itself is smaller by a factor of h.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .cases import Inputs
-from .oracles import NAMES, Results, dense64, dense_same_type
-from .rounding import rounding_bounds
+from .oracles import NAMES, Forward, Results, dense64, dense_same_type
+from .rounding import inner_product_bounds, rounding_bounds
 
 DENSE_FACTOR = 2.0
+STEP = 2.0**-17
+STEP_GRID = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,7 @@ class Row:
     frobenius_budget: float
     worst_row: float
     worst_row_budget: float
+    dense_frobenius: float
     ratio_to_dense: float
     ok: bool
 
@@ -84,7 +107,7 @@ def check(results: Results, exact: Results, budgets: Budgets) -> list[Row]:
         frobenius, worst_row = _errors(getattr(results, name), getattr(exact, name), b.scale, b.row_scale)
         ratio = frobenius / b.dense_frobenius if b.dense_frobenius > 0 else (0.0 if frobenius == 0 else math.inf)
         ok = frobenius <= b.frobenius and worst_row <= b.worst_row
-        verdicts.append(Row(name, frobenius, b.frobenius, worst_row, b.worst_row, ratio, ok))
+        verdicts.append(Row(name, frobenius, b.frobenius, worst_row, b.worst_row, b.dense_frobenius, ratio, ok))
     return verdicts
 
 
@@ -99,6 +122,129 @@ def assert_within(inputs: Inputs, results: Results) -> None:
         if not r.ok
     ]
     assert not failed, "outside the error budget:\n" + "\n".join(failed)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The verdict on an identity in one quantity: the distance of its sides and the budget, both relative.
+
+    `error` and `budget` are None where all that is known is whether it holds; `reason` says what was found if not.
+    """
+
+    quantity: str
+    error: float | None
+    budget: float | None
+    ok: bool
+    reason: str = ""
+
+
+def same(quantity: str, x: Tensor | None, y: Tensor | None, bound: float) -> Identity:
+    """x and y, the two sides of an identity, differ by at most `bound` in norm."""
+    if x is None or y is None or x.shape != y.shape:
+        return Identity(quantity, math.inf, 0.0, False, "the two sides have different shapes")
+    x, y = x.to(torch.float64), y.to(torch.float64)
+    distance = (x - y).norm().item()
+    scale = max(bound, x.norm().item(), y.norm().item()) or 1.0  # two zeros without a bound
+    return Identity(quantity, distance / scale, bound / scale, distance <= bound)
+
+
+def same_results(x: Results, y: Results, *calls: Inputs) -> list[Identity]:
+    """All tensors of two results are equal but for rounding; `calls` are the inputs that gave them."""
+    bounds = [rounding_bounds(inputs) for inputs in calls]
+    return [same(name, a, b, sum(bound[name].whole for bound in bounds)) for name, a, b in _pairs(x, y)]
+
+
+def same_bits(x: Results, y: Results) -> list[Identity]:
+    """All tensors of two results are equal bit by bit; the error is the fraction of elements that are not."""
+    return [_same_bits(name, a, b) for name, a, b in _pairs(x, y)]
+
+
+def adjoint(quantity: str, forward: Inputs, plain: Inputs, jvp: Tensor, vjp: Tensor) -> Identity:
+    """jvp = <o_t, d> of the call `forward` and vjp = sum <x_t, d_x> of the call `plain`, whose cotangent is that d."""
+    assert forward.d_o_t is not None
+    tangents = {"d_q": forward.q_t, "d_k": forward.k_t, "d_v": forward.v_t}
+    present = {name: x_t for name, x_t in tangents.items() if x_t is not None}
+    bound = inner_product_bounds(forward, {"o_t": forward.d_o_t})["o_t"]
+    return same(quantity, jvp, vjp, bound + sum(inner_product_bounds(plain, present).values()))
+
+
+def linear(both: tuple[Inputs, Tensor], *terms: tuple[float, Inputs, Tensor]) -> Identity:
+    """o_t of the call `both` is the sum of factor * o_t over the terms (factor, call, its o_t)."""
+    bound = rounding_bounds(both[0])["o_t"].whole
+    bound += sum(abs(factor) * rounding_bounds(inputs)["o_t"].whole for factor, inputs, _ in terms)
+    total = torch.stack([factor * o_t.double() for factor, _, o_t in terms]).sum(0)
+    return same("o_t", both[1], total, bound)
+
+
+def finite_difference(
+    quantity: str, derivative: Tensor, quotients: tuple[Tensor, Tensor], value_bound: float, derivative_bound: float
+) -> Identity:
+    """`derivative` is what quotients over STEP and 2 STEP tend to; the bounds are those of its rounding and of theirs,
+    in float64."""
+    once, twice = quotients
+    quotient_bound = (twice - once).norm().item() / 3 + 1.5 * value_bound / STEP
+    return same(quantity, derivative, once, quotient_bound + derivative_bound)
+
+
+def gradcheck(inputs: Inputs) -> dict[str, float]:
+    """The arguments eps, atol and rtol of torch.autograd.gradcheck for float64 attention and its JVP at `inputs`."""
+
+    def most(*tensors: Tensor | None) -> float:
+        return max((x.abs().max().item() for x in tensors if x is not None), default=0.0)
+
+    c, d = abs(inputs.c), inputs.q.shape[-1]
+    values, values_t = 2 * most(inputs.v), 2 * most(inputs.v_t)  # ranges over the keys
+    s, s_t = 2 * c * most(inputs.q, inputs.k), 2 * c * most(inputs.q_t, inputs.k_t)
+    S_t = 2 * c * d * (most(inputs.q_t) * most(inputs.k) + most(inputs.q) * most(inputs.k_t))
+    third = 4 * values * s**3  # of o
+    third_t = 11 * values * S_t * s**3 + 3 * 4 * values * s_t * s**2 + 4 * values_t * s**3  # of o_t
+    bounds = rounding_bounds(inputs)
+    rounding = max(bounds[name].rows.max().item() for name in ("o", "o_t"))
+    return {"eps": STEP, "atol": STEP**2 / 6 * max(third, third_t) + rounding / STEP, "rtol": 0.0}
+
+
+def merged(
+    whole: Forward, merge: Forward, call: Inputs, parts: Sequence[tuple[Tensor, Forward, Inputs]]
+) -> list[Identity]:
+    """`whole` of `call` is `merge`, put together from parts (weight w_i [..., M], result, call) by MATH.md (8).
+
+    An error e_lse_i changes w_i by w_i (e_lse_i - sum w_j e_lse_j). Written around the merged o and mu,
+    o_t = sum w_i (o_t_i + (mu_i - mu) (o_i - o)), whose bracket changes by e_o_t_i + (mu_i - mu) e_o_i +
+    (o_i - o) e_mu_i. Norms of a row's errors add; rows are independent.
+    """
+    total = {name: bound.rows.clone() for name, bound in rounding_bounds(call).items()}
+    bounds = [{name: bound.rows for name, bound in rounding_bounds(inputs).items()} for _, _, inputs in parts]
+    of_lse = torch.stack([w * e["lse"] for (w, _, _), e in zip(parts, bounds, strict=True)]).sum(0)
+    total["lse"] += of_lse
+    o, o_t, _, mu = (x.double() for x in merge)
+    for (w, part, _), e in zip(parts, bounds, strict=True):
+        o_i, o_t_i, _, mu_i = (x.double() for x in part)
+        shift, apart = mu_i - mu, o_i - o
+        bracket = o_t_i + shift[..., None] * apart - o_t
+        e_w, gap, distance = e["lse"] + of_lse, shift.abs(), apart.norm(dim=-1)
+        total["mu"] += w * (e["mu"] + e_w * gap)
+        total["o"] += w * (e["o"] + e_w * distance)
+        total["o_t"] += w * (e["o_t"] + gap * e["o"] + e["mu"] * distance + e_w * bracket.norm(dim=-1))
+    results = []
+    for name in Forward._fields:
+        x, y = getattr(whole, name).double(), getattr(merge, name).double()
+        no_key = x.isneginf() & y.isneginf()  # lse of a row without a key
+        results.append(same(name, x.masked_fill(no_key, 0.0), y.masked_fill(no_key, 0.0), total[name].norm().item()))
+    return results
+
+
+def _pairs(x: Results, y: Results) -> list[tuple[str, Tensor | None, Tensor | None]]:
+    pairs = [(name, getattr(x, name), getattr(y, name)) for name in NAMES]
+    return [(name, a, b) for name, a, b in pairs if a is not None or b is not None]
+
+
+def _same_bits(quantity: str, x: Tensor | None, y: Tensor | None) -> Identity:
+    if x is None or y is None or x.shape != y.shape or x.dtype != y.dtype:
+        return Identity(quantity, math.inf, 0.0, False, "the two sides have different types or shapes")
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    different = x.contiguous().view(bits) != y.contiguous().view(bits)
+    fraction = different.double().mean().item() if x.numel() else 0.0
+    return Identity(quantity, fraction, 0.0, fraction == 0)
 
 
 def _errors(value: Tensor | None, exact: Tensor, scale: float, row_scale: Tensor) -> tuple[float, float]:

@@ -10,10 +10,10 @@ from verify.plan import Task
 
 
 def judge(task: Task, run: Run) -> tuple[list[Verdict], bool]:
-    """Dies, hangs or loses its device where the case's name says so, else judges."""
-    if task.case.name == "dies":
+    """Dies, hangs or loses its device where the name of the case says so, else judges."""
+    if task.case.name == "scale_dies":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if task.case.name == "hangs":
+    if task.case.name == "scale_hangs":
         time.sleep(3600)
     rows, usable = judge_all(task, run)
-    return rows, usable and task.case.name != "device_lost"
+    return rows, usable and task.case.name != "scale_lost"

@@ -139,9 +139,7 @@ def test_nothing_to_verify_is_no_success(
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--backend", "cuda"), ("--dtype", "int8"), ("--device", "tpu"), ("--seed", "x")]
-)
+@pytest.mark.parametrize("arguments", [("--backend", "a"), ("--dtype", "int8"), ("--device", "tpu"), ("--seed", "x")])
 def test_a_wrong_option_is_said(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run.main(arguments)
@@ -217,4 +215,4 @@ def test_random_cases_depend_on_the_seed_alone() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(("--device", "cuda", "--case", "gqa")) == 2
-    assert capsys.readouterr().out.strip()
+    assert "finds 0 GPUs" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A process that dies, hangs or loses its device costs its own task a verdict, and no other."""
 
+from reports.verification import Verdict
 from verify import workers
 from verify.cases import Case
 from verify.judge import Run
@@ -8,14 +9,22 @@ from verify.plan import FLOAT64, Task
 from .planted import judge
 
 
-def test_what_dies_and_what_hangs_are_failing_rows_and_the_rest_is_judged() -> None:
-    names = ("scale_1", "dies", "scale_2", "hangs", "scale_3")
+def outcomes(*names: str, limit_s: float = workers.TASK_LIMIT_S) -> dict[str, list[Verdict]]:
     tasks = [Task(FLOAT64, Case(name, (), 1, 1, 3, 4, 2, 2), "float32", ("tiled",)) for name in names]
     run = Run.here("cpu", 0, "2025-01-01T00:00:00Z")
-    found = {task.case.name: rows for task, rows in workers.verdicts(tasks, run, 1, judge, limit_s=40.0)}
+    return {task.case.name: rows for task, rows in workers.verdicts(tasks, run, 1, judge, limit_s)}
+
+
+def test_a_death_is_a_failing_row_and_the_rest_is_judged() -> None:
+    names = ("scale_dies", "scale_1", "scale_lost", "scale_2")
+    found = outcomes(*names)
     assert list(found) == list(names)
-    for name in ("scale_1", "scale_2", "scale_3"):
+    assert [(row.ok, row.reason) for row in found["scale_dies"]] == [(False, "its process died: SIGSEGV")]
+    for name in names[1:]:
         assert len(found[name]) == 8
         assert all(row.ok for row in found[name])
-    assert [(row.ok, row.reason) for row in found["dies"]] == [(False, "its process died: SIGSEGV")]
-    assert [(row.ok, row.reason) for row in found["hangs"]] == [(False, "no verdict within 40 s")]
+
+
+def test_what_hangs_is_ended() -> None:
+    (row,) = outcomes("scale_hangs", limit_s=0.5)["scale_hangs"]
+    assert (row.ok, row.reason) == (False, "no verdict within 0.5 s")

@@ -1,0 +1,22 @@
+"""`python -m verify` verifies this installation; `python -m verify faults` and `codegen` are commands of their own."""
+
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "faults":
+        from . import faults
+
+        return faults.main(rest)
+    if command == "codegen":
+        from . import codegen
+
+        return codegen.main(rest)
+    from . import run
+
+    return run.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

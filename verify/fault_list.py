@@ -1,0 +1,308 @@
+"""The planted bugs: each a small textual patch of the library, with the check that must catch it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .cases import CASES, Case
+
+Stage = Literal[
+    "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
+]  # fmt: skip
+
+TWO_KEY_TILES = Case("two_key_tiles", batch=(), q_heads=1, kv_heads=1, m=512, n=2100, d=8, dv=8)
+"""The tiled backend streams over keys only beyond 2048 of them."""
+
+CASE_BY_NAME = {case.name: case for case in (*CASES, TWO_KEY_TILES)}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A patch of one file of flashjvp: `old`, which occurs in it exactly once, becomes `new`.
+
+    What must catch it is a check on a case: "float64" (all results against dense attention), or a function of
+    properties.PROPERTIES or wiring.WIRING.
+    """
+
+    name: str
+    stage: Stage
+    file: str
+    old: str
+    new: str
+    case: str = "lengths_80_31"
+    check: str = "float64"
+
+    @property
+    def backend(self) -> Literal["triton", "tiled"]:
+        return "triton" if self.file.startswith("kernels/") else "tiled"
+
+
+FORWARD, ROWSUMS = "kernels/forward.py", "kernels/rowsums.py"
+QUERY, KEY, TILE = "kernels/backward_query.py", "kernels/backward_key.py", "kernels/backward_tile.py"
+TILES, KERNELS, TILED = "kernels/tiles.py", "kernels/__init__.py", "tiled.py"
+
+_OF_KERNELS = [
+    # Forward and JVP
+    Fault("alpha dropped from l", "forward", FORWARD, "l = l * alpha + ", "l = l + ", "lengths_33_257", "permutation"),
+    Fault("alpha not applied to acc_o", "forward", FORWARD, "scale_rows(acc_o, alpha)", "acc_o", "lengths_33_257"),
+    Fault("lse in the wrong base", "forward", FORWARD, " * 0.6931471805599453", "", check="merge"),
+    Fault("lse without the maximum", "forward", FORWARD, "(m - tl.log2(norm))", "(-tl.log2(norm))", check="shift"),
+    Fault(
+        "guard of empty rows dropped", "forward", FORWARD,
+        'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new", "mask_bool_empty_rows",
+    ),
+    Fault(
+        "last key tile dropped", "forward", FORWARD,
+        "    end = N\n", "    end = (N // BLOCK_N) * BLOCK_N\n", "lengths_33_257",
+    ),
+    Fault(
+        "GQA head mapped wrongly", "forward", FORWARD,
+        "k_head = select_head(k, batch, head // group,", "k_head = select_head(k, batch, head % (heads // group),",
+        "mask_gqa_per_head",
+    ),
+    Fault("running mean not moved", "jvp", FORWARD, "c += step", "c += step * 0.0", "lengths_33_257"),
+    Fault(
+        "alpha not applied to acc_o_t", "jvp", FORWARD,
+        "acc_o_t = scale_rows(acc_o_t, alpha)", "acc_o_t = acc_o_t", "lengths_33_257",
+    ),
+    Fault(
+        "acc_o_t centred on a stale mean", "jvp", FORWARD,
+        "add_scaled_rows(acc_o_t, acc_o, -step * alpha)", "acc_o_t", "lengths_33_257",
+    ),
+    Fault(
+        "mean of absolute values", "jvp", FORWARD,
+        "tl.sum(p * s_t, 1)", "tl.sum(p * tl.abs(s_t), 1)", check="linear",
+    ),
+    Fault("mu not subtracted", "jvp", FORWARD, "(s_t - step[:, None])", "s_t"),
+    Fault(
+        "scale missing from the score tangent", "jvp", FORWARD,
+        " * scale - c[:, None]", " - c[:, None]",
+    ),
+    Fault("tangent of v ignored", "jvp", FORWARD, "if len(v_t) > 0:", "if len(v_t) > 2:"),
+    Fault(
+        "missing tangent taken for the primal", "jvp", FORWARD,
+        "call.operands(q, k, v, q_t, k_t, v_t)", "call.operands(q, k, v, q_t, k if k_t is None else k_t, v_t)",
+        "tangents_q",
+    ),
+    Fault(
+        "tangents read with the strides of their primals", "jvp", FORWARD,
+        "operands = call.operands(q, k, v, q_t, k_t, v_t)",
+        "x = call.operands(q, k, v, q_t, k_t, v_t)\n"
+        "    operands = x[:3] + tuple(t and t._replace(strides=p.strides) for p, t in zip(x[:3], x[3:]))",
+        "layout_expanded",
+    ),
+    # Row sums
+    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta += _row_dot(T, o_t_rows)", "pass"),
+    Fault("delta without G * O", "row sums", ROWSUMS, "delta += _row_dot(G, o_rows)", "pass"),
+    Fault(
+        "only the first chunk of columns summed", "row sums", ROWSUMS,
+        "tl.static_range(1, len(x))", "tl.static_range(len(x), len(x))", "dims_72_72",
+    ),
+    # What both backward kernels share
+    Fault("mu dropped", "both sides", TILE, " - mu)", ")"),
+    Fault("row_a dropped", "both sides", TILE, "PRECISION) - row_a", "PRECISION)"),
+    Fault("row_delta dropped", "both sides", TILE, "b = -row_delta", "b = 0.0 * row_delta", check="adjoint"),
+    Fault("sign of row_delta", "both sides", TILE, "b = -row_delta", "b = row_delta"),
+    Fault("dS without P_t (A - a)", "both sides", TILE, "ds += p[1] * centred", "pass"),
+    Fault(
+        "tangent of v ignored in the backward", "both sides", TILE,
+        "(G, v, T, v_t, len(G) * len(v), len(T) * len(v_t),", "(G, v, (), (), len(G) * len(v), 0,",
+    ),
+    Fault(
+        "tangent of q ignored in the backward", "both sides", TILE,
+        "(q_t, k, q, k_t, len(q_t) * len(k),", "((), (), q, k_t, 0,",
+    ),
+    Fault(
+        "mask ignored in the backward alone", "both sides", TILE,
+        "apply_mask(s, mask,", "apply_mask(s, (),", "mask_bool_full",
+    ),
+    Fault(
+        "stale statistic: row_a of the previous row", "both sides", TILE,
+        "tl.load(row_a + base + rows,", "tl.load(row_a + base + tl.maximum(rows - 1, 0),",
+    ),
+    Fault(
+        "lse of an empty row left at -inf", "both sides", TILE,
+        'tl.where(lse2 == float("-inf"), 0.0, lse2)', "lse2", "mask_bool_empty_rows",
+    ),
+    # Query-side backward
+    Fault("G and T swapped", "query side", QUERY, "(q_rows, q_t_rows, G, T)", "(q_rows, q_t_rows, T, G)"),
+    Fault(
+        "d_q without dS_t k_t", "query side", QUERY,
+        "add_product(acc_q, ds[1], k_t, PRECISION)", "acc_q", check="differences",
+    ),
+    Fault("scale squared", "query side", QUERY, "tl.float32) + scale", "tl.float32) + scale * scale"),
+    Fault(
+        "diagonal tiles taken for full ones", "query side", QUERY,
+        "tl.minimum(N, m0 + 1) // BLOCK_N", "tl.minimum(N, m0 + BLOCK_M) // BLOCK_N", "causal_64_64",
+    ),
+    Fault(
+        "v of the wrong key head", "query side", QUERY,
+        "select_head(v, batch, head // group,", "select_head(v, batch, head % (heads // group),",
+        "mask_gqa_per_head", "slices",
+    ),
+    # Key-side backward
+    Fault("d_v without P_t.T @ T", "key side", KEY, "add_product(acc_v, p[1], T, PRECISION)", "acc_v"),
+    Fault(
+        "d_k without dS_t.T @ q_t", "key side", KEY,
+        "add_product(acc_k, ds[1], q_t, PRECISION)", "acc_k", check="agreement",
+    ),
+    Fault("scale missing from d_k_t", "key side", KEY, "scale_rows(acc_k_t, factor)", "acc_k_t"),
+    Fault("group ends after its first head", "key side", KEY, "range(group)", "range(1)", "mask_gqa_per_head"),
+    Fault(
+        "statistics of the wrong head", "key side", KEY,
+        "* heads + head) * M", "* heads + kv_head) * M", "mask_gqa_per_head",
+    ),
+    Fault(
+        "mask of the wrong head", "key side", KEY,
+        "select_head(mask, batch, head,", "select_head(mask, batch, kv_head,", "mask_gqa_per_head",
+    ),
+    Fault(
+        "first query tile of the diagonal skipped", "key side", KEY,
+        "first = (n0 // BLOCK_M) * BLOCK_M", "first = (n0 // BLOCK_M + 1) * BLOCK_M", "causal_64_64",
+    ),
+    # Addressing, masks and launches
+    Fault(
+        "edge of the keys unmasked", "tiles", TILES,
+        "s = tl.where(columns < N, s,", "s = tl.where(columns <= N, s,", "lengths_1_31",
+    ),
+    Fault("causal off by one", "tiles", TILES, "columns <= rows", "columns <= rows + 1", "causal_64_64"),
+    Fault(
+        "additive mask in the wrong base", "tiles", TILES,
+        "bias.to(tl.float32) * 1.4426950408889634", "bias.to(tl.float32)", "mask_additive_full",
+    ),
+    Fault(
+        "last chunk of columns dropped", "tiles", TILES,
+        "tl.static_range(1, len(a))", "tl.static_range(len(a), len(a))", "dims_72_72",
+    ),
+    Fault(
+        "last row of a partial tile never written", "tiles", TILES,
+        "keep = rows[:, None] < limit", "keep = rows[:, None] < limit - 1",
+    ),
+    Fault("stride of the wrong batch dim", "tiles", TILES, "x.strides[2 + i]", "x.strides[2]", "batch_many"),
+    Fault(
+        "strided columns read as contiguous", "launch", "kernels/launch.py",
+        "if x.stride(-1) != 1 and x.shape[-1] != 1:", "if False:", "layout_column_major",
+    ),
+    Fault(
+        "every tensor taken for contiguous", "launch", "kernels/launch.py",
+        "strides = x.stride()", 'strides = torch.empty(x.shape, device="meta").stride()', "layout_sequence_major",
+    ),
+    Fault(
+        "mask read at its first key alone", "launch", "kernels/launch.py",
+        ".stride())), column", ".stride())), 0", "mask_bool_full",
+    ),
+    Fault(
+        "gradients of tangents left unwritten", "launch", KERNELS,
+        "torch.zeros_like(empty_rows(x, x.shape[-1]))", "empty_rows(x, x.shape[-1])", "cotangent_o_tangents_qkv",
+    ),
+]  # fmt: skip
+
+_OF_TILED = [
+    Fault(
+        "key tiles centred on stale means", "tiled", TILED,
+        ".addcmul_(acc_o, step, value=-1.0)", "", "two_key_tiles",
+    ),
+    Fault("alpha dropped from l of tiled", "tiled", TILED, "l * alpha + p.sum", "l + p.sum", "two_key_tiles"),
+    Fault(
+        "guard of empty rows of tiled dropped", "tiled", TILED,
+        "x.masked_fill(x.isneginf(), 0.0)", "x", "mask_bool_empty_rows",
+    ),
+    Fault(
+        "last key under the diagonal dropped", "tiled", TILED,
+        "min(self.keys, rows.stop)", "min(self.keys, rows.stop - 1)", "causal_64_64",
+    ),
+    Fault(
+        "d_k_t from q_t", "tiled", TILED,
+        "_add_product_(d_k_t_n, dS_t.mT, q)", "_add_product_(d_k_t_n, dS_t.mT, q_t)",
+    ),
+    Fault("gradient without T v_t.T", "tiled", TILED, "_products_(B, (G, v_n), (T, v_t_n))", "_products_(B, (G, v_n))"),
+]  # fmt: skip
+
+OPERATORS, AUTOGRAD = "operators.py", "autograd.py"
+_OF_WIRING = [
+    Fault(
+        "tangents dropped silently", "wiring", AUTOGRAD,
+        "if not (q_t is None and k_t is None and v_t is None):", "if False:", check="func.jvp",
+    ),
+    Fault(
+        "tangent of v dropped", "wiring", AUTOGRAD,
+        "(q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)",
+        "(q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), (_split(v)[0], None)",
+        check="forward-mode",
+    ),
+    Fault(
+        "tangent of o without a graph", "wiring", AUTOGRAD,
+        "_make_dual(o, o_t, level=0)", "_make_dual(o, o_t.detach(), level=0)", check="forward_ad",
+    ),
+    Fault(
+        "d_k and d_v exchanged", "wiring", AUTOGRAD,
+        "grads = BACKWARD(d_o, *ctx.saved_tensors, *ctx.options, wanted)",
+        "d_q, d_v, d_k = BACKWARD(d_o, *ctx.saved_tensors, *ctx.options, wanted)\n        grads = (d_q, d_k, d_v)",
+        "plain",
+    ),
+    Fault(
+        "gradients of primals and tangents exchanged", "wiring", AUTOGRAD,
+        "*_wanted_only(grads, wanted), *unused\n\n\nclass _Backward(",
+        "*_wanted_only((*grads[3:], *grads[:3]), wanted), *unused\n\n\nclass _Backward(",
+    ),
+    Fault(
+        "o of an earlier call saved", "wiring", AUTOGRAD,
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t,",
+        'earlier = vars(_ForwardJvp).get("earlier", o)\n'
+        "        _ForwardJvp.earlier = o\n"
+        "        ctx.save_for_backward(q, k, v, q_t, k_t, v_t, earlier, o_t,",
+        check="stateless",
+    ),
+    Fault(
+        "o of the tangent saved as o", "wiring", AUTOGRAD,
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t,",
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o_t, o,",
+    ),
+    Fault(
+        "gradients asked for one place off", "wiring", AUTOGRAD,
+        "ctx.needs_input_grad[2:8]", "ctx.needs_input_grad[1:7]",
+    ),
+    Fault(
+        "cotangent of o_t dropped", "wiring", AUTOGRAD,
+        "BACKWARD_JVP(d_o, d_o_t, *ctx", "BACKWARD_JVP(d_o, None, *ctx",
+    ),
+    Fault(
+        "recorded backward gives tangents first", "wiring", AUTOGRAD,
+        "grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)",
+        "grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)\n"
+        "        grads = (*grads[3:], *grads[:3])",
+        check="func.grad",
+    ),
+    Fault(
+        "outer levels cannot record", "wiring", AUTOGRAD,
+        "with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(fwd_grad):",
+        "with forward_ad._set_fwd_grad_enabled(fwd_grad):", check="outer-level",
+    ),
+    Fault(
+        "second backward silently zero", "wiring", AUTOGRAD,
+        "raise _second_order(ctx.op)", "return (None,) * len(ctx.needs_input_grad)", check="second-order",
+    ),
+    Fault(
+        "JVP of a JVP silently zero", "wiring", AUTOGRAD,
+        "raise _second_order(FORWARD_JVP)", "pass", check="second-order",
+    ),
+    Fault(
+        "JVP of a backward silently zero", "wiring", AUTOGRAD,
+        "raise _second_order(op)", "pass", check="second-order",
+    ),
+    Fault(
+        "backward inside a dual level silent", "wiring", AUTOGRAD,
+        "if ctx.in_dual_level and forward_ad._current_level >= 0:", "if False:", check="second-order",
+    ),
+    Fault("vmap over the wrong dim", "wiring", OPERATORS, "x.movedim(dim, 0)", "x", "square", "func.vmap"),
+    Fault(
+        "default scale from the width of v", "wiring", OPERATORS,
+        "scale = q.shape[-1] ** -0.5", "scale = tensors[2].shape[-1] ** -0.5", "dims_64_24",
+    ),
+    Fault(
+        "causal option lost", "wiring", "api.py",
+        "q_t_, k_t_, v_t_, mask, is_causal, _scale(scale)", "q_t_, k_t_, v_t_, mask, False, _scale(scale)",
+        "causal_64_64",
+    ),
+]  # fmt: skip
+
+FAULTS = (*_OF_KERNELS, *_OF_TILED, *_OF_WIRING)

@@ -1,0 +1,190 @@
+"""Compositions of PyTorch's transforms with attention: each must give what the explicit call gives, or raise.
+
+Each function takes the inputs of a call and a subject and returns an Identity for each quantity, as in properties.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
+
+from flashjvp import SecondOrderError
+
+from . import tolerance
+from .cases import Inputs
+from .oracles import NAMES, Attention, Results, Subject
+from .properties import Property
+from .tolerance import Identity
+
+Maybe = Tensor | None
+
+
+def func_jvp(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """torch.func.jvp in the inputs that have a tangent, then autograd.grad through both outputs."""
+    leaves = _leaves(inputs)
+    outputs = _jvp(subject.attention(inputs), leaves[:3], leaves[3:])
+    return _as_explicit(_reverse(outputs, leaves, inputs), inputs, subject)
+
+
+def dual_level(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """forward_ad's dual tensors, then autograd.grad outside their level."""
+    leaves, f = _leaves(inputs), subject.attention(inputs)
+    with forward_ad.dual_level():
+        pairs = zip(leaves[:3], leaves[3:], strict=True)
+        o, o_t = forward_ad.unpack_dual(f(*(x if x_t is None else forward_ad.make_dual(x, x_t) for x, x_t in pairs)))
+    return _as_explicit(_reverse((o, o_t), leaves, inputs), inputs, subject)
+
+
+def func_grad(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """torch.func.grad over torch.func.jvp."""
+    results = _grad(subject.attention(inputs), _operands(inputs), (inputs.d_o, inputs.d_o_t))
+    return _as_explicit(Results(*results), inputs, subject)
+
+
+def outer_level(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The outputs inside torch.func.grad of inputs that require a gradient outside it, under autograd.grad."""
+    leaves = _leaves(inputs)
+    o, o_t, *_ = _grad(subject.attention(inputs), leaves, (inputs.d_o, inputs.d_o_t))
+    return _as_explicit(_reverse((o, o_t), leaves, inputs), inputs, subject)
+
+
+def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """torch.func.vmap over the first batch dim, moved behind the next one, of torch.func.grad over torch.func.jvp."""
+    if inputs.mask is not None or inputs.q.ndim < 4 or inputs.q.shape[0] == 0:
+        return []
+    tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*_operands(inputs), inputs.d_o, inputs.d_o_t)]
+    present = [i for i, x in enumerate(tensors) if x is not None]
+    f = subject.attention(inputs)
+
+    def of_one(*xs: Tensor) -> dict[str, Tensor]:
+        one = _placed(xs, present, tensors)
+        return {name: x for name, x in zip(NAMES, _grad(f, one[:6], one[6:]), strict=True) if x is not None}
+
+    results: dict[str, Any] = vmap(of_one, in_dims=1)(*(tensors[i] for i in present))
+    ordered: list[Any] = [results.get(name) for name in NAMES]
+    return _as_explicit(Results(*ordered), inputs, subject)
+
+
+def stateless(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """A call repeated after one of the same shapes with other numbers gives the same bits."""
+    first = subject.results(inputs)
+    subject.results(replace(inputs, q=-inputs.q, v=inputs.v + 1))
+    return tolerance.same_bits(subject.results(inputs), first)
+
+
+def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Every derivative beyond one JVP and one backward pass raises SecondOrderError."""
+    f, q, q_t = subject.attention(inputs), inputs.q, torch.ones_like(inputs.q)
+
+    def of_q(q: Tensor) -> Tensor:
+        return f(q, inputs.k, inputs.v)
+
+    def loss(q: Tensor) -> Tensor:
+        return of_q(q).sin().sum()
+
+    def tangent(q: Tensor) -> Tensor:
+        return jvp(of_q, (q,), (q_t,))[1]
+
+    def double_backward(f: Callable[[Tensor], Tensor]) -> None:
+        leaf = q.detach().requires_grad_()
+        (d_q,) = torch.autograd.grad(f(leaf).sum(), leaf, create_graph=True)
+        torch.autograd.grad(d_q.sum(), leaf, allow_unused=True)
+
+    def backward_inside_the_level() -> None:
+        leaf = q.detach().requires_grad_()
+        with forward_ad.dual_level():
+            o, o_t = forward_ad.unpack_dual(of_q(forward_ad.make_dual(leaf, q_t)))
+            torch.autograd.grad([o, o_t], leaf, [torch.ones_like(o)] * 2)
+
+    beyond: dict[str, Callable[[], Any]] = {
+        "grad of grad": lambda: grad(lambda q: grad(loss)(q).sum())(q),
+        "jvp of jvp": lambda: jvp(tangent, (q,), (q_t,)),
+        "jvp of grad": lambda: jvp(grad(loss), (q,), (q_t,)),
+        "double backward": lambda: double_backward(of_q),
+        "double backward of jvp": lambda: double_backward(tangent),
+        "backward inside a dual level": backward_inside_the_level,
+    }
+    return [_raises(name, call) for name, call in beyond.items()]
+
+
+WIRING: dict[str, Property] = {
+    "func.jvp": func_jvp,
+    "forward_ad": dual_level,
+    "func.grad": func_grad,
+    "outer-level": outer_level,
+    "func.vmap": mapped,
+    "stateless": stateless,
+    "second-order": second_order,
+}
+
+
+def _raises(name: str, call: Callable[[], Any]) -> Identity:
+    try:
+        call()
+    except SecondOrderError:
+        return Identity(name, None, None, True)
+    return Identity(name, None, None, False, "expected SecondOrderError, got a result")
+
+
+def _as_explicit(results: Results, inputs: Inputs, subject: Subject) -> list[Identity]:
+    return tolerance.same_results(results, subject.results(inputs), inputs, inputs)
+
+
+def _operands(inputs: Inputs) -> list[Any]:
+    return [inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t]
+
+
+def _leaves(inputs: Inputs) -> list[Any]:
+    return [x if x is None else x.detach().requires_grad_() for x in _operands(inputs)]
+
+
+def _placed(xs: Sequence[Any], at: Sequence[int], into: Sequence[Any]) -> list[Any]:
+    """A copy of `into` with the xs at the places `at`."""
+    filled = list(into)
+    for i, x in zip(at, xs, strict=True):
+        filled[i] = x
+    return filled
+
+
+def _jvp(f: Attention, primals: Sequence[Any], tangents: Sequence[Maybe]) -> tuple[Tensor, Maybe]:
+    """o and o_t (None without tangents) by a JVP in those primals alone that have a tangent."""
+    given = [i for i, x in enumerate(tangents) if x is not None]
+    if not given:
+        return f(*primals), None
+
+    def of_given(*xs: Tensor) -> Tensor:
+        return f(*_placed(xs, given, primals))
+
+    o, o_t = jvp(of_given, tuple(primals[i] for i in given), tuple(tangents[i] for i in given))[:2]
+    return o, o_t
+
+
+def _reverse(outputs: Sequence[Any], leaves: Sequence[Any], inputs: Inputs) -> Results:
+    """The results, their gradients by autograd.grad; an output without a graph adds nothing to these."""
+    pairs = zip(outputs, (inputs.d_o, inputs.d_o_t), strict=True)
+    used = [(y, d) for y, d in pairs if y is not None and d is not None and y.requires_grad]
+    ys, d_ys = [y for y, _ in used], [d for _, d in used]
+    present = [x for x in leaves if x is not None]
+    grads = iter(torch.autograd.grad(ys, present, d_ys, allow_unused=True, materialize_grads=True))
+    results: list[Any] = [y if y is None else y.detach() for y in outputs]
+    return Results(*results, *(None if x is None else next(grads) for x in leaves))
+
+
+def _grad(f: Attention, leaves: Sequence[Any], cotangents: Sequence[Maybe]) -> list[Any]:
+    """o, o_t and the six gradients by torch.func.grad of <o, d_o> + <o_t, d_o_t>, None where absent."""
+    present = [i for i, x in enumerate(leaves) if x is not None]
+
+    def loss(*xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        tensors = _placed(xs, present, leaves)
+        o, o_t = _jvp(f, tensors[:3], tensors[3:])
+        pairs = zip((o, o_t), cotangents, strict=True)
+        total = torch.stack([(y * d).sum() for y, d in pairs if y is not None and d is not None]).sum()
+        return total, {"o": o} if o_t is None else {"o": o, "o_t": o_t}
+
+    over_present = grad(loss, argnums=tuple(range(len(present))), has_aux=True)
+    grads, outputs = over_present(*(leaves[i] for i in present))
+    return [outputs["o"], outputs.get("o_t"), *_placed(grads, present, [None] * len(leaves))]

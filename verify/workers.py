@@ -1,0 +1,117 @@
+"""Tasks spread over processes: one that dies or hangs costs its own task a verdict, and no other."""
+
+import contextlib
+import multiprocessing
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+
+import torch
+
+from reports.environment import cores
+from reports.verification import Verdict
+
+from .judge import Run, failed, judge_all
+from .plan import Task
+
+Judge = Callable[[Task, Run], tuple[list[Verdict], bool]]
+TASK_LIMIT_S = 300.0
+"""Far above what any task takes, compilation included, also on a loaded machine: a kernel that hangs ends there."""
+MEMORY_PER_PROCESS = 2 * 2**30
+MOST_PROCESSES = 16
+CONTEXT = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+
+
+def count(device: str) -> int:
+    """Processes that have a core and, on a GPU, memory of their own."""
+    most = min(cores(), MOST_PROCESSES)
+    if torch.device(device).type == "cuda":
+        most = min(most, torch.cuda.mem_get_info(device)[0] // MEMORY_PER_PROCESS)
+    return max(most, 1)
+
+
+def verdicts(
+    tasks: Sequence[Task], run: Run, processes: int, judge: Judge = judge_all, limit_s: float = TASK_LIMIT_S
+) -> Iterator[tuple[Task, list[Verdict]]]:
+    """Every task with its rows, as they come."""
+
+    def start() -> _Worker:
+        return _Worker(judge, run, limit_s)
+
+    pending = list(reversed(tasks))
+    workers = [start() for _ in range(min(processes, len(pending)))]
+    try:
+        for worker in workers:
+            worker.give(pending.pop())
+        while busy := [worker for worker in workers if worker.task is not None]:
+            limit = min(worker.deadline for worker in busy)
+            ready = wait([worker.connection for worker in busy], timeout=max(limit - time.monotonic(), 0.0))
+            for i, worker in enumerate(workers):
+                task = worker.task
+                if task is None or not (worker.connection in ready or time.monotonic() > worker.deadline):
+                    continue
+                rows, usable = worker.take()
+                yield task, rows
+                if pending:
+                    if not usable:
+                        worker.end()
+                        worker = workers[i] = start()
+                    worker.give(pending.pop())
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """One process that judges one task at a time."""
+
+    def __init__(self, judge: Judge, run: Run, limit_s: float) -> None:
+        self.run, self.limit_s = run, limit_s
+        self.task: Task | None = None
+        self.deadline = 0.0
+        self.connection, far = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=_serve, args=(far, judge, run), daemon=True)
+        self.process.start()
+        far.close()
+
+    def give(self, task: Task) -> None:
+        self.task, self.deadline = task, time.monotonic() + self.limit_s
+        with contextlib.suppress(BrokenPipeError):  # it has died: take() finds the end of the pipe
+            self.connection.send(task)
+
+    def take(self) -> tuple[list[Verdict], bool]:
+        """The rows of the task it was given, and whether it can be given another."""
+        task, self.task = self.task, None
+        assert task is not None
+        reason = f"no verdict within {self.limit_s:g} s"
+        try:
+            if self.connection.poll():
+                return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            reason = f"its process died: {_how(self.process.exitcode)}"
+        return [failed(task, self.run, reason, backend) for backend in task.backends], False
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _how(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+
+
+def _serve(connection: Connection, judge: Judge, run: Run) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    # The interpreter computes with NumPy, which warns where a GPU gives inf or NaN in silence; the results are judged.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        connection.send(judge(task, run))
