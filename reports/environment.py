@@ -56,7 +56,10 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, marked when files other than the data that measurements write differ from it."""
+    """The commit of the checkout, marked when files other than the data that measurements write differ from it.
+
+    Where the tree was copied without its repository, it is what the variable GIT_COMMIT says, else "unknown".
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -67,4 +70,4 @@ def commit() -> str:
             "-dirty" if git("status", "--porcelain", "--", ".", ":!reports/data") else ""
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("GIT_COMMIT", "unknown")

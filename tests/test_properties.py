@@ -105,8 +105,9 @@ def test_heads_and_batch_elements_are_independent(case: Case, seed: int, data: s
 
 
 @settings(max_examples=20)
-@given(cases().filter(lambda case: case.magnitude == 1.0 and case.kind == "normal"), seeds, dtypes)
+@given(cases(), seeds, dtypes)
 def test_derivatives_are_limits_of_differences(case: Case, seed: int, dtype: torch.dtype) -> None:
+    case = replace(case, magnitude=1.0, kind="normal")  # a step is small against what the derivatives vary over
     assert_holds(properties.finite_differences(make_inputs(case, dtype, seed=seed), TILED))
 
 
