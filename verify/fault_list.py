@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .cases import CASES, Case
+from .cases import CASES
 
 Stage = Literal[
     "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
 ]  # fmt: skip
 
-TWO_KEY_TILES = Case("two_key_tiles", batch=(), q_heads=1, kv_heads=1, m=512, n=2100, d=8, dv=8)
-"""The tiled backend streams over keys only beyond 2048 of them."""
-
-CASE_BY_NAME = {case.name: case for case in (*CASES, TWO_KEY_TILES)}
+CASE_BY_NAME = {case.name: case for case in CASES}
 
 
 @dataclass(frozen=True)
