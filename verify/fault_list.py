@@ -95,10 +95,13 @@ _OF_KERNELS = [
         "tl.static_range(1, len(x))", "tl.static_range(len(x), len(x))", "dims_72_72",
     ),
     # What both backward kernels share
-    Fault("mu dropped", "both sides", TILE, " - mu)", ")"),
-    Fault("row_a dropped", "both sides", TILE, "PRECISION) - row_a", "PRECISION)"),
-    Fault("row_delta dropped", "both sides", TILE, "b = -row_delta", "b = 0.0 * row_delta", check="adjoint"),
-    Fault("sign of row_delta", "both sides", TILE, "b = -row_delta", "b = row_delta"),
+    Fault("mu dropped", "both sides", TILE, " - _statistic(mu, KEYS_FIRST))", ")"),
+    Fault("row_a dropped", "both sides", TILE, " - _statistic(row_a, KEYS_FIRST)", ""),
+    Fault(
+        "row_delta dropped", "both sides", TILE,
+        "b - _statistic(row_delta", "b - 0.0 * _statistic(row_delta", check="adjoint",
+    ),
+    Fault("sign of row_delta", "both sides", TILE, "b - _statistic(row_delta", "b + _statistic(row_delta"),
     Fault("dS without P_t (A - a)", "both sides", TILE, "ds += p[1] * centred", "pass"),
     Fault(
         "tangent of v ignored in the backward", "both sides", TILE,
@@ -113,8 +116,8 @@ _OF_KERNELS = [
         "apply_mask(s, mask,", "apply_mask(s, (),", "mask_bool_full",
     ),
     Fault(
-        "stale statistic: row_a of the previous row", "both sides", TILE,
-        "tl.load(row_a + base + rows,", "tl.load(row_a + base + tl.maximum(rows - 1, 0),",
+        "stale statistic: row_a of the previous row", "key side", KEY,
+        "(row_a, first, row, inside)", "(row_a, first, tl.maximum(row - 1, 0), inside)",
     ),
     Fault(
         "lse of an empty row left at -inf", "both sides", TILE,
@@ -159,9 +162,9 @@ _OF_KERNELS = [
     # Addressing, masks and launches
     Fault(
         "edge of the keys unmasked", "tiles", TILES,
-        "s = tl.where(columns < N, s,", "s = tl.where(columns <= N, s,", "lengths_1_31",
+        "s = tl.where(column < N - n0, s,", "s = tl.where(column <= N - n0, s,", "lengths_1_31",
     ),
-    Fault("causal off by one", "tiles", TILES, "columns <= rows", "columns <= rows + 1", "causal_64_64"),
+    Fault("causal off by one", "tiles", TILES, "column <= row + (m0", "column <= row + (1 + m0", "causal_64_64"),
     Fault(
         "additive mask in the wrong base", "tiles", TILES,
         "bias.to(tl.float32) * 1.4426950408889634", "bias.to(tl.float32)", "mask_additive_full",
@@ -172,7 +175,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "last row of a partial tile never written", "tiles", TILES,
-        "keep = rows[:, None] < limit", "keep = rows[:, None] < limit - 1",
+        "keep = rows[:, None] < limit - first", "keep = rows[:, None] < limit - first - 1",
     ),
     Fault("stride of the wrong batch dim", "tiles", TILES, "x.strides[2 + i]", "x.strides[2]", "batch_many"),
     Fault(

@@ -9,32 +9,32 @@ import triton.language as tl
 
 from ..layout import empty_rows
 from . import schedule
-from .backward_tile import load_row_statistics, probabilities, score_gradients
+from .backward_tile import probabilities, score_gradients
 from .launch import Call, Maybe
-from .tiles import add_product, call_sizes, load_rows, scale_rows, select_head, store_rows, zero_rows
+from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, zero_rows
 
 
 @triton.jit
 def _key_tile(
-    state, key, query, statistics, base, mask, scale, m0, columns, M, N,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, DIAGONAL: tl.constexpr,
-    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    state, key, query, statistics, base, mask, scale, m0, at_border, n0, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the accumulators that are not empty."""
     acc_k, acc_v, acc_k_t, acc_v_t = state
     k, k_t, v, v_t = key
-    rows = m0 + tl.arange(0, BLOCK_M)
-    lse, mu, row_a, row_delta = load_row_statistics(
-        statistics[0], statistics[1], statistics[2], statistics[3], base, rows, M
-    )
-    q = load_rows(query[0], m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
-    q_t = load_rows(query[1], m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    # Rows beyond M load as zeros, and so do their statistics: P is then finite and all that it multiplies is zero.
+    first, inside = base + m0, row < M - m0
+    lse, mu, row_a, row_delta = statistics
+    q = load_rows(query[0], m0, M, BLOCK_M, K_COLUMNS, REGULAR)
+    q_t = load_rows(query[1], m0, M, BLOCK_M, K_COLUMNS, REGULAR)
     p = probabilities(
-        q, k, q_t, k_t, lse[None, :], mu[None, :], mask, scale, rows[None, :], columns[:, None], M, N,
-        True, MASK_COLUMN, False, DIAGONAL, PRECISION,
+        q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, scale, m0, n0,
+        row[None, :], column[:, None], M, N, at_border, True, MASK_COLUMN, False, CAUSAL, PRECISION,
     )  # fmt: skip
-    G = load_rows(query[2], m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
-    T = load_rows(query[3], m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
+    G = load_rows(query[2], m0, M, BLOCK_M, V_COLUMNS, REGULAR)
+    T = load_rows(query[3], m0, M, BLOCK_M, V_COLUMNS, REGULAR)
     if len(acc_v) > 0 and len(G) > 0:  # (17)
         acc_v = add_product(acc_v, p[0], G, PRECISION)
     if len(acc_v) > 0 and len(T) > 0 and len(p) > 1:
@@ -42,7 +42,9 @@ def _key_tile(
     if len(acc_v_t) > 0:
         acc_v_t = add_product(acc_v_t, p[0], T, PRECISION)  # (20)
     if len(acc_k) + len(acc_k_t) > 0:
-        ds = score_gradients(p, v, v_t, G, T, row_a[None, :], row_delta[None, :], True, PRECISION)
+        ds = score_gradients(
+            p, v, v_t, G, T, (row_a, first, row, inside), (row_delta, first, row, inside), True, PRECISION
+        )
         if len(acc_k) > 0:  # (16)
             acc_k = add_product(acc_k, ds[0], q, PRECISION)
         if len(acc_k) > 0 and len(ds) > 1 and len(q_t) > 0:
@@ -52,14 +54,13 @@ def _key_tile(
     return acc_k, acc_v, acc_k_t, acc_v_t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale, batch_shape,
-    sizes, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of rows of one key head against all its queries. The gradients that are given are written."""
-    M, N, heads, group = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     tiles = tl.cdiv(N, BLOCK_N)
@@ -68,16 +69,11 @@ def backward_key_kernel(
     n0 = (pid % tiles) * BLOCK_N
     kv_head = (pid // tiles) % kv_heads
     batch = pid // tiles // kv_heads
-    columns = n0 + tl.arange(0, BLOCK_N)
 
-    k_rows = load_rows(select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, True, REGULAR)
-    k_t_rows = load_rows(
-        select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, True, REGULAR
-    )
-    v_rows = load_rows(select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, True, REGULAR)
-    v_t_rows = load_rows(
-        select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, True, REGULAR
-    )
+    k_rows = load_rows(select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR)
+    k_t_rows = load_rows(select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR)
+    v_rows = load_rows(select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR)
+    v_t_rows = load_rows(select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR)
     key = (k_rows, k_t_rows, v_rows, v_t_rows)
 
     # Query tiles from `first` to `full` cross the causal diagonal. A ragged last tile needs no mask: its missing rows
@@ -104,16 +100,10 @@ def backward_key_kernel(
             select_head(d_o_t, batch, head, batch_shape, REGULAR),
         )
         head_mask = select_head(mask, batch, head, batch_shape, False)
-        if CAUSAL:
-            for m0 in range(first, full, BLOCK_M):
-                state = _key_tile(
-                    state, key, query, statistics, base, head_mask, scale, m0, columns, M, N,
-                    K_COLUMNS, V_COLUMNS, BLOCK_M, True, MASK_COLUMN, PRECISION, REGULAR,
-                )  # fmt: skip
-        for m0 in range(full, M, BLOCK_M):
+        for m0 in range(first, M, BLOCK_M):
             state = _key_tile(
-                state, key, query, statistics, base, head_mask, scale, m0, columns, M, N,
-                K_COLUMNS, V_COLUMNS, BLOCK_M, False, MASK_COLUMN, PRECISION, REGULAR,
+                state, key, query, statistics, base, head_mask, scale, m0, m0 < full, n0, M, N,
+                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state

@@ -4,30 +4,30 @@ import triton
 import triton.language as tl
 
 from ..layout import empty_rows
-from .backward_tile import load_row_statistics, probabilities, score_gradients
+from .backward_tile import load_statistic, probabilities, score_gradients
 from .launch import Call, Maybe
-from .tiles import add_product, call_sizes, load_rows, scale_rows, select_head, store_rows, zero_rows
+from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, zero_rows
 
 
 @triton.jit
 def _query_tile(
-    acc_q, acc_q_t, query, statistics, key, mask, scale, rows, n0, M, N,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr,
+    acc_q, acc_q_t, query, statistics, key, mask, scale, m0, n0, at_border, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
     q, q_t, G, T = query
     lse, mu, row_a, row_delta = statistics
-    columns = n0 + tl.arange(0, BLOCK_N)
-    k = load_rows(key[0], n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
-    k_t = load_rows(key[1], n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    k = load_rows(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR)
+    k_t = load_rows(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR)
     p = probabilities(
-        q, k, q_t, k_t, lse[:, None], mu[:, None], mask, scale, rows[:, None], columns[None, :], M, N,
-        False, MASK_COLUMN, PARTIAL, PARTIAL and CAUSAL, PRECISION,
+        q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
+        False, MASK_COLUMN, True, CAUSAL, PRECISION,
     )  # fmt: skip
-    v = load_rows(key[2], n0, N, BLOCK_N, V_COLUMNS, PARTIAL, REGULAR)
-    v_t = load_rows(key[3], n0, N, BLOCK_N, V_COLUMNS, PARTIAL, REGULAR)
-    ds = score_gradients(p, v, v_t, G, T, row_a[:, None], row_delta[:, None], False, PRECISION)
+    v = load_rows(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR)
+    v_t = load_rows(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR)
+    ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, False, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
     if len(ds) > 1 and len(k_t) > 0:
         acc_q = add_product(acc_q, ds[1], k_t, PRECISION)
@@ -36,14 +36,13 @@ def _query_tile(
     return acc_q, acc_q_t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, sizes,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, M, N,
+    heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys. The gradients that are given are written."""
-    M, N, heads, group = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     tiles = tl.cdiv(M, BLOCK_M)
@@ -53,12 +52,18 @@ def backward_query_kernel(
     batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
-    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
-    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
-    G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
-    T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
+    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
+    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
+    G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
+    T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
     query = (q_rows, q_t_rows, G, T)
-    statistics = load_row_statistics(lse, mu, row_a, row_delta, (batch.to(tl.int64) * heads + head) * M, rows, M)
+    base = (batch.to(tl.int64) * heads + head) * M
+    statistics = (
+        load_statistic(lse, base, rows, rows < M),
+        load_statistic(mu, base, rows, rows < M),
+        load_statistic(row_a, base, rows, rows < M),
+        load_statistic(row_delta, base, rows, rows < M),
+    )
     key = (
         select_head(k, batch, head // group, batch_shape, REGULAR),
         select_head(k_t, batch, head // group, batch_shape, REGULAR),
@@ -74,15 +79,10 @@ def backward_query_kernel(
         full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
     acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
     acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
-    for n0 in range(0, full, BLOCK_N):
+    for n0 in range(0, end, BLOCK_N):
         acc_q, acc_q_t = _query_tile(
-            acc_q, acc_q_t, query, statistics, key, head_mask, scale, rows, n0, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_N, False, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
-        )  # fmt: skip
-    for n0 in range(full, end, BLOCK_N):
-        acc_q, acc_q_t = _query_tile(
-            acc_q, acc_q_t, query, statistics, key, head_mask, scale, rows, n0, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_N, True, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
+            acc_q, acc_q_t, query, statistics, key, head_mask, scale, m0, n0, n0 >= full, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
         )  # fmt: skip
 
     factor = tl.zeros([BLOCK_M], tl.float32) + scale

@@ -29,49 +29,60 @@ def _products(
 
 
 @triton.jit
+def load_statistic(x, first, rows, inside):
+    """A row statistic, shaped [*batch, heads, M], at `first + rows`; an empty tuple where it is missing."""
+    if x is None:
+        return ()
+    else:
+        return tl.load(x + first + rows, mask=inside, other=0.0)
+
+
+@triton.jit
+def _statistic(x, KEYS_FIRST: tl.constexpr):
+    """A statistic shaped to broadcast to the tile.
+
+    With KEYS_FIRST `x` holds the arguments of load_statistic and is loaded only here: a thread holds many of the tile's
+    queries, so that four statistics that wait for their use would not fit the registers.
+    """
+    if KEYS_FIRST:
+        return load_statistic(x[0], x[1], x[2], x[3])[None, :]
+    else:
+        return x[:, None]
+
+
+@triton.jit
 def probabilities(
-    q, k, q_t, k_t, lse, mu, mask, scale, rows, columns, M, N,
+    q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row, column, M, N, at_border,
     KEYS_FIRST: tl.constexpr, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6). `lse` is finite and in base 2."""
+    """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6)."""
     s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION) * (scale * 1.4426950408889634)
-    s = apply_mask(s, mask, rows, columns, M, N, MASK_COLUMN, EDGE, DIAGONAL)
-    p = tl.exp2(s - lse)
+    s = apply_mask(s, mask, m0, n0, row, column, M, N, at_border, MASK_COLUMN, EDGE, DIAGONAL)
+    lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
+    if len(mask) > 0:  # a row with no allowed key
+        lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)
+    p = tl.exp2(s - lse2)
     if len(q_t) + len(k_t) == 0:
         return (p,)
     else:
         s_t = _products(q_t, k, q, k_t, len(q_t) * len(k), len(q) * len(k_t), KEYS_FIRST, PRECISION) * scale
-        return (p, p * (s_t - mu))
+        return (p, p * (s_t - _statistic(mu, KEYS_FIRST)))
 
 
 @triton.jit
 def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """(dS, dS_t), or (dS,) without a cotangent of o_t; (9), (10), (13), (14). `p` is what `probabilities` returns."""
-    b = -row_delta
+    centred = ()
+    if len(T) > 0:
+        centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION) - _statistic(row_a, KEYS_FIRST)
+    b = 0.0
     if len(G) + len(T) * len(v_t) > 0:
-        b += _products(G, v, T, v_t, len(G) * len(v), len(T) * len(v_t), KEYS_FIRST, PRECISION)
-    ds = p[0] * b
+        b = _products(G, v, T, v_t, len(G) * len(v), len(T) * len(v_t), KEYS_FIRST, PRECISION)
+    ds = p[0] * (b - _statistic(row_delta, KEYS_FIRST))
     if len(T) == 0:
         return (ds,)
     else:
-        centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION) - row_a
         if len(p) > 1:
             ds += p[1] * centred
         return (ds, p[0] * centred)
-
-
-@triton.jit
-def load_row_statistics(lse, mu, row_a, row_delta, base, rows, M):
-    """lse in base 2 and the others. P of a row beyond M becomes zero, lse of a row with no allowed key finite."""
-    inside = rows < M
-    lse2 = tl.load(lse + base + rows, mask=inside, other=float("inf")) * 1.4426950408889634
-    lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)
-    delta = tl.load(row_delta + base + rows, mask=inside, other=0.0)
-    mean = delta
-    if mu is not None:
-        mean = tl.load(mu + base + rows, mask=inside, other=0.0)
-    a = delta
-    if row_a is not None:
-        a = tl.load(row_a + base + rows, mask=inside, other=0.0)
-    return lse2, mean, a, delta

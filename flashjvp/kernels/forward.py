@@ -10,7 +10,6 @@ from .tiles import (
     add_product,
     add_scaled_rows,
     apply_mask,
-    call_sizes,
     load_rows,
     scale_rows,
     scores,
@@ -23,16 +22,16 @@ from .tiles import (
 
 @triton.jit
 def _forward_tile(
-    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, scale, rows, n0, M, N,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PARTIAL: tl.constexpr,
+    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, scale, m0, n0, at_border, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, c) after it; (7'')."""
     acc_o, acc_o_t, m, l, c = state
-    columns = n0 + tl.arange(0, BLOCK_N)
-    k_rows = load_rows(k, n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    k_rows = load_rows(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
     s = scores(q_rows, k_rows, PRECISION) * (scale * 1.4426950408889634)  # (1) in base 2
-    s = apply_mask(s, mask, rows[:, None], columns[None, :], M, N, MASK_COLUMN, PARTIAL, PARTIAL and CAUSAL)
+    s = apply_mask(s, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_COLUMN, True, CAUSAL)
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = m_new
     if len(mask) > 0:
@@ -40,11 +39,11 @@ def _forward_tile(
     p = tl.exp2(s - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
     l = l * alpha + tl.sum(p, 1)
-    v_rows = load_rows(v, n0, N, BLOCK_N, V_COLUMNS, PARTIAL, REGULAR)
+    v_rows = load_rows(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR)
     if JVP:
         acc_o_t = scale_rows(acc_o_t, alpha)
     if len(q_t_rows) + len(k_t) > 0:
-        k_t_rows = load_rows(k_t, n0, N, BLOCK_N, K_COLUMNS, PARTIAL, REGULAR)
+        k_t_rows = load_rows(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
         FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
         SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
         s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
@@ -54,20 +53,19 @@ def _forward_tile(
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
     if len(v_t) > 0:
-        v_t_rows = load_rows(v_t, n0, N, BLOCK_N, V_COLUMNS, PARTIAL, REGULAR)
+        v_t_rows = load_rows(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR)
         acc_o_t = add_product(acc_o_t, p, v_t_rows, PRECISION)
     acc_o = add_product(scale_rows(acc_o, alpha), p, v_rows, PRECISION)
     return acc_o, acc_o_t, m_new, l, c
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
-    q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, sizes,
+    q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys."""
-    M, N, heads, group = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     JVP: tl.constexpr = o_t is not None
@@ -78,8 +76,8 @@ def forward_kernel(
     batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
-    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
-    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, True, REGULAR)
+    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
+    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
     k_head = select_head(k, batch, head // group, batch_shape, REGULAR)
     v_head = select_head(v, batch, head // group, batch_shape, REGULAR)
     k_t_head = select_head(k_t, batch, head // group, batch_shape, REGULAR)
@@ -97,15 +95,10 @@ def forward_kernel(
     acc_o = zero_rows(BLOCK_M, V_COLUMNS, True)
     acc_o_t = zero_rows(BLOCK_M, V_COLUMNS, JVP)
     state = (acc_o, acc_o_t, m, l, c)
-    for n0 in range(0, full, BLOCK_N):
+    for n0 in range(0, end, BLOCK_N):
         state = _forward_tile(
-            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, rows, n0, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_N, False, CAUSAL, MASK_COLUMN, JVP, PRECISION, REGULAR,
-        )  # fmt: skip
-    for n0 in range(full, end, BLOCK_N):
-        state = _forward_tile(
-            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, rows, n0, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_N, True, CAUSAL, MASK_COLUMN, JVP, PRECISION, REGULAR,
+            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, m0, n0, n0 >= full, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_COLUMN, JVP, PRECISION, REGULAR,
         )  # fmt: skip
 
     acc_o, acc_o_t, m, l, c = state

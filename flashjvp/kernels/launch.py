@@ -72,14 +72,14 @@ class Call:
     def launch(
         self, kernel: Any, family: str, programs: Callable[[schedule.Tile], int], args: Sequence[Any], scale: float
     ) -> None:
-        """Runs `kernel(*args, scale, batch_shape, sizes, ...)` with the tile that schedule.py holds for `family`."""
+        """Runs `kernel(*args, scale, batch_shape, *sizes, ...)` with the tile that schedule.py holds for `family`."""
         tile = schedule.lookup(family, self.kind, self.width)
         with _current(self.device):
             kernel[(programs(tile),)](
                 *args,
                 scale,
                 self.batch_shape,
-                (*map(odd, self.sizes[:3]), self.sizes[3]),
+                *self.sizes,
                 K_COLUMNS=self.k_columns,
                 V_COLUMNS=self.v_columns,
                 TILE=(tile.block_m, tile.block_n),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..layout import empty_statistic
 from .launch import Call, Maybe
-from .tiles import call_sizes, load_rows, select_head
+from .tiles import load_rows, select_head
 
 
 @triton.jit
@@ -18,14 +18,13 @@ def _row_dot(x, y):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "heads"])
 def rowsums_kernel(
-    d_o, d_o_t, o, o_t, row_a, row_delta, scale, batch_shape, sizes,
+    d_o, d_o_t, o, o_t, row_a, row_delta, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head. A missing cotangent is zero."""
-    M, _, heads, _ = call_sizes(sizes)
     BLOCK_M: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, BLOCK_M)
     pid = tl.program_id(0)
@@ -35,16 +34,14 @@ def rowsums_kernel(
     rows = m0 + tl.arange(0, BLOCK_M)
     statistic = (batch.to(tl.int64) * heads + head) * M + rows
 
-    o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
+    o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
     delta = tl.zeros([BLOCK_M], tl.float32)
     if d_o is not None:
-        G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
+        G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
         delta += _row_dot(G, o_rows)
     if d_o_t is not None:
-        T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR)
-        o_t_rows = load_rows(
-            select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, True, REGULAR
-        )
+        T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
+        o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
         delta += _row_dot(T, o_t_rows)
         tl.store(row_a + statistic, _row_dot(T, o_rows), mask=rows < M)
     tl.store(row_delta + statistic, delta, mask=rows < M)

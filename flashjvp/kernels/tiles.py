@@ -60,51 +60,40 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
 
 
 @triton.jit
-def call_sizes(sizes):
-    """M, N, query heads, query heads of a key head: the last is plain, so that a loop over one head costs nothing."""
-    return from_odd(sizes[0]), from_odd(sizes[1]), from_odd(sizes[2]), sizes[3]
-
-
-@triton.jit
 def _chunk_pointers(x, first, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, REGULAR: tl.constexpr):
     columns = START + tl.arange(0, WIDTH)
-    row_in_tile = tl.arange(0, ROWS)
+    rows = tl.arange(0, ROWS)
     if REGULAR:
+        # Unsigned, because sign extensions of the offsets and strides would take registers through whole loops.
         VECTOR: tl.constexpr = 128 // x[0].dtype.element_ty.primitive_bitwidth
-        offsets = tl.multiple_of(row_in_tile * x[1], VECTOR)
+        stride = x[1].to(tl.uint32)
+        tile = tl.multiple_of(x[0] + tl.cast(first, tl.uint32).to(tl.uint64) * stride, 16)
+        offsets = tl.multiple_of(rows.to(tl.uint32) * stride, VECTOR)[:, None] + columns[None, :].to(tl.uint32)
     else:
-        offsets = row_in_tile.to(tl.int64) * x[1]
-    tile = x[0] + tl.cast(first, tl.int64) * x[1]
-    if REGULAR:
-        tile = tl.multiple_of(tile, 16)
-    return tile + (offsets[:, None] + columns[None, :]), first + row_in_tile, columns
+        tile = x[0] + tl.cast(first, tl.int64) * x[1]
+        offsets = (rows.to(tl.int64) * x[1])[:, None] + columns[None, :]
+    return tile + offsets, rows, columns
 
 
 @triton.jit
 def _load_chunk(
     x, first, limit, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
-    BOUNDED: tl.constexpr, REGULAR: tl.constexpr,
+    REGULAR: tl.constexpr,
 ):  # fmt: skip
     pointers, rows, columns = _chunk_pointers(x, first, ROWS, START, WIDTH, REGULAR)
-    if BOUNDED and START + WIDTH > D:
-        return tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < D), other=0.0)
-    elif BOUNDED:
-        return tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
-    elif START + WIDTH > D:
-        return tl.load(pointers, mask=columns[None, :] < D, other=0.0)
-    else:
-        return tl.load(pointers)
+    inside = rows[:, None] < limit - first
+    if START + WIDTH > D:
+        inside = inside & (columns[None, :] < D)
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def load_rows(x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOUNDED: tl.constexpr, REGULAR: tl.constexpr):
-    """ROWS rows of one head from `first` on, as a tuple of chunks; where BOUNDED, rows from `limit` on are zeros."""
+def load_rows(x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
+    """ROWS rows of one head from `first` on, as a tuple of chunks; rows from `limit` on are zeros."""
     tile = ()
     if len(x) > 0:
         for i in tl.static_range(1, len(COLUMNS)):
-            tile = tile + (
-                _load_chunk(x, first, limit, ROWS, (i - 1) * COLUMNS[1], COLUMNS[i], COLUMNS[0], BOUNDED, REGULAR),
-            )
+            tile = tile + (_load_chunk(x, first, limit, ROWS, (i - 1) * COLUMNS[1], COLUMNS[i], COLUMNS[0], REGULAR),)
     return tile
 
 
@@ -113,7 +102,7 @@ def _store_chunk(
     x, chunk, first, limit, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, REGULAR: tl.constexpr
 ):
     pointers, rows, columns = _chunk_pointers(x, first, chunk.shape[0], START, WIDTH, REGULAR)
-    keep = rows[:, None] < limit
+    keep = rows[:, None] < limit - first
     if START + WIDTH > D:
         keep = keep & (columns[None, :] < D)
     tl.store(pointers, chunk.to(x[0].dtype.element_ty), mask=keep)
@@ -202,21 +191,27 @@ def add_product(tile, weights, x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def apply_mask(s, mask, rows, columns, M, N, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr):
-    """Base-2 scores `s` with the mask, the end of the keys (EDGE) and the causal diagonal (DIAGONAL) applied.
+def apply_mask(
+    s, mask, m0, n0, row, column, M, N, at_border,
+    MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
+):  # fmt: skip
+    """Base-2 scores `s` with the mask and, `at_border`, the end of the keys (EDGE) and the causal diagonal (DIAGONAL).
 
-    `rows` and `columns` are the query and key indices, shaped to broadcast to `s` in either orientation; `mask` is
-    (pointer, row stride) and MASK_COLUMN its column stride, 0 or 1.
+    The tile starts at query m0 and key n0; `row` and `column` count from there, shaped to broadcast to `s` in either
+    orientation. `mask` is (pointer, row stride) and MASK_COLUMN its column stride, 0 or 1. One loop that branches here
+    takes fewer registers than a loop over the full tiles and a second one over those at a border.
     """
     if len(mask) > 0:
+        rows, columns = m0 + row, n0 + column
         inside = (rows < M) & (columns < N)
         bias = tl.load(mask[0] + rows.to(tl.int64) * mask[1] + columns * MASK_COLUMN, mask=inside, other=0)
         if bias.dtype.is_floating():
             s += bias.to(tl.float32) * 1.4426950408889634
         else:
             s = tl.where(bias != 0, s, float("-inf"))
-    if EDGE:
-        s = tl.where(columns < N, s, float("-inf"))
-    if DIAGONAL:
-        s = tl.where(columns <= rows, s, float("-inf"))
+    if (EDGE or DIAGONAL) and at_border:
+        if EDGE:
+            s = tl.where(column < N - n0, s, float("-inf"))
+        if DIAGONAL:
+            s = tl.where(column <= row + (m0 - n0), s, float("-inf"))
     return s
