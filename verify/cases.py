@@ -244,7 +244,7 @@ def _cases() -> list[Case]:
         Case("packed_causal_padded_tangents", m=65, n=65, layout="packed", tangent_layout="padded", is_causal=True),
         Case("tangents_expanded", **small | {"batch": (2,)}, tangent_layout="expanded"),
         # The tiled backend streams over keys only beyond 2048 of them.
-        Case("two_key_tiles", batch=(), q_heads=1, kv_heads=1, m=512, n=2100, d=8, dv=8),
+        Case("lengths_512_2100", batch=(), q_heads=1, kv_heads=1, m=512, n=2100, d=8, dv=8),
     ]
     cases += [Case(f"layout_{layout}", **small | {"batch": (2,)}, layout=layout) for layout in layouts]
     for tangents in TANGENT_SUBSETS[1:-1]:

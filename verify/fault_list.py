@@ -199,9 +199,9 @@ _OF_KERNELS = [
 _OF_TILED = [
     Fault(
         "key tiles centred on stale means", "tiled", TILED,
-        ".addcmul_(acc_o, step, value=-1.0)", "", "two_key_tiles",
+        ".addcmul_(acc_o, step, value=-1.0)", "", "lengths_512_2100",
     ),
-    Fault("alpha dropped from l of tiled", "tiled", TILED, "l * alpha + p.sum", "l + p.sum", "two_key_tiles"),
+    Fault("alpha dropped from l of tiled", "tiled", TILED, "l * alpha + p.sum", "l + p.sum", "lengths_512_2100"),
     Fault(
         "guard of empty rows of tiled dropped", "tiled", TILED,
         "x.masked_fill(x.isneginf(), 0.0)", "x", "mask_bool_empty_rows",
