@@ -1,4 +1,4 @@
-"""`python -m verify` verifies this installation; `python -m verify faults` and `codegen` are commands of their own."""
+"""`python -m verify` verifies this installation; `python -m verify faults` shows that planted bugs are caught."""
 
 import sys
 
@@ -9,10 +9,6 @@ def main(arguments: list[str]) -> int:
         from . import faults
 
         return faults.main(rest)
-    if command == "codegen":
-        from . import codegen
-
-        return codegen.main(rest)
     from . import run
 
     return run.main(arguments)

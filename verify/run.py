@@ -61,8 +61,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m verify",
         description="Is this installation right, on this device, in these types? Results of every backend against "
         "float64 and against identities, within error budgets derived from rounding.",
-        epilog="python -m verify faults: plants bugs and shows that they are caught. "
-        "python -m verify codegen: compiles the kernels for other GPUs.",
+        epilog="python -m verify faults: plants bugs and shows that they are caught.",
     )
     options.add_argument("--device", type=_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU if any")
     options.add_argument(
