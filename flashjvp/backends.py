@@ -9,7 +9,7 @@ import torch
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 
 NAMES = ("triton", "tiled", "reference")
-_MIN_CUDA_CAPABILITY = (8, 0)
+_CUDA_MAJORS = (9, 10)  # those with the shared memory that the tiles of kernels/schedule.py need
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -61,6 +61,8 @@ def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str
         return None
     if device_type != "cuda":
         return f"expected tensors on a cuda device, got {device_type}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < _MIN_CUDA_CAPABILITY:
-        return f"expected compute capability >= 8.0, got {torch.cuda.get_device_capability(index)}"
+    if torch.version.hip is not None:
+        return "expected an NVIDIA GPU, got an AMD one, for which there are no tiles yet"
+    if torch.cuda.get_device_capability(index)[0] not in _CUDA_MAJORS:
+        return f"expected compute capability 9.x or 10.x, got {torch.cuda.get_device_capability(index)}"
     return None

@@ -1,6 +1,7 @@
 """Tile tables: block sizes, warps and pipeline stages of each kernel family by kind of product and head dim.
 
-Registers decide: a tile that spills loses more than a larger one gains.
+Registers decide: a tile that spills loses more than a larger one gains. The tiles need the shared memory of compute
+capability 9.x and 10.x (backends.py admits no other GPU).
 """
 
 from typing import NamedTuple
