@@ -1,6 +1,6 @@
 PYTHON ?= python3
 WORKERS ?= 2
-TARGETS := sweep verify test lint
+TARGETS := sweep train verify codegen report test lint
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -17,6 +17,15 @@ sweep:
 
 verify:
 	$(VENV)/bin/python -m verify
+
+codegen:
+	$(VENV)/bin/python -m verify codegen --arch sm_90
+
+train:
+	$(VENV)/bin/python -m tvm_ref.train
+
+report:
+	$(VENV)/bin/python -m reports.build
 
 test:
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal

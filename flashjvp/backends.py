@@ -9,7 +9,6 @@ import torch
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 
 NAMES = ("triton", "tiled", "reference")
-_CUDA_MAJORS = (9, 10)  # those with the shared memory that the tiles of kernels/schedule.py need
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -62,7 +61,10 @@ def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str
     if device_type != "cuda":
         return f"expected tensors on a cuda device, got {device_type}"
     if torch.version.hip is not None:
-        return "expected an NVIDIA GPU, got an AMD one, for which there are no tiles yet"
-    if torch.cuda.get_device_capability(index)[0] not in _CUDA_MAJORS:
-        return f"expected compute capability 9.x or 10.x, got {torch.cuda.get_device_capability(index)}"
+        return (
+            "expected an NVIDIA GPU, got an AMD one: the kernels compile for gfx942, but nobody has run them there yet"
+        )
+    capability = torch.cuda.get_device_capability(index)
+    if capability != (8, 0) and capability[0] not in (9, 10):  # those with the shared memory that the tiles need
+        return f"expected compute capability 8.0, 9.x or 10.x, got {capability}"
     return None

@@ -1,4 +1,5 @@
-"""`python -m verify` verifies this installation; `python -m verify faults` shows that planted bugs are caught."""
+"""`python -m verify` verifies this installation; `python -m verify faults` shows that planted bugs are caught, and
+`python -m verify codegen` what the kernels compile to, without a GPU."""
 
 import sys
 
@@ -9,6 +10,10 @@ def main(arguments: list[str]) -> int:
         from . import faults
 
         return faults.main(rest)
+    if command == "codegen":
+        from . import codegen
+
+        return codegen.main(rest)
     from . import run
 
     return run.main(arguments)

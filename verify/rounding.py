@@ -8,7 +8,8 @@ significand bits a value in [2^E, 2^(E+1)) is rounded with variance (2^(E-p))^2 
 
 - in float32 (eps^2 = (2^-24)^2 / 3): S, S_t, A, B, every accumulator and row sum (sums of L products in any order:
   the squared partial sums of a random walk with drift), exp2 (hardware's error is 2^-22.5), S - max and S - lse
-  (relative to |S| and |lse|: this is what large scores cost). mu and lse are kept in float32. Sums of o_t may hold
+  (relative to |S| and |lse|: this is what large scores cost). A P below the smallest normal number (1.2e-38) may be
+  flushed to zero, which hardware does. mu and lse are kept in float32. Sums of o_t may hold
   S_t unshifted, and a running shift starts from the S_t of any keys;
 - in the input type: the tiles p, p (S_t - shift), P, P (S_t - mu), dS_t and dS before their products, and o, o_t and
   the gradients when stored. shift lies within a standard deviation (under P) or so of mu. Float32 tiles count as
@@ -116,12 +117,14 @@ def _quantile(total: Tensor, squares: Tensor, z: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Arithmetic:
-    """Relative variances of rounding in float32 (`eps`) and to the input type (`tile`), and the least variance."""
+    """Relative variances of rounding in float32 (`eps`) and to the input type (`tile`), the least variance (`tiny`) and
+    the smallest normal float32 (float64 for float64 inputs)."""
 
     dtype: torch.dtype
     eps: float
     tile: float
     tiny: float
+    smallest: float
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> "_Arithmetic":
@@ -130,7 +133,8 @@ class _Arithmetic:
         # subnormals of the type are absolute; float32 subnormals may be flushed to zero
         tiny = (info.smallest_normal * info.eps) ** 2 / 12 + wide.smallest_normal**2
         doubled = 2.0 if dtype == torch.float64 else 1.0  # the exact results have the same errors
-        return cls(dtype, doubled * (wide.eps / 2) ** 2 / 3, doubled * (info.eps / 2) ** 2 / 3 * MEAN_SQUARE, tiny)
+        eps, tile = doubled * (wide.eps / 2) ** 2 / 3, doubled * (info.eps / 2) ** 2 / 3 * MEAN_SQUARE
+        return cls(dtype, eps, tile, tiny, wide.smallest_normal)
 
     def tiles(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """Variance of x after rounding x / scale to the input type."""
@@ -191,6 +195,7 @@ class _Model:
         self.O_t = (P * z) @ v + P @ v_t
         length = P.shape[-1] / 3 + 3  # variance of a sum of N like terms, in eps^2 of the sum
         self.var_log = eps * (c**2 * _sum_variance(q, k.mT) + 3 * products.square() + S.square() + EXP_VARIANCE)
+        self.var_log += torch.lt(P, self.type.smallest).double()  # flushed to zero: all of it is error
         self.var_S_t = eps * (c**2 * (_sum_variance(q_t, k.mT) + _sum_variance(q, k_t.mT)) + 3 * self.S_t.square())
         W = P.square() * self.var_log
         self.var_lse = W.sum(-1, keepdim=True) + eps * (length + 3 * self.lse.square())

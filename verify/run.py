@@ -61,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m verify",
         description="Is this installation right, on this device, in these types? Results of every backend against "
         "float64 and against identities, within error budgets derived from rounding.",
-        epilog="python -m verify faults: plants bugs and shows that they are caught.",
+        epilog="python -m verify faults: plants bugs and shows that they are caught. "
+        "python -m verify codegen: what the kernels compile to, without a GPU.",
     )
     options.add_argument("--device", type=_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU if any")
     options.add_argument(

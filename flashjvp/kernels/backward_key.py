@@ -18,7 +18,7 @@ from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, 
 def _key_tile(
     state, key, query, statistics, base, mask, scale, m0, at_border, n0, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the accumulators that are not empty."""
     acc_k, acc_v, acc_k_t, acc_v_t = state
@@ -31,7 +31,7 @@ def _key_tile(
     q_t = load_rows(query[1], m0, M, BLOCK_M, K_COLUMNS, REGULAR)
     p = probabilities(
         q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, scale, m0, n0,
-        row[None, :], column[:, None], M, N, at_border, True, MASK_COLUMN, False, CAUSAL, PRECISION,
+        row[None, :], column[:, None], M, N, at_border, True, MASK_LAYOUT, False, CAUSAL, PRECISION,
     )  # fmt: skip
     G = load_rows(query[2], m0, M, BLOCK_M, V_COLUMNS, REGULAR)
     T = load_rows(query[3], m0, M, BLOCK_M, V_COLUMNS, REGULAR)
@@ -58,7 +58,7 @@ def _key_tile(
 def backward_key_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale, batch_shape,
     M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of rows of one key head against all its queries. The gradients that are given are written."""
     BLOCK_M: tl.constexpr = TILE[0]
@@ -103,7 +103,7 @@ def backward_key_kernel(
         for m0 in range(first, M, BLOCK_M):
             state = _key_tile(
                 state, key, query, statistics, base, head_mask, scale, m0, m0 < full, n0, M, N,
-                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
+                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state

@@ -13,7 +13,7 @@ from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, 
 def _query_tile(
     acc_q, acc_q_t, query, statistics, key, mask, scale, m0, n0, at_border, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
     q, q_t, G, T = query
@@ -23,7 +23,7 @@ def _query_tile(
     k_t = load_rows(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR)
     p = probabilities(
         q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
-        False, MASK_COLUMN, True, CAUSAL, PRECISION,
+        False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
     v = load_rows(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR)
     v_t = load_rows(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR)
@@ -40,7 +40,7 @@ def _query_tile(
 def backward_query_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, M, N,
     heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys. The gradients that are given are written."""
     BLOCK_M: tl.constexpr = TILE[0]
@@ -82,7 +82,7 @@ def backward_query_kernel(
     for n0 in range(0, end, BLOCK_N):
         acc_q, acc_q_t = _query_tile(
             acc_q, acc_q_t, query, statistics, key, head_mask, scale, m0, n0, n0 >= full, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_COLUMN, PRECISION, REGULAR,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
         )  # fmt: skip
 
     factor = tl.zeros([BLOCK_M], tl.float32) + scale

@@ -7,7 +7,7 @@ otherwise it is [queries, keys]. Row statistics come shaped to broadcast to the 
 import triton
 import triton.language as tl
 
-from .tiles import apply_mask, scores_sum
+from .tiles import apply_mask, scores_and_tangent, scores_sum
 
 
 @triton.jit
@@ -26,6 +26,18 @@ def _products(
         return scores_sum(key, query, key2, query2, FIRST, SECOND, PRECISION)
     else:
         return scores_sum(query, key, query2, key2, FIRST, SECOND, PRECISION)
+
+
+@triton.jit
+def _products_and_tangent(
+    query, key, query_t, key_t, FIRST: tl.constexpr, SECOND: tl.constexpr, KEYS_FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """query @ key.T and query_t @ key.T + query @ key_t.T, transposed if KEYS_FIRST."""
+    if KEYS_FIRST:
+        return scores_and_tangent(key, query, key_t, query_t, SECOND, FIRST, PRECISION)
+    else:
+        return scores_and_tangent(query, key, query_t, key_t, FIRST, SECOND, PRECISION)
 
 
 @triton.jit
@@ -53,36 +65,50 @@ def _statistic(x, KEYS_FIRST: tl.constexpr):
 @triton.jit
 def probabilities(
     q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row, column, M, N, at_border,
-    KEYS_FIRST: tl.constexpr, MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6)."""
-    s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION) * (scale * 1.4426950408889634)
-    s = apply_mask(s, mask, m0, n0, row, column, M, N, at_border, MASK_COLUMN, EDGE, DIAGONAL)
+    FIRST: tl.constexpr = len(q_t) * len(k)
+    SECOND: tl.constexpr = len(q) * len(k_t)
+    JOINT: tl.constexpr = q[0].dtype == tl.float32 and PRECISION == "ieee"
+    if JOINT:
+        s, s_t = _products_and_tangent(q, k, q_t, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
+    else:
+        s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION)
+    s *= scale * 1.4426950408889634
+    s = apply_mask(s, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
     lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
     if len(mask) > 0:  # a row with no allowed key
         lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)
     p = tl.exp2(s - lse2)
-    if len(q_t) + len(k_t) == 0:
+    if FIRST + SECOND == 0:
         return (p,)
     else:
-        s_t = _products(q_t, k, q, k_t, len(q_t) * len(k), len(q) * len(k_t), KEYS_FIRST, PRECISION) * scale
-        return (p, p * (s_t - _statistic(mu, KEYS_FIRST)))
+        if not JOINT:
+            s_t = _products(q_t, k, q, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
+        return (p, p * (s_t * scale - _statistic(mu, KEYS_FIRST)))
 
 
 @triton.jit
 def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """(dS, dS_t), or (dS,) without a cotangent of o_t; (9), (10), (13), (14). `p` is what `probabilities` returns."""
+    FIRST: tl.constexpr = len(G) * len(v)
+    SECOND: tl.constexpr = len(T) * len(v_t)
     centred = ()
-    if len(T) > 0:
-        centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION) - _statistic(row_a, KEYS_FIRST)
     b = 0.0
-    if len(G) + len(T) * len(v_t) > 0:
-        b = _products(G, v, T, v_t, len(G) * len(v), len(T) * len(v_t), KEYS_FIRST, PRECISION)
+    if len(T) > 0 and v[0].dtype == tl.float32 and PRECISION == "ieee":
+        centred, b = _products_and_tangent(T, v, G, v_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
+    else:
+        if len(T) > 0:
+            centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION)
+        if FIRST + SECOND > 0:
+            b = _products(G, v, T, v_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
     ds = p[0] * (b - _statistic(row_delta, KEYS_FIRST))
     if len(T) == 0:
         return (ds,)
     else:
+        centred -= _statistic(row_a, KEYS_FIRST)
         if len(p) > 1:
             ds += p[1] * centred
         return (ds, p[0] * centred)

@@ -13,6 +13,7 @@ from .tiles import (
     load_rows,
     scale_rows,
     scores,
+    scores_and_tangent,
     scores_sum,
     select_head,
     store_rows,
@@ -24,14 +25,22 @@ from .tiles import (
 def _forward_tile(
     state, q_rows, q_t_rows, k, v, k_t, v_t, mask, scale, m0, n0, at_border, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_COLUMN: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, c) after it; (7'')."""
     acc_o, acc_o_t, m, l, c = state
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     k_rows = load_rows(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
-    s = scores(q_rows, k_rows, PRECISION) * (scale * 1.4426950408889634)  # (1) in base 2
-    s = apply_mask(s, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_COLUMN, True, CAUSAL)
+    k_t_rows = load_rows(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
+    FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
+    SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
+    JOINT: tl.constexpr = q_rows[0].dtype == tl.float32 and PRECISION == "ieee"
+    if JOINT:
+        s, s_t = scores_and_tangent(q_rows, k_rows, q_t_rows, k_t_rows, FIRST, SECOND, PRECISION)
+    else:
+        s = scores(q_rows, k_rows, PRECISION)
+    s *= scale * 1.4426950408889634  # (1) in base 2
+    s = apply_mask(s, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_LAYOUT, True, CAUSAL)
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = m_new
     if len(mask) > 0:
@@ -42,11 +51,9 @@ def _forward_tile(
     v_rows = load_rows(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR)
     if JVP:
         acc_o_t = scale_rows(acc_o_t, alpha)
-    if len(q_t_rows) + len(k_t) > 0:
-        k_t_rows = load_rows(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
-        FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
-        SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
-        s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
+    if FIRST + SECOND > 0:
+        if not JOINT:
+            s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
         s_t = s_t * scale - c[:, None]  # (4), shifted
         step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)
         c += step
@@ -63,7 +70,7 @@ def _forward_tile(
 def forward_kernel(
     q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_COLUMN: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys."""
     BLOCK_M: tl.constexpr = TILE[0]
@@ -98,7 +105,7 @@ def forward_kernel(
     for n0 in range(0, end, BLOCK_N):
         state = _forward_tile(
             state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, m0, n0, n0 >= full, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_COLUMN, JVP, PRECISION, REGULAR,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, JVP, PRECISION, REGULAR,
         )  # fmt: skip
 
     acc_o, acc_o_t, m, l, c = state
@@ -133,7 +140,6 @@ def launch_forward(
     if call.is_empty:
         return o, o_t, lse, mu
     operands = call.operands(q, k, v, q_t, k_t, v_t)
-    call.launch(
-        forward_kernel, "forward", call.query_programs, (*operands, call.mask, *call.operands(o, o_t), lse, mu), scale
-    )
+    args = (*operands, call.mask, *call.operands(o, o_t), lse, mu)
+    call.launch(forward_kernel, "forward", call.query_programs, args, scale)
     return o, o_t, lse, mu

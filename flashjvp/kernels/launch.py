@@ -32,7 +32,7 @@ class Call:
         self.v_columns = (dv, *schedule.chunk_widths(dv, self.kind))
         self.width = max(sum(self.k_columns[1:]), sum(self.v_columns[1:]))
         self._address_bits = self._row_stride = 0
-        self.mask, self.mask_column = self._mask_operand(mask, (*q.shape[:-1], n))
+        self.mask, self.mask_layout = self._mask_operand(mask, (*q.shape[:-1], n))
 
     def operands(self, *tensors: Maybe) -> tuple[Operand | None, ...]:
         """Kernel operands. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
@@ -51,15 +51,20 @@ class Call:
         self._row_stride = max(self._row_stride, strides[-2])
         return Operand(x, _head_strides(strides))
 
-    def _mask_operand(self, mask: Maybe, shape: tuple[int, ...]) -> tuple[Operand | None, int]:
-        """The mask without a copy but where its last dim is strided, and its column stride 0 or 1."""
+    def _mask_operand(self, mask: Maybe, shape: tuple[int, ...]) -> tuple[Operand | None, tuple[int, bool]]:
+        """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
         if mask is None:
-            return None, 0
+            return None, (0, False)
         column = int(mask.shape[-1] != 1)
         if column and mask.stride(-1) != 1:
             mask = mask.contiguous()
         mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-        return Operand(mask, _head_strides(mask.expand(shape).stride())), column
+        strides = mask.expand(shape).stride()
+        bits = mask.data_ptr() // mask.element_size() | shape[-1]
+        for stride in strides[:-1]:
+            bits |= stride
+        aligned = column == 1 and bits % 16 == 0 and strides[-2] < 1 << 23
+        return Operand(mask, _head_strides(strides)), (column, aligned)
 
     def query_programs(self, tile: schedule.Tile) -> int:
         """Programs of a kernel that owns tiles of query rows."""
@@ -73,7 +78,7 @@ class Call:
         self, kernel: Any, family: str, programs: Callable[[schedule.Tile], int], args: Sequence[Any], scale: float
     ) -> None:
         """Runs `kernel(*args, scale, batch_shape, *sizes, ...)` with the tile that schedule.py holds for `family`."""
-        tile = schedule.lookup(family, self.kind, self.width)
+        tile = schedule.lookup(self.device, self.kind, family, self.width)
         with _current(self.device):
             kernel[(programs(tile),)](
                 *args,
@@ -84,7 +89,7 @@ class Call:
                 V_COLUMNS=self.v_columns,
                 TILE=(tile.block_m, tile.block_n),
                 CAUSAL=self.is_causal,
-                MASK_COLUMN=self.mask_column,
+                MASK_LAYOUT=self.mask_layout,
                 PRECISION="tf32" if self.kind == "tf32" else "ieee",
                 REGULAR=self._address_bits % 16 == 0 and self._row_stride < 1 << 23,
                 num_warps=tile.warps,

@@ -1,12 +1,15 @@
-"""Tile tables: block sizes, warps and pipeline stages of each kernel family by kind of product and head dim.
+"""Tile tables: block sizes, warps and stages of each kernel family by architecture, kind of product and head dim.
 
-Registers decide: a tile that spills loses more than a larger one gains. The tiles need the shared memory of compute
-capability 9.x and 10.x (backends.py admits no other GPU).
+Registers decide: a tile that spills loses more than a larger one gains. `python -m verify codegen` shows what every
+entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `ieee` float32
+without them: there a thread holds rows of both factors, so tiles are small (matrix cores of gfx942 compute it, too).
 """
 
 from typing import NamedTuple
 
 import torch
+
+from .tables import TILES
 
 
 class Tile(NamedTuple):
@@ -21,35 +24,34 @@ class Tile(NamedTuple):
 # family -> largest padded head dim -> tile
 Table = dict[str, dict[int, Tile]]
 
-# float16 and bfloat16 on tensor cores.
-_HALF: Table = {
-    "forward": {64: Tile(64, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 16, 8, 2)},
-    "rowsums": {64: Tile(64, 0, 4, 1), 128: Tile(32, 0, 4, 1), 256: Tile(16, 0, 4, 1)},
-    "backward_query": {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(32, 32, 8, 1)},
-    "backward_key": {64: Tile(64, 64, 4, 2), 128: Tile(32, 128, 8, 2), 256: Tile(32, 32, 4, 1)},
-    "backward_value": {64: Tile(64, 64, 4, 2), 128: Tile(32, 128, 8, 3), 256: Tile(16, 64, 8, 1)},
-    "backward_key_value": {64: Tile(32, 64, 4, 2)},
+# architecture -> kind of product -> family -> largest padded head dim -> tile
+TABLES: dict[str, dict[str, Table]] = {
+    arch: {
+        kind: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
+        for kind, table in kinds.items()
+    }
+    for arch, kinds in TILES.items()
 }
-# float32 rounded to TF32 on tensor cores.
-_TF32: Table = {
-    "forward": {64: Tile(64, 32, 8, 2), 128: Tile(64, 16, 8, 2), 256: Tile(32, 16, 8, 1)},
-    "rowsums": _HALF["rowsums"],
-    "backward_query": {64: Tile(32, 32, 8, 1), 128: Tile(32, 16, 8, 1), 256: Tile(16, 16, 4, 1)},
-    "backward_key": {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 4, 1)},
-    "backward_value": {64: Tile(32, 32, 8, 1), 128: Tile(16, 32, 8, 1), 256: Tile(16, 16, 4, 1)},
-    "backward_key_value": {64: Tile(16, 32, 8, 1)},
-}
-# IEEE float32 without tensor cores: a thread holds whole rows of both factors, so tiles are small.
-_IEEE: Table = {
-    "forward": {64: Tile(16, 16, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
-    "rowsums": _HALF["rowsums"],
-    "backward_query": {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
-    "backward_key": {64: Tile(16, 16, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
-    "backward_value": {64: Tile(16, 16, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
-    "backward_key_value": {64: Tile(16, 16, 4, 1)},
-}
-TABLES = {"half": _HALF, "tf32": _TF32, "ieee": _IEEE}
+# device -> key of TABLES, filled at first use
+ARCHITECTURES: dict[torch.device, str] = {}
 _IEEE_CHUNK = 32
+
+
+def architecture(device: torch.device) -> str:
+    """Whose tables serve a device: a key of TABLES, asked of the driver once per device."""
+    found = ARCHITECTURES.get(device)
+    if found is None:
+        found = ARCHITECTURES[device] = _detect(device)
+    return found
+
+
+def _detect(device: torch.device) -> str:
+    """The interpreter (CPU tensors) takes the tiles of sm_90."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[torch.cuda.get_device_capability(device)[0]]
 
 
 def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
@@ -65,8 +67,8 @@ def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
 def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
     """Powers of two, at least 16, that cover a head dim.
 
-    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16). IEEE products take many narrow ones,
-    because a thread holds a row of a chunk.
+    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16), or (64, 32) in TF32, where narrower ones
+    spill. IEEE products take many narrow ones, because a thread holds a row of a chunk.
     """
     if width <= 16:
         return (16,)
@@ -75,13 +77,13 @@ def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
     top = 1 << (width.bit_length() - 1)
     if width == top:
         return (top,)
-    rest = max(16, 1 << (width - top - 1).bit_length())
-    return (2 * top,) if rest == top else (top, rest)
+    rest = max(32 if kind == "tf32" else 16, 1 << (width - top - 1).bit_length())
+    return (2 * top,) if rest >= top else (top, rest)
 
 
-def lookup(family: str, kind: str, width: int) -> Tile:
+def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
     """The tile of a kernel family for head dims padded to `width`."""
-    return TABLES[kind][family][_bucket(width)]
+    return TABLES[architecture(device)][kind][family][_bucket(width)]
 
 
 def _bucket(width: int) -> int:

@@ -182,6 +182,23 @@ def scores_sum(a, b, a2, b2, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISIO
 
 
 @triton.jit
+def scores_and_tangent(a, b, a_t, b_t, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b.T and a_t @ b.T + a @ b_t.T; FIRST is len(a_t) * len(b) and SECOND len(a) * len(b_t), as in scores_sum.
+
+    Chunk by chunk: without tensor cores a thread holds rows of the factors, and of all chunks they fit no registers.
+    """
+    s = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
+    s_t = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
+    for i in tl.static_range(len(a)):
+        s = tl.dot(a[i], tl.trans(b[i]), s, input_precision=PRECISION)
+        if FIRST > 0:
+            s_t = tl.dot(a_t[i], tl.trans(b[i]), s_t, input_precision=PRECISION)
+        if SECOND > 0:
+            s_t = tl.dot(a[i], tl.trans(b_t[i]), s_t, input_precision=PRECISION)
+    return s, s_t
+
+
+@triton.jit
 def add_product(tile, weights, x, PRECISION: tl.constexpr):
     """tile + weights @ x with the weights rounded to x's type."""
     total = ()
@@ -193,18 +210,26 @@ def add_product(tile, weights, x, PRECISION: tl.constexpr):
 @triton.jit
 def apply_mask(
     s, mask, m0, n0, row, column, M, N, at_border,
-    MASK_COLUMN: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
     """Base-2 scores `s` with the mask and, `at_border`, the end of the keys (EDGE) and the causal diagonal (DIAGONAL).
 
     The tile starts at query m0 and key n0; `row` and `column` count from there, shaped to broadcast to `s` in either
-    orientation. `mask` is (pointer, row stride) and MASK_COLUMN its column stride, 0 or 1. One loop that branches here
+    orientation. `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, and whether its rows start
+    and end at multiples of 16 elements less than 2^23 apart, which makes its loads wide. One loop that branches here
     takes fewer registers than a loop over the full tiles and a second one over those at a border.
     """
     if len(mask) > 0:
-        rows, columns = m0 + row, n0 + column
-        inside = (rows < M) & (columns < N)
-        bias = tl.load(mask[0] + rows.to(tl.int64) * mask[1] + columns * MASK_COLUMN, mask=inside, other=0)
+        if MASK_LAYOUT[1]:
+            stride = tl.cast(mask[1], tl.uint32)
+            tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride + tl.cast(n0, tl.uint32), 16)
+            offsets = tl.multiple_of(row.to(tl.uint32) * stride, (16, 16)) + column.to(tl.uint32)
+            inside = (row < M - m0) & (column // 16 < (N - n0) // 16)
+        else:
+            tile = mask[0] + tl.cast(m0, tl.int64) * mask[1] + n0 * MASK_LAYOUT[0]
+            offsets = row.to(tl.int64) * mask[1] + column * MASK_LAYOUT[0]
+            inside = (row < M - m0) & (column < N - n0)
+        bias = tl.load(tile + offsets, mask=inside, other=0)
         if bias.dtype.is_floating():
             s += bias.to(tl.float32) * 1.4426950408889634
         else:

@@ -163,3 +163,17 @@ def test_assert_within_names_the_tensor() -> None:
     dense = dense_same_type(inputs)
     with pytest.raises(AssertionError, match="d_k_t: error"):
         assert_within(inputs, replace(dense, d_k_t=2 * dense.d_k_t))
+
+
+@pytest.mark.parametrize(("distance", "may_vanish"), [(-89.0, True), (-80.0, False)])
+def test_only_subnormal_probabilities_may_be_flushed_to_zero(distance: float, may_vanish: bool) -> None:
+    """exp(-89) is below the smallest normal float32, exp(-80) is not; large cotangents make what P carries large."""
+    k = torch.tensor([[[0.0], [distance]]])
+    v, k_t, v_t = torch.tensor([[[[1.0], [3.0]]], [[[2.0], [-1.0]]], [[[-2.0], [4.0]]]])
+    q, q_t, d_o, d_o_t = torch.tensor([[[[1.0]]], [[[0.5]]], [[[1e4]]], [[[-3e4]]]])
+    inputs = Inputs(q, k, v, q_t, k_t, v_t, d_o=d_o, d_o_t=d_o_t, scale=1.0)
+    exact = dense64(inputs)
+    kept = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    grads = {name: getattr(exact, name) * kept for name in ("d_v", "d_v_t")}
+    rows = {row.tensor: row.ok for row in check(replace(exact, **grads), exact, budget(inputs, exact, exact))}
+    assert all(rows[name] == may_vanish for name in grads)
