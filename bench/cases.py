@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reports.schema import MASKS
 from verify.cases import Inputs
 
 DTYPES = {
@@ -14,16 +15,26 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-MODES = ("fwd", "fwd+bwd")
+# Operations over BHMND, 2 for each matrix product: forward 2 products, with a JVP 6; backward 5, of both outputs 15.
+OPERATIONS = {
+    "fwd": 12,
+    "bwd": 30,
+    "fwd+bwd": 42,
+    "plain-fwd": 4,
+    "plain-bwd": 10,
+    "plain-fwd+bwd": 14,
+    "approx-fwd": 8,
+}
 REDUCED_LENGTH = 256
+KEPT = 0.7  # of the pairs that a mask allows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One shape in one mode; the fields are the identity columns of a row.
 
-    q is [batch, heads, queries, head_dim], k and v are [batch, kv_heads, keys, head_dim]. Mode `fwd` is o and o_t;
-    `fwd+bwd` adds the gradients of both outputs, with both cotangents, in all six inputs.
+    q is [batch, heads, queries, head_dim], k and v are [batch, kv_heads, keys, head_dim], a mask [queries, keys].
+    reports.schema.Row says what the modes and masks are.
     """
 
     mode: str
@@ -43,20 +54,28 @@ class Case:
             raise ValueError(f"sizes must be at least 1, not {sizes}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv-heads ({self.kv_heads})")
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        if self.mask != "none":
-            raise ValueError(f"mask must be none, not {self.mask!r}")
+        for name, allowed in (("mode", OPERATIONS), ("dtype", DTYPES), ("mask", MASKS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
     @property
     def backward(self) -> bool:
-        return self.mode == "fwd+bwd"
+        """Whether gradients are computed."""
+        return self.mode.endswith("bwd")
+
+    @property
+    def plain(self) -> bool:
+        """Whether there are no tangents."""
+        return self.mode.startswith("plain-")
+
+    @property
+    def shape(self) -> "Case":
+        """What is the same in every mode."""
+        return dataclasses.replace(self, mode="fwd")
 
 
 def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
-    """Standard normal inputs in the case's dtype, the cotangents only when there is a backward."""
+    """Standard normal inputs in the case's dtype: tangents unless plain, cotangents only when there is a backward."""
     generator = torch.Generator(device).manual_seed(seed)
     q_shape = (case.batch, case.heads, case.queries, case.head_dim)
     k_shape = (case.batch, case.kv_heads, case.keys, case.head_dim)
@@ -64,54 +83,61 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     def normal(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=DTYPES[case.dtype])
 
+    def tangent(shape: tuple[int, ...]) -> Tensor | None:
+        return None if case.plain else normal(shape)
+
     return Inputs(
         q=normal(q_shape),
         k=normal(k_shape),
         v=normal(k_shape),
-        q_t=normal(q_shape),
-        k_t=normal(k_shape),
-        v_t=normal(k_shape),
+        q_t=tangent(q_shape),
+        k_t=tangent(k_shape),
+        v_t=tangent(k_shape),
         d_o=normal(q_shape) if case.backward else None,
-        d_o_t=normal(q_shape) if case.backward else None,
+        d_o_t=tangent(q_shape) if case.backward else None,
+        mask=_make_mask(case, device, generator),
         is_causal=case.causal,
     )
 
 
 def require_gradients(inputs: Inputs) -> None:
     """Marks q, k, v and their tangents as leaves whose gradients are wanted."""
-    for x in six(inputs):
+    for x in differentiable(inputs):
         x.requires_grad_()
 
 
-def six(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v, q_t, k_t, v_t, which every case has."""
-    assert inputs.q_t is not None and inputs.k_t is not None and inputs.v_t is not None
-    return inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t
+def differentiable(inputs: Inputs) -> tuple[Tensor, ...]:
+    """q, k, v and the tangents that there are."""
+    return tuple(x for x in (inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t) if x is not None)
 
 
 def operations(case: Case) -> float:
-    """Floating-point operations by which throughput is reported: 12 BHMND for forward with JVP, 30 for the backward.
+    """Floating-point operations by which throughput is reported.
 
     Half when causal with as many queries as keys, where half of the scores are never needed.
     """
-    count = (42 if case.backward else 12) * case.batch * case.heads * case.queries * case.keys * case.head_dim
+    count = OPERATIONS[case.mode] * case.batch * case.heads * case.queries * case.keys * case.head_dim
     return count / 2 if case.causal and case.queries == case.keys else count
 
 
 def inputs_mib(case: Case) -> float:
-    """q, k, v and their tangents, and the two cotangents when there is a backward."""
+    """q, k, v, their tangents unless plain, the mask, and the cotangents when there is a backward."""
     q_side, key_side = _element_counts(case)
-    return (2 * (q_side + 2 * key_side) + (2 * q_side if case.backward else 0)) * _width(case) / 2**20
+    each = 1 if case.plain else 2
+    count = each * (q_side + 2 * key_side) + (each * q_side if case.backward else 0)
+    return (count * _width(case) + _mask_bytes(case)) / 2**20
 
 
 def least_mib(case: Case) -> float:
     """What any implementation holds at its end: inputs, outputs, gradients and row statistics.
 
-    The statistics are lse and mu, with a backward also row_a and row_delta, in float32 (float64 for float64 inputs).
+    The statistics are lse and mu, with a backward also row_a and row_delta, in float32 (float64 for float64 inputs);
+    plain, they are lse and row_delta.
     """
     q_side, key_side = _element_counts(case)
-    outputs = 2 * q_side + (2 * (q_side + 2 * key_side) if case.backward else 0)
-    statistics = (4 if case.backward else 2) * case.batch * case.heads * case.queries
+    each = 1 if case.plain else 2
+    outputs = each * q_side + (each * (q_side + 2 * key_side) if case.backward else 0)
+    statistics = (2 * each if case.backward else each) * case.batch * case.heads * case.queries
     return inputs_mib(case) + (outputs * _width(case) + statistics * max(4, _width(case))) / 2**20
 
 
@@ -130,6 +156,25 @@ def reduced(case: Case) -> Case:
         queries=_reduced_length(case.queries),
         keys=_reduced_length(case.keys),
     )
+
+
+def _make_mask(case: Case, device: torch.device, generator: torch.Generator) -> Tensor | None:
+    if case.mask == "none":
+        return None
+    shape = (case.queries, case.keys)
+    keep = torch.rand(shape, generator=generator, device=device) < KEPT
+    keep[:, 0] = True  # every query has a key, also under a causal mask
+    if case.mask == "empty-rows":
+        keep[::3] = False
+    if case.mask != "additive":
+        return keep
+    bias = torch.randn(shape, generator=generator, device=device, dtype=DTYPES[case.dtype])
+    return bias.masked_fill_(~keep, -torch.inf)
+
+
+def _mask_bytes(case: Case) -> int:
+    width = {"none": 0, "additive": _width(case)}.get(case.mask, 1)
+    return width * case.queries * case.keys
 
 
 def _reduced_length(length: int) -> int:

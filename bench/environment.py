@@ -9,9 +9,10 @@ import torch
 from reports.environment import commit, driver, machine, version
 
 from .cases import DTYPES
-from .measure import latency
+from .measure import Work, latency
 
 CEILING_SIZE = {"cpu": 1024, "cuda": 8192}
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,11 @@ class Environment:
     triton_version: str
     commit: str
     ceiling_tflops: float
+    ceiling_gbs: float
 
 
 def describe(device: torch.device, dtype: str) -> Environment:
-    """The environment of a sweep on `device`; runs a matrix product of `dtype` for the ceiling."""
+    """The environment of a sweep on `device`; measures its ceilings with a matrix product of `dtype` and a copy."""
     return Environment(
         device=device.type,
         machine=machine(device),
@@ -39,6 +41,7 @@ def describe(device: torch.device, dtype: str) -> Environment:
         triton_version=version("triton"),
         commit=commit(),
         ceiling_tflops=_ceiling_tflops(device, dtype),
+        ceiling_gbs=_ceiling_gbs(device),
     )
 
 
@@ -68,4 +71,11 @@ def available_memory_mib() -> float | None:
 def _ceiling_tflops(device: torch.device, dtype: str) -> float:
     size = CEILING_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-    return 2 * size**3 / (latency(lambda: a @ b, device).p50_ms * 1e-3) / 1e12
+    return 2 * size**3 / (latency(Work(lambda _: a @ b), device).p50_ms * 1e-3) / 1e12
+
+
+def _ceiling_gbs(device: torch.device) -> float:
+    size = COPY_BYTES[device.type]
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / (latency(Work(lambda _: target.copy_(source)), device).p50_ms * 1e-3) / 1e9

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import IO, Any
 
 from reports.environment import ROOT
@@ -44,7 +44,7 @@ def outcomes(
     limit_s: float,
     on_start: Callable[[Event], None],
     worker: tuple[str, ...] = WORKER,
-) -> Iterator[tuple[Event, Event]]:
+) -> Generator[tuple[Event, Event]]:
     """Yields (cell, outcome) for every cell, whatever its process does.
 
     The cells share a process as long as it lives; after a crash, a hang of more than `limit_s` seconds in one cell,

@@ -1,5 +1,6 @@
-"""How a call is measured: its results, its latency and its peak memory."""
+"""How a call is measured: its results, its latency, its host time and its peak memory."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -8,21 +9,32 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from verify.cases import Inputs
 
-from .cases import six
+from .cases import differentiable
 from .providers import Attention
 
-Call = Callable[[], object]
+WARM_UP_S = {"cpu": 0.1, "cuda": 0.1}
+BUDGET_S = {"cpu": 2.0, "cuda": 0.4}
+REPEATS = {"cpu": (3, 30), "cuda": (5, 200)}
+SLOW_S = 5.0  # after so long a call is not repeated further, however few the repeats
+HOST_BATCHES, HOST_CALLS = 10, 20
 
-WARM_UP_S = {"cpu": 0.1, "cuda": 0.3}
-BUDGET_S = {"cpu": 4.0, "cuda": 2.0}
-REPEATS = {"cpu": (3, 30), "cuda": (10, 100)}
-SLOW_S = 20.0  # on a CPU, calls so slow are repeated less often than that
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured: `run`, given what `prepare` returns, which is not measured."""
+
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any] = lambda: None
+
+    def __call__(self) -> object:
+        return self.run(self.prepare())
 
 
 @dataclass(frozen=True)
@@ -36,23 +48,43 @@ class Latency:
 
 
 def results(attention: Attention, inputs: Inputs, backward: bool) -> tuple[Tensor, ...]:
-    """The measured call: (o, o_t), and with a backward the gradients of both in q, k, v, q_t, k_t, v_t."""
+    """The outputs, and with a backward the gradients of all of them in all inputs and tangents."""
     outputs = attention(inputs)
-    if not backward:
-        return outputs
-    return (*outputs, *torch.autograd.grad(outputs, six(inputs), (inputs.d_o, inputs.d_o_t)))
+    return (*outputs, *_gradients(outputs, inputs)) if backward else outputs
 
 
-def latency(call: Call, device: torch.device) -> Latency:
+def work(attention: Attention, inputs: Inputs, mode: str) -> Work:
+    """The call of a mode; where only the backward is measured, a forward prepares each call."""
+    what = mode.split("-")[-1]
+    if what == "bwd":
+        return Work(lambda outputs: _gradients(outputs, inputs), lambda: attention(inputs))
+    return Work(lambda _: results(attention, inputs, what == "fwd+bwd"))
+
+
+def latency(work: Work, device: torch.device) -> Latency:
     """Time of one call: CUDA events with a cold L2 on a GPU, the wall clock on a CPU; warmed up, median and spread."""
-    samples_ms = _cuda_samples_ms(call, device) if device.type == "cuda" else _cpu_samples_ms(call)
+    samples_ms = _cuda_samples_ms(work, device) if device.type == "cuda" else _cpu_samples_ms(work)
     quantiles = torch.quantile(torch.tensor(samples_ms, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8]).double())
     p20, p50, p80 = quantiles.tolist()
     return Latency(p20, p50, p80, len(samples_ms))
 
 
-def peak_mib(call: Call, device: torch.device) -> float:
-    """Peak memory of one call above what is held before it.
+def host_us(work: Work, device: torch.device) -> float:
+    """Wall time until a call returns to the host, which on a GPU is before its kernels end: median over batches."""
+    samples = []
+    for _ in range(1 + HOST_BATCHES):
+        prepared = [work.prepare() for _ in range(HOST_CALLS)]
+        _wait(device)
+        start = time.perf_counter()
+        for state in prepared:
+            work.run(state)
+        samples.append((time.perf_counter() - start) / HOST_CALLS * 1e6)
+        _wait(device)
+    return sorted(samples[1:])[HOST_BATCHES // 2]  # the first batch warms up
+
+
+def peak_mib(work: Work, device: torch.device) -> float:
+    """Peak memory of one call above what is held before it and before what prepares it.
 
     On a GPU it is the allocator's peak. On a CPU it is the growth of the resident set, which is right only in a
     process whose allocator holds no large free blocks: measure in a fresh process, after a tiny call that starts the
@@ -60,53 +92,73 @@ def peak_mib(call: Call, device: torch.device) -> float:
     """
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        _wait(device)
         before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
+        state = work.prepare()
+        _wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work.run(state)
+        _wait(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     _return_free_memory()
-    before = _reset_peak_resident()
-    call()
-    return max(_peak_resident() - before, 0) / 2**20
+    before = _status_bytes("VmRSS")
+    state = work.prepare()
+    _reset_peak_resident()
+    work.run(state)
+    return max(_status_bytes("VmHWM") - before, 0) / 2**20
 
 
-def _cpu_samples_ms(call: Call) -> list[float]:
+def _gradients(outputs: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor, ...]:
+    cotangents = [x for x in (inputs.d_o, inputs.d_o_t) if x is not None]
+    return torch.autograd.grad(outputs, differentiable(inputs), cotangents)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cpu_samples_ms(work: Work) -> list[float]:
     """Calls until the budget is spent; those that began during the warm-up count only where few others were made."""
     fewest, most = REPEATS["cpu"]
     early: list[float] = []
     samples: list[float] = []
     start = time.perf_counter()
     while True:
+        state = work.prepare()
         before = time.perf_counter()
-        call()
+        work.run(state)
         after = time.perf_counter()
+        del state  # else it lives on while the next one is made
         (early if before - start < WARM_UP_S["cpu"] else samples).append((after - before) * 1e3)
         enough = len(early) + len(samples) >= fewest or after - start >= SLOW_S
         if len(samples) >= most or (enough and after - start >= BUDGET_S["cpu"]):
             return samples if len(samples) >= fewest else early + samples
 
 
-def _cuda_samples_ms(call: Call, device: torch.device) -> list[float]:
+def _cuda_samples_ms(work: Work, device: torch.device) -> list[float]:
+    """As many calls as the budget allows; the host runs ahead of the device, as it does in training."""
     start = time.perf_counter()
     calls = 0
     while calls < 2 or time.perf_counter() - start < WARM_UP_S["cuda"]:
-        call()
-        torch.cuda.synchronize(device)
+        work()
+        _wait(device)
         calls += 1
     fewest, most = REPEATS["cuda"]
     estimate_s = (time.perf_counter() - start) / calls
+    fewest = min(fewest, max(int(SLOW_S / estimate_s), 1))
     repeats = min(max(int(BUDGET_S["cuda"] / estimate_s), fewest), most)
     with torch.cuda.device(device):
         cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
         for before, after in events:
-            cache.zero_()  # evicts what the last call left in L2
+            state = work.prepare()
+            cache.zero_()  # evicts what the last call, or the forward before a backward, left in L2
             before.record()
-            call()
+            work.run(state)
             after.record()
-        torch.cuda.synchronize(device)
+            del state
+        _wait(device)
     return [before.elapsed_time(after) for before, after in events]
 
 
@@ -118,18 +170,13 @@ def _return_free_memory() -> None:
             trim(0)
 
 
-def _reset_peak_resident() -> int:
-    """Sets the peak of the resident set to its present size where the system permits; returns that size in bytes."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass  # the peak so far stays; in a fresh process it is close to the present size
-    return _status_bytes("VmRSS")
+def _reset_peak_resident() -> None:
+    """Sets the peak of the resident set to its present size where the system permits.
 
-
-def _peak_resident() -> int:
-    return _status_bytes("VmHWM")
+    Elsewhere the peak so far stays, which in a fresh process is close to the present size.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def _status_bytes(field: str) -> int:

@@ -1,15 +1,14 @@
 """The child process of a sweep: reads one task, measures its cells in order, writes one JSON line an event.
 
-Task (one line on stdin): `{"device": ..., "dtype": ..., "memory_limit_mib": ..., "cells": [{"id", "provider",
-"case"}]}`. Events (lines on stdout): `environment` when the task has no cells, else `start` and `outcome` for each
-cell. Whatever else is printed goes to stderr. The parent keeps stdin open: its end means that the parent is gone, and
-the worker ends with it.
+Task (one line on stdin): `{"device": ..., "dtype": ..., "memory_limit_mib": ..., "cells": [{"id", "provider", "paths",
+"case"}]}`, where `paths` is what the provider is imported from, before everything else. Events (lines on stdout):
+`environment` when the task has no cells, else `start` and `outcome` for each cell. Whatever else is printed goes to
+stderr. The parent keeps stdin open: its end means that the parent is gone, and the worker ends with it.
 """
 
 import dataclasses
 import json
 import os
-import re
 import resource
 import sys
 import threading
@@ -17,12 +16,9 @@ from typing import Any, TextIO
 
 import torch
 
-from . import gate, measure
-from .cases import Case, make_inputs, require_gradients
+from .cases import Case
+from .cell import Cells
 from .environment import describe
-from .providers import PROVIDERS
-
-Outcome = dict[str, Any]
 
 
 def main() -> None:
@@ -31,61 +27,19 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = _device(task["device"])
     if not task["cells"]:
-        environment = dataclasses.asdict(describe(device, task["dtype"] or _default_dtype(device)))
-        _write(events, {"event": "environment", **environment})
+        dtype = task["dtype"] or _default_dtype(device)
+        _write(events, {"event": "environment", "dtype": dtype, **dataclasses.asdict(describe(device, dtype))})
         return
     if device.type == "cpu" and task["memory_limit_mib"] is not None:
         _limit_memory(task["memory_limit_mib"])
+    cells = Cells(device)
     for cell in task["cells"]:
         _write(events, {"event": "start", "id": cell["id"]})
-        outcome = run_cell(cell["provider"], Case(**cell["case"]), device)
+        sys.path[:0] = [path for path in cell["paths"] if path not in sys.path]
+        outcome = cells.outcome(cell["provider"], Case(**cell["case"]))
         _write(events, {"event": "outcome", "id": cell["id"], **outcome})
-        if outcome["status"] in ("error", "crashed"):
-            return  # the process, or its CUDA context, may be damaged: the parent starts a fresh one
-
-
-def run_cell(name: str, case: Case, device: torch.device) -> Outcome:
-    """Gate, memory, latency of one provider on one case; the measured columns of a row, `status` and `reason`."""
-    provider = PROVIDERS[name]
-    if reason := provider.why_not(case, device.type):
-        return {"status": "unsupported", "reason": reason}
-    outcome: Outcome = {}
-    try:
-        attention = provider.load()
-        verdict = gate.check(attention, case, device)
-        outcome |= {"err_o": verdict.err_o, "err_o_t": verdict.err_o_t, "err_grad": verdict.err_grad}
-        if verdict.reason:
-            return {**outcome, "status": "wrong", "reason": verdict.reason}
-        inputs = make_inputs(case, device)
-        if case.backward:
-            require_gradients(inputs)
-
-        def call() -> object:
-            return measure.results(attention, inputs, case.backward)
-
-        if device.type == "cuda":
-            call()  # compiles, and fills the library workspaces that are not the call's own memory
-        outcome["peak_mib"] = measure.peak_mib(call, device)
-        timed = measure.latency(call, device)
-    except Exception as error:
-        status, reason = classify(error)
-        return {**outcome, "status": status, "reason": reason}
-    times = {f"latency_{key}": value for key, value in dataclasses.asdict(timed).items() if key != "repeats"}
-    return {**outcome, **times, "repeats": timed.repeats, "status": "ok", "reason": ""}
-
-
-def classify(error: Exception) -> tuple[str, str]:
-    """The status of a row whose provider raised, and the reason in one line."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    if asked := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", reason):
-        return "oom", f"cannot allocate {int(asked[1]) / 2**20:.0f} MiB more"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "oom", reason
-    if isinstance(error, NotImplementedError | ImportError):
-        return "unsupported", reason
-    if isinstance(error, torch.AcceleratorError):
-        return "crashed", reason  # such as an illegal memory access: the CUDA context is lost
-    return "error", reason
+        if outcome["status"] == "crashed":
+            return  # the CUDA context is lost: the parent starts a fresh process
 
 
 def _take_stdout() -> TextIO:

@@ -1,168 +1,227 @@
-"""Figures of a sweep: latency and memory of every provider, on log-log axes or, for a single length, as bars."""
+"""Figures of a sweep: latency, memory and throughput against the length, speed-ups, and bars for a single length."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.lines import Line2D
 
+from .panels import (
+    LATENCY,
+    MEMORY,
+    failures_of,
+    horizontal_bars,
+    length_axis,
+    lines,
+    mark_failures,
+    speedup_bars,
+    speedups,
+    value_axis,
+)
 from .schema import Row, frame
+from .style import DPI, MODES, STYLE, order, series, whole_mode
 
-# Okabe and Ito's colours, told apart with every common colour blindness; markers and hatches repeat the distinction.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
-LINES = {"fwd": "--", "bwd": ":", "fwd+bwd": "-"}
-MODE_NAMES = {"fwd": "forward + JVP", "bwd": "backward", "fwd+bwd": "forward + JVP + backward"}
-PANELS = (("latency_p50_ms", "latency (ms)"), ("peak_mib", "peak memory above inputs (MiB)"))
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-}
+GROUP = ["heads", "kv_heads", "head_dim", "dtype", "causal", "mask"]
+WIDTH = 7.2
+MOST_COLUMNS = 3
+FEWEST_LENGTHS = 3
 
 
 def plot_sweep(rows: Sequence[Row], path: Path) -> Path:
-    """Writes the figure of one run as a PNG and returns its path."""
+    """Writes one figure of a run as a PNG and returns its path: latency and memory of every provider.
+
+    Lines against the length, or bars where the run has one length only. Raises ValueError without a row.
+    """
     with plt.rc_context(STYLE):
-        figure = draw_sweep(rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
-    plt.close(figure)
+        save(draw_sweep(rows), path)
     return path
 
 
+def save(figure: Figure, path: Path, source: str = "") -> None:
+    """Writes a PNG under a temporary name and renames it into place; `source` goes into its metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=DPI, format="png", metadata={"Source": source} if source else None)
+    plt.close(figure)
+    temporary.replace(path)
+
+
 def draw_sweep(rows: Sequence[Row]) -> Figure:
-    """A panel of latency and a panel of memory for the rows of one run; a row that failed is marked by its status."""
-    data = frame(rows)
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), layout="constrained")
-    draw = _bars if data["queries"].nunique() == 1 else _lines
-    for panel, (column, label) in zip(axes, PANELS, strict=True):
-        draw(panel, data, column)
-        panel.set_title(label, loc="left")
-    figure.suptitle(_title(data), fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4 if draw is _bars else 2))
+    """Latency over memory; a column for each group of shapes and mode, the fullest mode where those are too many."""
+    data = _prepared(rows)
+    if data["queries"].nunique() == 1:
+        return draw_bars(rows)
+    modes = _modes(data)
+    groups = _groups(data)
+    if len(groups) * len(modes) > MOST_COLUMNS:
+        modes = modes[-1:]
+    columns = [
+        (_join(MODES[mode], _group_name(data, group)), group[group["panel"] == mode])
+        for group in groups
+        for mode in modes
+    ]
+    return _line_figure(data, [[(name, part, what) for name, part in columns] for what in (LATENCY, MEMORY)])
+
+
+def draw_lines(rows: Sequence[Row], what: tuple[str, str]) -> Figure:
+    """One quantity against the length on logarithmic axes: a row of panels for each mode, a column for each group."""
+    data = _prepared(rows)
+    grid = [
+        [(_join(MODES[mode], _group_name(data, group)), group[group["panel"] == mode], what) for group in _groups(data)]
+        for mode in _modes(data)
+    ]
+    return _line_figure(data, grid)
+
+
+def draw_bars(rows: Sequence[Row]) -> Figure:
+    """Runs of one length: a bar for each provider with its value; a failure is its status in place of the bar."""
+    data = _prepared(rows)
+    modes, groups = _modes(data), _groups(data)
+    rows_of_grid = [(group, what) for group in groups for what in (LATENCY, MEMORY)]
+    providers = order(data["series"])
+    figure, grid = plt.subplots(
+        len(rows_of_grid), len(modes), layout="constrained", squeeze=False,
+        figsize=(WIDTH, 0.5 + len(rows_of_grid) * (0.6 + 0.19 * len(providers))),
+    )  # fmt: skip
+    for (group, (column, label)), panels in zip(rows_of_grid, grid, strict=True):
+        for mode, axes in zip(modes, panels, strict=True):
+            horizontal_bars(axes, group[group["panel"] == mode], column, providers)
+            axes.set_title(_join(MODES[mode], _group_name(data, group)), loc="left")
+            axes.set_xlabel(label)
+            if mode != modes[0]:
+                axes.tick_params(labelleft=False)
+    figure.suptitle(_title(data), fontsize=9)
     return figure
 
 
-def _lines(axes: Axes, data: pd.DataFrame, column: str) -> None:
-    """Against the length, log-log: a colour and marker a provider, a line style a mode; failures at the upper edge."""
-    for (provider, mode), group in data.groupby(["provider", "mode"], sort=False):
-        style = _style(data, provider)
-        ok = group[group["status"] == "ok"].sort_values("queries")
-        axes.plot(
-            ok["queries"],
-            ok[column],
-            LINES[mode],
-            color=style["color"],
-            marker=style["marker"],
-            markersize=4.5,
-            linewidth=1.4,
-            label=f"{provider}, {MODE_NAMES[mode]}",
-        )
-    axes.set_xscale("log", base=2)
-    failed = data[data["status"] != "ok"].drop_duplicates(["provider", "queries", "status"])
-    if data[column].notna().any():
-        axes.set_yscale("log")
-        bottom, top = axes.get_ylim()
-        if len(failed):
-            axes.set_ylim(bottom, top * (top / bottom) ** 0.12)  # room for their names, above every line
-    else:
-        axes.set_yticks([])
-    lengths = sorted(data["queries"].unique())
-    axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)  # also where nothing but failures is drawn
-    axes.xaxis.set_major_locator(FixedLocator(lengths))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda length, _: f"{length:.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("tokens N")
-    for queries, group in failed.groupby("queries"):
-        for i, row in enumerate(group.itertuples()):
-            axes.annotate(
-                f"\N{MULTIPLICATION SIGN} {row.status}",
-                xy=(queries, 1.0),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(0, -9 * i),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                color=_style(data, row.provider)["color"],
-                fontsize=8,
-            )
+def has_speedup(rows: Sequence[Row]) -> bool:
+    """Whether draw_speedup has something to show."""
+    return bool(_ratios(_prepared(rows)))
 
 
-def _bars(axes: Axes, data: pd.DataFrame, column: str) -> None:
-    """One length: a group of bars a mode, the value above each bar; a failure is its status in place of the bar."""
-    providers = list(dict.fromkeys(data["provider"]))
-    modes = list(dict.fromkeys(data["mode"]))
-    width = 0.8 / len(providers)
-    top = data[column].max()
-    for i, provider in enumerate(providers):
-        style = _style(data, provider)
-        chosen = (
-            data[data["provider"] == provider].drop_duplicates("mode", keep="last").set_index("mode").reindex(modes)
-        )
-        places = [j + (i - (len(providers) - 1) / 2) * width for j in range(len(modes))]
-        heights = chosen[column].fillna(0.0)
-        axes.bar(
-            places,
-            heights,
-            0.92 * width,
-            color=style["color"],
-            hatch=style["hatch"],
-            edgecolor="white",
-            linewidth=0,
-            label=provider,
-        )
-        for place, value, status in zip(places, chosen[column], chosen["status"], strict=True):
-            text = str(status) if status != "ok" else _short(value)
-            height = 0 if status != "ok" else value
-            axes.annotate(text, (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
-    axes.set_xticks(range(len(modes)), [MODE_NAMES[mode] for mode in modes])
-    axes.tick_params(axis="x", length=0)
-    if top > 0:
-        axes.set_ylim(0, 1.1 * top)
+def draw_speedup(rows: Sequence[Row]) -> Figure:
+    """How many times faster flashjvp is than each peer in the same mode and on the same shape, of one run.
+
+    Raises ValueError where no peer was measured beside it.
+    """
+    data = _prepared(rows)
+    ratios, groups = _ratios(data), _groups(data)
+    if not ratios:
+        raise ValueError("no peer was measured on a shape and in a mode that flashjvp was, too")
+    figure, grid = plt.subplots(
+        len(ratios), len(groups), figsize=(_width(len(groups)), 0.9 + 1.75 * len(ratios)), layout="constrained",
+        squeeze=False, sharey="row",
+    )  # fmt: skip
+    for mode, panels in zip(ratios, grid, strict=True):
+        for group, found, axes in zip(groups, ratios[mode], panels, strict=True):
+            speedup_bars(axes, found, group[group["panel"] == mode])
+            axes.set_title(_join(MODES[mode], _group_name(data, group)), loc="left")
+        low = min(found.min().min() for found in ratios[mode] if found.size)
+        high = max(found.max().max() for found in ratios[mode] if found.size)
+        panels[0].set_ylim(min(0.9, low / 1.1), max(2.0, high) * 3)  # room for the numbers
+    for axes in grid[:, 0]:
+        axes.set_ylabel("speed-up")
+    for axes in grid[-1]:
+        axes.set_xlabel("tokens N")
+    figure.suptitle(f"Speed-up of flashjvp over\N{HORIZONTAL ELLIPSIS}   {_title(data)}", fontsize=9)
+    _legend(figure, list(grid.flat))
+    return figure
 
 
-def _style(data: pd.DataFrame, provider: str) -> dict[str, str]:
-    i = list(dict.fromkeys(data["provider"])).index(provider) % len(COLOURS)
-    return {"color": COLOURS[i], "marker": MARKERS[i], "hatch": HATCHES[i]}
+def _line_figure(data: pd.DataFrame, panels: list[list[tuple[str, pd.DataFrame, tuple[str, str]]]]) -> Figure:
+    """A grid of line panels (title, rows, quantity) whose rows of panels share an axis, over one legend."""
+    shape = (len(panels), len(panels[0]))
+    figure, grid = plt.subplots(
+        *shape, figsize=(_width(shape[1]), 1.0 + 1.95 * shape[0]), layout="constrained", squeeze=False, sharey="row"
+    )
+    for row, line in zip(panels, grid, strict=True):
+        for (title, part, what), axes in zip(row, line, strict=True):
+            lines(axes, part, what[0])
+            axes.set_title(title, loc="left")
+            length_axis(axes, sorted(data["queries"].unique()))
+        value_axis(list(line), row[0][2][0])
+        line[0].set_ylabel(row[0][2][1])
+        mark_failures(list(line), [failures_of(part) for _, part, _ in row])
+    for axes in grid[-1]:
+        axes.set_xlabel("tokens N")
+    figure.suptitle(_title(data), fontsize=9)
+    _legend(figure, list(grid.flat))
+    return figure
+
+
+def _prepared(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows as a frame with the columns `panel`, the mode beside which a row is drawn, and `series`.
+
+    Of several lengths, it holds the shapes that were measured at three of them, or at as many as there are.
+    """
+    if not rows:
+        raise ValueError("a figure needs at least one row")
+    if len(runs := {row.run for row in rows}) > 1:
+        raise ValueError(f"a figure compares providers of one run, these rows are of {', '.join(sorted(runs))}")
+    data = frame(rows).assign(panel=[whole_mode(row.mode) for row in rows])
+    data["series"] = [series(row.provider, row.mode) for row in rows]
+    lengths = data.groupby(GROUP)["queries"].transform("nunique")
+    return data[lengths >= min(FEWEST_LENGTHS, lengths.max())]
+
+
+def _modes(data: pd.DataFrame) -> list[str]:
+    return [mode for mode in MODES if mode in set(data["panel"])]
+
+
+def _groups(data: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows by shape, length apart; where one length was measured with several batch sizes, by batch size, too."""
+    batches = data.groupby([*GROUP, "queries"])["batch"].nunique().max()
+    return [group for _, group in data.groupby(GROUP + (["batch"] if batches > 1 else []), sort=True)]
+
+
+def _ratios(data: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
+    """Mode -> the speed-ups of every group, for modes that have any. Attention without a JVP does less: no peer."""
+    groups = [group[~group["mode"].str.startswith("plain-")] for group in _groups(data)]
+    found = {mode: [speedups(group[group["panel"] == mode]) for group in groups] for mode in _modes(data)}
+    return {mode: ratios for mode, ratios in found.items() if any(part.size for part in ratios)}
+
+
+def _group_name(data: pd.DataFrame, group: pd.DataFrame) -> str:
+    """What tells a group of rows from the others."""
+    return ", ".join(text for name, text in _shape(group).items() if data[name].nunique() > 1)
+
+
+def _shape(data: pd.DataFrame) -> dict[str, str]:
+    """Column -> how a value of it, the same in every row, is written; a batch that varies is written as its range."""
+    first, batch = data.iloc[0], data["batch"]
+    texts = {"batch": f"B={first['batch']}" if batch.nunique() == 1 else f"B={batch.max()} to {batch.min()}"}
+    texts |= {"heads": f"H={first['heads']}"}
+    texts |= {"kv_heads": f"Hkv={first['kv_heads']}"} if first["kv_heads"] != first["heads"] else {}
+    texts |= {"head_dim": f"D={first['head_dim']}", "dtype": first["dtype"]}
+    texts |= {"causal": "causal"} if first["causal"] else {}
+    return texts | ({"mask": f"{first['mask']} mask"} if first["mask"] != "none" else {})
 
 
 def _title(data: pd.DataFrame) -> str:
-    """Machine and dtype, then what is the same in every row."""
-
-    def same(column: str, text: str) -> list[str]:
-        values = data[column].unique()
-        return [text.format(values[0])] if len(values) == 1 else []
-
-    fixed = [
-        *same("batch", "B={}"),
-        *same("heads", "H={}"),
-        *([] if (data["heads"] == data["kv_heads"]).all() else same("kv_heads", "Hkv={}")),
-        *same("queries", "N={}"),
-        *same("head_dim", "D={}"),
-        *(["causal"] if data["causal"].all() else []),
-    ]
-    return f"{data['machine'].iloc[0]}, {' and '.join(data['dtype'].unique())}   ({', '.join(fixed)})"
+    """The machine, then what is the same in every row."""
+    same = [text for name, text in _shape(data).items() if data[name].nunique() == 1]
+    same += [f"N={data['queries'].iloc[0]}"] if data["queries"].nunique() == 1 else []
+    return f"{data['machine'].iloc[0]}   ({', '.join(same)})"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def _join(*texts: str) -> str:
+    return ", ".join(text for text in texts if text)
+
+
+def _width(columns: int) -> float:
+    return max(WIDTH, 2.3 * columns)
+
+
+def _legend(figure: Figure, panels: list[Axes]) -> None:
+    """One entry for each provider of any panel, below them all."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        columns = min(len(entries), 4 if any(isinstance(handle, Line2D) for handle in entries.values()) else 5)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)

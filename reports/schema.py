@@ -14,9 +14,9 @@ from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 
-SCHEMA_VERSION = 1
-MODES = ("fwd", "bwd", "fwd+bwd")
-MASKS = ("none", "bool", "additive")
+SCHEMA_VERSION = 2
+MODES = ("fwd", "bwd", "fwd+bwd", "plain-fwd", "plain-bwd", "plain-fwd+bwd", "approx-fwd")
+MASKS = ("none", "bool", "additive", "empty-rows")
 STATUSES = ("ok", "wrong", "oom", "crashed", "timeout", "unsupported", "error")
 
 
@@ -40,17 +40,29 @@ class DamagedError(SchemaError):
 class Row:
     """One measurement. Units are in the names; None is what was not measured, which `status` and `reason` explain.
 
-    Latencies are percentiles over `repeats` calls. `tflops` counts 12 BHMND for a forward with JVP, 30 for the
-    backward of both outputs, 42 for both, and half of that when causal with as many queries as keys. `inputs_mib` are
-    q, k, v, their tangents and, with a backward, the cotangents; `peak_mib` is the peak of the call alone above them;
+    Only rows with status `ok` count. `wrong` is beyond verify's error budget, and may have a latency all the same;
+    `oom`, `crashed`, `timeout` and `error` say how a call ended, `unsupported` that a provider has no such call.
+
+    Modes: `fwd` is o and o_t; `bwd` the gradients of both, with both cotangents, in all six inputs, after a forward
+    that is not timed; `fwd+bwd` both. What a provider has only in part has a name of its own: `plain-fwd`, `plain-bwd`,
+    `plain-fwd+bwd` are attention without a JVP (three inputs, one cotangent), `approx-fwd` is o and a difference
+    quotient in place of o_t. Masks: `bool` and `additive` [queries, keys] forbid 30 % of the pairs, at random;
+    `empty-rows` is boolean and leaves every third query without a key. `preset` names the list of shapes that the row
+    belongs to, empty for none. `run` is the start of the sweep (UTC): ratios are taken within one run only.
+
+    Latencies are percentiles over `repeats` calls; `host_us` is the wall time that the host takes for a call on a tiny
+    shape. `tflops` counts 12 BHMND for fwd, 30 for bwd, 42 for fwd+bwd (4, 10, 14 plain; 8 approx-fwd), and half of
+    that when causal with as many queries as keys. `inputs_mib` are the inputs, their tangents, the mask and, with a
+    backward, the cotangents; `peak_mib` is the peak of the call alone above them (for bwd with what the forward left);
     `least_mib` is what any implementation must hold: inputs, outputs, gradients and row statistics; and `peak_ratio`
     = (inputs_mib + peak_mib) / least_mib. Errors are relative Frobenius norms against dense float64 attention on a
-    reduced shape; `err_grad` is the worst gradient. `run` is the start of the sweep (UTC): ratios between providers
-    are taken within one run only. `ceiling_tflops` is a large matrix product of the row's dtype in the same run.
+    reduced shape; `err_grad` is the worst gradient. `ceiling_tflops` is a large matrix product of the row's dtype and
+    `ceiling_gbs` a large copy (bytes read and written, 1e9 a second), both in the same run.
     """
 
     schema_version: int = SCHEMA_VERSION
     run: str
+    preset: str = ""
     provider: str
     mode: str
     batch: int
@@ -68,6 +80,7 @@ class Row:
     latency_p50_ms: float | None = None
     latency_p80_ms: float | None = None
     repeats: int | None = None
+    host_us: float | None = None
     tflops: float | None = None
     inputs_mib: float
     peak_mib: float | None = None
@@ -84,6 +97,7 @@ class Row:
     triton_version: str
     commit: str
     ceiling_tflops: float
+    ceiling_gbs: float
     date_utc: str
 
     def __post_init__(self) -> None:
@@ -139,11 +153,20 @@ def _check_header(path: Path) -> None:
     header, _, body = text.partition(b"\n")
     if header.rstrip(b"\r") + b"\n" != _line(COLUMNS):
         version = body.split(b",", 1)[0].decode("utf-8", "replace")
-        if header.startswith(b"schema_version,") and version.isdigit() and int(version) != SCHEMA_VERSION:
-            raise VersionError(path, 1, f"schema version {version}, this program reads version {SCHEMA_VERSION}")
+        if header.startswith(b"schema_version,") and _is_other_version(version):
+            raise VersionError(path, 1, _other_version(version))
         raise DamagedError(path, 1, f"the header is not that of schema version {SCHEMA_VERSION}: {header[:80]!r}...")
     if not text.endswith(b"\n"):
         raise DamagedError(path, text.count(b"\n") + 1, "the last line is torn: it has no line end")
+
+
+def _is_other_version(cell: str) -> bool:
+    return cell.isdecimal() and int(cell) != SCHEMA_VERSION
+
+
+def _other_version(cell: str) -> str:
+    age = "an older" if int(cell) < SCHEMA_VERSION else "a newer"
+    return f"schema version {cell}, {age} one: this program reads version {SCHEMA_VERSION} (measure again)"
 
 
 def _parse(path: Path, line: int, text: bytes) -> Row:
@@ -152,8 +175,8 @@ def _parse(path: Path, line: int, text: bytes) -> Row:
         cells = next(csv.reader([text.decode("utf-8")], strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DamagedError(path, line, str(error)) from error
-    if cells and cells[0].isdigit() and int(cells[0]) != SCHEMA_VERSION:
-        raise VersionError(path, line, f"schema version {cells[0]}, this program reads version {SCHEMA_VERSION}")
+    if cells and _is_other_version(cells[0]):
+        raise VersionError(path, line, _other_version(cells[0]))
     if len(cells) != len(COLUMNS):
         raise DamagedError(path, line, f"{len(cells)} cells, expected {len(COLUMNS)}")
     values: dict[str, Any] = {}

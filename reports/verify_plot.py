@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from .plot import COLOURS, MARKERS, STYLE
+from .style import COLOURS, MARKERS, STYLE
 from .verification import Verdict, frame
 
 

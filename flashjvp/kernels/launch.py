@@ -12,6 +12,10 @@ from .tiles import Operand, odd
 
 Maybe = Tensor | None
 
+# What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
+# tenth of finding it by Triton's own means.
+_COMPILED: dict[tuple[object, ...], Any] = {}
+
 
 class Call:
     """One attention call on the triton backend: sizes and alignment of its tensors, and how to launch on them."""
@@ -32,24 +36,28 @@ class Call:
         self.v_columns = (dv, *schedule.chunk_widths(dv, self.kind))
         self.width = max(sum(self.k_columns[1:]), sum(self.v_columns[1:]))
         self._address_bits = self._row_stride = 0
+        self._given: list[Tensor] = []
+        self._operands: dict[int, Operand] = {}
+        self._specializations: dict[int, tuple[object, ...]] = {}
         self.mask, self.mask_layout = self._mask_operand(mask, (*q.shape[:-1], n))
 
     def operands(self, *tensors: Maybe) -> tuple[Operand | None, ...]:
         """Kernel operands. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
-        return tuple(self._operand(x) for x in tensors)
+        return tuple([None if x is None else self._operands.get(id(x)) or self._operand(x) for x in tensors])
 
-    def _operand(self, x: Maybe) -> Operand | None:
-        if x is None:
-            return None
+    def _operand(self, x: Tensor) -> Operand:
+        given = x
         if x.stride(-1) != 1 and x.shape[-1] != 1:
             x = x.contiguous()
         strides = x.stride()
-        bits = 0
+        address, row, bits = x.data_ptr(), strides[-2], 0
         for stride in strides[:-1]:
             bits |= stride
-        self._address_bits |= bits * x.element_size() | x.data_ptr()
-        self._row_stride = max(self._row_stride, strides[-2])
-        return Operand(x, _head_strides(strides))
+        self._address_bits |= bits * x.element_size() | address
+        self._row_stride = max(self._row_stride, row)
+        self._given.append(given)  # alive, so that no other tensor gets its id
+        operand = self._operands[id(given)] = Operand(x, _head_strides(strides))
+        return operand
 
     def _mask_operand(self, mask: Maybe, shape: tuple[int, ...]) -> tuple[Operand | None, tuple[int, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
@@ -79,22 +87,43 @@ class Call:
     ) -> None:
         """Runs `kernel(*args, scale, batch_shape, *sizes, ...)` with the tile that schedule.py holds for `family`."""
         tile = schedule.lookup(self.device, self.kind, family, self.width)
+        constants = (
+            self.k_columns,
+            self.v_columns,
+            (tile.block_m, tile.block_n),
+            self.is_causal,
+            self.mask_layout,
+            "tf32" if self.kind == "tf32" else "ieee",
+            self._address_bits % 16 == 0 and self._row_stride < 1 << 23,
+        )
+        values = (*args, scale, self.batch_shape, *self.sizes, *constants)
+        key = (
+            kernel, self.device, tile, constants, self.sizes[3], _widths((*self.batch_shape, *self.sizes)),
+            tuple([None if x is None else self._specialization(x) for x in args]),
+        )  # fmt: skip
+        compiled = _COMPILED.get(key)
         with _current(self.device):
-            kernel[(programs(tile),)](
-                *args,
-                scale,
-                self.batch_shape,
-                *self.sizes,
-                K_COLUMNS=self.k_columns,
-                V_COLUMNS=self.v_columns,
-                TILE=(tile.block_m, tile.block_n),
-                CAUSAL=self.is_causal,
-                MASK_LAYOUT=self.mask_layout,
-                PRECISION="tf32" if self.kind == "tf32" else "ieee",
-                REGULAR=self._address_bits % 16 == 0 and self._row_stride < 1 << 23,
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
+            if compiled is not None:
+                compiled[(programs(tile), 1, 1)](*values)
+                return
+            compiled = kernel[(programs(tile),)](*values, num_warps=tile.warps, num_stages=tile.stages)
+        if compiled is not None:  # the interpreter compiles nothing
+            _COMPILED[key] = compiled
+
+    def _specialization(self, x: Operand | Tensor) -> tuple[object, ...]:
+        """What Triton compiles a kernel anew for: type, alignment, integers that are 1 or multiples of 16 or long."""
+        found = self._specializations.get(id(x))
+        if found is None:
+            tensor, strides = (x, ()) if isinstance(x, Tensor) else x
+            row = strides[0] if strides else 0
+            found = (tensor.dtype, tensor.data_ptr() % 16 == 0, row == 1, row % 16 == 0, _widths(strides))
+            self._specializations[id(x)] = found
+        return found
+
+
+def _widths(integers: Sequence[int]) -> tuple[bool, ...]:
+    """Which integers need 64 bits, and so their number."""
+    return tuple([x >= 1 << 31 for x in integers])
 
 
 def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
@@ -105,4 +134,5 @@ def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device: make it the tensors' one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else nullcontext()

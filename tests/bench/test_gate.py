@@ -11,20 +11,63 @@ from tests.bench.test_cases import make_case
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("changes", [{}, {"causal": True, "keys": 96}, {"dtype": "float32", "mode": "fwd"}])
-@pytest.mark.parametrize("name", ["flashjvp", "flashjvp-tiled", "flashjvp-reference", "math"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"causal": True, "keys": 96},
+        {"dtype": "float32", "mode": "fwd"},
+        {"dtype": "float32", "mode": "bwd", "mask": "bool"},
+        {"mask": "additive"},
+    ],
+)
+@pytest.mark.parametrize("name", ["flashjvp", "flashjvp-tiled", "flashjvp-reference", "flashjvp-func-jvp", "math"])
 def test_the_providers_pass(name: str, changes: dict[str, Any]) -> None:
     case = make_case(**changes)
     verdict = gate.check(PROVIDERS[name].load(), case, CPU)
     assert not verdict.reason
     unit = torch.finfo(torch.bfloat16 if case.dtype == "bfloat16" else torch.float32).eps
     assert 0 < verdict.err_o < 10 * unit
+    assert verdict.err_o_t is not None
     assert 0 < verdict.err_o_t < 10 * unit
     if case.backward:
         assert verdict.err_grad is not None
         assert 0 < verdict.err_grad < 10 * unit
     else:
         assert verdict.err_grad is None
+
+
+@pytest.mark.parametrize("mode", ["plain-fwd", "plain-bwd", "plain-fwd+bwd"])
+@pytest.mark.parametrize("name", ["flashjvp", "flashjvp-reference", "plain", "plain-flash"])
+def test_attention_without_a_jvp_passes(name: str, mode: str) -> None:
+    verdict = gate.check(PROVIDERS[name].load(), make_case(mode=mode, kv_heads=4), CPU)
+    assert not verdict.reason
+    assert verdict.err_o > 0
+    assert verdict.err_o_t is None
+    assert (verdict.err_grad is not None) == (mode != "plain-fwd")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_difference_quotient_is_judged_as_one_and_shows_what_it_loses(dtype: str) -> None:
+    case = make_case(mode="approx-fwd", dtype=dtype)
+    verdict = gate.check(PROVIDERS["finite-difference"].load(), case, CPU)
+    assert not verdict.reason
+    exact = gate.check(PROVIDERS["math"].load(), make_case(mode="fwd", dtype=dtype), CPU)
+    assert verdict.err_o_t is not None and exact.err_o_t is not None
+    assert verdict.err_o_t > 2 * exact.err_o_t
+    wrong = gate.check(PLANTED["planted-difference"].load(), case, CPU)
+    assert wrong.reason.startswith("difference quotient")
+
+
+def test_only_rows_without_a_key_make_the_baseline_wrong() -> None:
+    """PyTorch's gradients through a JVP are NaN there; its outputs are right."""
+    for mask, forward, backward in (("bool", "", ""), ("empty-rows", "", "d_q")):
+        math = PROVIDERS["math"].load()
+        for mode, tensor in (("fwd", forward), ("fwd+bwd", backward)):
+            reason = gate.check(math, make_case(mask=mask, mode=mode, dtype="float32"), CPU).reason
+            assert reason.startswith(tensor) and bool(reason) == bool(tensor)
+        ours = gate.check(PROVIDERS["flashjvp"].load(), make_case(mask=mask, dtype="float32"), CPU)
+        assert not ours.reason
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 import os
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench import measure
+from bench.cases import make_inputs, require_gradients
+from bench.providers import PROVIDERS
+from tests.bench.test_cases import make_case
+from verify.cases import Inputs
 
 CPU = torch.device("cpu")
 
@@ -11,7 +17,7 @@ CPU = torch.device("cpu")
 def test_latency_percentiles_are_ordered_and_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(clock)))
-    found = measure.latency(lambda: None, CPU)
+    found = measure.latency(measure.Work(lambda _: None), CPU)
     # the clock goes one second a reading: each call lasts one second, and three are made
     assert (found.p20_ms, found.p50_ms, found.p80_ms, found.repeats) == (1000, 1000, 1000, 3)
 
@@ -19,12 +25,12 @@ def test_latency_percentiles_are_ordered_and_of_the_calls(monkeypatch: pytest.Mo
 def test_calls_of_the_warm_up_do_not_count_when_others_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
-    def call() -> None:
+    def call(_: object) -> None:
         nonlocal now
         now += 0.09 if now < 0.1 else 0.01  # slow while it warms up
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
-    found = measure.latency(call, CPU)
+    found = measure.latency(measure.Work(call), CPU)
     assert found.repeats == measure.REPEATS["cpu"][1]
     assert 9.9 < found.p20_ms <= found.p80_ms < 10.1
 
@@ -32,12 +38,12 @@ def test_calls_of_the_warm_up_do_not_count_when_others_were_made(monkeypatch: py
 def test_a_very_slow_call_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
-    def call() -> None:
+    def call(_: object) -> None:
         nonlocal now
         now += 1.5 * measure.SLOW_S
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
-    assert measure.latency(call, CPU).repeats == 1
+    assert measure.latency(measure.Work(call), CPU).repeats == 1
 
 
 def peak_can_be_reset() -> bool:
@@ -48,10 +54,59 @@ def peak_can_be_reset() -> bool:
 def test_peak_memory_counts_what_the_call_takes_and_gives_back() -> None:
     held = torch.ones(2**24)  # 64 MiB that is there before
 
-    def call() -> object:
+    def call(_: object) -> object:
         dropped = torch.ones(3 * 2**24)
         return dropped.sum() + held.sum()
 
-    assert 190 <= measure.peak_mib(call, CPU) <= 230
-    assert 190 <= measure.peak_mib(call, CPU) <= 230
-    assert measure.peak_mib(lambda: None, CPU) <= 10
+    assert 190 <= measure.peak_mib(measure.Work(call), CPU) <= 230
+    assert 190 <= measure.peak_mib(measure.Work(call), CPU) <= 230
+    assert measure.peak_mib(measure.Work(lambda _: None), CPU) <= 10
+
+
+@pytest.mark.skipif(not peak_can_be_reset(), reason="the system does not let a process reset its peak memory")
+def test_peak_memory_counts_what_was_prepared_and_is_still_held() -> None:
+    work = measure.Work(run=lambda kept: kept.sum(), prepare=lambda: torch.ones(3 * 2**24))
+    assert 190 <= measure.peak_mib(work, CPU) <= 230
+
+
+@pytest.mark.parametrize("measured", [measure.latency, measure.host_us])
+def test_time_to_prepare_does_not_count(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes(seconds: float, result: str) -> str:
+        nonlocal now
+        now += seconds
+        return result
+
+    def run(state: str) -> None:
+        assert state == "prepared"
+        takes(1e-3, "")
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    found = measured(measure.Work(run, lambda: takes(0.5, "prepared")), CPU)
+    milliseconds = found / 1e3 if isinstance(found, float) else found.p50_ms
+    assert 0.99 < milliseconds < 1.01
+
+
+@pytest.mark.parametrize("mode", ["fwd", "bwd", "fwd+bwd", "plain-fwd", "plain-bwd", "plain-fwd+bwd"])
+def test_a_mode_runs_what_its_name_says(mode: str) -> None:
+    case = make_case(mode=mode, dtype="float64")
+    inputs = make_inputs(case, CPU)
+    if case.backward:
+        require_gradients(inputs)
+    calls = []
+
+    def attention(x: Inputs) -> tuple[Tensor, ...]:
+        calls.append(x)
+        return provider(x)
+
+    provider = PROVIDERS["flashjvp-reference"].load()
+    work = measure.work(attention, inputs, mode)
+    state = work.prepare()
+    assert len(calls) == (1 if mode in ("bwd", "plain-bwd") else 0)
+    found = work.run(state)
+    assert len(calls) == 1
+    everything = measure.results(provider, inputs, case.backward)
+    expected = everything[-(3 if case.plain else 6) :] if mode in ("bwd", "plain-bwd") else everything
+    assert isinstance(found, tuple)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -24,6 +24,7 @@ def make_row(**changes: Any) -> Row:
     """A row with every column filled."""
     values: dict[str, Any] = {
         "run": "2025-01-01T00:00:00Z",
+        "preset": "paper",
         "provider": "flashjvp",
         "mode": "fwd+bwd",
         "batch": 1,
@@ -41,6 +42,7 @@ def make_row(**changes: Any) -> Row:
         "latency_p50_ms": 1.5,
         "latency_p80_ms": 0.1 + 0.2,
         "repeats": 30,
+        "host_us": 21.5,
         "tflops": 300.0,
         "inputs_mib": 8.0,
         "peak_mib": 12.0,
@@ -57,6 +59,7 @@ def make_row(**changes: Any) -> Row:
         "triton_version": "3.9.0",
         "commit": "0123abc-dirty",
         "ceiling_tflops": 700.0,
+        "ceiling_gbs": 4200.0,
         "date_utc": "2025-01-01T00:01:00Z",
     }
     return Row(**(values | changes))
@@ -65,7 +68,16 @@ def make_row(**changes: Any) -> Row:
 FAILED = {
     name: None
     for name in (
-        *("latency_p20_ms", "latency_p50_ms", "latency_p80_ms", "repeats", "tflops", "peak_mib", "peak_ratio"),
+        *(
+            "latency_p20_ms",
+            "latency_p50_ms",
+            "latency_p80_ms",
+            "repeats",
+            "host_us",
+            "tflops",
+            "peak_mib",
+            "peak_ratio",
+        ),
         *("err_o", "err_o_t", "err_grad"),
     )
 }
@@ -76,7 +88,7 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
         make_row(),
         make_row(causal=False, latency_p50_ms=1 / 3, machine='quoted "name", with comma'),
         make_row(status="oom", reason="DefaultCPUAllocator: can't allocate, 17 GB", **FAILED),
-        make_row(mode="bwd"),
+        make_row(mode="bwd", preset=""),
     ]
     path = tmp_path / "folder" / "rows.csv"
     for row in rows:
@@ -149,7 +161,7 @@ def set_cell(line: int, column: str, value: str) -> Any:
     [
         (cut_last_line, 4, DamagedError, "torn"),
         (lambda text: text.replace("8192,", "", 1), 2, DamagedError, "cells, expected"),
-        (lambda text: text + "1,short\n", 5, DamagedError, "2 cells"),
+        (lambda text: text + "2,short\n", 5, DamagedError, "2 cells"),
         (lambda text: text + "\n", 5, DamagedError, "0 cells"),
         (lambda text: text.replace("latency_p50_ms", "latency", 1), 1, DamagedError, "header"),
         (lambda text: "", 1, DamagedError, "header"),
@@ -158,8 +170,9 @@ def set_cell(line: int, column: str, value: str) -> Any:
         (set_cell(4, "heads", ""), 4, DamagedError, "column heads"),
         (set_cell(2, "status", "splendid"), 2, DamagedError, "status must be one of"),
         (set_cell(3, "machine", '"open'), 3, DamagedError, "end of data"),
-        (set_cell(3, "schema_version", "2"), 3, VersionError, "schema version 2"),
-        (lambda text: "schema_version,provider\n2,flashjvp\n", 1, VersionError, "schema version 2"),
+        (set_cell(3, "schema_version", "1"), 3, VersionError, "schema version 1, an older one"),
+        (set_cell(3, "schema_version", "9"), 3, VersionError, "schema version 9, a newer one"),
+        (lambda text: "schema_version,provider\n1,flashjvp\n", 1, VersionError, "schema version 1, an older one"),
     ],
 )
 def test_an_older_or_damaged_file_names_its_line(

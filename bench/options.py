@@ -1,0 +1,273 @@
+"""The command line of `python -m bench.sweep`, and the cells that it asks for."""
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from reports.schema import MASKS
+
+from .cases import DTYPES, OPERATIONS, Case
+from .peers import PEERS
+from .presets import PRESETS
+from .providers import BASELINE, PROVIDERS, SUBJECT
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Sizes for a device: on a CPU the whole sweep at 8192 tokens ends within two minutes on two cores."""
+
+    heads: int
+    head_dim: int
+    dtype: str
+    modes: tuple[str, ...]
+    cell_limit_s: float
+
+
+DEFAULTS = {
+    "cpu": Defaults(heads=1, head_dim=64, dtype="float32", modes=("fwd", "fwd+bwd"), cell_limit_s=120.0),
+    "cuda": Defaults(heads=24, head_dim=128, dtype="bfloat16", modes=("fwd", "bwd", "fwd+bwd"), cell_limit_s=180.0),
+}
+DEFAULT_LENGTH = 8192
+EPILOG = """\
+modes: fwd is o and its tangent o_t; bwd the gradients of both, with both cotangents, in q, k, v and their
+tangents; fwd+bwd both together. What a provider has only in part is measured under a name of its own: plain-fwd,
+plain-bwd, plain-fwd+bwd are attention without a JVP (all that `plain` has; flashjvp has them too), approx-fwd is
+o and a difference quotient in place of o_t.
+
+Each provider runs in child processes of its own. An out-of-memory, a crash, a hang, a wrong result or what a
+provider does not support is a row with its reason. Rows are written as they come; Ctrl-C keeps them, and
+--resume continues. Ratios are taken within one run.
+
+examples:
+  python -m bench.sweep --seq 1024,4096,8192 --causal
+  python -m bench.sweep --preset paper --peer official=../tvm --peer rcm=../rcm --budget-s 480 --out paper.csv
+  python -m bench.sweep --preset paper --providers math-compiled --budget-s 480 --out paper.csv --resume
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to be: a provider on a case."""
+
+    provider: str
+    case: Case
+    preset: str = ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; those that are lists are measured in every combination."""
+    options = argparse.ArgumentParser(
+        prog="python -m bench.sweep",
+        description="Time and memory of attention with its JVP, provider beside provider: a table, a CSV and a figure.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_shapes(options.add_argument_group("shapes", "with --preset they choose among its shapes"))
+    _add_what(options.add_argument_group("what is measured"))
+    _add_run(options.add_argument_group("the run"))
+    return options
+
+
+def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
+    """The rows to measure: those of one head dim together, provider by provider, so that they share processes.
+
+    On a CPU, where every cell has a process of its own, shape by shape.
+    """
+    entries = _preset_entries(options, device) if options.preset else _entries(options, DEFAULTS[device])
+    entries = [(shape, options.modes or modes) for shape, modes in entries]
+
+    groups: dict[object, list[tuple[Case, tuple[str, ...]]]] = {}
+    for shape, modes in entries:
+        groups.setdefault(shape if device == "cpu" else shape.head_dim, []).append((shape, modes))
+    cells = [
+        Cell(provider, replace(shape, mode=PROVIDERS[provider].mode_for(mode)), options.preset or "")
+        for group in groups.values()
+        for provider in _providers(options)
+        for shape, modes in group
+        for mode in modes
+    ]
+    return list(dict.fromkeys(cells))
+
+
+def _providers(options: argparse.Namespace) -> list[str]:
+    """Those named, else the preset's or flashjvp and the baseline with every peer that has a path."""
+    named = options.providers or (PRESETS[options.preset].providers if options.preset else (SUBJECT, BASELINE))
+    return list(dict.fromkeys([*named, *(() if options.providers else options.peers)]))
+
+
+def _entries(options: argparse.Namespace, default: Defaults) -> list[tuple[Case, tuple[str, ...]]]:
+    combinations = itertools.product(
+        options.dtype or [default.dtype],
+        options.head_dim or [default.head_dim],
+        options.heads or [default.heads],
+        options.kv_heads or [None],
+        options.batch or [1],
+        options.mask or ["none"],
+        options.seq or [DEFAULT_LENGTH],
+    )
+    return [
+        (
+            Case(
+                mode="fwd",
+                batch=batch,
+                heads=heads,
+                kv_heads=kv_heads or heads,
+                queries=length,
+                keys=length,
+                head_dim=head_dim,
+                dtype=dtype,
+                causal=options.causal,
+                mask=mask,
+            ),
+            default.modes,
+        )
+        for dtype, head_dim, heads, kv_heads, batch, mask, length in combinations
+    ]
+
+
+def _preset_entries(options: argparse.Namespace, device: str) -> list[tuple[Case, tuple[str, ...]]]:
+    """The preset's shapes that have one of the sizes asked for, where any were."""
+    names = {"seq": "queries"} | {name: name for name in ("heads", "kv_heads", "head_dim", "batch", "dtype", "mask")}
+    entries = [
+        (entry.shape, entry.modes)
+        for entry in PRESETS[options.preset].entries(device)
+        if all(getattr(entry.shape, field) in (getattr(options, name) or [getattr(entry.shape, field)])
+               for name, field in names.items())
+        and (entry.shape.causal or not options.causal)
+    ]  # fmt: skip
+    if not entries:
+        raise ValueError(f"preset {options.preset} has no shape with these sizes")
+    return entries
+
+
+def _by_device(name: str) -> str:
+    cpu, cuda = (getattr(DEFAULTS[device], name) for device in ("cpu", "cuda"))
+    cpu, cuda = (",".join(value) if isinstance(value, tuple) else f"{value}" for value in (cpu, cuda))
+    return f"default {cpu} on a CPU, {cuda} on a GPU"
+
+
+def _add_shapes(group: argparse._ArgumentGroup) -> None:
+    described = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
+    group.add_argument("--preset", choices=PRESETS, help=described)
+    group.add_argument(
+        "--seq", type=_sizes, metavar="N,...", help=f"tokens, queries and keys alike (default {DEFAULT_LENGTH})"
+    )
+    group.add_argument("--batch", type=_sizes, metavar="B,...", help="batch sizes (default 1)")
+    group.add_argument("--heads", type=_sizes, metavar="H,...", help=f"query heads ({_by_device('heads')})")
+    group.add_argument(
+        "--kv-heads", type=_sizes, metavar="H,...", help="key and value heads (default as many as query heads)"
+    )
+    group.add_argument("--head-dim", type=_sizes, metavar="D,...", help=f"head dims ({_by_device('head_dim')})")
+    group.add_argument(
+        "--dtype", type=_names(DTYPES), metavar="TYPE,...", help=f"{', '.join(DTYPES)} ({_by_device('dtype')})"
+    )
+    group.add_argument("--causal", action="store_true", help="with the causal mask, aligned at the top left")
+    group.add_argument(
+        "--mask",
+        type=_names(MASKS),
+        metavar="MASK,...",
+        help="bool, additive: [N, N], 30 %% of the pairs forbidden at random; empty-rows: boolean, every third query "
+        "has no key; none (default)",
+    )
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--modes", type=_names(OPERATIONS), metavar="MODE,...", help=f"see below ({_by_device('modes')})"
+    )
+    group.add_argument(
+        "--providers",
+        type=_names(PROVIDERS),
+        metavar="NAME,...",
+        help=f"out of {', '.join(PROVIDERS)} (default {SUBJECT},{BASELINE}, or the preset's, and each --peer)",
+    )
+    group.add_argument(
+        "--peer",
+        dest="peers",
+        type=_peer,
+        action=_AddPeer,
+        default={},
+        metavar="NAME=PATH",
+        help=f"where to import {', '.join(PEERS)} from: a checkout, or folders joined by '{os.pathsep}' where it needs "
+        "packages that are not installed; without a path it must be installed",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--device", type=_device, metavar="DEVICE", help="cpu, cuda, cuda:1 (default the GPU where there is one)"
+    )
+    group.add_argument(
+        "--cell-limit-s", type=_seconds, metavar="S", help=f"time limit of one row ({_by_device('cell_limit_s')})"
+    )
+    group.add_argument(
+        "--budget-s",
+        type=_seconds,
+        metavar="S",
+        help="begin no row after so many seconds; --resume measures what was left",
+    )
+    group.add_argument(
+        "--out", type=Path, metavar="CSV", help="file to append to (default reports/data/<machine>/sweep-<start>.csv)"
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the last run of --out (by default of the newest file of this machine): skip the rows it has",
+    )
+
+
+class _AddPeer(argparse.Action):
+    """Collects NAME=PATH pairs in a dictionary."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: object, option: object = None) -> None:
+        assert isinstance(values, tuple)
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), values[0]: values[1]})
+
+
+def _peer(text: str) -> tuple[str, list[str]]:
+    name, _, joined = text.partition("=")
+    if name not in PEERS or not joined:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH with a name out of {', '.join(PEERS)}")
+    paths = [Path(path).resolve() for path in joined.split(os.pathsep) if path]
+    for path in paths:
+        if not path.is_dir():
+            raise argparse.ArgumentTypeError(f"{name}: {path} is no folder")
+    return name, [str(path) for path in paths]
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a size: it must be at least 1")
+    return value
+
+
+def _sizes(text: str) -> list[int]:
+    return [_size(part) for part in text.split(",")]
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a time: it must be more than 0 seconds")
+    return value
+
+
+def _device(text: str) -> str:
+    if text.split(":")[0] not in DEFAULTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of cpu, cuda, cuda:0, cuda:1, ...")
+    return text
+
+
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return names
+
+    return parse

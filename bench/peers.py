@@ -1,0 +1,72 @@
+"""How other people's kernels are called, from where the user has them; nothing of them is part of this project.
+
+`--peer NAME=PATH` puts PATH before everything else that Python imports from; a peer without a path must be installed.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from verify.cases import Inputs
+
+PEERS = ("official", "rcm", "jvp_flash_attention")
+POWERS_OF_TWO = (16, 32, 64, 128, 256)
+
+Attention = Callable[[Inputs], tuple[Tensor, ...]]
+
+
+def load_official() -> Attention:
+    """lumalabs/tvm, a checkout with jaxtyping and einops: under torch.func.jvp only, its plain output is not filled."""
+    sdpa_jvp = importlib.import_module("jvp_utils.functional").sdpa_jvp
+
+    def call(x: Inputs) -> tuple[Tensor, ...]:
+        return torch.func.jvp(sdpa_jvp, (x.q, x.k, x.v), (x.q_t, x.k_t, x.v_t))[:2]
+
+    return call
+
+
+def load_rcm() -> Attention:
+    """NVlabs/rcm, a checkout with einops."""
+    _stand_in_for_flash_attn()
+    attention = importlib.import_module("rcm.utils.flash_attention_jvp_triton").attention
+
+    def call(x: Inputs) -> tuple[Tensor, ...]:
+        return attention(x.q, x.k, x.v, x.q_t, x.k_t, x.v_t)
+
+    return call
+
+
+def load_jvp_flash_attention() -> Attention:
+    """amorehead/jvp_flash_attention, installed or a checkout; a mask must be expanded to every batch and head."""
+    fwd_dual = importlib.import_module("jvp_flash_attention.jvp_attention").JVPAttn.fwd_dual
+
+    def call(x: Inputs) -> tuple[Tensor, ...]:
+        scores = (*x.q.shape[:-1], x.k.shape[-2])
+        mask = None if x.mask is None else x.mask.expand(scores)
+
+        def primal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return fwd_dual(q, k, v, attn_mask=mask, causal=x.is_causal)
+
+        return torch.func.jvp(primal, (x.q, x.k, x.v), (x.q_t, x.k_t, x.v_t))[:2]
+
+    return call
+
+
+def _stand_in_for_flash_attn() -> None:
+    """rcm imports flash_attn for its backward pass alone, which is not measured: without it the forward still loads."""
+    if "flash_attn" in sys.modules or importlib.util.find_spec("flash_attn") is not None:
+        return
+
+    def missing(*_: object, **__: object) -> None:
+        raise NotImplementedError("flash_attn is not installed")
+
+    interface = types.ModuleType("flash_attn.flash_attn_interface")
+    interface.__dict__.update(_flash_attn_backward=missing, _flash_attn_varlen_backward=missing)
+    package = types.ModuleType("flash_attn")
+    package.__dict__.update(flash_attn_interface=interface, __path__=[])
+    sys.modules.update({"flash_attn": package, "flash_attn.flash_attn_interface": interface})

@@ -1,0 +1,254 @@
+"""`python -m bench.tune`: searches tiles for one architecture and writes the table that the kernels read.
+
+First every candidate is compiled, for which no GPU is needed; those that do not compile, do not fit into shared memory
+or spill in their loops are skipped. Then the others are timed on the GPU, their results judged by verify's budget
+before. A tile in the table gives way only to one that is faster by more than timings differ by chance. Candidates come
+in a fixed order, those near the tile in use first, so that a short search is a useful one; --resume continues it. After
+a search, `python -m verify codegen` shows whether every option still compiles well.
+"""
+
+import argparse
+import datetime
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from flashjvp.kernels import schedule
+from reports.environment import DATA, ROOT, commit, cores, driver, machine, slug, version
+from reports.schema import SchemaError
+
+from . import isolate, tile_table
+from .trials import Candidate, Trial, candidates, current, read_trials, winners, write_trials
+
+WORKER = (sys.executable, "-m", "bench.tune_worker")
+TABLES = ROOT / "flashjvp" / "kernels" / "tables.py"
+LIMIT_S = {"compile": 90.0, "time": 90.0}
+COMPILE_SHARE = 0.5  # of the time budget, where candidates are also timed
+Outcomes = Iterator[tuple[Candidate, dict[str, Any]]]
+
+
+def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKER) -> int:
+    """0 with a table or, under --compile-only, a log; 1 if nothing was timed, 2 for a bad input, 130 if stopped."""
+    options = parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    log = options.log or DATA / slug(machine(device)) / f"tune-{options.arch}.csv"
+    todo = candidates(
+        options.arch,
+        options.kind,
+        options.family or list(schedule.TABLES[options.arch][options.kind]),
+        options.head_dim,
+    )
+    try:
+        search = Search(log, device, options.resume, options.budget_s, worker, console)
+    except (SchemaError, FileExistsError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    try:
+        with child_environment():
+            search.compile(todo, 1.0 if options.compile_only else COMPILE_SHARE)
+            console.print(f"log: {log}", highlight=False, soft_wrap=True)
+            if options.compile_only:
+                return 0
+            if device.type != "cuda" or schedule.architecture(device) != options.arch:
+                found = schedule.architecture(device) if device.type == "cuda" else "no GPU"
+                console.print(f"compiled only: timing needs a GPU of {options.arch}, here is {found}", style="red")
+                return 1
+            search.time(todo)
+    except KeyboardInterrupt:
+        console.print("interrupted: --resume continues this search")
+        return 130
+    tiles = winners([search.trials[candidate] for candidate in todo if candidate in search.trials])
+    console.print(summary(search.trials.values(), todo, tiles))
+    if not tiles:
+        return 1
+    tile_table.write(options.out, tile_table.changed(schedule.TABLES, tiles))
+    console.print(f"tiles: {options.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m bench.tune", description=(__doc__ or "").split(": ", 1)[1].split("\n\n")[0]
+    )
+    options.add_argument("--arch", choices=schedule.TABLES, default="sm_90", help="architecture (sm_90)")
+    options.add_argument("--kind", choices=("half", "tf32", "ieee"), default="half", help="kind of product (half)")
+    options.add_argument(
+        "--family",
+        type=_families,
+        metavar="NAME,...",
+        help=f"out of {', '.join(schedule.TABLES['sm_90']['half'])} (all)",
+    )
+    options.add_argument(
+        "--head-dim", type=_head_dims, default=[64, 128, 256], metavar="D,...", help="head dims (64,128,256)"
+    )
+    options.add_argument("--budget-s", type=float, default=300.0, metavar="S", help="time for the whole search (300)")
+    options.add_argument("--compile-only", action="store_true", help="stop after compiling; needs no GPU")
+    options.add_argument("--resume", action="store_true", help="keep what the log has of this version and machine")
+    options.add_argument("--log", type=Path, metavar="CSV", help="default reports/data/<machine>/tune-<arch>.csv")
+    options.add_argument("--out", type=Path, default=TABLES, metavar="FILE", help=f"the table ({TABLES.name})")
+    return options
+
+
+class Search:
+    """What became of every candidate so far, kept in the log as it comes."""
+
+    def __init__(
+        self, log: Path, device: torch.device, resume: bool, budget_s: float, worker: tuple[str, ...], console: Console
+    ) -> None:
+        self.log, self.budget_s, self.worker, self.console = log, budget_s, worker, console
+        self.start, self.stopped = time.monotonic(), threading.Event()
+        self.environment = {
+            "machine": machine(device),
+            "driver": driver(device),
+            "torch_version": torch.__version__,
+            "triton_version": version("triton"),
+            "commit": commit(),
+        }
+        if log.exists() and not resume:
+            raise FileExistsError(f"{log} exists: --resume continues it, --log names another")
+        earlier = read_trials(log) if log.exists() else []
+        self.trials = {trial.candidate: trial for trial in earlier if self._holds(trial)}
+        if len(self.trials) < len(earlier):
+            console.print(f"{len(earlier) - len(self.trials)} trials were of another version or machine: tried again")
+
+    def compile(self, todo: Sequence[Candidate], share: float) -> None:
+        """Compiles what is new, in as many processes as there are cores, within a share of the budget."""
+        new = [candidate for candidate in todo if candidate not in self.trials]
+        self._record("compiling", len(new), self._compiled(new, self.start + share * self.budget_s))
+
+    def time(self, todo: Sequence[Candidate]) -> None:
+        """Times what compiled, one after the other, until the budget is spent."""
+        new = [candidate for candidate in todo if self._status(candidate) == "compiled"]
+        self._record("timing", len(new), self._outcomes("time", new, self.start + self.budget_s))
+
+    def _compiled(self, new: Sequence[Candidate], deadline: float) -> Outcomes:
+        answers: SimpleQueue[tuple[Candidate, dict[str, Any]] | None] = SimpleQueue()
+
+        def serve(part: Sequence[Candidate]) -> None:
+            try:
+                for answer in self._outcomes("compile", part, deadline):
+                    answers.put(answer)
+            finally:
+                answers.put(None)
+
+        with ThreadPoolExecutor(count := max(1, min(cores(), len(new)))) as threads:
+            servers = [threads.submit(serve, new[i::count]) for i in range(count)]
+            try:
+                for _ in servers:
+                    yield from iter(answers.get, None)
+            finally:
+                self.stopped.set()  # when interrupted, no thread starts another candidate
+            for server in servers:
+                server.result()
+        self.stopped.clear()
+
+    def _outcomes(self, stage: str, new: Sequence[Candidate], deadline: float) -> Outcomes:
+        """What children report of the candidates, in order, until the deadline."""
+        cells = [{"id": i, "stage": stage, **asdict(candidate)} for i, candidate in enumerate(new)]
+        if not cells or time.monotonic() > deadline:
+            return
+        # "cuda", for a limit of main memory is of no use here
+        with closing(isolate.outcomes(cells, "cuda", LIMIT_S[stage], lambda _: None, self.worker)) as outcomes:
+            for cell, outcome in outcomes:
+                yield new[cell["id"]], outcome
+                if time.monotonic() > deadline or self.stopped.is_set():
+                    return
+
+    def _record(self, what: str, count: int, outcomes: Outcomes) -> None:
+        """Keeps every outcome in the log at once."""
+        with Progress(console=self.console) as progress:
+            bar, done = progress.add_task(what, total=count), 0
+            for candidate, outcome in outcomes:
+                earlier = self.trials.get(candidate)
+                known = {name: x for name, x in vars(earlier).items() if x is not None} if earlier else {}
+                columns = {**known, "candidate": candidate, **outcome, **self.environment, "date_utc": _now()}
+                self.trials[candidate] = Trial(**columns)
+                write_trials(self.log, self.trials.values())
+                progress.advance(bar)
+                done += 1
+        if done < count:
+            self.console.print(f"{what}: {done} of {count} candidates within the time budget; --resume continues")
+
+    def _holds(self, trial: Trial) -> bool:
+        """Whether an earlier trial still says something: what compiled, elsewhere too; times, on this machine only."""
+        same = ["triton_version", "commit"]
+        if trial.status not in ("compiled", "skipped"):
+            same += ["machine", "driver", "torch_version"]
+        return all(getattr(trial, name) == self.environment[name] for name in same)
+
+    def _status(self, candidate: Candidate) -> str:
+        return self.trials[candidate].status if candidate in self.trials else ""
+
+
+@contextmanager
+def child_environment() -> Iterator[None]:
+    """What children see: a Triton cache for both stages, that goes away; kernels are compiled, not interpreted."""
+    # fused products are the default, of which Triton warns if it is not said
+    settings = {"TRITON_DEFAULT_FP_FUSION": "1"}
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, settings, TRITON_CACHE_DIR=folder):
+        os.environ.pop("TRITON_INTERPRET", None)
+        yield
+
+
+def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tuple[str, str, str, int], schedule.Tile]) -> Table:
+    """A line for each entry of the table: the tile in use, the fastest, and how many were tried."""
+    known = {trial.candidate: trial for trial in trials}
+    result = Table(title="tiles: query rows x key rows x warps x stages")
+    for name in ("entry", "in use", "ms", "chosen", "ms", "timed", "skipped", "failed", "not tried"):
+        result.add_column(name, justify="left" if name in ("entry", "in use", "chosen") else "right")
+    for entry in dict.fromkeys(candidate.entry for candidate in todo):
+        mine = [candidate for candidate in todo if candidate.entry == entry]
+        statuses = [known[candidate].status if candidate in known else "compiled" for candidate in mine]
+        counts = [statuses.count("ok"), statuses.count("skipped"), 0, statuses.count("compiled")]
+        counts[2] = len(mine) - sum(counts)
+        cells: list[str] = []
+        for tile in (current(entry), tiles.get(entry)):
+            times = [
+                f"{known[x].latency_p50_ms:.3f}"
+                for x in mine
+                if x.tile == tile and x in known and known[x].status == "ok"
+            ]
+            cells += ["x".join(map(str, tile)) if tile else "none", " ".join(times)]
+        result.add_row(" ".join(map(str, entry)), *cells, *map(str, counts))
+    return result
+
+
+def _families(text: str) -> list[str]:
+    known = schedule.TABLES["sm_90"]["half"]
+    for name in text.split(","):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+    return text.split(",")
+
+
+def _head_dims(text: str) -> list[int]:
+    sizes = [int(part) for part in text.split(",")]
+    if not all(1 <= size <= 256 for size in sizes):
+        raise argparse.ArgumentTypeError(f"head dims are from 1 to 256, not {text}")
+    return sizes
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated search ends as an interrupted one
+    sys.exit(main())

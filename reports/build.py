@@ -1,0 +1,188 @@
+"""`python -m reports.build`: the tables of README.md and the figures, from the CSV files in reports/data.
+
+README.md says where a table goes, of which file it is, and which rows it shows:
+
+    <!-- table: nvidia-h200/paper heads=24 queries=1024,8192 -->
+    <!-- end -->
+
+The name is the CSV's in reports/data, without its ending; a word after it keeps the rows whose column has one of the
+values (mode=fwd keeps plain-fwd, too). What stands between the two marks is replaced. Figures are written beside each
+sweep. With --check nothing is written: the exit status is 1 if a table or a figure is not that of its data.
+"""
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .environment import DATA, ROOT
+from .panels import LATENCY, MEMORY, THROUGHPUT
+from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
+from .schema import COLUMNS, Row, SchemaError, read_rows
+from .style import STYLE, whole_mode
+from .tables import sweep_table, verification_table
+from .verification import COLUMNS as VERIFICATION_COLUMNS
+
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
+
+
+class BuildError(ValueError):
+    """A mark in the README, or a file of rows, that no table can be made of; says which and why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if every table and figure is that of its data (after writing, unless --check), 1 if not, 2 for a bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.build", description="The tables of README.md and the figures, from reports/data."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where something is stale")
+    options = parser.parse_args(arguments)
+    try:
+        problems = check(README, DATA) if options.check else build(README, DATA)
+    except (BuildError, SchemaError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(problems) if problems else "tables and figures are those of the data")
+    return 1 if problems and options.check else 0
+
+
+def build(readme: Path, data: Path) -> list[str]:
+    """Writes the README's tables and every figure; returns what it wrote, in words."""
+    text = readme.read_text()
+    new = render(text, data)
+    written = []
+    if new != text:
+        temporary = readme.with_name(readme.name + ".tmp")
+        temporary.write_text(new)
+        temporary.replace(readme)
+        written.append(f"{readme.name}: {len(BLOCK.findall(new))} tables")
+    for csv in sweeps(data):
+        rows = rows_of_one_run(csv)
+        with plt.rc_context(STYLE):
+            for path, draw in figures(csv, rows).items():
+                save(draw(), path, source(csv))
+                written.append(str(path.relative_to(data)))
+    return written
+
+
+def check(readme: Path, data: Path, shown_only: bool = False) -> list[str]:
+    """What a build would change, in words; with `shown_only`, of the figures those of files that the README shows."""
+    text = readme.read_text()
+    _check_marks(text)
+    stale = [
+        f"{readme.name}: table {found[1]}{found[2]} is not that of its data"
+        for found in BLOCK.finditer(text)
+        if found[0] != block(found, data)
+    ]
+    shown = {data / f"{found[1]}.csv" for found in BLOCK.finditer(text)}
+    for csv in sweeps(data):
+        if shown_only and csv not in shown:
+            continue
+        for path in figures(csv, rows_of_one_run(csv)):
+            if not path.exists():
+                stale.append(f"{path.relative_to(data)} is missing")
+            elif _source_in(path) != source(csv):
+                stale.append(f"{path.relative_to(data)} was not made by a build from {csv.name} as it is")
+    return stale
+
+
+def render(text: str, data: Path) -> str:
+    """The README with every table made anew. Raises BuildError for a mark that is torn or names nothing."""
+    _check_marks(text)
+    return BLOCK.sub(lambda found: block(found, data), text)
+
+
+def block(found: re.Match[str], data: Path) -> str:
+    """A mark, its table, and the mark of its end."""
+    name, words = found[1], found[2].split()
+    csv = data / f"{name}.csv"
+    if not csv.is_file():
+        raise BuildError(f"the table {name}: there is no file {csv}")
+    if _header(csv) == list(VERIFICATION_COLUMNS):
+        table = verification_table(_filtered(pd.read_csv(csv, keep_default_na=True), words, name))
+    else:
+        rows = rows_of_one_run(csv)
+        frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
+        table = sweep_table([rows[i] for i in _filtered(frame, words, name).index], rows)
+        table += f" Rows: [{csv.name}]({_link(csv, data)}), figures: {_figure_links(csv, rows, data)}."
+    return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"
+
+
+def sweeps(data: Path) -> list[Path]:
+    """The files of sweeps, of whatever version, in order. Others, such as verifications, have other columns."""
+    return [csv for csv in sorted(data.glob("*/*.csv")) if {"provider", "mode"} <= set(_header(csv))]
+
+
+def rows_of_one_run(csv: Path) -> list[Row]:
+    """The rows of a file; ratios need them to be of one run, else BuildError."""
+    rows = read_rows(csv)
+    runs = sorted({row.run for row in rows})
+    if len(runs) != 1:
+        found = f"{len(runs)} runs ({', '.join(runs)})" if runs else "no row"
+        raise BuildError(f"{csv}: {found}; tables and figures compare providers of one run: keep one run in a file")
+    return rows
+
+
+def figures(csv: Path, rows: Sequence[Row]) -> dict[Path, Callable[[], Figure]]:
+    """The figures of a sweep: where each goes and how it is drawn."""
+    found: dict[str, Callable[[], Figure]] = {"": partial(draw_sweep, rows)}
+    if len({row.queries for row in rows}) > 1:
+        lines = {"-latency": LATENCY, "-memory": MEMORY, "-throughput": THROUGHPUT}
+        found |= {name: partial(draw_lines, rows, what) for name, what in lines.items()}
+    if has_speedup(rows):
+        found["-speedup"] = partial(draw_speedup, rows)
+    return {csv.with_name(f"{csv.stem}{name}.png"): draw for name, draw in found.items()}
+
+
+def source(csv: Path) -> str:
+    """What a figure says that it was made from."""
+    return f"{csv.name} sha256 {hashlib.sha256(csv.read_bytes()).hexdigest()}"
+
+
+def _check_marks(text: str) -> None:
+    if text.count("<!-- table:") != len(BLOCK.findall(text)):
+        raise BuildError("a mark `<!-- table: NAME column=value -->` is malformed, or has no `<!-- end -->` after it")
+
+
+def _filtered(data: pd.DataFrame, words: Sequence[str], name: str) -> pd.DataFrame:
+    for word in words:
+        column, _, values = word.partition("=")
+        if column not in data:
+            raise BuildError(f"the table {name}: no column {column!r}; there are {', '.join(COLUMNS)}")
+        kept = data[data[column].astype(str).str.lower().isin(values.lower().split(","))]
+        if kept.empty:
+            raise BuildError(f"the table {name}: no row with {word}; there are {sorted(set(data[column]))}")
+        data = kept
+    return data
+
+
+def _header(csv: Path) -> list[str]:
+    with csv.open(errors="replace") as file:
+        return file.readline().strip().split(",")
+
+
+def _link(path: Path, data: Path) -> str:
+    return f"reports/data/{path.relative_to(data).as_posix()}"
+
+
+def _figure_links(csv: Path, rows: Sequence[Row], data: Path) -> str:
+    names = [(path.stem.removeprefix(csv.stem).removeprefix("-") or "overview", path) for path in figures(csv, rows)]
+    return ", ".join(f"[{name}]({_link(path, data)})" for name, path in names)
+
+
+def _source_in(figure: Path) -> str:
+    with Image.open(figure) as image:
+        return str(image.info.get("Source", ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
