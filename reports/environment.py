@@ -58,8 +58,11 @@ def version(package: str) -> str:
 def commit() -> str:
     """The commit of the checkout, marked when files other than the data that measurements write differ from it.
 
-    Where the tree was copied without its repository, it is what the variable GIT_COMMIT says, else "unknown".
+    The variable GIT_COMMIT, where it is set, says it instead, for a tree that was copied without its repository;
+    "unknown" is neither.
     """
+    if "GIT_COMMIT" in os.environ:
+        return os.environ["GIT_COMMIT"]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -70,4 +73,4 @@ def commit() -> str:
             "-dirty" if git("status", "--porcelain", "--", ".", ":!reports/data") else ""
         )
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("GIT_COMMIT", "unknown")
+        return "unknown"

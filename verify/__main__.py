@@ -1,5 +1,6 @@
-"""`python -m verify` verifies this installation; `python -m verify faults` shows that planted bugs are caught, and
-`python -m verify codegen` what the kernels compile to, without a GPU."""
+"""`python -m verify` verifies this installation; `python -m verify model` whole networks and their training losses;
+`python -m verify faults` shows that planted bugs are caught, and `python -m verify codegen` what the kernels compile
+to, without a GPU."""
 
 import sys
 
@@ -10,6 +11,10 @@ def main(arguments: list[str]) -> int:
         from . import faults
 
         return faults.main(rest)
+    if command == "model":
+        from . import model
+
+        return model.main(rest)
     if command == "codegen":
         from . import codegen
 

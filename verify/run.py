@@ -61,10 +61,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m verify",
         description="Is this installation right, on this device, in these types? Results of every backend against "
         "float64 and against identities, within error budgets derived from rounding.",
-        epilog="python -m verify faults: plants bugs and shows that they are caught. "
+        epilog="python -m verify model: a whole network and its training losses. "
+        "python -m verify faults: plants bugs and shows that they are caught. "
         "python -m verify codegen: what the kernels compile to, without a GPU.",
     )
-    options.add_argument("--device", type=_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU if any")
+    options.add_argument(
+        "--device", type=a_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU if any"
+    )
     options.add_argument(
         "--backend", type=_names(BACKENDS), default=list(BACKENDS), metavar="NAME,...",
         help=f"out of {', '.join(BACKENDS)} (all)",
@@ -164,7 +167,8 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def _device(text: str) -> str:
+def a_device(text: str) -> str:
+    """`text`, if it names a device of a kind that can be verified."""
     name, _, index = text.partition(":")
     if name not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not one of cpu, cuda, cuda:0, cuda:1, ...")

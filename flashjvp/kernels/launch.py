@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,17 @@ Maybe = Tensor | None
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
 _COMPILED: dict[tuple[object, ...], Any] = {}
+
+
+class Argument(NamedTuple):
+    """An argument of a kernel: as Triton compiles for it, as a launch takes it, and what of it Triton specializes on.
+
+    A launch takes addresses in place of tensors and need not ask the driver about them.
+    """
+
+    operand: Operand | Tensor
+    raw: object
+    special: tuple[object, ...]
 
 
 class Call:
@@ -36,30 +48,29 @@ class Call:
         self.v_columns = (dv, *schedule.chunk_widths(dv, self.kind))
         self.width = max(sum(self.k_columns[1:]), sum(self.v_columns[1:]))
         self._address_bits = self._row_stride = 0
-        self._given: list[Tensor] = []
-        self._operands: dict[int, Operand] = {}
-        self._specializations: dict[int, tuple[object, ...]] = {}
+        self._arguments: dict[int, tuple[Tensor, Argument]] = {}
         self.mask, self.mask_layout = self._mask_operand(mask, (*q.shape[:-1], n))
 
-    def operands(self, *tensors: Maybe) -> tuple[Operand | None, ...]:
-        """Kernel operands. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
-        return tuple([None if x is None else self._operands.get(id(x)) or self._operand(x) for x in tensors])
+    def operands(self, *tensors: Maybe) -> tuple[Argument | None, ...]:
+        """Kernel arguments. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
+        return tuple([None if x is None else self._operand(x) for x in tensors])
 
-    def _operand(self, x: Tensor) -> Operand:
+    def _operand(self, x: Tensor) -> Argument:
+        found = self._arguments.get(id(x))
+        if found is not None:
+            return found[1]
         given = x
         if x.stride(-1) != 1 and x.shape[-1] != 1:
             x = x.contiguous()
-        strides = x.stride()
-        address, row, bits = x.data_ptr(), strides[-2], 0
-        for stride in strides[:-1]:
-            bits |= stride
+        strides, bits, row, special = _layout(x.stride())
+        address = x.data_ptr()
         self._address_bits |= bits * x.element_size() | address
         self._row_stride = max(self._row_stride, row)
-        self._given.append(given)  # alive, so that no other tensor gets its id
-        operand = self._operands[id(given)] = Operand(x, _head_strides(strides))
-        return operand
+        argument = Argument(Operand(x, strides), (address, strides), (x.dtype, address % 16 == 0, special))
+        self._arguments[id(x)] = self._arguments[id(given)] = given, argument  # alive, so that ids stay theirs
+        return argument
 
-    def _mask_operand(self, mask: Maybe, shape: tuple[int, ...]) -> tuple[Operand | None, tuple[int, bool]]:
+    def _mask_operand(self, mask: Maybe, shape: tuple[int, ...]) -> tuple[Argument | None, tuple[int, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
         if mask is None:
             return None, (0, False)
@@ -67,12 +78,12 @@ class Call:
         if column and mask.stride(-1) != 1:
             mask = mask.contiguous()
         mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-        strides = mask.expand(shape).stride()
-        bits = mask.data_ptr() // mask.element_size() | shape[-1]
-        for stride in strides[:-1]:
-            bits |= stride
-        aligned = column == 1 and bits % 16 == 0 and strides[-2] < 1 << 23
-        return Operand(mask, _head_strides(strides)), (column, aligned)
+        strides, bits, row, special = _layout(mask.expand(shape).stride())
+        address = mask.data_ptr()
+        bits |= address // mask.element_size() | shape[-1]
+        aligned = column == 1 and bits % 16 == 0 and row < 1 << 23
+        argument = Argument(Operand(mask, strides), (address, strides), (mask.dtype, address % 16 == 0, special))
+        return argument, (column, aligned)
 
     def query_programs(self, tile: schedule.Tile) -> int:
         """Programs of a kernel that owns tiles of query rows."""
@@ -96,40 +107,46 @@ class Call:
             "tf32" if self.kind == "tf32" else "ieee",
             self._address_bits % 16 == 0 and self._row_stride < 1 << 23,
         )
-        values = (*args, scale, self.batch_shape, *self.sizes, *constants)
+        sizes = (scale, self.batch_shape, *self.sizes, *constants)
+        arguments = [x if x is None or isinstance(x, Argument) else _statistic(x) for x in args]
         key = (
-            kernel, self.device, tile, constants, self.sizes[3], _widths((*self.batch_shape, *self.sizes)),
-            tuple([None if x is None else self._specialization(x) for x in args]),
+            kernel.fn, self.device, tile, constants, self.sizes[3], _widths((*self.batch_shape, *self.sizes)),
+            tuple([None if x is None else x.special for x in arguments]),
         )  # fmt: skip
         compiled = _COMPILED.get(key)
         with _current(self.device):
             if compiled is not None:
-                compiled[(programs(tile), 1, 1)](*values)
+                compiled[(programs(tile), 1, 1)](*[None if x is None else x.raw for x in arguments], *sizes)
                 return
-            compiled = kernel[(programs(tile),)](*values, num_warps=tile.warps, num_stages=tile.stages)
+            operands = [None if x is None else x.operand for x in arguments]
+            compiled = kernel[(programs(tile),)](*operands, *sizes, num_warps=tile.warps, num_stages=tile.stages)
         if compiled is not None:  # the interpreter compiles nothing
             _COMPILED[key] = compiled
 
-    def _specialization(self, x: Operand | Tensor) -> tuple[object, ...]:
-        """What Triton compiles a kernel anew for: type, alignment, integers that are 1 or multiples of 16 or long."""
-        found = self._specializations.get(id(x))
-        if found is None:
-            tensor, strides = (x, ()) if isinstance(x, Tensor) else x
-            row = strides[0] if strides else 0
-            found = (tensor.dtype, tensor.data_ptr() % 16 == 0, row == 1, row % 16 == 0, _widths(strides))
-            self._specializations[id(x)] = found
-        return found
+
+def _statistic(x: Tensor) -> Argument:
+    """A row statistic, which is contiguous."""
+    address = x.data_ptr()
+    return Argument(x, address, (x.dtype, address % 16 == 0))
 
 
-def _widths(integers: Sequence[int]) -> tuple[bool, ...]:
+@lru_cache(1 << 14)
+def _layout(strides: tuple[int, ...]) -> tuple[tuple[int, ...], int, int, tuple[object, ...]]:
+    """Of [*batch, head, row, column] strides: Operand.strides (without batch dims, one of 0), the bits that any stride
+    but the column's has, the row's stride, and what Triton specializes on: a row stride of 1 or a multiple of 16, and
+    which integers are long."""
+    *batch, head, row, _ = strides
+    packed = (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
+    bits = 0
+    for stride in strides[:-1]:
+        bits |= stride
+    return packed, bits, row, (row == 1, row % 16 == 0, _widths(packed))
+
+
+@lru_cache(1 << 14)
+def _widths(integers: tuple[int, ...]) -> tuple[bool, ...]:
     """Which integers need 64 bits, and so their number."""
     return tuple([x >= 1 << 31 for x in integers])
-
-
-def _head_strides(strides: Sequence[int]) -> tuple[int, ...]:
-    """Operand.strides of [*batch, head, row, column] strides; without batch dims, one of 0."""
-    *batch, head, row, _ = strides
-    return (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

@@ -1,0 +1,71 @@
+"""The examples of docs/ run as they stand and print what is shown, links lead somewhere, and commands are accepted."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from tvm_ref import train
+from tvm_ref.encode import EncodeConfig
+from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.sample import SampleConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+EXAMPLE = re.compile(r"^```python\n(.*?)^```(?:[^`]*?^```text\n(.*?)^```)?", flags=re.DOTALL | re.MULTILINE)
+EXAMPLES = [
+    pytest.param(*found.groups(), id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, found in enumerate(EXAMPLE.finditer(page.read_text()))
+]
+COMMAND = re.compile(r"(?:python -m|torchrun .*-m) tvm_ref\.(\w+) ?(.*)")
+CONFIGS: dict[str, Any] = {"encode": EncodeConfig, "evaluate": EvaluateConfig, "sample": SampleConfig}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(module, arguments) of every command in a block of shell, continued lines joined."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+            found += COMMAND.findall(re.sub(r"\\\n\s*", " ", block))
+    return found
+
+
+@pytest.mark.parametrize(("example", "shown"), EXAMPLES)
+def test_example_runs_and_prints_what_is_shown(example: str, shown: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", example], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert shown is None or result.stdout == shown
+
+
+def test_the_pitfall_is_shown_by_what_an_example_prints() -> None:
+    shown = [str(example.values[1]) for example in EXAMPLES]
+    assert sum("F.layer_norm" in text for text in shown) == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).is_file()] == []
+
+
+def test_commands_are_found() -> None:
+    assert {module for module, _ in commands()} == {"train", "convert", *CONFIGS}
+
+
+@pytest.mark.parametrize(("module", "arguments"), commands())
+def test_commands_are_accepted(module: str, arguments: str) -> None:
+    words = shlex.split(arguments, comments=True)
+    if module == "train":
+        train.parse(words)
+    elif module == "convert":
+        assert len(words) == 2
+    else:
+        tyro.cli(CONFIGS[module], args=words)

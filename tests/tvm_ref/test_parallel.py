@@ -1,0 +1,97 @@
+"""Two processes that gloo connects train like one, replicated (DDP) or sharded (FSDP2)."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tvm_ref.runs import change, digits, together, train, train_silently
+from tvm_ref.batches import Batches
+from tvm_ref.checkpoint import checkpoints, load_model, read_step, save
+from tvm_ref.config import ConfigError, TrainConfig
+from tvm_ref.data import open_dataset
+from tvm_ref.parallel import world
+from tvm_ref.state import State
+from tvm_ref.step import gradient
+from verify.model_tolerance import relative_error, training_budget
+
+
+def train_in_float64(config: TrainConfig) -> None:
+    """Three steps; writes what they gave, and a checkpoint of what they led to, into config.run.out."""
+    torch.set_default_dtype(torch.float64)
+    out = Path(config.run.out)
+    with world("cpu") as this:
+        state, batches = State(config, this), Batches(config, open_dataset(config.data), this)
+        outcomes = []
+        for step in range(3):
+            draws = batches.draw(step)
+            outcomes.append(gradient(state.objective, state.target, draws, this, clip=config.optim.clip)[:4])
+            state.advance()
+        save(out, 3, state.tensors(), config, this)
+        (out / f"{this.rank}.json").write_text(json.dumps(outcomes))
+    torch.set_default_dtype(torch.float32)
+
+
+def results(out: Path, rank: int) -> list[torch.Tensor]:
+    return list(torch.tensor(json.loads((out / f"{rank}.json").read_text()), dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one process's training."""
+    out = tmp_path_factory.mktemp("one")
+    train_in_float64(digits(out))
+    return out
+
+
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, checkpointing: str) -> None:
+    config = digits(tmp_path, parallel=parallel, accumulate=2, checkpointing=checkpointing)
+    together(2, train_in_float64, config)
+    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+    for weights in ("ema", "raw"):  # one process reads what two wrote
+        networks = [load_model(out, device=torch.device("cpu"), weights=weights).model for out in (tmp_path, one)]
+        pair = [list(network.parameters()) for network in networks]
+        # Read into float32: one rounding of each number is added.
+        assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    config = digits(tmp_path, steps=2, parallel="fsdp")
+    train(config)
+    together(2, train_silently, change(config, steps=4))
+    written = {path.name[:11] for path in checkpoints(tmp_path / "checkpoints")[-1].glob("shard-*")}
+    assert written == {"shard-00001", "shard-00002"}
+    printed = train(change(config, steps=6, parallel="ddp"))
+    assert "going on from" in printed and "step-00000004" in printed
+    assert read_step(checkpoints(tmp_path / "checkpoints")[-1]) == 6
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == list("123456")
+    assert len(list((tmp_path / "samples").glob("step-00000004-nfe-*.png"))) == 3
+
+
+def test_a_batch_that_does_not_fit_the_processes_stops_all_of_them(tmp_path: Path) -> None:
+    together(2, refused, change(digits(tmp_path / "run"), batch=25))
+    assert not (tmp_path / "run").exists()
+
+
+def refused(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="25 cannot be split evenly over 2 processes"):
+        train(config)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"process 2 .* there are 2: .*--run\.device cpu"), world("cuda"):
+        pass
+
+
+def test_a_process_alone_needs_no_connection() -> None:
+    with world("cpu") as this:
+        assert dataclasses.astuple(this)[:2] == (0, 1)
+        assert this.gather("x") == ["x"]
+        assert not torch.distributed.is_initialized()

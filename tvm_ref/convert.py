@@ -1,0 +1,188 @@
+"""`python -m tvm_ref.convert network.pkl weights.safetensors`: published weights in a format that cannot execute code.
+
+A published file is a pickle of a module, which holds the source code of its class and asks to have it executed. Here
+modules become inert `Record`s: the classes that they name are neither imported nor called, source code is never looked
+at, and only the tensors are taken out.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .dit import DiT, DiTConfig
+from .safe_pickle import PYTHON_2, SafeUnpickler, UnsafePickleError, load
+
+__all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "cli", "convert", "network_config", "tensors_of"]
+
+# What may be a record: classes of modules, of their settings and of the compiler (whose bound methods are calls of
+# getattr), and the function that would execute the source code.
+RECORDED = re.compile(
+    r"torch\.nn\..*|torch\.device|torch\._dynamo\..*|torch\._TorchCompile\w*|torch_utils\.persistence\..*|timm\..*"
+    r"|training\..*|omegaconf\..*|dnnlib\..*|typing\.Any|contextlib\.nullcontext|collections\.defaultdict"
+    r"|builtins\.(getattr|dict|list|tuple|int|float|str|bool|object)"
+)
+METADATA = "dit_config"
+
+
+class Record:
+    """What a pickle says of an object of another class: the name of the class, arguments, state and items. Inert."""
+
+    name = ""
+    arguments: tuple[Any, ...]
+    items: dict[Any, Any]
+    state: Any
+
+    def __new__(cls, *arguments: Any, **_: Any) -> "Record":
+        """A record without state or items; unpicklers may skip `__init__`."""
+        record = super().__new__(cls)
+        record.arguments, record.items, record.state = arguments, {}, {}
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, item: Any) -> None:
+        """An item of a list-like object."""
+        self.items[len(self.items)] = item
+
+
+class ModuleUnpickler(SafeUnpickler):
+    """A `SafeUnpickler` to which modules are records; what is neither that, a tensor nor plain is refused by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As `SafeUnpickler.find_class`, or a class of records."""
+        qualified = f"{PYTHON_2.get(module, module)}.{name}"
+        if RECORDED.fullmatch(qualified):
+            return type("Record", (Record,), {"name": qualified})
+        if qualified == "copyreg._reconstructor":
+            return lambda cls, *_: cls()
+        return super().find_class(module, name)
+
+
+def convert(network: Path, weights: Path) -> DiTConfig:
+    """Writes the weights of the pickle `network`, renamed like those of a `DiT`, to the safetensors file `weights`.
+
+    The tensors keep their types. Their network, checked to load them strictly, is returned and stored in the metadata
+    (its normalisations, which leave no trace in the weights, as `DiTConfig` has them). The file appears whole or not at
+    all.
+
+    Raises: UnsafePickleError for a pickle with more than modules, tensors and plain containers in it, or a damaged one;
+    ValueError for one without weights, or with weights that are not those of a `DiT`.
+    """
+    tensors = tensors_of(load(network, ModuleUnpickler))
+    config = network_config(tensors)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in DiT(config).state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if got != expected:
+        differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+        name = differing[0]
+        message = f"expected shape {expected.get(name)}, got {got.get(name)} ({len(differing)} such tensors)"
+        raise ValueError(f"{network}: {name}: {message}; None = no such tensor")
+    temporary = weights.with_name(f".{weights.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(config))})
+        os.replace(temporary, weights)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return config
+
+
+def tensors_of(contents: Any) -> dict[str, Tensor]:
+    """The weights in what a `ModuleUnpickler` read (a module, a state dict, or a dict with one module), under the names
+    of a `DiT`: without "_orig_mod." (compiled) and the leading "model."."""
+    if isinstance(contents, dict):
+        modules = {key: value for key, value in contents.items() if _module_state(value) is not None}
+        if len(modules) > 1:
+            raise ValueError(f"pickle: expected one module, got {sorted(map(str, modules))}")
+        if modules:
+            (contents,) = modules.values()
+    named = contents if isinstance(contents, dict) else dict(_walk(contents))
+    if not named or not all(isinstance(tensor, Tensor) for tensor in named.values()):
+        raise ValueError(f"pickle: expected a module or a state dict, got {type(contents).__name__}")
+    plain = {name.replace("_orig_mod.", ""): tensor.contiguous().clone() for name, tensor in named.items()}
+    outside = [name for name in plain if not name.startswith("model.")]
+    if outside and len(outside) < len(plain):
+        raise ValueError(f"pickle: expected every name to begin with model., or none, got {outside[0]}")
+    return plain if outside else {name.removeprefix("model."): tensor for name, tensor in plain.items()}
+
+
+def network_config(tensors: dict[str, Tensor]) -> DiTConfig:
+    """The network that has these weights. Raises ValueError where a tensor that tells is missing."""
+    needed = ("pos_embed", "x_embedder.proj.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.fc1.weight")
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise ValueError(f"weights: expected those of a DiT with QK norm, got none named {missing[0]}")
+    position, patches, head, hidden = (tensors[name].shape for name in needed)
+    width, channels, patch = patches[0], patches[1], patches[2]
+    table = tensors.get("y_embedder.embedding_table.weight")
+    mlp_ratio = hidden[0] / width
+    return DiTConfig(
+        image_size=round(position[1] ** 0.5) * patch,
+        channels=channels,
+        patch=patch,
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        heads=width // head[0],
+        num_classes=0 if table is None else len(table) - 1,
+        guidance="guidance_embedder.mlp.0.weight" in tensors,
+        mlp_ratio=mlp_ratio,
+    )
+
+
+def _module_state(value: Any) -> dict[str, Any] | None:
+    """The attributes of a record that is a module, else None."""
+    if not isinstance(value, Record):
+        return None
+    if value.name == "torch._dynamo.eval_frame.OptimizedModule" and value.arguments:  # (the module, the compiler)
+        return _module_state(value.arguments[0])
+    state = value.state
+    if value.name == "torch_utils.persistence._reconstruct_persistent_obj":
+        state = value.arguments[0].get("state") if value.arguments and isinstance(value.arguments[0], dict) else None
+    return state if isinstance(state, dict) and "_parameters" in state and "_modules" in state else None
+
+
+def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Names and tensors of a recorded module, like its state dict."""
+    state = _module_state(module)
+    if state is None:
+        return []
+    transient = state.get("_non_persistent_buffers_set", ())
+    buffers = {name: buffer for name, buffer in state.get("_buffers", {}).items() if name not in transient}
+    own = {**state["_parameters"], **buffers}
+    tensors = [(prefix + name, tensor) for name, tensor in own.items() if tensor is not None]
+    for name, child in state["_modules"].items():
+        tensors += _walk(child, f"{prefix}{name}.")
+    return tensors
+
+
+def main(network: Annotated[Path, tyro.conf.Positional], weights: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Convert published weights to safetensors, without executing the pickle that they come in.
+
+    Args:
+        network: the published .pkl file
+        weights: the .safetensors file to write
+    """
+    config = convert(network, weights)
+    print(f"{weights}: {config}")
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """The command; None = the process's own arguments."""
+    tyro.cli(main, prog="python -m tvm_ref.convert", args=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,213 @@
+"""Archives of images or latents: an uncompressed zip file or a folder, with labels in dataset.json.
+
+RGB images are `00000/img00000000.png`; latents are `00000/img-mean-std-00000000.npy`, float32 [8, h, w], the mean and
+then the standard deviation of the VAE's posterior, without the factor 0.18215. dataset.json holds
+{"labels": [[file name, class index], ...]}. Items are numbered in the order of their names.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .latents import CHANNELS, LatentStatisticsName, normalise
+from .noise import indexed_normals
+
+LABEL_FILE = "dataset.json"
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+class DatasetError(ValueError):
+    """A dataset, or a file in it, is not what its format asks for; the message names the file."""
+
+
+class _Files(Protocol):
+    names: list[str]
+
+    def read(self, name: str) -> bytes: ...
+
+
+class _FolderFiles:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.names = sorted(
+            (Path(folder) / name).relative_to(path).as_posix() for folder, _, names in os.walk(path) for name in names
+        )
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+
+class _ZipFiles:
+    def __init__(self, path: Path) -> None:
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise DatasetError(f"{path}: not a complete zip file ({error})") from error
+        members = [member for member in self._zip.infolist() if not member.is_dir()]
+        self.names = sorted(member.filename for member in members)
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise DatasetError(
+                    f"{path}: {member.filename} is compressed; expected a zip file made without (zip -0)"
+                )
+        for name, following in pairwise(self.names):
+            if name == following:
+                raise DatasetError(f"{path}: {name} is in the archive twice")
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name)
+
+
+class _Archive:
+    """What archives of images and of latents share: files, labels, and items that are checked when they are read."""
+
+    suffix: str
+
+    def __init__(self, path: Path, num_classes: int) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"no dataset at {path}: expected a zip file or a folder")
+        self._path = path
+        self._files: _Files = _FolderFiles(path) if path.is_dir() else _ZipFiles(path)
+        self._names = [name for name in self._files.names if name.endswith(self.suffix)]
+        if not self._names:
+            raise DatasetError(f"{path}: holds no {self.suffix} file")
+        self.num_classes = num_classes
+        self._labels = self._read_labels() if num_classes else np.zeros(len(self._names), dtype=np.int64)
+        self._item_shape: tuple[int, ...] | None = None
+        self._item_shape = self.item(0).shape
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def item(self, index: int) -> np.ndarray:
+        """Item `index` as it is stored; DatasetError naming the file where it is missing, damaged or of other shape."""
+        name = self._names[index]
+        try:
+            value = self._decode(self._files.read(name))
+        except Exception as error:  # zipfile, NumPy and Pillow answer damaged bytes with errors of many types
+            raise DatasetError(f"{self._path}: {name}: {error or type(error).__name__}") from error
+        if self._item_shape is not None and value.shape != self._item_shape:
+            raise DatasetError(
+                f"{self._path}: {name} has shape {list(value.shape)}, but {self._names[0]} has {list(self._item_shape)}"
+            )
+        return value
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        raise NotImplementedError
+
+    def _read_labels(self) -> np.ndarray:
+        where = f"{self._path}: {LABEL_FILE}"
+        if LABEL_FILE not in self._files.names:
+            raise DatasetError(f"{where} is missing, and num_classes = {self.num_classes} needs labels")
+        try:
+            content = json.loads(self._files.read(LABEL_FILE))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{where}: cannot be read ({error})") from error
+        entries = content.get("labels") if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise DatasetError(f'{where}: expected {{"labels": [[file name, class index], ...]}}')
+        labels = checked_labels(entries, self.num_classes, where)
+        if missing := labels.keys() - set(self._names):
+            raise DatasetError(f"{where}: labels {min(missing)}, which the dataset does not hold")
+        if unlabelled := set(self._names) - labels.keys():
+            raise DatasetError(f"{where}: has no label for {min(unlabelled)}")
+        return np.array([labels[name] for name in self._names], dtype=np.int64)
+
+
+def checked_labels(entries: Iterable[object], num_classes: int, where: str) -> dict[str, int]:
+    """{file name: class index} of the entries of dataset.json; DatasetError starting with `where` on a bad one."""
+    labels: dict[str, int] = {}
+    for entry in entries:
+        match entry:
+            case [str(name), int(label)] if not isinstance(label, bool):
+                pass
+            case _:
+                raise DatasetError(f"{where}: expected entries [file name, class index], got {entry!r}")
+        if not 0 <= label < num_classes:
+            raise DatasetError(f"{where}: {name} has label {label}; expected 0 <= label < num_classes = {num_classes}")
+        if name in labels:
+            raise DatasetError(f"{where}: labels {name} twice")
+        labels[name] = label
+    return labels
+
+
+class ImageArchive(_Archive):
+    """RGB images in PNG files: shape (3, H, W), values v / 127.5 - 1 in [-1, 1].
+
+    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, here and when an item is read.
+    """
+
+    suffix = ".png"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.item(0).shape
+        return channels, height, width
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.verify()  # the checksums of the chunks but the last
+        if not content.endswith(PNG_END):
+            raise ValueError("expected a PNG file that ends with its IEND chunk")
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.mode != "RGB":
+                raise ValueError(f"expected an 8-bit RGB image, got mode {image.mode}")
+            return np.asarray(image)
+
+    def pixels(self, indices: np.ndarray) -> Tensor:
+        """Images as they are stored, uint8 [n, 3, H, W]."""
+        return torch.from_numpy(np.stack([self.item(int(index)) for index in indices])).permute(0, 3, 1, 2)
+
+    def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images float32 [n, 3, H, W] and labels int64 [n]."""
+        images = self.pixels(indices).to(torch.float32) / 127.5 - 1
+        return images.contiguous(), torch.from_numpy(self._labels[indices])
+
+
+class LatentArchive(_Archive):
+    """Latents in NumPy files: shape (4, h, w), a sample of the posterior at each access, normalised by `statistics`.
+
+    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, here and when an item is read.
+    """
+
+    suffix = ".npy"
+
+    def __init__(self, path: Path, num_classes: int, statistics: LatentStatisticsName) -> None:
+        super().__init__(path, num_classes)
+        self._statistics = statistics
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, height, width = self.item(0).shape
+        return CHANNELS, height, width
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        value = np.load(io.BytesIO(content), allow_pickle=False)
+        if not isinstance(value, np.ndarray):
+            value.close()
+            raise ValueError("expected one array, got an archive of arrays")
+        if value.dtype != np.float32:
+            raise ValueError(f"expected float32, got {value.dtype}")
+        if value.ndim != 3 or value.shape[0] != 2 * CHANNELS:
+            raise ValueError(f"expected shape [{2 * CHANNELS}, h, w], got {list(value.shape)}")
+        if not np.isfinite(value).all() or (value[CHANNELS:] < 0).any():
+            raise ValueError("expected finite means and standard deviations that are not negative")
+        return value
+
+    def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(mean + std * noise - m) / sigma, float32 [n, 4, h, w], and labels int64 [n]; `draw` gives one number."""
+        key = int(torch.randint(2**63 - 1, (), generator=draw))
+        posterior = torch.from_numpy(np.stack([self.item(int(index)) for index in indices]))
+        mean, deviation = posterior.chunk(2, dim=1)
+        noise = indexed_normals(key, indices.tolist(), tuple(mean.shape[1:]))
+        return normalise(mean + deviation * noise, self._statistics), torch.from_numpy(self._labels[indices])

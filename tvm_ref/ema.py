@@ -1,0 +1,35 @@
+"""Exponential moving averages of a network's weights."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def copy_of(network: Network) -> Network:
+    """A copy of `network` from which an average starts: same values, no gradients."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+class Average:
+    """average <- rate * average + (1 - rate) * network, for every weight, in place and in its own type.
+
+    average, network: modules with the same parameters in the same order, sharded alike if at all; each process averages
+    its own shards.
+    """
+
+    def __init__(self, average: nn.Module, network: nn.Module, rate: float) -> None:
+        self._average, self._network, self._rate = _local(average), _local(network), rate
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step of the average."""
+        torch._foreach_lerp_(self._average, self._network, 1 - self._rate)
+
+
+def _local(module: nn.Module) -> list[torch.Tensor]:
+    return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in module.parameters()]

@@ -1,0 +1,141 @@
+"""A folder of images becomes an archive of latents: `python -m tvm_ref.encode IMAGES --vae FOLDER --out FILE.zip`."""
+
+import io
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from .data_archive import LABEL_FILE, DatasetError, checked_labels
+from .vae import encode, load_vae
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Encode a folder of images with a Stable Diffusion VAE into an uncompressed zip file of latents.
+
+    Labels come from IMAGES/dataset.json where there is one, else from the folders directly under IMAGES, numbered from
+    0 in the order of their names (the layout of ImageNet). Images that lie directly in IMAGES, without dataset.json,
+    give an archive without labels. Every image is made RGB, cut to its central square and resized.
+    """
+
+    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    """Folder of PNG, JPEG or WebP files, at any depth."""
+    vae: Path
+    """Folder of a diffusers AutoencoderKL."""
+    out: Path
+    """The zip file to write."""
+    size: int = 256
+    """Height and width of the images that are encoded, a multiple of 8."""
+    batch: int = 32
+    """Images encoded at once."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the VAE runs."""
+
+
+def list_images(folder: Path) -> tuple[list[str], list[int] | None]:
+    """Names of the images under `folder`, sorted, and their labels (None: unlabelled); see EncodeConfig.
+
+    Raises FileNotFoundError and DatasetError naming what is missing, unlabelled or unreadable.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of images at {folder}")
+    paths = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    names = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not names:
+        raise DatasetError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if (folder / LABEL_FILE).exists():
+        return names, _labels_of_file(folder / LABEL_FILE, names)
+    at_top = [name for name in names if "/" not in name]
+    if len(at_top) == len(names):
+        return names, None
+    if at_top:
+        raise DatasetError(f"{folder}: {at_top[0]} lies in no class folder, but other images do")
+    classes = sorted({name.split("/")[0] for name in names})
+    number = {name: index for index, name in enumerate(classes)}
+    return names, [number[name.split("/")[0]] for name in names]
+
+
+def _labels_of_file(path: Path, names: list[str]) -> list[int]:
+    try:
+        entries = json.loads(path.read_bytes())["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f'{path}: expected {{"labels": [[file name, class index], ...]}} ({error!r})') from error
+    if not isinstance(entries, list):
+        raise DatasetError(f"{path}: expected a list of labels, got {entries!r}")
+    labels = checked_labels(entries, 2**31, str(path))  # how many classes there are is the training's business
+    if different := labels.keys() ^ set(names):
+        raise DatasetError(f"{path}: labels and images differ, first in {min(different)}")
+    return [labels[name] for name in names]
+
+
+def read_square(path: Path, size: int) -> Tensor:
+    """The image in `path` as RGB, its central square resized to uint8 [3, size, size] (Lanczos)."""
+    try:
+        with Image.open(path) as image:
+            whole = image.convert("RGB")
+    except Exception as error:  # Pillow answers damaged bytes with errors of many types
+        raise DatasetError(f"{path}: {error or type(error).__name__}") from error
+    side = min(whole.size)
+    left, top = (whole.width - side) // 2, (whole.height - side) // 2
+    square = whole.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def encode_folder(config: EncodeConfig) -> int:
+    """Writes the archive and returns the number of images; the file appears under its name once it is complete.
+
+    Raises FileExistsError where it exists, ValueError for a bad size, DatasetError for a bad image.
+    """
+    if config.size < 8 or config.size % 8 or config.batch < 1:
+        raise ValueError(
+            f"expected size to be a positive multiple of 8 and batch >= 1, got size {config.size}, batch {config.batch}"
+        )
+    if config.out.exists():
+        raise FileExistsError(f"{config.out} exists; expected a new file to write to")
+    names, labels = list_images(config.images)
+    vae = load_vae(config.vae, torch.device(config.device))
+    partial = config.out.with_name(f".{config.out.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "x", zipfile.ZIP_STORED) as archive:
+            entries: list[tuple[str, int]] = []
+            for first in track(range(0, len(names), config.batch), description="encoding"):
+                chunk = names[first : first + config.batch]
+                images = torch.stack([read_square(config.images / name, config.size) for name in chunk])
+                for index, latent in enumerate(encode(vae, images).cpu().numpy(), start=first):
+                    target = f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"
+                    content = io.BytesIO()
+                    np.save(content, latent, allow_pickle=False)
+                    archive.writestr(target, content.getvalue())
+                    if labels is not None:
+                        entries.append((target, labels[index]))
+            archive.writestr(LABEL_FILE, json.dumps({"labels": entries if labels is not None else None}))
+        partial.replace(config.out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(names)
+
+
+def main() -> None:
+    """The command."""
+    config = tyro.cli(EncodeConfig, prog="python -m tvm_ref.encode")
+    try:
+        count = encode_folder(config)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"{count} images encoded into {config.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Quality of a checkpoint's samples: `python -m tvm_ref.evaluate CHECKPOINT --nfe 1,2,4`."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .arguments import Numbers
+from .checkpoint import CheckpointError, load_model
+from .config import TrainConfig
+from .dit import DiT
+from .generate import guidance_scale
+from .measure import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure the samples of a checkpoint against its data, for each number of network evaluations.
+
+    2-D toys: exact 2-Wasserstein distance to fresh points, beside that of two fresh sets. Digits: class accuracy, and
+    squared Frechet distance on pixels in [0, 1]. Archives: FID, and precision and recall if there are images to compare
+    with; these need the Inception weights. All: cycle error x0 -> x_t -> x0.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint, or the folder of a run (its newest one)."""
+    nfe: Numbers = (1, 2, 4)
+    """Evaluations of the network for a sample, such as 1,2,4."""
+    w: float | None = None
+    """Guidance scale; None: the one of training."""
+    samples: int | None = None
+    """Samples; None: 2048 points, 1797 digits (as many as there are real ones) or 50000 images."""
+    seed: int = 0
+    """Of noise and labels: the same seed gives the same figures."""
+    batch: int = 256
+    """Samples made at once."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Averaged weights, or those of the last step."""
+    inception: Path | None = None
+    """Local file inception-2015-12-05.pt (archives only)."""
+    reference: Path | None = None
+    """Reference statistics for FID, .npz or plain .pkl with mu and sigma (archives only)."""
+    reference_images: Path | None = None
+    """Zip file or folder of real RGB images: for precision, recall, and FID without --reference (archives only)."""
+    vae: Path | None = None
+    """Folder of the diffusers AutoencoderKL that decodes latents (archives of latents only)."""
+    data: str | None = None
+    """Where the training archive lies now; None: where it lay in training (archives only)."""
+    out: Path | None = None
+    """JSON file to write the figures to."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the networks run."""
+
+
+def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
+    """The figures of `model`, which `config` trained. Raises ValueError for settings that do not fit the network."""
+    w = guidance_scale(config.loss, model.config.guidance, settings.w)
+    sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch)
+    if settings.samples is not None and settings.samples < 2:
+        raise ValueError(f"samples: expected at least 2, got {settings.samples}")
+    if config.data.name == "archive":
+        return evaluate_images(
+            model,
+            dataclasses.replace(config.data, path=settings.data or config.data.path),
+            settings.nfe,
+            settings.samples or 50_000,
+            sampling,
+            inception=settings.inception,
+            reference=settings.reference,
+            reference_images=settings.reference_images,
+            vae=settings.vae,
+        )
+    archive_only = ("inception", "reference", "reference_images", "vae", "data")
+    if given := [name for name in archive_only if getattr(settings, name) is not None]:
+        raise ValueError(f"{', '.join(given)}: only for networks of archives, and this one is of {config.data.name}")
+    if config.data.name == "digits":
+        return evaluate_digits(model, settings.nfe, settings.samples or 1797, sampling)
+    return evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling)
+
+
+def print_table(evaluation: Evaluation, console: Console) -> None:
+    """The figures as a table, a row for each number of evaluations."""
+    names = list(evaluation.by_nfe[next(iter(evaluation.by_nfe))])
+    table = Table(title=f"{evaluation.samples} samples")
+    for name in ("NFE", *names):
+        table.add_column(name, justify="right")
+    for nfe, figures in evaluation.by_nfe.items():
+        table.add_row(str(nfe), *(f"{figures[name]:.4g}" for name in names))
+    console.print(table)
+    for name, value in evaluation.context.items():
+        console.print(f"{name}: {value:.4g}")
+
+
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Writes the figures; the file appears under its name when complete."""
+    content = {"samples": evaluation.samples, "nfe": evaluation.by_nfe, "context": evaluation.context}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """The command."""
+    settings = tyro.cli(EvaluateConfig, prog="python -m tvm_ref.evaluate")
+    try:
+        loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
+        evaluation = evaluate(loaded.model, loaded.config, settings)
+        print_table(evaluation, Console())
+        if settings.out is not None:
+            write_json(evaluation, settings.out)
+    except (OSError, ValueError, CheckpointError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

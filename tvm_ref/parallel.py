@@ -1,0 +1,126 @@
+"""Where a network runs: the processes of a run, replicas or shards of the weights, recomputation and compilation.
+
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them a run is one process. Tensors of CPU processes travel by
+gloo, those of GPUs by nccl.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from .config import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run: this one's number, how many there are, and the device of this one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files that only one may write."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """`value` of every process, by rank; all of them must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+@contextlib.contextmanager
+def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
+    """Joins the processes that torchrun started, and leaves them at the end.
+
+    Raises ConfigError for a device that is not there, and for more processes on a machine than it has GPUs.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if local >= count:
+            raise ConfigError(
+                f"process {local} of this machine (counted from 0) needs a GPU of its own, but there are {count}: "
+                "start at most that many (torchrun --nproc-per-node), or give --run.device cpu"
+            )
+        torch.cuda.set_device(local)
+    this = World(rank, size, torch.device(kind, local) if kind == "cuda" else torch.device(kind))
+    if size == 1:
+        yield this
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    try:
+        yield this
+    finally:
+        dist.destroy_process_group()
+
+
+def recompute(blocks: nn.ModuleList, kind: Literal["none", "full", "selective"]) -> None:
+    """Makes every block keep only its inputs (full) or also its attention (selective) for the backward pass."""
+    if kind == "none":
+        return
+    context: dict[str, Any] = {}
+    if kind == "selective":
+        context["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    for index, block in enumerate(blocks):
+        # Blocks draw no random numbers, so there is no random state to save.
+        blocks[index] = checkpoint_wrapper(block, preserve_rng_state=False, **context)
+
+
+def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    attention = operator.namespace == "flashjvp"
+    return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def compile_blocks(blocks: nn.ModuleList) -> None:
+    """Compiles every block by itself; equal blocks share what is compiled."""
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def shard(blocks: nn.ModuleList, root: nn.Module, this: World) -> None:
+    """Shards the weights of every block, and the others of `root`, over all processes (FSDP2)."""
+    mesh = init_device_mesh(this.device.type, (this.size,))
+    for module in (*blocks, root):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def replicate(step: nn.Module, this: World) -> nn.Module:
+    """`step`, with gradients averaged over all processes in its backward pass."""
+    if this.size == 1:
+        return step
+    return DistributedDataParallel(step, gradient_as_bucket_view=True)
+
+
+@torch.no_grad()
+def same_start(network: nn.Module, this: World) -> None:
+    """Gives every process the weights of the first one."""
+    if this.size > 1:
+        for parameter in network.parameters():
+            dist.broadcast(parameter, 0)

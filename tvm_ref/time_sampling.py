@@ -1,0 +1,94 @@
+"""How the times t >= s of a training step, and the time s' of its flow-matching term, are drawn."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+Kind = Literal["gap", "gap*", "trunc", "clamp", "uniform"]
+KINDS = ("gap", "gap*", "trunc", "clamp", "uniform")
+
+
+class Times(NamedTuple):
+    """Times [B] in [0, 1], 1 is noise: from t to s <= t, and s2 (s') for the flow-matching term."""
+
+    t: Tensor
+    s: Tensor
+    s2: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeConfig:
+    """The law of (t, s, s'). logit-normal(mu, sigma) is the law of sigmoid(N(mu, sigma^2)).
+
+    gap:     g ~ logit-normal(gap), s ~ logit-normal(s) truncated to [0, 1 - g], t = s + g
+    gap*:    the same, and s' ~ logit-normal(s), independent of t and s; for every other kind s' = s
+    trunc:   t ~ logit-normal(t), s ~ logit-normal(s) truncated to [0, t]
+    clamp:   t ~ logit-normal(t), s = min(t, s1), s1 ~ logit-normal(s)
+    uniform: t and s are the larger and the smaller of two uniform numbers
+
+    Afterwards s = t with probability `equal_share`; that leaves t and s' as drawn. Raises ValueError for a value out of
+    range. Zhou et al., arXiv 2511.19797.
+    """
+
+    kind: Kind = "gap*"
+    gap_mu: float = -0.8
+    gap_sigma: float = 1.0
+    s_mu: float = -0.4
+    s_sigma: float = 1.0
+    t_mu: float = 1.0
+    t_sigma: float = 1.0
+    equal_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: expected one of {KINDS}, got {self.kind!r}")
+        for name in ("gap_sigma", "s_sigma", "t_sigma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+        if not 0 <= self.equal_share <= 1:
+            raise ValueError(f"equal_share: expected a probability in [0, 1], got {self.equal_share!r}")
+
+
+def sample_times(config: TimeConfig, batch: int, generator: Generator) -> Times:
+    """`batch` independent draws, float32 [batch] on the CPU, where `generator` must be; drawn in float64.
+
+    0 <= s <= t <= 1 holds after rounding to float32.
+    """
+    t, s = _pair(config, batch, generator)
+    s2 = s
+    if config.kind == "gap*":
+        s2 = _logit_normal(config.s_mu, config.s_sigma, batch, generator)
+    equal = _uniform(batch, generator) < config.equal_share
+    return Times(t.float(), torch.where(equal, t, s).float(), s2.float())
+
+
+def _pair(config: TimeConfig, batch: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """t and s, float64."""
+    if config.kind == "uniform":
+        one, other = _uniform(batch, generator), _uniform(batch, generator)
+        return torch.maximum(one, other), torch.minimum(one, other)
+    if config.kind in ("gap", "gap*"):
+        gap = _logit_normal(config.gap_mu, config.gap_sigma, batch, generator)
+        s = _truncated_logit_normal(config.s_mu, config.s_sigma, 1 - gap, generator)
+        return (s + gap).clamp(max=1.0), s
+    t = _logit_normal(config.t_mu, config.t_sigma, batch, generator)
+    if config.kind == "trunc":
+        return t, _truncated_logit_normal(config.s_mu, config.s_sigma, t, generator)
+    return t, torch.minimum(t, _logit_normal(config.s_mu, config.s_sigma, batch, generator))
+
+
+def _uniform(batch: int, generator: Generator) -> Tensor:
+    return torch.rand(batch, dtype=torch.float64, generator=generator)
+
+
+def _logit_normal(mu: float, sigma: float, batch: int, generator: Generator) -> Tensor:
+    return torch.sigmoid(mu + sigma * torch.randn(batch, dtype=torch.float64, generator=generator))
+
+
+def _truncated_logit_normal(mu: float, sigma: float, upper: Tensor, generator: Generator) -> Tensor:
+    """Logit-normal numbers given that they are at most `upper` [B], by the inverse of their distribution function."""
+    below = torch.special.ndtr((torch.logit(upper) - mu) / sigma)  # P(number <= upper)
+    quantile = torch.special.ndtri(_uniform(len(upper), generator) * below)
+    return torch.minimum(torch.sigmoid(mu + sigma * quantile), upper)

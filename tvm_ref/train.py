@@ -1,0 +1,54 @@
+"""Trains a network: `python -m tvm_ref.train [PRESET] [--field value ...]`.
+
+Without a preset, `digits`. With several processes: `torchrun --nproc-per-node 8 -m tvm_ref.train imagenet256-w2 ...`.
+"""
+
+import sys
+
+import tyro
+from rich.console import Console
+
+from .checkpoint import CheckpointError
+from .config import TrainConfig
+from .metrics import MetricsError
+from .parallel import world
+from .presets import PRESETS
+from .step import NonFiniteError
+
+DEFAULT = "digits"
+DESCRIPTION = """Terminal Velocity Matching: trains a network that samples in one step.
+
+Choose a preset (without one: digits), then change what you like: python -m tvm_ref.train digits --run.steps 100.
+A run that is found in --run.out goes on where it stopped."""
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """The configuration that command-line arguments describe; exits with a message for arguments that are none."""
+    if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
+        arguments = [DEFAULT, *arguments]
+    presets = {name: ((make.__doc__ or "").strip(), make()) for name, make in PRESETS.items()}
+    return tyro.extras.overridable_config_cli(
+        presets, prog="python -m tvm_ref.train", description=DESCRIPTION, args=arguments
+    )
+
+
+def main() -> None:
+    """The command."""
+    try:
+        config = parse(sys.argv[1:])
+        import torch  # slow to import, and not needed for --help
+
+        from .trainer import Trainer
+
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        with world(config.run.device) as this:
+            Trainer(config, this, Console()).run()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: what was saved is complete") from None
+    except (ValueError, OSError, CheckpointError, MetricsError, NonFiniteError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The autoencoder of latent models: a diffusers AutoencoderKL from a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .latents import CHANNELS, LatentStatisticsName, denormalise
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and only latent models need it
+    from diffusers.models.autoencoders import AutoencoderKL
+
+
+def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
+    """The autoencoder saved in `folder` (config.json and diffusion_pytorch_model.safetensors), float32, for inference.
+
+    Nothing is downloaded, and no pickle is read. Raises FileNotFoundError, naming what to fetch, where a file is
+    missing, and ValueError for damaged files, weights that are missing or left over, and an autoencoder that is not one
+    of RGB images with four latent channels.
+    """
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"no {name} in {folder}: expected the folder of a diffusers AutoencoderKL with safetensors; that "
+                "of the published latents comes with `hf download stabilityai/sd-vae-ft-ema --local-dir FOLDER`"
+            )
+    from diffusers.models.autoencoders import AutoencoderKL
+
+    try:
+        vae, loading = AutoencoderKL.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{folder}: its files do not make an AutoencoderKL: {error}") from error
+    # diffusers leaves a weight that is missing at its random initial value.
+    for what in ("missing_keys", "unexpected_keys"):
+        if loading[what]:
+            raise ValueError(f"{folder}: {what.replace('_keys', '')} weights, first {sorted(loading[what])[0]}")
+    channels = (vae.config["in_channels"], vae.config["out_channels"], vae.config["latent_channels"])
+    if channels != (3, 3, CHANNELS):
+        raise ValueError(
+            f"{folder}: expected an autoencoder with (in, out, latent) channels (3, 3, {CHANNELS}), got {channels}"
+        )
+    return vae.requires_grad_(False).eval().to(device)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Mean, then standard deviation of the posterior, float32 [n, 8, h, w], of images uint8 [n, 3, H, W]."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be uint8 [n, 3, H, W], got {images.dtype} {list(images.shape)}")
+    posterior = vae.encode(images.to(vae.device, torch.float32) / 127.5 - 1).latent_dist
+    return torch.cat([posterior.mean, posterior.std], dim=1)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor, statistics: LatentStatisticsName) -> Tensor:
+    """Images float32 [n, 3, H, W], about [-1, 1], of normalised latents float32 [n, 4, h, w], on the VAE's device."""
+    return vae.decode(denormalise(latents.to(vae.device, torch.float32), statistics)).sample
