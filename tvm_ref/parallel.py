@@ -99,9 +99,13 @@ def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> C
 
 
 def compile_blocks(blocks: nn.ModuleList) -> None:
-    """Compiles every block by itself; equal blocks share what is compiled."""
+    """Compiles every block by itself; equal blocks share what is compiled.
+
+    Without inductor's fusion of reductions over different dims: on a GPU the modulation's gradient, a sum over tokens
+    of what is also summed over channels, came out wrong at random, with any attention (torch 2.11, `verify model`).
+    """
     for block in blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, options={"triton.mix_order_reduction": False})
 
 
 def shard(blocks: nn.ModuleList, root: nn.Module, this: World) -> None:
