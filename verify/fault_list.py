@@ -84,7 +84,8 @@ _OF_KERNELS = [
         "tangents read with the strides of their primals", "jvp", FORWARD,
         "operands = call.operands(q, k, v, q_t, k_t, v_t)",
         "x = call.operands(q, k, v, q_t, k_t, v_t)\n"
-        "    operands = x[:3] + tuple(t and t._replace(strides=p.strides) for p, t in zip(x[:3], x[3:]))",
+        "    y = [(t, p.operand.strides) for p, t in zip(x[:3], x[3:])]\n"
+        "    operands = (*x[:3], *(t and t._replace(operand=t.operand._replace(strides=s)) for t, s in y))",
         "layout_expanded",
     ),
     # Row sums
@@ -184,11 +185,11 @@ _OF_KERNELS = [
     ),
     Fault(
         "every tensor taken for contiguous", "launch", "kernels/launch.py",
-        "strides = x.stride()", 'strides = torch.empty(x.shape, device="meta").stride()', "layout_sequence_major",
+        "_layout(x.stride())", '_layout(torch.empty(x.shape, device="meta").stride())', "layout_sequence_major",
     ),
     Fault(
         "mask read at its first key alone", "launch", "kernels/launch.py",
-        ".stride())), column", ".stride())), 0", "mask_bool_full",
+        "argument, (column, aligned)", "argument, (0, False)", "mask_bool_full",
     ),
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS,

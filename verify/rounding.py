@@ -23,8 +23,9 @@ From a variance to a bound that a correct result exceeds with probability below 
 sum(w)^2 / sum(w^2) degrees of freedom (Welch and Satterthwaite), whose quantile is r (1 - 2/(9r) + z sqrt(2/(9r)))^3
 (Wilson and Hilferty). For many elements the bound is hardly more than sqrt(sum(w)), the rms error; for one element it
 is 5 standard deviations. Errors that move together count as one: an error of a row statistic as one a query row,
-roundings of tile elements as the effective number of keys (or queries) that P gives weight to. For the worst of n
-rows z^2 grows by 2 log n.
+roundings of tile elements as the effective number of keys (or queries) that P gives weight to. Errors e_n of tile
+elements act along the rows y_n that they multiply: r = 1 / (1 / n + (1 - 1 / n) c), c the mean squared cosine between
+two of these rows, so parallel ones (constant keys) leave r = 1. For the worst of n rows z^2 grows by 2 log n.
 
 Capitals are the matrices of MATH.md, var_x is the variance of the error of x.
 """
@@ -81,14 +82,14 @@ class _Noise:
     shared_sources: Tensor
     stored: Tensor  # rounding of the result itself: independent for each element
     query_rows: int  # so many row statistics exist
+    alignment: Tensor  # [..., 1], mean squared cosine of the rows that errors multiply: 1 if all are parallel
 
     def bound(self) -> Bound:
         """The bound that a correct result keeps."""
-        width = self.spread.shape[-1]
         spread, shared, stored = (x.sum(-1) for x in (self.spread, self.shared, self.stored))
-        rank, shared_rank = (1 / (1 / n + (1 - 1 / n) / width) for n in (self.sources, self.shared_sources))
+        rank, shared_rank = (1 / (1 / n + (1 - 1 / n) * self.alignment) for n in (self.sources, self.shared_sources))
         total = spread + shared + stored
-        cross = 2 * (spread * shared + (spread + shared) * stored) / width
+        cross = 2 * (spread * shared + (spread + shared) * stored) * self.alignment
         squares = spread.square() / rank + shared.square() / shared_rank + self.stored.square().sum(-1) + cross
         together = shared.sum().square() / max(self.query_rows, 1)
         z2 = STANDARD_DEVIATIONS**2
@@ -167,6 +168,18 @@ def _centered(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return squares.clamp(min=0)
 
 
+def _alignment(*factors: Tensor) -> Tensor:
+    """Mean squared cosine between two rows of a factor, [..., 1]: 1 / width in random directions; the largest one."""
+    largest = factors[0].new_zeros(1)
+    for x in factors:
+        norms = x.square().sum(-1)
+        itself = norms.square().sum(-1)
+        pairs = (x.mT @ x).square().sum((-1, -2)) - itself
+        cosine = pairs / (norms.sum(-1).square() - itself)
+        largest = torch.maximum(largest, cosine.nan_to_num(0.0).clamp(1 / x.shape[-1], 1.0).unsqueeze(-1))
+    return largest
+
+
 def _sources(P: Tensor, dim: int) -> Tensor:
     """Effective number of independent errors that P gives weight to along `dim`."""
     weight = (P / P.amax(dim, keepdim=True)).nan_to_num(0.0).square()
@@ -217,14 +230,14 @@ class _Model:
         k, v, k_t, v_t = (x.repeat_interleave(heads, dim=-3) for x in (k, v, k_t, v_t))
         return [q, k, v, q_t, k_t, v_t, G, T]
 
-    def _query_side(self, value: Tensor, spread: Tensor, shared: Tensor) -> _Noise:
-        one = torch.ones_like(self.lse[..., 0])
-        return _Noise(spread, _sources(self.P, -1), shared, one, self.type.stored(value), one.numel())
+    def _query_side(self, value: Tensor, spread: Tensor, shared: Tensor, *factors: Tensor) -> _Noise:
+        one, stored = torch.ones_like(self.lse[..., 0]), self.type.stored(value)
+        return _Noise(spread, _sources(self.P, -1), shared, one, stored, one.numel(), _alignment(*factors))
 
     def _o(self, W: Tensor, length: float) -> _Noise:
         eps, P, v, O = self.type.eps, self.P, self.v, self.O
         spread = _centered(W, v, O) + self._p_tiles() @ v.square() + eps * _sum_variance(P, v)
-        return self._query_side(O, spread, eps * length * O.square())
+        return self._query_side(O, spread, eps * length * O.square(), v)
 
     def _o_t(self, W: Tensor, length: float, var_mu_sum: Tensor) -> _Noise:
         eps, P, z, v, v_t, O, O_t = self.type.eps, self.P, self.z, self.v, self.v_t, self.O, self.O_t
@@ -237,7 +250,7 @@ class _Model:
             _sum_variance(P * self.S_t, v) + self.mu.square() * _sum_variance(P, v) + _sum_variance(P, v_t)
         )
         shared = var_mu_sum * O.square() + eps * (3 * (self.mu * O).square() + length * O_t.square())
-        return self._query_side(O_t, spread, shared)
+        return self._query_side(O_t, spread, shared, v, v_t)
 
     def _forward_tiles(self, x: Tensor) -> Tensor:
         """Variance of a tile that is rounded relative to the largest p of its row, as the forward pass does."""
@@ -252,7 +265,7 @@ class _Model:
         one = torch.ones_like(self.lse[..., 0])
         none = torch.zeros_like(self.lse)
         return {
-            name: _Noise(none, one, variance, one, none, one.numel())
+            name: _Noise(none, one, variance, one, none, one.numel(), one.new_ones(1))
             for name, variance in (("lse", self.var_lse), ("mu", self.var_mu))
         }
 
@@ -298,13 +311,13 @@ class _Model:
         shared_t = self.var_lse * d_q_t.square() + var_a * (P @ k).square()
         c, c2 = self.c, self.c**2
         return {
-            "d_q": self._query_side(c * d_q, c2 * spread, c2 * shared),
-            "d_q_t": self._query_side(c * d_q_t, c2 * spread_t, c2 * shared_t),
+            "d_q": self._query_side(c * d_q, c2 * spread, c2 * shared, k, k_t),
+            "d_q_t": self._query_side(c * d_q_t, c2 * spread_t, c2 * shared_t, k),
         }
 
-    def _key_side(self, value: Tensor, spread: Tensor, shared: Tensor) -> _Noise:
-        sources = _sources(self._fold(self.P), -2)
-        return _Noise(spread, sources, shared, sources, self.type.stored(value), self.lse.numel())
+    def _key_side(self, value: Tensor, spread: Tensor, shared: Tensor, *factors: Tensor) -> _Noise:
+        sources, stored = _sources(self._fold(self.P), -2), self.type.stored(value)
+        return _Noise(spread, sources, shared, sources, stored, self.lse.numel(), _alignment(*factors))
 
     def _fold(self, x: Tensor) -> Tensor:
         """[..., Hq, M, width] to [..., Hkv, G M, width]: the rows of a group of heads, which its key head sums over."""
@@ -321,8 +334,8 @@ class _Model:
         spread += var_dS_t @ q_t.square() + eps * _sum_variance(dS_t, q_t) + rounded(dS_t, q_t)
         shared = row_dS @ q.square() + row_dS_t @ q_t.square()
         return {
-            "d_k": self._key_side(c * (dS @ q + dS_t @ q_t), c2 * spread, c2 * shared),
-            "d_k_t": self._key_side(c * (dS_t @ q), c2 * spread_t, c2 * (row_dS_t @ q.square())),
+            "d_k": self._key_side(c * (dS @ q + dS_t @ q_t), c2 * spread, c2 * shared, q, q_t),
+            "d_k_t": self._key_side(c * (dS_t @ q), c2 * spread_t, c2 * (row_dS_t @ q.square()), q),
         }
 
     def _value_gradients(self, var_z: Tensor) -> dict[str, _Noise]:
@@ -338,6 +351,6 @@ class _Model:
         spread += rounded(P, G) + rounded(Pz, T)
         spread_t = var_P @ T.square() + eps * _sum_variance(P, T) + rounded(P, T)
         return {
-            "d_v": self._key_side(P @ G + Pz @ T, spread, row_P @ G.square() + row_Pz @ T.square()),
-            "d_v_t": self._key_side(P @ T, spread_t, row_P @ T.square()),
+            "d_v": self._key_side(P @ G + Pz @ T, spread, row_P @ G.square() + row_Pz @ T.square(), G, T),
+            "d_v_t": self._key_side(P @ T, spread_t, row_P @ T.square(), T),
         }
