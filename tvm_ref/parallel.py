@@ -24,6 +24,11 @@ from .config import ConfigError
 
 T = TypeVar("T")
 
+_GROUPS: list[Any] = []
+"""Every group joined, kept until the process ends. A replica left behind (by an exception's traceback, say) would be a
+group's last owner, and its destructor waits, holding the interpreter's lock, for gloo's threads, which may wait for
+that lock to free a tensor: a deadlock. Freed from here, the lock is let go first."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -75,6 +80,7 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         yield this
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    _GROUPS.append(dist.group.WORLD)
     try:
         yield this
     finally:

@@ -229,6 +229,11 @@ def _cases() -> list[Case]:
         Case("mask_plain_empty_rows", **small, mask="bool", mask_shape="empty_rows", tangents=(), cotangents=("o",)),
         Case("mask_causal", **small, mask="bool", is_causal=True),
         Case("mask_causal_additive", **small, mask="additive", mask_shape="matrix", is_causal=True),
+        # Masks whose rows start and end at multiples of 16 elements are read by wide loads.
+        Case("mask_bool_aligned", **small | {"m": 70, "n": 80}, mask="bool"),
+        Case("mask_additive_aligned", **small | {"m": 70, "n": 80}, mask="additive", mask_shape="matrix"),
+        Case("mask_aligned_per_batch", **small | {"batch": (2,), "n": 80}, mask="bool", mask_shape="per_batch"),
+        Case("mask_aligned_causal", **small | {"m": 70, "n": 80}, mask="bool", is_causal=True),
         Case("mask_gqa_per_head", **small, q_heads=4, kv_heads=2, mask="bool", mask_shape="per_head"),
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),
         Case("mqa_causal", q_heads=3, kv_heads=1, m=40, n=40, d=16, dv=16, is_causal=True),

@@ -171,6 +171,18 @@ _OF_KERNELS = [
         "bias.to(tl.float32) * 1.4426950408889634", "bias.to(tl.float32)", "mask_additive_full",
     ),
     Fault(
+        "aligned mask read at its first keys alone", "tiles", TILES,
+        "stride + tl.cast(n0, tl.uint32), 16)", "stride, 16)", "mask_bool_aligned",
+    ),
+    Fault(
+        "aligned mask without its row", "tiles", TILES,
+        "tl.multiple_of(row.to(tl.uint32) * stride,", "tl.multiple_of(row.to(tl.uint32) * 0,", "mask_additive_aligned",
+    ),
+    Fault(
+        "last keys of an aligned mask not read", "tiles", TILES,
+        "(N - n0) // 16)", "(N - n0) // 32)", "mask_bool_aligned",
+    ),
+    Fault(
         "last chunk of columns dropped", "tiles", TILES,
         "(len(a)):\n        s = ", "(1):\n        s = ", "dims_72_72",
     ),
