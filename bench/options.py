@@ -3,11 +3,11 @@
 import argparse
 import itertools
 import os
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reports.schema import MASKS
+from verify.arguments import a_device, names_out_of
 
 from .cases import DTYPES, OPERATIONS, Case
 from .peers import PEERS
@@ -162,12 +162,12 @@ def _add_shapes(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--head-dim", type=_sizes, metavar="D,...", help=f"head dims ({_by_device('head_dim')})")
     group.add_argument(
-        "--dtype", type=_names(DTYPES), metavar="TYPE,...", help=f"{', '.join(DTYPES)} ({_by_device('dtype')})"
+        "--dtype", type=names_out_of(DTYPES), metavar="TYPE,...", help=f"{', '.join(DTYPES)} ({_by_device('dtype')})"
     )
     group.add_argument("--causal", action="store_true", help="with the causal mask, aligned at the top left")
     group.add_argument(
         "--mask",
-        type=_names(MASKS),
+        type=names_out_of(MASKS),
         metavar="MASK,...",
         help="bool, additive: [N, N], 30 %% of the pairs forbidden at random; empty-rows: boolean, every third query "
         "has no key; none (default)",
@@ -176,11 +176,11 @@ def _add_shapes(group: argparse._ArgumentGroup) -> None:
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--modes", type=_names(OPERATIONS), metavar="MODE,...", help=f"see below ({_by_device('modes')})"
+        "--modes", type=names_out_of(OPERATIONS), metavar="MODE,...", help=f"see below ({_by_device('modes')})"
     )
     group.add_argument(
         "--providers",
-        type=_names(PROVIDERS),
+        type=names_out_of(PROVIDERS),
         metavar="NAME,...",
         help=f"out of {', '.join(PROVIDERS)} (default {SUBJECT},{BASELINE}, or the preset's, and each --peer)",
     )
@@ -198,7 +198,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--device", type=_device, metavar="DEVICE", help="cpu, cuda, cuda:1 (default the GPU where there is one)"
+        "--device", type=a_device, metavar="DEVICE", help="cpu, cuda, cuda:1 (default the GPU where there is one)"
     )
     group.add_argument(
         "--cell-limit-s", type=_seconds, metavar="S", help=f"time limit of one row ({_by_device('cell_limit_s')})"
@@ -254,20 +254,3 @@ def _seconds(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not a time: it must be more than 0 seconds")
     return value
-
-
-def _device(text: str) -> str:
-    if text.split(":")[0] not in DEFAULTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of cpu, cuda, cuda:0, cuda:1, ...")
-    return text
-
-
-def _names(known: Collection[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return names
-
-    return parse

@@ -6,7 +6,6 @@ the end of the sweep.
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import signal
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from reports.environment import DATA, slug
+from reports.environment import DATA, now, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
 
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     """Runs the sweep that the command line asks for; 0 when at least one row is ok, 130 when interrupted."""
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 190)
-    run = _now()
+    run = now()
     try:
         environments = _environments(options.device, options.dtype, worker)
         environment = next(iter(environments.values()))
@@ -183,7 +182,7 @@ class Sweep:
             inputs_mib=held,
             least_mib=least,
             peak_ratio=None if peak_mib is None else (held + peak_mib) / least,
-            date_utc=_now(),
+            date_utc=now(),
             **(environment | dataclasses.asdict(cell.case) | outcome),
         )
 
@@ -245,10 +244,6 @@ def _cell_identity(cell: Cell) -> tuple[object, ...]:
 
 def _is_over(end: float | None) -> bool:
     return end is not None and time.monotonic() >= end
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""The file that holds the tiles: flashjvp/kernels/tables.py, written by `python -m bench.tune`, read by schedule.py."""
+"""The text of flashjvp/kernels/tables.py, the file that holds the tiles, which `python -m bench.tune` rewrites."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from flashjvp.kernels.schedule import Table, Tile
 
-HEAD = '''"""Tiles of every kernel family, written by `python -m bench.tune`; schedule.py says what they mean.
+HEAD = '''"""Tiles of every kernel family; schedule.py says what they mean.
 
 architecture -> kind of product -> family -> largest padded head dim -> query rows, key rows, warps, stages.
+
+`python -m bench.tune` rewrites this file. Some tiles were chosen otherwise: by what `python -m verify codegen` shows of
+them, and by timings outside of a search.
 """
 
 TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {

@@ -8,7 +8,6 @@ a search, `python -m verify codegen` shows whether every option still compiles w
 """
 
 import argparse
-import datetime
 import os
 import signal
 import sys
@@ -30,8 +29,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from flashjvp.kernels import schedule
-from reports.environment import DATA, ROOT, commit, cores, driver, machine, slug, version
+from reports.environment import DATA, ROOT, commit, cores, driver, machine, now, slug, version
 from reports.schema import SchemaError
+from verify.arguments import names_out_of
 
 from . import isolate, tile_table
 from .trials import Candidate, Trial, candidates, current, read_trials, winners, write_trials
@@ -91,9 +91,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--kind", choices=("half", "tf32", "ieee"), default="half", help="kind of product (half)")
     options.add_argument(
         "--family",
-        type=_families,
+        type=names_out_of(families := schedule.TABLES["sm_90"]["half"]),
         metavar="NAME,...",
-        help=f"out of {', '.join(schedule.TABLES['sm_90']['half'])} (all)",
+        help=f"out of {', '.join(families)} (all)",
     )
     options.add_argument(
         "--head-dim", type=_head_dims, default=[64, 128, 256], metavar="D,...", help="head dims (64,128,256)"
@@ -178,7 +178,7 @@ class Search:
             for candidate, outcome in outcomes:
                 earlier = self.trials.get(candidate)
                 known = {name: x for name, x in vars(earlier).items() if x is not None} if earlier else {}
-                columns = {**known, "candidate": candidate, **outcome, **self.environment, "date_utc": _now()}
+                columns = {**known, "candidate": candidate, **outcome, **self.environment, "date_utc": now()}
                 self.trials[candidate] = Trial(**columns)
                 write_trials(self.log, self.trials.values())
                 progress.advance(bar)
@@ -230,23 +230,11 @@ def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tuple[str, str, 
     return result
 
 
-def _families(text: str) -> list[str]:
-    known = schedule.TABLES["sm_90"]["half"]
-    for name in text.split(","):
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-    return text.split(",")
-
-
 def _head_dims(text: str) -> list[int]:
     sizes = [int(part) for part in text.split(",")]
     if not all(1 <= size <= 256 for size in sizes):
         raise argparse.ArgumentTypeError(f"head dims are from 1 to 256, not {text}")
     return sizes
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 if __name__ == "__main__":

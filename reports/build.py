@@ -1,6 +1,6 @@
-"""`python -m reports.build`: the tables of README.md and the figures, from the CSV files in reports/data.
+"""`python -m reports.build`: the tables of README.md and docs/training.md, and the figures, from reports/data/*/*.csv.
 
-README.md says where a table goes, of which file it is, and which rows it shows:
+A page says where a table goes, of which file it is, and which rows it shows:
 
     <!-- table: nvidia-h200/paper heads=24 queries=1024,8192 -->
     <!-- end -->
@@ -12,6 +12,7 @@ sweep. With --check nothing is written: the exit status is 1 if a table or a fig
 
 import argparse
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -26,28 +27,38 @@ from PIL import Image
 from .environment import DATA, ROOT
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
-from .schema import COLUMNS, Row, SchemaError, read_rows
+from .schema import Row, SchemaError, read_rows
 from .style import STYLE, whole_mode
 from .tables import sweep_table, verification_table
+from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, digits_table, step_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "training.md")
 BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
 
 
+# The columns of a file that is no sweep, and its table.
+TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
+    VERIFICATION_COLUMNS: verification_table,
+    DIGITS_COLUMNS: digits_table,
+    STEP_COLUMNS: step_table,
+}
+
+
 class BuildError(ValueError):
-    """A mark in the README, or a file of rows, that no table can be made of; says which and why."""
+    """A mark in a page, or a file of rows, that no table can be made of; says which and why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every table and figure is that of its data (after writing, unless --check), 1 if not, 2 for a bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m reports.build", description="The tables of README.md and the figures, from reports/data."
+        prog="python -m reports.build",
+        description="Tables of README.md and docs, and figures, from reports/data.",
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where something is stale")
     options = parser.parse_args(arguments)
     try:
-        problems = check(README, DATA) if options.check else build(README, DATA)
+        problems = check(PAGES, DATA) if options.check else build(PAGES, DATA)
     except (BuildError, SchemaError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -55,16 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems and options.check else 0
 
 
-def build(readme: Path, data: Path) -> list[str]:
-    """Writes the README's tables and every figure; returns what it wrote, in words."""
-    text = readme.read_text()
-    new = render(text, data)
+def build(pages: Sequence[Path], data: Path) -> list[str]:
+    """Writes the tables of the pages and every figure; returns what it wrote, in words."""
     written = []
-    if new != text:
-        temporary = readme.with_name(readme.name + ".tmp")
-        temporary.write_text(new)
-        temporary.replace(readme)
-        written.append(f"{readme.name}: {len(BLOCK.findall(new))} tables")
+    for page in pages:
+        new = render(page, data)
+        if new != page.read_text():
+            temporary = page.with_name(page.name + ".tmp")
+            temporary.write_text(new)
+            temporary.replace(page)
+            written.append(f"{page.name}: {len(BLOCK.findall(new))} tables")
     for csv in sweeps(data):
         rows = rows_of_one_run(csv)
         with plt.rc_context(STYLE):
@@ -74,16 +85,15 @@ def build(readme: Path, data: Path) -> list[str]:
     return written
 
 
-def check(readme: Path, data: Path, shown_only: bool = False) -> list[str]:
-    """What a build would change, in words; with `shown_only`, of the figures those of files that the README shows."""
-    text = readme.read_text()
-    _check_marks(text)
+def check(pages: Sequence[Path], data: Path, shown_only: bool = False) -> list[str]:
+    """What a build would change, in words; with `shown_only`, of the figures those of files that a page shows."""
+    marks = [(page, found) for page in pages for found in BLOCK.finditer(_whole(page))]
     stale = [
-        f"{readme.name}: table {found[1]}{found[2]} is not that of its data"
-        for found in BLOCK.finditer(text)
-        if found[0] != block(found, data)
+        f"{page.name}: table {found[1]}{found[2]} is not that of its data"
+        for page, found in marks
+        if found[0] != block(found, page, data)
     ]
-    shown = {data / f"{found[1]}.csv" for found in BLOCK.finditer(text)}
+    shown = {data / f"{found[1]}.csv" for _, found in marks}
     for csv in sweeps(data):
         if shown_only and csv not in shown:
             continue
@@ -95,25 +105,26 @@ def check(readme: Path, data: Path, shown_only: bool = False) -> list[str]:
     return stale
 
 
-def render(text: str, data: Path) -> str:
-    """The README with every table made anew. Raises BuildError for a mark that is torn or names nothing."""
-    _check_marks(text)
-    return BLOCK.sub(lambda found: block(found, data), text)
+def render(page: Path, data: Path) -> str:
+    """The text of a page with every table made anew. Raises BuildError for a mark that is torn or names nothing."""
+    return BLOCK.sub(lambda found: block(found, page, data), _whole(page))
 
 
-def block(found: re.Match[str], data: Path) -> str:
-    """A mark, its table, and the mark of its end."""
+def block(found: re.Match[str], page: Path, data: Path) -> str:
+    """A mark of a page, its table, and the mark of its end."""
     name, words = found[1], found[2].split()
     csv = data / f"{name}.csv"
     if not csv.is_file():
         raise BuildError(f"the table {name}: there is no file {csv}")
-    if _header(csv) == list(VERIFICATION_COLUMNS):
-        table = verification_table(_filtered(pd.read_csv(csv, keep_default_na=True), words, name))
+    rows_link = f"[{csv.name}]({_link(csv, page)})"
+    if make := TABLES.get(tuple(_header(csv))):
+        table = make(_filtered(pd.read_csv(csv, dtype={"commit": str}), words, name))
+        table += f" Rows: {rows_link}."
     else:
         rows = rows_of_one_run(csv)
         frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
         table = sweep_table([rows[i] for i in _filtered(frame, words, name).index], rows)
-        table += f" Rows: [{csv.name}]({_link(csv, data)}), figures: {_figure_links(csv, rows, data)}."
+        table += f" Rows: {rows_link}, figures: {_figure_links(csv, rows, page)}."
     return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"
 
 
@@ -148,16 +159,21 @@ def source(csv: Path) -> str:
     return f"{csv.name} sha256 {hashlib.sha256(csv.read_bytes()).hexdigest()}"
 
 
-def _check_marks(text: str) -> None:
+def _whole(page: Path) -> str:
+    """The text of a page, none of whose marks is torn."""
+    text = page.read_text()
     if text.count("<!-- table:") != len(BLOCK.findall(text)):
-        raise BuildError("a mark `<!-- table: NAME column=value -->` is malformed, or has no `<!-- end -->` after it")
+        raise BuildError(
+            f"{page.name}: a mark `<!-- table: NAME column=value -->` is malformed, or has no `<!-- end -->` after it"
+        )
+    return text
 
 
 def _filtered(data: pd.DataFrame, words: Sequence[str], name: str) -> pd.DataFrame:
     for word in words:
         column, _, values = word.partition("=")
         if column not in data:
-            raise BuildError(f"the table {name}: no column {column!r}; there are {', '.join(COLUMNS)}")
+            raise BuildError(f"the table {name}: no column {column!r}; there are {', '.join(data)}")
         kept = data[data[column].astype(str).str.lower().isin(values.lower().split(","))]
         if kept.empty:
             raise BuildError(f"the table {name}: no row with {word}; there are {sorted(set(data[column]))}")
@@ -170,13 +186,13 @@ def _header(csv: Path) -> list[str]:
         return file.readline().strip().split(",")
 
 
-def _link(path: Path, data: Path) -> str:
-    return f"reports/data/{path.relative_to(data).as_posix()}"
+def _link(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
-def _figure_links(csv: Path, rows: Sequence[Row], data: Path) -> str:
+def _figure_links(csv: Path, rows: Sequence[Row], page: Path) -> str:
     names = [(path.stem.removeprefix(csv.stem).removeprefix("-") or "overview", path) for path in figures(csv, rows)]
-    return ", ".join(f"[{name}]({_link(path, data)})" for name, path in names)
+    return ", ".join(f"[{name}]({_link(path, page)})" for name, path in names)
 
 
 def _source_in(figure: Path) -> str:

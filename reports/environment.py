@@ -1,5 +1,6 @@
-"""Where rows were measured: the machine, versions and commit that every row carries."""
+"""Where and when rows were measured: the machine, versions, commit and time that every row carries."""
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "reports" / "data"
+
+
+def now() -> str:
+    """The time in UTC: "2025-01-31T12:00:00Z"."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def slug(name: str) -> str:

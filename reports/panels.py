@@ -1,13 +1,14 @@
 """What is drawn inside one panel of a figure: lines with what failed above them, bars, speed-ups."""
 
 import math
+import textwrap
 from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from .style import GREY, OURS, look, number, order, times
+from .style import GREY, OURS, PLAIN, look, number, order, times
 
 # What a panel of lines shows: the column of its values and how they are called.
 LATENCY = ("latency_p50_ms", "latency (ms)")
@@ -15,6 +16,7 @@ MEMORY = ("peak_mib", "peak memory (MiB)")
 THROUGHPUT = ("tflops", "throughput (TFLOP/s)")
 MOST_LENGTHS = 5
 FAILURE = 0.075  # height of a line of failures, of a panel's
+FAILURE_LETTERS = 20  # of its text, in an inch
 
 
 class Failure(NamedTuple):
@@ -35,7 +37,8 @@ def lines(axes: Axes, data: pd.DataFrame, column: str) -> None:
         if ok.empty:
             continue
         axes.plot(
-            ok["queries"], ok[column], style.line, color=style.colour, marker=style.marker, label=style.label,
+            ok["queries"], ok[column], style.line, color=style.colour, label=style.label,
+            marker=style.marker or ("d" if len(ok) == 1 else ""),  # a line through one point is none
             markersize=4.5 if provider == OURS else 3.5, linewidth=2.0 if provider == OURS else 1.1,
             zorder=4 if provider == OURS else 3, markeredgewidth=0,
         )  # fmt: skip
@@ -68,12 +71,14 @@ def length_axis(axes: Axes, lengths: list[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_length))
 
 
-def failures_of(data: pd.DataFrame) -> list[Failure]:
-    """What is written above the lines of a panel, the left and the right half filled from the top.
+def failures_of(data: pd.DataFrame, inches: float) -> list[Failure]:
+    """What is written above the lines of a panel `inches` wide, the left and the right half filled from the top.
 
-    A line for each provider that failed at some lengths, and one for each status that others had throughout.
+    A line for each provider that failed at some lengths, and for each status that others had throughout as many as
+    their names fill. A peer without attention without a JVP lacks nothing that a figure is about: it is not named.
     """
-    failed = data[data["status"] != "ok"]
+    extra = data["series"].str.endswith(PLAIN) & (data["status"] == "unsupported")
+    failed = data[(data["status"] != "ok") & ~extra]
     middle = (data["queries"].min() * data["queries"].max()) ** 0.5
     found: list[Failure] = []
     throughout: dict[str, list[str]] = {}
@@ -89,8 +94,9 @@ def failures_of(data: pd.DataFrame) -> list[Failure]:
         place = max(left * on_left, right * on_right)
         left, right = (place + 1 if on_left else left), (place + 1 if on_right else right)
         found.append(Failure(status, look(provider).colour, lengths, place, not on_left))
-    for place, (status, names) in enumerate(throughout.items(), start=max(left, right)):
-        found.append(Failure(f"{status}: {', '.join(names)}", GREY, [], place, False))
+    texts = [f"{status}: {', '.join(names)}" for status, names in throughout.items()]
+    written = [part for text in texts for part in textwrap.wrap(text, int(FAILURE_LETTERS * inches))]
+    found += [Failure(part, GREY, [], place, False) for place, part in enumerate(written, start=max(left, right))]
     return found
 
 
@@ -105,6 +111,7 @@ def mark_failures(line: list[Axes], panels: list[list[Failure]]) -> None:
         for failure in failures:
             height, colour, lengths = 0.97 - FAILURE * failure.place, failure.colour, failure.lengths
             text: dict[str, Any] = {"s": failure.text, "color": colour, "fontsize": 6.5, "va": "center"}
+            text["in_layout"] = False  # it is inside the panel, whose size does not follow from it
             if not lengths:
                 axes.text(0.02, height, transform=axes.transAxes, **text)
                 continue
@@ -174,6 +181,7 @@ def speedup_bars(axes: Axes, ratios: pd.DataFrame, data: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(range(len(ratios)), [_length(x, None) for x in ratios.index])
+    axes.set_xlim(-0.5, len(ratios) - 0.5)  # also where there is no bar of the last length
     axes.tick_params(axis="x", length=0)
 
 

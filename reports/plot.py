@@ -26,7 +26,8 @@ from .schema import Row, frame
 from .style import DPI, MODES, STYLE, order, series, whole_mode
 
 GROUP = ["heads", "kv_heads", "head_dim", "dtype", "causal", "mask"]
-WIDTH = 7.2
+WIDTH = 7.2  # inches
+AXIS = 0.4  # inches beside a panel
 MOST_COLUMNS = 3
 FEWEST_LENGTHS = 3
 
@@ -145,7 +146,7 @@ def _line_figure(data: pd.DataFrame, panels: list[list[tuple[str, pd.DataFrame, 
             length_axis(axes, sorted(data["queries"].unique()))
         value_axis(list(line), row[0][2][0])
         line[0].set_ylabel(row[0][2][1])
-        mark_failures(list(line), [failures_of(part) for _, part, _ in row])
+        mark_failures(list(line), [failures_of(part, _width(len(row)) / len(row) - AXIS) for _, part, _ in row])
     for axes in grid[-1]:
         axes.set_xlabel("tokens N")
     figure.suptitle(_title(data), fontsize=9)

@@ -48,7 +48,7 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
         ours = _latency(same[same["series"] == OURS])
         lines.append(cells + [_cell(same[same["series"] == name], ours) for name in names])
     heads = [*(SHAPE[name] for name in varying), "", *(look(name).label for name in names)]
-    parts = [_markdown(heads, lines, left=len(varying) + 1), _reasons(data), _source(rows, run)]
+    parts = [markdown(heads, lines, left=len(varying) + 1), _reasons(data), _source(rows, run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -91,7 +91,7 @@ def verification_table(data: pd.DataFrame) -> str:
         "o, o_t, gradients: median relative error against float64 over all cases; to dense: median of its ratio to "
         "that of dense attention in the same type; of budget: the largest error over what it may be."
     )
-    return f"{_markdown(heads, lines, left=2)}\n\n{source}"
+    return f"{markdown(heads, lines, left=2)}\n\n{source}"
 
 
 def short(commit: str) -> str:
@@ -163,7 +163,7 @@ def _values(rows: Sequence[Row], name: str) -> str:
     return ",".join(dict.fromkeys(str(getattr(row, name)) for row in rows))
 
 
-def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
     """A table whose first `left` columns are aligned left, the others right."""
     rule = ["---" if i < left else "---:" for i in range(len(heads))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines))

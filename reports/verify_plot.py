@@ -99,6 +99,10 @@ def _panel(axes: Axes, data: pd.DataFrame, column: str) -> None:
     common = worst.groupby(column)[["dense_error", "budget"]].max()
     axes.set_xscale("log", base=10 if column == "magnitude" else 2)
     axes.set_yscale("log", nonpositive="mask")
+    measured = worst[["error", "dense_error", "budget"]].to_numpy()
+    measured = measured[measured > 0]
+    low, high = (measured.min() / 2, measured.max() * 1.5) if len(measured) else (0.1, 1.0)
+    axes.set_ylim(low, high)
     axes.plot(common.index, common["budget"], color="#808080", linewidth=1.0)
     for i, backend in enumerate(BACKENDS):
         line = worst[worst["backend"] == backend]
@@ -110,11 +114,7 @@ def _panel(axes: Axes, data: pd.DataFrame, column: str) -> None:
         )  # fmt: skip
     dense = "dense attention in the same type"
     axes.plot(common.index, common["dense_error"], "--", color=DENSE, linewidth=1.0, zorder=7, label=dense)
-    measured = worst[["error", "dense_error", "budget"]].to_numpy()
-    measured = measured[measured > 0]
-    low, high = (measured.min() / 2, measured.max() * 1.5) if len(measured) else (0.1, 1.0)
     axes.fill_between(common.index, low / 1e9, common["budget"], color=BUDGET, alpha=0.35, linewidth=0, label="budget")
-    axes.set_ylim(low, high)
     _ticks(axes, sorted(worst[column].unique()), column)
 
 

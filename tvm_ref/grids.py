@@ -69,7 +69,9 @@ def _density(points: np.ndarray) -> Tensor:
 
 
 def write_grid(path: Path, pictures: Tensor, columns: int) -> None:
-    """Writes pictures uint8 [m, 3, h, w] row by row as one PNG file, which appears under its name when complete.
+    """Writes pictures uint8 [m, 3, h, w] as one PNG file, which appears under its name when complete.
+
+    Row by row, `columns` beside each other; fewer pictures make a narrower file.
 
     Raises ValueError for another type or shape or columns < 1, OSError where the file cannot be written.
     """
@@ -85,6 +87,7 @@ def write_grid(path: Path, pictures: Tensor, columns: int) -> None:
             f"{list(pictures.shape)} and columns {columns}"
         )
     count, _, height, width = pictures.shape
+    columns = min(columns, count)
     rows = -(-count // columns)
     sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
     for index, picture in enumerate(pictures.permute(0, 2, 3, 1).cpu().numpy()):

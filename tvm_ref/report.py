@@ -10,6 +10,7 @@ from .config import TrainConfig
 from .dit import DiT, DiTConfig
 from .generate import generate
 from .grids import tiles, write_grid
+from .loss import LossConfig
 from .vae import load_vae
 
 NFE = (1, 2, 4)
@@ -29,14 +30,19 @@ def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> 
     vae = load_vae(Path(config.run.vae), next(model.parameters()).device) if config.run.vae and write else None
     labels = _labels(config.model)
     at_once = POINTS if config.model.image_size == 1 else AT_ONCE
+    w = _w(config.loss)
     for nfe in NFE:
-        w = config.loss.w if config.loss.w_random is None else config.loss.w_random[1]
         batches = generate(model, labels, w=w, steps=nfe, scaled=config.loss.scaled, seed=SEED, batch=at_once)
         samples = torch.cat(list(batches))
         if write:
             folder.mkdir(exist_ok=True)
             pictures = tiles(samples, config.data.latents, vae)
             write_grid(folder / f"step-{step:08d}-nfe-{nfe}.png", pictures, columns=PER_CLASS)
+
+
+def _w(config: LossConfig) -> float:
+    """The guidance that a run shows: the one it trains with, of random guidance the strongest."""
+    return config.w if config.w_random is None else config.w_random[1]
 
 
 def _labels(config: DiTConfig) -> torch.Tensor:
@@ -51,6 +57,7 @@ def final_figures(path: Path, config: TrainConfig, device: torch.device, console
     """Measures samples of a checkpoint, prints a table and writes summary.json into the folder of the run."""
     from .evaluate import EvaluateConfig, evaluate, print_table, write_json  # slow to import
 
-    figures = evaluate(load_model(path, device=device).model, config, EvaluateConfig(checkpoint=path))
+    settings = EvaluateConfig(checkpoint=path, w=_w(config.loss))
+    figures = evaluate(load_model(path, device=device).model, config, settings)
     print_table(figures, console)
     write_json(figures, Path(config.run.out) / "summary.json")

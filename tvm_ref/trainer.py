@@ -58,6 +58,11 @@ class Trainer:
         Raises ConfigError, FileNotFoundError, DatasetError or CheckpointError, before anything is written into the
         folder.
         """
+        if config.run.evaluate and config.data.name == "archive":
+            raise ConfigError(
+                "run.evaluate: expected no (--run.no-evaluate) for an archive, whose figures need more files: measure "
+                "them afterwards with python -m tvm_ref.evaluate"
+            )
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
         self.batches = Batches(config, open_dataset(config.data), world)

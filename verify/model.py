@@ -2,8 +2,6 @@
 them, against an independent dense network in float64; as tables, CSV and an exit status."""
 
 import argparse
-import datetime
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +12,15 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from reports.environment import DATA, machine, slug
+from reports.environment import DATA, machine, now, slug
 from reports.schema import write_rows
 from reports.verification import worst
 
+from .arguments import a_device, announce, device_for, missing
 from .judge import Run
 from .model_cases import PARTS, ModelCase, model_plan
 from .model_judge import COLUMNS, ModelVerdict, failed, judge_model
-from .run import FAILED, HELD, INTERRUPTED, UNUSABLE, WIDTH, a_device, missing
+from .run import FAILED, HELD, INTERRUPTED, UNUSABLE, WIDTH
 from .table import BAD, GOOD
 
 QUANTITIES = ("value", "tangent", "gradients", "operators")
@@ -32,26 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held, 1 when a row failed, 2 when there is nothing to verify, 130 when interrupted."""
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+    device, start = device_for(options.device), now()
     if problem := missing(torch.device(device)):
         console.print(problem, style="red", highlight=False, soft_wrap=True)
         return UNUSABLE
-    start = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     run = Run.here(device, options.seed, start)
     plan = model_plan(device, options.quick and options.case is None)
     cases = [case for case in plan.cases if options.case in (None, case.name)]
     if not cases:
         console.print(f"--case {options.case}: no such case on {device}", style="red", highlight=False)
         return UNUSABLE
-    console.print(
-        f"{run.columns['machine']}, torch {torch.__version__}, triton {run.columns['triton_version']}, "
-        f"seed {run.seed}, commit {run.columns['commit']}",
-        highlight=False,
-    )
-    for reason in plan.skipped:
-        console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    announce(console, run.columns, run.seed, plan.skipped)
     try:
         rows = [row for case in track(cases, "verifying", console=console) for row in judged(case, run, options.case)]
     except KeyboardInterrupt:

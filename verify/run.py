@@ -1,21 +1,20 @@
 """`python -m verify`: every check on every case, backend and type that a device serves, as tables, CSV, figures."""
 
 import argparse
-import datetime
-import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from reports.environment import DATA, slug
+from reports.environment import DATA, now, slug
 from reports.verification import Verdict, worst, write_verdicts
 from reports.verify_plot import plot_sweeps
 
 from . import table, workers
+from .arguments import a_device, announce, device_for, missing, names_out_of
 from .judge import Run, judge
 from .plan import BACKENDS, DTYPES, FLOAT64, GROUPS, Plan, UnknownCaseError
 from .properties import GRADCHECKS, PROPERTIES
@@ -28,10 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held, 1 when a row failed, 2 when there is nothing to verify, 130 when interrupted."""
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, here or in a worker
-    start = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    device, start = device_for(options.device), now()
     if problem := missing(torch.device(device)):
         console.print(problem, style="red", highlight=False, soft_wrap=True)
         return UNUSABLE
@@ -42,13 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
     run = Run.here(device, options.seed, start)
-    console.print(
-        f"{run.columns['machine']}, torch {torch.__version__}, triton {run.columns['triton_version']}, "
-        f"seed {run.seed}, commit {run.columns['commit']}",
-        highlight=False,
-    )
-    for reason in plan.skipped:
-        console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    announce(console, run.columns, run.seed, plan.skipped)
     try:
         rows = alone(plan, run) if options.case is not None else together(plan, run, console)
     except KeyboardInterrupt:
@@ -69,12 +59,12 @@ def parser() -> argparse.ArgumentParser:
         "--device", type=a_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU if any"
     )
     options.add_argument(
-        "--backend", type=_names(BACKENDS), default=list(BACKENDS), metavar="NAME,...",
+        "--backend", type=names_out_of(BACKENDS), default=list(BACKENDS), metavar="NAME,...",
         help=f"out of {', '.join(BACKENDS)} (all)",
     )  # fmt: skip
     options.add_argument(
         "--dtype",
-        type=_names(DTYPES),
+        type=names_out_of(DTYPES),
         default=list(DTYPES),
         metavar="NAME,...",
         help=f"out of {', '.join(DTYPES)} (all)",
@@ -87,13 +77,6 @@ def parser() -> argparse.ArgumentParser:
         help="where the CSV and figures go; default reports/data/<machine>, and nowhere with --case",
     )  # fmt: skip
     return options
-
-
-def missing(device: torch.device) -> str | None:
-    """Why there is no such device, or None."""
-    if device.type == "cpu" or (device.index or 0) < torch.cuda.device_count():
-        return None
-    return f"--device {device}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs"
 
 
 def alone(plan: Plan, run: Run) -> list[Verdict]:
@@ -165,22 +148,3 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.description}"),
     )
     return Progress(*columns, console=console)
-
-
-def a_device(text: str) -> str:
-    """`text`, if it names a device of a kind that can be verified."""
-    name, _, index = text.partition(":")
-    if name not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of cpu, cuda, cuda:0, cuda:1, ...")
-    return text
-
-
-def _names(known: Collection[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return names
-
-    return parse

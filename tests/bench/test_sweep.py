@@ -88,7 +88,7 @@ def test_resume_in_another_environment_starts_a_new_run(
 ) -> None:
     arguments = ["--seq", "64", "--modes", "fwd", "--out", str(out), "--resume"]
     times = iter(f"2025-01-01T00:00:{second:02}Z" for second in range(60))
-    monkeypatch.setattr(sweep, "_now", lambda: next(times))
+    monkeypatch.setattr(sweep, "now", lambda: next(times))
     sweep.main(arguments, fake_worker(tmp_path))
     sweep.main(arguments, fake_worker(tmp_path, threads=16))
     assert "another threads" in capsys.readouterr().out
@@ -197,7 +197,7 @@ def test_a_run_is_not_continued_on_another_card(
 ) -> None:
     arguments = ["--seq", "64", "--modes", "fwd", "--out", str(out), "--resume"]
     times = iter(f"2025-01-01T00:00:{second:02}Z" for second in range(60))
-    monkeypatch.setattr(sweep, "_now", lambda: next(times))
+    monkeypatch.setattr(sweep, "now", lambda: next(times))
     for ceiling in (1.0, 1.01, 1.2):
         sweep.main(arguments, fake_worker(tmp_path, device="cuda", ceiling=ceiling))
     assert "another card" in capsys.readouterr().out

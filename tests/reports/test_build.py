@@ -11,10 +11,12 @@ from reports import build
 from reports.build import BuildError
 from reports.schema import COLUMNS, Row, VersionError, write_rows
 from reports.tables import command, sweep_table
+from reports.training_tables import DIGITS_COLUMNS, STEP_COLUMNS
 from reports.verification import write_verdicts
 from tests.reports.test_schema import FAILED, make_row
 from tests.reports.test_verification import make_verdict
 
+pytestmark = pytest.mark.filterwarnings("error")  # such as of a layout that does not fit
 README = "# Title\n\n<!-- table: machine/sweep{} -->\n<!-- end -->\n\nText.\n"
 
 
@@ -45,19 +47,20 @@ def cells(table: str) -> list[list[str]]:
 
 def place(tmp_path: Path, rows: list[Row], words: str = "") -> tuple[Path, Path]:
     """A README with one mark, and the folder of its data."""
-    readme, data = tmp_path / "README.md", tmp_path / "data"
+    readme, data = tmp_path / "README.md", tmp_path / "reports" / "data"
     readme.write_text(README.format(words))
     write_rows(data / "machine" / "sweep.csv", rows)
     return readme, data
 
 
-def test_the_readme_of_this_repository_holds_the_tables_of_its_data() -> None:
-    text = build.README.read_text()
-    assert build.render(text, build.DATA) == text, "run python -m reports.build"
+@pytest.mark.parametrize("page", build.PAGES, ids=lambda page: page.stem)
+def test_the_pages_of_this_repository_hold_the_tables_of_their_data(page: Path) -> None:
+    assert build.BLOCK.search(page.read_text())
+    assert build.render(page, build.DATA) == page.read_text(), "run python -m reports.build"
 
 
-def test_figures_of_the_tables_in_the_readme_are_those_of_their_data() -> None:
-    stale = build.check(build.README, build.DATA, shown_only=True)
+def test_figures_of_the_tables_in_the_pages_are_those_of_their_data() -> None:
+    stale = build.check(build.PAGES, build.DATA, shown_only=True)
     assert not stale, "run python -m reports.build"
 
 
@@ -135,9 +138,9 @@ def test_the_command_of_a_build_is_understood_by_the_sweep() -> None:
 
 def test_a_build_fills_the_marks_and_draws_the_figures(tmp_path: Path) -> None:
     readme, data = place(tmp_path, rows_of(), " queries=1024 mode=fwd")
-    assert build.check(readme, data) != []
-    assert build.build(readme, data) != []
-    assert build.check(readme, data) == []
+    assert build.check([readme], data) != []
+    assert build.build([readme], data) != []
+    assert build.check([readme], data) == []
     text = readme.read_text()
     assert text.startswith("# Title\n\n<!-- table: machine/sweep queries=1024 mode=fwd -->\n")
     assert text.endswith("<!-- end -->\n\nText.\n")
@@ -152,15 +155,15 @@ def test_a_build_fills_the_marks_and_draws_the_figures(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_the_data_is_found(tmp_path: Path) -> None:
     readme, data = place(tmp_path, rows_of((256,)))
-    build.build(readme, data)
+    build.build([readme], data)
     readme.write_text(readme.read_text().replace("7.00 ms", "9.00 ms"))
     (data / "machine" / "sweep-speedup.png").unlink()
-    assert build.check(readme, data) == [
+    assert build.check([readme], data) == [
         "README.md: table machine/sweep is not that of its data",
         "machine/sweep-speedup.png is missing",
     ]
     write_rows(data / "machine" / "sweep.csv", rows_of((256,), commit="fedcba9"))
-    assert build.check(readme, data) == [
+    assert build.check([readme], data) == [
         "README.md: table machine/sweep is not that of its data",
         "machine/sweep.png was not made by a build from sweep.csv as it is",
         "machine/sweep-speedup.png is missing",
@@ -170,7 +173,7 @@ def test_what_does_not_fit_the_data_is_found(tmp_path: Path) -> None:
 def test_one_length_without_a_peer_has_one_figure(tmp_path: Path) -> None:
     rows = [row for row in rows_of() if row.queries == 256 and row.provider == "flashjvp"]
     readme, data = place(tmp_path, rows)
-    build.build(readme, data)
+    build.build([readme], data)
     assert {path.name for path in (data / "machine").iterdir()} == {"sweep.csv", "sweep.png"}
 
 
@@ -189,27 +192,27 @@ def test_a_wrong_mark_is_an_error_that_names_it(tmp_path: Path, text: str, probl
     readme.write_text(text)
     for call in (build.build, build.check):
         with pytest.raises(BuildError, match=re.escape(problem)):
-            call(readme, data)
+            call([readme], data)
     assert readme.read_text() == text
 
 
 def test_rows_of_two_runs_and_files_of_another_version_are_errors(tmp_path: Path) -> None:
     readme, data = place(tmp_path, [*rows_of(), make_row(run="2025-02-02T00:00:00Z")])
     with pytest.raises(BuildError, match="2 runs"):
-        build.build(readme, data)
+        build.build([readme], data)
     write_rows(data / "machine" / "sweep.csv", [])
     with pytest.raises(BuildError, match="no row"):
-        build.build(readme, data)
+        build.build([readme], data)
     (data / "machine" / "sweep.csv").write_text(",".join(COLUMNS[:-1]) + "\n1,now\n")
     with pytest.raises(VersionError):
-        build.build(readme, data)
+        build.build([readme], data)
 
 
 def test_the_command_writes_checks_and_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme, data = place(tmp_path, rows_of((256,))[:1])
-    monkeypatch.setattr(build, "README", readme)
+    monkeypatch.setattr(build, "PAGES", (readme,))
     monkeypatch.setattr(build, "DATA", data)
     assert build.main(["--check"]) == 1
     assert build.main([]) == 0
@@ -229,10 +232,52 @@ def test_a_verification_has_a_table_of_errors(tmp_path: Path) -> None:
     rows.append(make_verdict(backend="tiled", check="adjoint", error=0.5, budget=None, ratio_to_dense=None))
     write_verdicts(data / "machine" / "verify.csv", rows)
     readme.write_text("<!-- table: machine/verify -->\n<!-- end -->\n")
-    build.build(readme, data)
+    build.build([readme], data)
     found = cells(readme.read_text())
     assert found[1] == ["tiled", "float32", "1.0e-03", "2.0e-03", "4.0e-03", "1.00", "0.25", "5", "0"]
     assert found[2][-2:] == ["4", "4"]
     assert "python -m verify" in readme.read_text()
     assert (data / "machine" / "sweep.png").exists()
     assert not list((data / "machine").glob("verify*.png"))
+
+
+def place_table(tmp_path: Path, lines: list[str]) -> tuple[Path, Path]:
+    """A page in a folder of its own with one mark, and the folder of its data."""
+    page, csv = tmp_path / "docs" / "page.md", tmp_path / "reports" / "data" / "machine" / "rows.csv"
+    for path in (page, csv):
+        path.parent.mkdir(parents=True)
+    page.write_text("<!-- table: machine/rows -->\n<!-- end -->\n")
+    csv.write_text("\n".join(lines) + "\n")
+    return page, csv.parent.parent
+
+
+def test_the_quality_of_digits_has_a_line_for_each_number_of_evaluations(tmp_path: Path) -> None:
+    run = "1797,{},{},0.99,a CPU,2.13,0123456"
+    lines = [f"digits,576,7,{nfe},{run.format(*found)}" for nfe, found in ((1, (0.97449, 0.2996)), (4, (1.0, 0.2)))]
+    page, data = place_table(tmp_path, [",".join(DIGITS_COLUMNS), *lines])
+    build.build([page], data)
+    assert cells(page.read_text())[1:] == [["1", "97.4%", "0.300"], ["4", "100.0%", "0.200"]]
+    for said in ("a CPU", "torch 2.13, commit 0123456", "--run.seed 7`: 576 steps, then 1797 samples", "99.0% of the"):
+        assert said in page.read_text()
+    (link,) = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert (page.parent / link).is_file()
+
+
+def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(tmp_path: Path) -> None:
+    step = "imagenet256-w2,{},none,ddp,{},64,1,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,678,256,2.11,a GPU,{}"
+    rows = [step.format("on", 1, 1234567), step.format("off", 1, 1234567), step.format("on", 2, 7654321)]
+    page, data = place_table(tmp_path, [",".join(STEP_COLUMNS), *rows, rows[0].replace("ddp", "fsdp")])
+    build.build([page], data)
+    found = cells(page.read_text())
+    assert found[0] == ["GPUs", "compile", "checkpointing", "parallel", "ms a step", "images/s", "peak GiB"]
+    assert found[1] == ["1", "on", "none", "ddp", "441", "145", "75.5"]
+    assert [line[:4] for line in found[2:]] == [
+        ["1", "off", "none", "ddp"], ["2", "on", "none", "ddp"], ["1", "on", "none", "fsdp"]
+    ]  # fmt: skip
+    assert "code: 1234567 and 7654321. In every row: preset imagenet256-w2, batch 64" in page.read_text()
+    page.write_text("<!-- table: machine/rows parallel=ddp gpus=1 -->\n<!-- end -->\n")
+    build.build([page], data)
+    assert [line[:4] for line in cells(page.read_text())[1:]] == [["1", c, "none", "441"] for c in ("on", "off")]
+    page.write_text("<!-- table: machine/rows queries=1 -->\n<!-- end -->\n")
+    with pytest.raises(BuildError, match=r"no column 'queries'; there are preset, compile"):
+        build.build([page], data)

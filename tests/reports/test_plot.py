@@ -18,6 +18,9 @@ LENGTHS = (256, 64, 128)
 COSTS = {"flashjvp": 0.25, "math": 1.0, "official": 0.5}
 
 
+pytestmark = pytest.mark.filterwarnings("error")  # such as of a layout that does not fit
+
+
 @pytest.fixture(autouse=True)
 def closed_figures() -> Iterator[None]:
     yield
@@ -128,6 +131,42 @@ def test_failures_stand_above_the_lines() -> None:
     assert "rCM" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def test_any_number_of_failures_leaves_room_for_the_panels() -> None:
+    rows = [row for heads in (4, 8) for row in rows_of(LENGTHS, heads=heads, kv_heads=heads)]
+    names = [f"a provider with a long name {i}" for i in range(4)]
+    rows += [
+        failed(provider=name, mode="fwd", queries=n, keys=n, heads=heads, kv_heads=heads)
+        for name in names
+        for n in LENGTHS
+        for heads in (4, 8)
+    ]
+    figure = draw_lines(rows, LATENCY)
+    figure.canvas.draw()
+    left, right = figure.axes[:2]
+    assert " ".join(text.get_text() for text in left.texts) == f"oom: {', '.join(names)}"
+    assert len(left.texts) > 1
+    places = [axes.get_window_extent() for axes in (left, right)]
+    assert all(2.5 * place.width > figure.bbox.width for place in places)
+    for axes, place in zip((left, right), places, strict=True):
+        for text in axes.texts:
+            assert place.x0 < text.get_window_extent().x0 < text.get_window_extent().x1 < place.x1
+
+
+def test_a_peer_without_attention_without_a_jvp_is_not_named_for_it() -> None:
+    missing: dict[str, Any] = {"status": "unsupported", "reason": "no such mode"}
+    rows = rows_of(LENGTHS) + [failed(provider="math", mode="plain-fwd", queries=n, keys=n, **missing) for n in LENGTHS]
+    rows += [failed(provider="rcm", mode="fwd", queries=n, keys=n, **missing) for n in LENGTHS]
+    figure = draw_lines(rows, LATENCY)
+    assert texts(figure) == ["unsupported: rCM"]
+    assert "PyTorch math without JVP" not in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_series_of_one_point_is_seen() -> None:
+    shape: Any = {"heads": 4, "kv_heads": 4, "causal": False, "queries": 128, "keys": 128}
+    figure = draw_lines([*rows_of(LENGTHS), make_row(provider="flashjvp", mode="plain-fwd", **shape)], LATENCY)
+    assert lines_of(figure.axes[0])["flashjvp without JVP"].get_marker() not in ("", "None")
+
+
 def test_partial_modes_are_drawn_beside_the_whole_ones() -> None:
     rows = rows_of(LENGTHS)
     for length in LENGTHS:
@@ -164,6 +203,7 @@ def test_a_peer_that_failed_is_named_in_place_of_its_bar() -> None:
     axes = draw_speedup(rows).axes[0]
     assert [text.get_text() for text in axes.texts] == [times(4), "oom", "oom"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "128", "256"]
+    assert axes.get_xlim() == (-0.5, 2.5)
     assert len(axes.patches) == 1
 
 

@@ -9,6 +9,7 @@ from reports.verification import Verdict
 from reports.verify_plot import SWEEPS, draw_sweep, plot_sweeps
 from tests.reports.test_verification import make_verdict
 
+pytestmark = pytest.mark.filterwarnings("error")  # such as of a layout that does not fit
 LENGTHS = (256, 64, 128)
 
 

@@ -80,6 +80,7 @@ def test_help_names_presets_and_fields(arguments: list[str], capsys: pytest.Capt
         (["digits", "--run.steps", "0"], "run.steps: expected at least 1, got 0"),
         (["digits", "--model.heads", "5"], "width: expected a multiple of heads = 5, got 128"),
         (["imagenet256-w2", "--run.out", "{out}"], "imagenet256.zip"),
+        (["imagenet256-w2", "--run.evaluate", "--run.out", "{out}"], "expected no (--run.no-evaluate) for an archive"),
         (
             ["digits", "--model.num-classes", "9", "--run.out", "{out}"],
             "the data have 10 classes, but the network has 9",

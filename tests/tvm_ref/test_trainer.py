@@ -1,15 +1,26 @@
 """What a run leaves in its folder, and how it goes on."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.tvm_ref.runs import change, digits, toy, train
-from tvm_ref.checkpoint import CheckpointError, checkpoints, read_step
+from tvm_ref.checkpoint import CheckpointError, checkpoints, load_model, read_step
+from tvm_ref.data import DataConfig
+from tvm_ref.dit import DiTConfig
+from tvm_ref.evaluate import EvaluateConfig, evaluate
+from tvm_ref.grids import DENSITY_BINS, tiles, write_grid
+from tvm_ref.loss import LossConfig
+from tvm_ref.noise import indexed_normals
+from tvm_ref.report import MOST_IMAGES, PER_CLASS, SEED
+from tvm_ref.sampler import sample
+from tvm_ref.vae import load_vae
 
 
 def rows(out: Path) -> list[str]:
@@ -23,6 +34,7 @@ def test_a_run_leaves_metrics_checkpoints_grids_and_a_summary(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {
         f"step-0000000{step}-nfe-{nfe}.png" for step in (3, 5) for nfe in (1, 2, 4)
     }
+    assert Image.open(tmp_path / "samples/step-00000003-nfe-1.png").size == (DENSITY_BINS, DENSITY_BINS)
     assert list((tmp_path / "tensorboard").iterdir())
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["nfe"]) == {"1", "2", "4"}
@@ -34,6 +46,38 @@ def test_grids_of_classes_have_a_row_for_each(tmp_path: Path) -> None:
     train(digits(tmp_path, steps=1))
     grids = [np.asarray(Image.open(tmp_path / f"samples/step-00000001-nfe-{nfe}.png")) for nfe in (1, 2, 4)]
     assert all(grid.shape == grids[0].shape and grid.shape[0] == grid.shape[1] for grid in grids)
+
+
+def test_grids_of_latents_are_decoded(tmp_path: Path) -> None:
+    from diffusers.models.autoencoders import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    (tmp_path / "latents").mkdir()
+    for i in range(2):
+        np.save(tmp_path / f"latents/{i}.npy", np.full((8, 4, 4), 1 + i, np.float32))
+    config = toy(tmp_path / "run", steps=1, batch=2, vae=str(tmp_path / "vae"))
+    network = DiTConfig(image_size=4, channels=4, width=8, depth=1, heads=1, guidance=False)
+    data = DataConfig(name="archive", path=str(tmp_path / "latents"), latents="imagenet256")
+    train(dataclasses.replace(config, model=network, data=data))
+    model = load_model(tmp_path / "run", device=torch.device("cpu")).model
+    vae = load_vae(tmp_path / "vae", torch.device("cpu"))
+    noise = indexed_normals(SEED, range(MOST_IMAGES), (4, 4, 4))
+    for nfe in (1, 2, 4):
+        samples = sample(model, noise, torch.zeros(MOST_IMAGES, dtype=torch.int64), 1.0, nfe, True, guidance=False)
+        write_grid(tmp_path / "expected.png", tiles(samples, "imagenet256", vae), columns=PER_CLASS)
+        shown, expected = (tmp_path / f"run/samples/step-00000001-nfe-{nfe}.png", tmp_path / "expected.png")
+        assert shown.read_bytes() == expected.read_bytes()
+
+
+def test_the_figures_of_random_guidance_are_those_of_its_strongest(tmp_path: Path) -> None:
+    config = digits(tmp_path, steps=1, evaluate=True)
+    train(dataclasses.replace(config, loss=LossConfig(w_random=(1.0, 3.0))))
+    trained = load_model(tmp_path, device=torch.device("cpu"))
+    strongest = evaluate(trained.model, trained.config, EvaluateConfig(checkpoint=tmp_path, nfe=(1,), w=3.0))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["nfe"]["1"] == strongest.by_nfe[1]
+    assert summary["samples"] == strongest.samples
 
 
 def test_a_longer_run_repeats_the_shorter_one(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Markdown tables of training: the quality of samples of digits, and what a step takes."""
+
+import pandas as pd
+
+from .tables import markdown
+
+DIGITS_COLUMNS = (
+    "preset", "steps", "seed", "nfe", "samples", "accuracy", "frechet", "judge_accuracy", "machine", "torch_version",
+    "commit",
+)  # fmt: skip
+STEP_COLUMNS = (
+    "preset", "compile", "checkpointing", "parallel", "gpus", "batch", "accumulate", "detach", "ms_per_step",
+    "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s", "first_step_s", "second_step_s",
+    "parameters", "tokens", "torch", "device", "commit",
+)  # fmt: skip
+# Settings of a run whose steps were timed, and their heads; the first ones are always shown.
+ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
+VARYING = {"preset": "preset", "parallel": "parallel", "batch": "batch", "accumulate": "accumulate", "detach": "detach"}
+
+
+def digits_table(data: pd.DataFrame) -> str:
+    """Quality of samples by network evaluations: `data` has the columns DIGITS_COLUMNS, all rows of one run."""
+    lines = [[str(row.nfe), f"{row.accuracy:.1%}", f"{row.frechet:.3f}"] for row in data.itertuples()]
+    first = data.iloc[0]
+    source = (
+        f"{first['machine']}; torch {first['torch_version']}, commit {first['commit']}. By `python -m tvm_ref.train "
+        f"{first['preset']} --run.seed {first['seed']}`: {first['steps']} steps, then {first['samples']} samples; the "
+        f"classifier knows {first['judge_accuracy']:.1%} of the real digits that it has not seen."
+    )
+    heads = ["network evaluations", "classified as their label", "Frechet distance of pixels"]
+    return f"{markdown(heads, lines, left=1)}\n\n{source}"
+
+
+def step_table(data: pd.DataFrame) -> str:
+    """Time and memory of a training step by settings: `data` has the columns STEP_COLUMNS."""
+    settings = ALWAYS | {name: head for name, head in VARYING.items() if data[name].nunique() > 1}
+    lines = [
+        [str(row[name]) for name in settings]
+        + [f"{row['ms_per_step']:.0f}", f"{row['images_per_s']:.0f}", f"{row['peak_gib']:.1f}"]
+        for _, row in data.iterrows()
+    ]
+    first = data.iloc[0]
+    same = ", ".join(f"{head} {first[name]}" for name, head in VARYING.items() if name not in settings)
+    commits = " and ".join(data["commit"].unique())
+    source = f"{first['device']}; torch {first['torch']}; code: {commits}. In every row: {same}."
+    heads = [*settings.values(), "ms a step", "images/s", "peak GiB"]
+    return f"{markdown(heads, lines, left=len(settings))}\n\n{source}"
