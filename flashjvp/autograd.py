@@ -29,24 +29,37 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
 from .errors import SecondOrderError, UnsupportedError
-from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, library
+from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, IMPLEMENTATIONS, library
 
 Maybe = Tensor | None
+
+# Keysets of an operator with nothing but its implementation below its derivatives: no transform, mode or subclass.
+_LAST = {
+    (DispatchKeySet(backend) | DispatchKeySet(autograd)).raw_repr()
+    for backend, autograd in ((DispatchKey.CPU, DispatchKey.AutogradCPU), (DispatchKey.CUDA, DispatchKey.AutogradCUDA))
+}
+_unpack_dual, _make_dual = torch._VF._unpack_dual, torch._VF._make_dual
 
 
 def _apply(node: type[Function], *args: Any) -> Any:
     """Records `node` at the current level alone; Function.apply would record it at every functorch level at once."""
+    if not _are_functorch_transforms_active():
+        return super(Function, node).apply(*args)  # type: ignore[misc]
     with enable_single_level_autograd_function():
         return super(Function, node).apply(*args)  # type: ignore[misc]
 
 
 def _redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
     with _AutoDispatchBelowAutograd():
+        if keyset.raw_repr() in _LAST:
+            return IMPLEMENTATIONS[op](*args)
         return op.redispatch(keyset & _after_autograd_keyset, *args)
 
 
 def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
     """Redispatches inside a node's forward, where grad modes are off, with those that outer levels need to record."""
+    if keyset.raw_repr() in _LAST:
+        return _redispatch(op, keyset, args)
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(fwd_grad):
         return _redispatch(op, keyset, args)
 
@@ -60,12 +73,12 @@ def _split(x: Maybe) -> tuple[Maybe, Maybe]:
     """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
     if x is None:
         return None, None
-    primal, tangent = torch._VF._unpack_dual(x, level=0)
+    primal, tangent = _unpack_dual(x, level=0)
     return primal, None if tangent is None or tangent._is_zerotensor() else tangent
 
 
 def _has_tangent(tensors: Sequence[Any]) -> bool:
-    return _may_hold_tangents() and any(_split(x)[1] is not None for x in tensors if isinstance(x, Tensor))
+    return any(_split(x)[1] is not None for x in tensors if isinstance(x, Tensor))
 
 
 def _requires_grad(args: Sequence[Any]) -> bool:
@@ -154,8 +167,10 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
         _reject_mask_tangent(mask)
         (q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)
         if not (q_t is None and k_t is None and v_t is None):
-            o, o_t, lse, _ = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, *options)
-            return torch._VF._make_dual(o, o_t, level=0), lse
+            args = (q, k, v, q_t, k_t, v_t, mask, *options)
+            # Under a transform all tensors go the same way from here, whatever their keys.
+            o, o_t, lse, _ = _record_jvp(keyset, args) if _are_functorch_transforms_active() else FORWARD_JVP(*args)
+            return _make_dual(o, o_t, level=0), lse
     args = (q, k, v, mask, *options)
     if _requires_grad(args):
         return _apply(_Forward, keyset, _is_fwd_grad_enabled(), *args)
@@ -165,8 +180,13 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
     if _may_hold_tangents():
         _reject_mask_tangent(args[6])
-    if _has_tangent(args):
-        raise _second_order(FORWARD_JVP)
+        if _has_tangent(args):
+            raise _second_order(FORWARD_JVP)
+    return _record_jvp(keyset, args)
+
+
+def _record_jvp(keyset: Any, args: Sequence[Any]) -> Any:
+    """`forward_jvp` of tensors without tangents."""
     if _requires_grad(args):
         return _apply(_ForwardJvp, keyset, _is_fwd_grad_enabled(), *args)
     return _redispatch(FORWARD_JVP, keyset, args)
@@ -174,7 +194,7 @@ def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
 
 def _backward_kernel(op: Any) -> Callable[..., Any]:
     def kernel(keyset, *args):  # type: ignore[no-untyped-def]
-        if _has_tangent(args):
+        if _may_hold_tangents() and _has_tangent(args):
             raise _second_order(op)
         if _requires_grad(args):
             return _apply(_Backward, op, keyset, _is_fwd_grad_enabled(), args[-1], *args[:-1])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -9,9 +10,12 @@ import torch
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 
 NAMES = ("triton", "tiled", "reference")
+# device index -> compute capability, asked of the driver once
+_CAPABILITIES: dict[int | None, tuple[int, int]] = {}
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
+@cache
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled."""
     if name is None:
@@ -64,7 +68,9 @@ def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str
         return (
             "expected an NVIDIA GPU, got an AMD one: the kernels compile for gfx942, but nobody has run them there yet"
         )
-    capability = torch.cuda.get_device_capability(index)
+    capability = _CAPABILITIES.get(index)
+    if capability is None:
+        capability = _CAPABILITIES[index] = torch.cuda.get_device_capability(index)
     if capability != (8, 0) and capability[0] not in (9, 10):  # those with the shared memory that the tiles need
         return f"expected compute capability 8.0, 9.x or 10.x, got {capability}"
     return None

@@ -1,5 +1,7 @@
 """How results are laid out in memory: one rule for every backend and for the fake rules of the operators."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,11 +19,24 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
     Where `like` [..., H, M, D] is a view of `[..., M, H, D]` memory (packed projections), the result is one too, so
     that `o.transpose(-2, -3).flatten(-2)` stays a view; otherwise it is contiguous.
     """
+    if type(like) is Tensor:  # its sizes are numbers, not symbols
+        return like.new_empty_strided(*_known_rows(like.shape, like.stride(), width))
+    return _empty_rows(like, width)
+
+
+def _empty_rows(like: Tensor, width: int) -> Tensor:
     shape = (*like.shape[:-1], width)
     if like.ndim >= 3 and like.stride(-3) < like.stride(-2):
         swapped = (*shape[:-3], shape[-2], shape[-3], width)
         return like.new_empty(swapped).transpose(-2, -3)
     return like.new_empty(shape)
+
+
+@lru_cache(1 << 14)
+def _known_rows(shape: tuple[int, ...], strides: tuple[int, ...], width: int) -> tuple[tuple[int, ...], ...]:
+    """Shape and strides of `_empty_rows`, which takes several times as long as looking them up."""
+    rows = _empty_rows(torch.empty_strided(shape, strides, device="meta"), width)
+    return rows.shape, rows.stride()
 
 
 def rows(value: Tensor, like: Tensor) -> Tensor:

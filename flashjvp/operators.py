@@ -147,17 +147,33 @@ def _vmap_rule(
     return rule
 
 
-for _name, _implementation, _fake in (
-    ("forward", _forward, _fake_forward),
-    ("backward", _backward, _fake_backward),
-    ("forward_jvp", _forward_jvp, _fake_forward_jvp),
-    ("backward_jvp", _backward_jvp, _fake_backward_jvp),
-):
-    library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"flashjvp::{_name}", _fake, lib=library)
-for _op in (FORWARD, BACKWARD, FORWARD_JVP, BACKWARD_JVP):
+IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {
+    FORWARD: _forward,
+    BACKWARD: _backward,
+    FORWARD_JVP: _forward_jvp,
+    BACKWARD_JVP: _backward_jvp,
+}
+_FAKES: dict[Any, Callable[..., Any]] = {
+    FORWARD: _fake_forward,
+    BACKWARD: _fake_backward,
+    FORWARD_JVP: _fake_forward_jvp,
+    BACKWARD_JVP: _fake_backward_jvp,
+}
+for _op, _implementation in IMPLEMENTATIONS.items():
+    library.impl(_op, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(_op.name(), _FAKES[_op], lib=library)
     torch.library.register_vmap(_op.name(), _vmap_rule(_op), lib=library)
 
 from . import autograd as _autograd  # noqa: E402  registers the derivatives of the operators defined above
 
-__all__ = ["BACKWARD", "BACKWARD_JVP", "FORWARD", "FORWARD_JVP", "_autograd", "attention", "attention_jvp", "library"]
+__all__ = [
+    "BACKWARD",
+    "BACKWARD_JVP",
+    "FORWARD",
+    "FORWARD_JVP",
+    "IMPLEMENTATIONS",
+    "_autograd",
+    "attention",
+    "attention_jvp",
+    "library",
+]

@@ -30,7 +30,7 @@ from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
 from .style import STYLE, whole_mode
 from .tables import sweep_table, verification_table
-from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, digits_table, step_table
+from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_table, step_table, toy_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "training.md")
@@ -41,6 +41,7 @@ BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$"
 TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     VERIFICATION_COLUMNS: verification_table,
     DIGITS_COLUMNS: digits_table,
+    TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
 }
 

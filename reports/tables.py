@@ -26,8 +26,9 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
     """A line for each shape and mode of `rows`, a column for each provider, and below what they are; `run` is all rows.
 
     Cells hold the median latency in ms, for flashjvp the throughput in TFLOP/s, for the others in brackets their
-    latency over flashjvp's, and the peak memory above the inputs in MiB; a failure is its status. Raises ValueError
-    without a row, or with rows of several runs.
+    latency over flashjvp's, and the peak memory above the inputs in MiB; a failure is its status. A provider that is
+    unsupported in all its rows has no column: a sentence names it with its reasons. Raises ValueError without a row, or
+    with rows of several runs.
     """
     if len(runs := {row.run for row in (*rows, *run)}) != 1:
         raise ValueError(f"a table compares providers of one run, these rows are of {len(runs)}")
@@ -37,7 +38,8 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
     varying = [name for name in SHAPE if data[name].nunique() > 1]
     if (data["heads"] == data["kv_heads"]).all() and "kv_heads" in varying:
         varying.remove("kv_heads")
-    names = order(data["series"])
+    absent = (data["status"] == "unsupported").groupby(data["series"]).transform("all")
+    names = order(data["series"][~absent])
     lines = []
     shapes = data.drop_duplicates([*SHAPE, "panel"]).sort_values(
         ["heads", "head_dim", "queries", "rank"], kind="stable"
@@ -48,7 +50,8 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
         ours = _latency(same[same["series"] == OURS])
         lines.append(cells + [_cell(same[same["series"] == name], ours) for name in names])
     heads = [*(SHAPE[name] for name in varying), "", *(look(name).label for name in names)]
-    parts = [markdown(heads, lines, left=len(varying) + 1), _reasons(data), _source(rows, run)]
+    table = markdown(heads, lines, left=len(varying) + 1)
+    parts = [table, _reasons(data[~absent]), _without_column(data[absent]), _source(rows, run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -157,6 +160,15 @@ def _reasons(data: pd.DataFrame) -> str:
         modes = ", ".join(MODES[mode] for mode in MODES if mode in set(part["panel"]))
         lines.append(f"- {look(str(name)).label}, {modes}: {status}, {reason}".replace("|", "\\|"))
     return "\n".join(lines)
+
+
+def _without_column(data: pd.DataFrame) -> str:
+    """The providers that are unsupported in all rows, and why."""
+    found = []
+    for name in order(data["series"]):
+        reasons = data[data["series"] == name]["reason"].unique()
+        found.append(f"{look(name).label} ({'; '.join(reasons)})".replace("|", "\\|"))
+    return f"Without a column, since unsupported in all of these rows: {', '.join(found)}." if found else ""
 
 
 def _values(rows: Sequence[Row], name: str) -> str:

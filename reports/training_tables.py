@@ -1,4 +1,4 @@
-"""Markdown tables of training: the quality of samples of digits, and what a step takes."""
+"""Markdown tables of training: the quality of samples of digits and of points in the plane, and what a step takes."""
 
 import pandas as pd
 
@@ -8,11 +8,15 @@ DIGITS_COLUMNS = (
     "preset", "steps", "seed", "nfe", "samples", "accuracy", "frechet", "judge_accuracy", "machine", "torch_version",
     "commit",
 )  # fmt: skip
+TOY_COLUMNS = (
+    "preset", "steps", "seed", "nfe", "samples", "w2", "w2_fresh", "machine", "torch_version", "commit",
+)  # fmt: skip
 STEP_COLUMNS = (
     "preset", "compile", "checkpointing", "parallel", "gpus", "batch", "accumulate", "detach", "ms_per_step",
     "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s", "first_step_s", "second_step_s",
     "parameters", "tokens", "torch", "device", "commit",
 )  # fmt: skip
+EVALUATIONS = "network evaluations"
 # Settings of a run whose steps were timed, and their heads; the first ones are always shown.
 ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
 VARYING = {"preset": "preset", "parallel": "parallel", "batch": "batch", "accumulate": "accumulate", "detach": "detach"}
@@ -21,14 +25,26 @@ VARYING = {"preset": "preset", "parallel": "parallel", "batch": "batch", "accumu
 def digits_table(data: pd.DataFrame) -> str:
     """Quality of samples by network evaluations: `data` has the columns DIGITS_COLUMNS, all rows of one run."""
     lines = [[str(row.nfe), f"{row.accuracy:.1%}", f"{row.frechet:.3f}"] for row in data.itertuples()]
+    judge = f"the classifier knows {data['judge_accuracy'].iloc[0]:.1%} of the real digits that it has not seen."
+    heads = [EVALUATIONS, "classified as their label", "Frechet distance of pixels"]
+    return f"{markdown(heads, lines, left=1)}\n\n{_source(data)}; {judge}"
+
+
+def toy_table(data: pd.DataFrame) -> str:
+    """Quality of points by network evaluations: `data` has the columns TOY_COLUMNS, all rows of one run."""
+    lines = [[str(row.nfe), f"{row.w2:.3f}"] for row in data.itertuples()]
+    fresh = f"between two sets of as many fresh points the distance is {data['w2_fresh'].iloc[0]:.3f}."
+    heads = [EVALUATIONS, "2-Wasserstein distance to fresh points"]
+    return f"{markdown(heads, lines, left=1)}\n\n{_source(data)}; {fresh}"
+
+
+def _source(data: pd.DataFrame) -> str:
+    """Where the samples of one run were measured, and of which run they are."""
     first = data.iloc[0]
-    source = (
+    return (
         f"{first['machine']}; torch {first['torch_version']}, commit {first['commit']}. By `python -m tvm_ref.train "
-        f"{first['preset']} --run.seed {first['seed']}`: {first['steps']} steps, then {first['samples']} samples; the "
-        f"classifier knows {first['judge_accuracy']:.1%} of the real digits that it has not seen."
+        f"{first['preset']} --run.seed {first['seed']}`: {first['steps']} steps, then {first['samples']} samples"
     )
-    heads = ["network evaluations", "classified as their label", "Frechet distance of pixels"]
-    return f"{markdown(heads, lines, left=1)}\n\n{source}"
 
 
 def step_table(data: pd.DataFrame) -> str:

@@ -274,6 +274,7 @@ def test_triton_that_is_not_installed(function: Callable[..., Any], monkeypatch:
 
 @BOTH_FUNCTIONS
 def test_triton_on_a_gpu_without_tiles(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_CAPABILITIES", {})
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: (8, 6))
     monkeypatch.setattr("torch.version.hip", None)
     with FakeTensorMode():

@@ -64,7 +64,10 @@ class MetricsFile:
 
     def to_disk(self) -> None:
         """Returns when all rows are on the disk."""
-        os.fsync(self._stream.fileno())
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise MetricsError(f"{self._path} cannot be written: {error}") from error
 
     def close(self) -> None:
         """Closes the file."""

@@ -107,9 +107,12 @@ def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> C
 def compile_blocks(blocks: nn.ModuleList) -> None:
     """Compiles every block by itself; equal blocks share what is compiled.
 
-    Without inductor's fusion of reductions over different dims: on a GPU the modulation's gradient, a sum over tokens
-    of what is also summed over channels, came out wrong at random, with any attention (torch 2.11, `verify model`).
+    Without inductor's fusion of reductions over different dims ("mix order"), which may drop gradients of modulation
+    vectors that are slices of one tensor (PyTorch 2.10 to 2.13; pytorch/pytorch#193061).
     """
+    from .inductor import wait_before_reading_back  # seconds to import, and for compiled runs alone
+
+    wait_before_reading_back()
     for block in blocks:
         block.compile(dynamic=False, options={"triton.mix_order_reduction": False})
 

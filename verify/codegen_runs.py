@@ -61,7 +61,7 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
     """The kernels that a forward and a backward of this configuration launch."""
     found: list[Kernel] = []
     current: dict[str, Any] = {}
-    launch, run = Call.launch, JITFunction.run
+    launch, launch_pipeline, run = Call.launch, Call.launch_pipeline, JITFunction.run
 
     def named_launch(
         call: Call,
@@ -70,10 +70,15 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
         programs: Callable[[schedule.Tile], int],
         args: Sequence[Any],
         scale: float,
+        tile: schedule.Tile | None = None,
     ) -> None:
-        tile = schedule.lookup(META, call.kind, family, call.width)
+        tile = tile or schedule.lookup(META, call.kind, family, call.width)
         current.update(family=family, tile="x".join(map(str, tile)))
-        launch(call, kernel, family, programs, args, scale)
+        launch(call, kernel, family, programs, args, scale, tile)
+
+    def named_pipeline(call: Call, kernel: Any, family: str, programs: int, *rest: Any, **constants: Any) -> None:
+        current.update(family=f"{family}, warp-specialised", tile=", ".join(map(str, constants.items())))
+        launch_pipeline(call, kernel, family, programs, *rest, **constants)
 
     def compile_only(kernel: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
         try:
@@ -86,7 +91,11 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
     driver.set_active(Driver(configuration.architecture))
     schedule.ARCHITECTURES[META] = configuration.architecture
     torch.backends.cuda.matmul.fp32_precision = "tf32" if configuration.kind == "tf32" else "ieee"
-    with patch.object(Call, "launch", named_launch), patch.object(JITFunction, "run", compile_only):
+    with (
+        patch.object(Call, "launch", named_launch),
+        patch.object(Call, "launch_pipeline", named_pipeline),
+        patch.object(JITFunction, "run", compile_only),
+    ):
         call(configuration)
     return found
 

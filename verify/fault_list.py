@@ -84,13 +84,12 @@ _OF_KERNELS = [
         "tangents read with the strides of their primals", "jvp", FORWARD,
         "operands = call.operands(q, k, v, q_t, k_t, v_t)",
         "x = call.operands(q, k, v, q_t, k_t, v_t)\n"
-        "    y = [(t, p.operand.strides) for p, t in zip(x[:3], x[3:])]\n"
-        "    operands = (*x[:3], *(t and t._replace(operand=t.operand._replace(strides=s)) for t, s in y))",
+        "    operands = (*x[:3], *(t and (t[0], (t[1][0], p[1][1]), t[2]) for p, t in zip(x[:3], x[3:])))",
         "layout_expanded",
     ),
     # Row sums
-    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta += _row_dot(T, o_t_rows)", "pass"),
-    Fault("delta without G * O", "row sums", ROWSUMS, "delta += _row_dot(G, o_rows)", "pass"),
+    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta += row_dot(T, o_t_rows)", "pass"),
+    Fault("delta without G * O", "row sums", ROWSUMS, "delta += row_dot(G, o_rows)", "pass"),
     Fault(
         "only the first chunk of columns summed", "row sums", ROWSUMS,
         "tl.static_range(1, len(x))", "tl.static_range(len(x), len(x))", "dims_72_72",
@@ -193,15 +192,16 @@ _OF_KERNELS = [
     Fault("stride of the wrong batch dim", "tiles", TILES, "x.strides[2 + i]", "x.strides[2]", "batch_many"),
     Fault(
         "strided columns read as contiguous", "launch", "kernels/launch.py",
-        "if x.stride(-1) != 1 and x.shape[-1] != 1:", "if False:", "layout_column_major",
+        "if strides[-1] != 1 and x.shape[-1] != 1:", "if False:", "layout_column_major",
     ),
     Fault(
         "every tensor taken for contiguous", "launch", "kernels/launch.py",
-        "_layout(x.stride())", '_layout(torch.empty(x.shape, device="meta").stride())', "layout_sequence_major",
+        "_layout(strides, x.dtype)", '_layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
+        "layout_sequence_major",
     ),
     Fault(
         "mask read at its first key alone", "launch", "kernels/launch.py",
-        "argument, (column, aligned)", "argument, (0, False)", "mask_bool_full",
+        "(column, aligned)", "(0, False)", "mask_bool_full",
     ),
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS,

@@ -8,7 +8,6 @@ same checks.
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import math
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+
+from reports.schema import write_rows
 
 from .fault_list import FAULTS, Fault
 
@@ -131,14 +132,6 @@ def table(verdicts: Sequence[Verdict]) -> Table:
     return out
 
 
-def write_csv(path: Path, verdicts: Sequence[Verdict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Verdict)])
-        writer.writeheader()
-        writer.writerows(asdict(verdict) for verdict in verdicts)
-
-
 def main(argv: Sequence[str]) -> int:
     """0 if every fault was caught and every check passes without one."""
     parser = argparse.ArgumentParser(prog="python -m verify faults", description=(__doc__ or "").split("\n")[0])
@@ -158,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
     found.sort(key=lambda verdict: order.get(verdict.fault, -1))
     console.print(table(found))
     if options.out is not None:
-        write_csv(options.out / "faults.csv", found)
+        write_rows(options.out / "faults.csv", found, [field.name for field in fields(Verdict)])
     planted = [verdict.ok for verdict in found if verdict.fault != NO_FAULT]
     sound = [verdict.ok for verdict in found if verdict.fault == NO_FAULT]
     console.print(

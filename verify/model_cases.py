@@ -137,6 +137,7 @@ def model_plan(device: str, quick: bool) -> ModelPlan:
         wide: tuple[Part, ...] = ("block", "tvm")
         plan.add(ModelCase(part, "XL/2 width", kind, fast) for part in wide for kind in types if kind != "float64")
         plan.add([ModelCase("tvm", "XL/2 width", "bfloat16", fast, "inductor", "selective")])
+        plan.add([ModelCase("block", "XL/2 width", "bfloat16", fast, "inductor")])
     return plan
 
 

@@ -1,9 +1,12 @@
 """The triton backend: the four functions of a backend (see reference.py) on the kernels of this folder."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from ..layout import empty_rows
+from . import schedule
 from .backward_key import launch_backward_key
 from .backward_query import launch_backward_query
 from .forward import launch_forward
@@ -13,6 +16,10 @@ from .rowsums import launch_rowsums
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """o and lse."""
+    call = Call(q, k, v, mask, is_causal)
+    if (hopper := _hopper(call, (q, k, v, None, None, None))) is not None:
+        o, _, lse, _ = hopper.forward(call, (q, k, v, None, None, None), scale)
+        return o, lse
     o, _, lse, _ = launch_forward(q, k, v, None, None, None, mask, is_causal, scale, jvp=False)
     return o, lse
 
@@ -21,6 +28,10 @@ def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """o, o_t, lse and mu."""
+    call = Call(q, k, v, mask, is_causal)
+    if (hopper := _hopper(call, (q, k, v, q_t, k_t, v_t))) is not None:
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, (q, k, v, q_t, k_t, v_t), scale)
+        return results
     o, o_t, lse, mu = launch_forward(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, jvp=True)
     assert o_t is not None and mu is not None
     return o, o_t, lse, mu
@@ -49,6 +60,10 @@ def backward_jvp(
     if d_o_t is None:
         # No product then involves a tangent of q, k or v.
         inputs = (q, k, v, None, None, None)
+    needed = wanted if d_o_t is not None else wanted[:3]
+    if d_o is not None and all(needed) and (hopper := _hopper(call, inputs, d_o, d_o_t)) is not None:
+        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
+        return _with_zeros(grads, (None, None, None, q_t, k_t, v_t), wanted) if d_o_t is None else grads
     row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
     statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
     has_t = d_o_t is not None
@@ -57,9 +72,20 @@ def backward_jvp(
     d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, query)
     d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, key)
     grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
-    if has_t:
-        return grads
-    tangents = (None, None, None, q_t, k_t, v_t)
+    return grads if has_t else _with_zeros(grads, (None, None, None, q_t, k_t, v_t), wanted)
+
+
+def _hopper(call: Call, inputs: tuple[Maybe, ...], *cotangents: Maybe) -> ModuleType | None:
+    """The launches of the warp-specialised kernels, if they serve the call."""
+    if call.is_empty or not schedule.pipelines(call.device, call.kind, call.width):
+        return None
+    from .hopper import launch
+
+    return launch if launch.serves(call, inputs, cotangents) else None
+
+
+def _with_zeros(grads: tuple[Maybe, ...], tangents: tuple[Maybe, ...], wanted: tuple[bool, ...]) -> tuple[Maybe, ...]:
+    """Without a cotangent of o_t, the wanted gradients of tangents are zero."""
     return tuple(
         _zeros_like(tangent) if tangent is not None and want else grad
         for grad, tangent, want in zip(grads, tangents, wanted, strict=True)

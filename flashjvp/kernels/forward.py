@@ -1,5 +1,6 @@
 """Forward kernel: o, and under a JVP o_t, streaming over key tiles; MATH.md (1)-(7'')."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -134,8 +135,7 @@ def launch_forward(
 ) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without a JVP)."""
     o, lse = empty_rows(q, v.shape[-1]), empty_statistic(q)
-    o_t = empty_rows(q, v.shape[-1]) if jvp else None
-    mu = empty_statistic(q) if jvp else None
+    o_t, mu = (torch.empty_like(o), torch.empty_like(lse)) if jvp else (None, None)
     call = Call(q, k, v, mask, is_causal)
     if call.is_empty:
         return o, o_t, lse, mu

@@ -1,5 +1,6 @@
 """Row sums of the backward: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,7 +11,7 @@ from .tiles import load_rows, select_head
 
 
 @triton.jit
-def _row_dot(x, y):
+def row_dot(x, y):
     """rowsum(x * y) of two tiles, in float32."""
     total = tl.sum(x[0].to(tl.float32) * y[0].to(tl.float32), 1)
     for i in tl.static_range(1, len(x)):
@@ -38,19 +39,19 @@ def rowsums_kernel(
     delta = tl.zeros([BLOCK_M], tl.float32)
     if d_o is not None:
         G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
-        delta += _row_dot(G, o_rows)
+        delta += row_dot(G, o_rows)
     if d_o_t is not None:
         T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
         o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
-        delta += _row_dot(T, o_t_rows)
-        tl.store(row_a + statistic, _row_dot(T, o_rows), mask=rows < M)
+        delta += row_dot(T, o_t_rows)
+        tl.store(row_a + statistic, row_dot(T, o_rows), mask=rows < M)
     tl.store(row_delta + statistic, delta, mask=rows < M)
 
 
 def launch_rowsums(call: Call, q: Tensor, d_o: Maybe, d_o_t: Maybe, o: Tensor, o_t: Maybe) -> tuple[Maybe, Tensor]:
     """row_a (None without d_o_t) and row_delta, float32 [*batch, Hq, M]."""
-    row_a = None if d_o_t is None else empty_statistic(q)
     row_delta = empty_statistic(q)
+    row_a = None if d_o_t is None else torch.empty_like(row_delta)
     operands = call.operands(d_o, d_o_t, o, None if d_o_t is None else o_t)
     call.launch(rowsums_kernel, "rowsums", call.query_programs, (*operands, row_a, row_delta), 0.0)
     return row_a, row_delta

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .pipelines import PIPELINES
 from .tables import TILES
 
 
@@ -84,6 +85,11 @@ def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
 def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
     """The tile of a kernel family for head dims padded to `width`."""
     return TABLES[architecture(device)][kind][family][_bucket(width)]
+
+
+def pipelines(device: torch.device, kind: str, width: int) -> dict[str, tuple[int, int]]:
+    """Tiles of the warp-specialised kernels for this head dim, by family; none where they do not serve it."""
+    return PIPELINES.get(architecture(device), {}).get(width, {}) if kind == "half" else {}
 
 
 def _bucket(width: int) -> int:

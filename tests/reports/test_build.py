@@ -11,7 +11,7 @@ from reports import build
 from reports.build import BuildError
 from reports.schema import COLUMNS, Row, VersionError, write_rows
 from reports.tables import command, sweep_table
-from reports.training_tables import DIGITS_COLUMNS, STEP_COLUMNS
+from reports.training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS
 from reports.verification import write_verdicts
 from tests.reports.test_schema import FAILED, make_row
 from tests.reports.test_verification import make_verdict
@@ -78,13 +78,28 @@ def test_a_failure_is_its_status_with_its_reason_below() -> None:
     rows = rows_of()
     shape: Any = {"heads": 4, "kv_heads": 4, "causal": False, "queries": 256, "keys": 256, **FAILED}
     rows.append(make_row(provider="rcm", mode="fwd", status="unsupported", reason="no | gradient", **shape))
+    rows.append(make_row(provider="rcm", mode="fwd+bwd", status="crashed", reason="signal 11", **shape))
     rows.append(make_row(provider="official", mode="fwd", status="oom", reason="17 GiB", **shape))
     table = sweep_table(rows, rows)
     found = cells(table)
     assert found[0][-2:] == ["official (TVM)", "rCM"]
-    assert [line[-2:] for line in found[1:]] == [["oom", "unsupported"], ["", ""], ["", ""], ["", ""]]
+    assert [line[-2:] for line in found[1:]] == [["oom", "unsupported"], ["", "crashed"], ["", ""], ["", ""]]
     assert r"- rCM, forward + JVP: unsupported, no \| gradient" in table
     assert "17 GiB" not in table
+
+
+def test_a_provider_that_is_unsupported_in_all_rows_is_named_with_its_reasons_below() -> None:
+    rows = rows_of()
+    for length in (256, 1024):
+        shape: Any = {"heads": 4, "kv_heads": 4, "causal": False, "queries": length, "keys": length, **FAILED}
+        for provider, mode, reason in (("rcm", "fwd", "no | tangent"), ("math", "plain-fwd", f"not at {length}")):
+            rows.append(make_row(provider=provider, mode=mode, status="unsupported", reason=reason, **shape))
+    table = sweep_table(rows, rows)
+    assert cells(table)[0] == ["N", "", "flashjvp", "PyTorch math"]
+    said = "rCM (no \\| tangent), PyTorch math without JVP (not at 256; not at 1024)."
+    assert f"\n\nWithout a column, since unsupported in all of these rows: {said}\n\n" in table
+    assert "\n- " not in table
+    assert "Without a column" not in sweep_table(rows_of(), rows_of())
 
 
 def test_partial_modes_stand_beside_the_whole_ones_and_say_so() -> None:
@@ -261,6 +276,15 @@ def test_the_quality_of_digits_has_a_line_for_each_number_of_evaluations(tmp_pat
         assert said in page.read_text()
     (link,) = re.findall(r"\]\(([^)]+)\)", page.read_text())
     assert (page.parent / link).is_file()
+
+
+def test_the_quality_of_points_stands_beside_that_of_fresh_ones(tmp_path: Path) -> None:
+    lines = [f"toy2d,1050,7,{nfe},2048,{w2},0.15886,a CPU,2.13,0123456" for nfe, w2 in ((1, 0.30041), (4, 0.2))]
+    page, data = place_table(tmp_path, [",".join(TOY_COLUMNS), *lines])
+    build.build([page], data)
+    assert cells(page.read_text())[1:] == [["1", "0.300"], ["4", "0.200"]]
+    for said in ("toy2d --run.seed 7`: 1050 steps, then 2048 samples", "fresh points the distance is 0.159."):
+        assert said in page.read_text()
 
 
 def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 Children are forked from a server that has the modules loaded, so that one costs no start of Python.
 """
 
+import atexit
 import dataclasses
+import faulthandler
+import functools
 import io
 import multiprocessing
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +32,7 @@ CHILDREN = multiprocessing.get_context("forkserver")
 LATER = ["torch.utils.tensorboard", "torch._dynamo", "safetensors.torch", "flashjvp.tiled", "numpy.random"]
 CHILDREN.set_forkserver_preload(["tests.tvm_ref.runs", *LATER])
 PATIENCE_SECONDS = 120  # after which a child hangs
+LAST_WORDS_SECONDS = 10  # before that, a child that is still there prints the stacks of its threads
 
 
 def toy(out: Path, **run: Any) -> TrainConfig:
@@ -63,6 +68,13 @@ def digits(out: Path, **run: Any) -> TrainConfig:
     )
 
 
+def command_line(out: Path, **run: Any) -> list[str]:
+    """The arguments of `python -m tvm_ref.train` for a run as cheap as `toy`, which measures nothing at its end."""
+    settings = {"batch": 24, "save_every": 2, "sample_every": 100, "device": "cpu", "out": out} | run
+    words = [word for name, value in settings.items() for word in (f"--run.{name.replace('_', '-')}", str(value))]
+    return ["toy2d", "--model.width", "8", "--model.depth", "1", "--run.no-evaluate", *words]
+
+
 def change(config: TrainConfig, **run: Any) -> TrainConfig:
     """`config` with other run settings."""
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
@@ -78,25 +90,49 @@ def train(config: TrainConfig) -> str:
 
 def start(work: Callable[..., None], *arguments: Any, **environment: str) -> BaseProcess:
     """A child that runs work(*arguments), a function at the top of a module, with these environment variables."""
-    child = CHILDREN.Process(target=_child, args=(environment, work, arguments))
+    patience = PATIENCE_SECONDS - LAST_WORDS_SECONDS
+    child = CHILDREN.Process(target=_child, args=(_outputs(), patience, environment, work, arguments))
     child.start()
     return child
 
 
-def _child(environment: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+@functools.cache
+def _outputs() -> Path:
+    """The folder of what children print, a file for each, named by its process."""
+    folder = tempfile.TemporaryDirectory(prefix="children-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _child(
+    outputs: Path, patience: float, environment: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    with (outputs / str(os.getpid())).open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    faulthandler.dump_traceback_later(patience)
     os.environ |= environment
     torch.set_num_threads(1)
     work(*arguments)
 
 
-def finish(*children: BaseProcess) -> None:
-    """Waits for children, all of which must succeed."""
+def printed_by(child: BaseProcess) -> str:
+    """What a child wrote to its standard output and error; of one that hung, with its stacks."""
+    file = _outputs() / str(child.pid)
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+def finish(*children: BaseProcess, code: int = 0) -> None:
+    """Waits for children, all of which must end with this exit code."""
     for child in children:
         child.join(PATIENCE_SECONDS)
     codes = [child.exitcode for child in children]
     for child in children:
         child.kill()
-    assert codes == [0] * len(codes)
+    assert codes == [code] * len(codes), "\n".join(
+        f"--- exit code {got} (None: it hung), printed:\n{printed_by(child)}"
+        for got, child in zip(codes, children, strict=True)
+    )
 
 
 def together(size: int, work: Callable[..., None], *arguments: Any) -> None:

@@ -58,6 +58,8 @@ def test_a_row_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     file._writer = csv.writer(file._stream)
     with pytest.raises(MetricsError, match="No space left on device"):
         file.write(ROWS[0])
+    with pytest.raises(MetricsError, match=r"metrics\.csv cannot be written"):
+        file.to_disk()
     with contextlib.suppress(OSError):
         file.close()
 

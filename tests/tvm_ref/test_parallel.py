@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.tvm_ref.runs import change, digits, together, train, train_silently
+from tests.tvm_ref.runs import PATIENCE_SECONDS, change, command_line, digits, together, train, train_silently
 from tvm_ref.batches import Batches
 from tvm_ref.checkpoint import checkpoints, load_model, read_step, save
 from tvm_ref.config import ConfigError, TrainConfig
@@ -71,6 +74,36 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("123456")
     assert len(list((tmp_path / "samples").glob("step-00000004-nfe-*.png"))) == 3
+
+
+def torchrun(arguments: list[str], output: Path) -> None:
+    """`torchrun --standalone --nproc-per-node 2 -m tvm_ref.train ...`, which must succeed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tvm_ref.train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # which torchrun would set with a warning
+    root = Path(__file__).parents[2]
+    with output.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, *launcher, *arguments], cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+        for end in (run.terminate, run.kill):  # terminated, it ends its processes, and kills those that hang
+            try:
+                run.wait(PATIENCE_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                end()
+    assert run.wait() == 0, output.read_text()
+
+
+def test_torchrun_starts_a_run_and_goes_on_with_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for last in (3, 5):
+        torchrun(command_line(out, steps=last, parallel="fsdp"), tmp_path / f"output-{last}")
+        assert read_step(checkpoints(out / "checkpoints")[-1]) == last
+    assert f"going on from {out / 'checkpoints' / 'step-00000003'}" in (tmp_path / "output-5").read_text()
+    rows = (out / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == list("12345")
+    written = {path.name[:11] for path in checkpoints(out / "checkpoints")[-1].glob("shard-*")}
+    assert written == {"shard-00001", "shard-00002"}  # both processes took part
 
 
 def test_a_batch_that_does_not_fit_the_processes_stops_all_of_them(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """A run that is killed, stopped or refused loses nothing, and repeats the uninterrupted run bit for bit."""
 
+import errno
+import io
 import os
 import random
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tvm_ref.runs import CHILDREN, change, finish, start, toy, train, train_silently
+from tests.tvm_ref.runs import (
+    CHILDREN,
+    change,
+    command_line,
+    finish,
+    printed_by,
+    start,
+    toy,
+    train,
+    train_silently,
+)
 from tvm_ref import step
-from tvm_ref.checkpoint import CheckpointError, checkpoints, read_step
+from tvm_ref import train as command
+from tvm_ref.checkpoint import CheckpointError, checkpoints, load_model, read_step
 from tvm_ref.config import ConfigError, TrainConfig
 from tvm_ref.loss import Terms
 from tvm_ref.metrics import MetricsError
@@ -107,6 +121,48 @@ def test_a_full_disk_stops_the_run_with_the_checkpoints_before_it(tmp_path: Path
     assert [read_step(path) for path in checkpoints(tmp_path / "checkpoints")] == [2]
     train(config)
     assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().split()[1:]] == list("12345678")
+
+
+def run_command(arguments: list[str]) -> None:
+    """`python -m tvm_ref.train` as the work of a child."""
+    sys.argv = ["train", *arguments]
+    command.main()
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has no room left."""
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def on_a_full_disk(arguments: list[str], name: str) -> None:
+    """The command, where the disk is full once files called name... of a checkpoint are written."""
+    whole = io.open
+
+    def opened(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        path = Path(str(file))
+        if not ("w" in mode and path.parent.name == ".draft" and path.name.startswith(name)):
+            return whole(file, mode, *rest, **options)
+        stream = io.BufferedWriter(FullDisk(path, "w"))
+        return stream if "b" in mode else io.TextIOWrapper(stream)
+
+    io.open = opened  # pathlib's, with which every file of a checkpoint is opened
+    run_command(arguments)
+
+
+@pytest.mark.parametrize("name", ["shard-", "config.json", "manifest.json"])
+def test_no_space_left_ends_the_command_and_leaves_the_checkpoints_before_it(tmp_path: Path, name: str) -> None:
+    finish(start(run_command, command_line(tmp_path, steps=2)))
+    child = start(on_a_full_disk, command_line(tmp_path, steps=6), name)
+    finish(child, code=1)
+    folder = tmp_path / "checkpoints"
+    message = f"error: checkpoint {folder}/step-00000004 could not be written: [Errno 28] No space left on device"
+    assert f"{message}; the newest one is {folder}/step-00000002." in printed_by(child)
+    assert [read_step(path) for path in checkpoints(folder)] == [2]
+    load_model(tmp_path, device=torch.device("cpu"))
+    finish(start(run_command, command_line(tmp_path, steps=6)))
+    assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().split()[1:]] == list("123456")
 
 
 def test_metrics_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:

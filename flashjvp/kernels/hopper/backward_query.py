@@ -1,0 +1,173 @@
+"""d_q and d_q_t of the queries that a program owns, without sums in global memory: bit-reproducible; MATH.md (1)-(6),
+(9)-(15), (18). Tiles are [queries, keys].
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .ring import HALF, LSE, MU, ROW_A, ROW_DELTA, STATISTICS, barriers, produce, rows_of, tiles_for, write
+
+
+@gluon.jit
+def _allowed(p, row0, tile, N, who: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+    """P where there is a key, a column of the tile, that the query may see; 0 elsewhere."""
+    KEYS: gl.constexpr = p.shape[1]
+    key = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
+    p = gl.where(key < N, p, 0.0)
+    if CAUSAL:  # noqa: SIM102  a constant, unlike the next condition
+        if (tile + 1) * KEYS > row0:
+            query = row0 + who * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
+            p = gl.where(key <= query, p, 0.0)
+    return p
+
+
+@gluon.jit
+def _row_statistic(stats, head, padded, rows, which: gl.constexpr):
+    """[64, 1] of the statistics [heads of all batches, 4, padded rows]."""
+    return gl.load(stats + (head * STATISTICS + which) * padded + rows)[:, None]
+
+
+@gluon.jit
+def _plain_tile(
+    acc, own, streamed, rows, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+):
+    """Adds a tile's part of d_q / c, without tangents."""
+    q, G = own
+    k, v = streamed
+    lse, delta = rows[0], rows[3]
+    KEYS: gl.constexpr = k.shape[0]
+    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+    b = warpgroup_mma(G, v.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(1, deps=[s])
+    p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
+    p = _allowed(p, row0, tile, N, who, TILE, CAUSAL)
+    b = warpgroup_mma_wait(0, deps=[b])
+    ds = gl.convert_layout((p * (b - delta)).to(k.dtype), WEIGHTS)
+    return (warpgroup_mma(ds, k, acc[0]),)
+
+
+@gluon.jit
+def _tangent_tile(
+    acc, own, streamed, rows, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+):
+    """Adds a tile's part of d_q / c and d_q_t / c."""
+    acc_q, acc_q_t = acc
+    q, G, q_t, T = own
+    k, v, k_t, v_t = streamed
+    lse, mu, row_a, delta = rows
+    KEYS: gl.constexpr = k.shape[0]
+    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+    a = warpgroup_mma(T, v.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s_t = warpgroup_mma(q_t, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s_t = warpgroup_mma(q, k_t.permute((1, 0)), s_t, is_async=True)
+    s = warpgroup_mma_wait(3, deps=[s])
+    p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
+    p = _allowed(p, row0, tile, N, who, TILE, CAUSAL)
+    a = warpgroup_mma_wait(2, deps=[a])
+    centred = a - row_a
+    ds_t = gl.convert_layout((p * centred).to(k.dtype), WEIGHTS)
+    acc_q_t = warpgroup_mma(ds_t, k, acc_q_t, is_async=True)
+    acc_q = warpgroup_mma(ds_t, k_t, acc_q, is_async=True)
+    s_t = warpgroup_mma_wait(2, deps=[s_t])
+    b = (s_t * scale - mu) * centred - delta
+    b = warpgroup_mma(G, v.permute((1, 0)), b, is_async=True)
+    b = warpgroup_mma(T, v_t.permute((1, 0)), b, is_async=True)
+    b = warpgroup_mma_wait(0, deps=[b])
+    ds = gl.convert_layout((p * b).to(k.dtype), WEIGHTS)
+    acc_q = warpgroup_mma(ds, k, acc_q, is_async=True)
+    return warpgroup_mma_wait(0, deps=[acc_q, acc_q_t])
+
+
+@gluon.jit
+def _consume(
+    outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, who: gl.constexpr, STAGES: gl.constexpr,
+    CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """A consumer: the gradients of 64 queries."""
+    own_full, full, empty = bars
+    batch, own_head, row0 = place
+    last, heads = walk[3], walk[4]
+    D: gl.constexpr = ring[0].shape[4]
+    KEYS: gl.constexpr = ring[0].shape[3]
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    numbers = row0 + who * HALF + gl.arange(0, HALF, gl.SliceLayout(1, TILE))
+    head = batch.to(gl.int64) * heads + own_head
+    padded = gl.cdiv(M, 2 * HALF) * (2 * HALF)
+    rows = (
+        _row_statistic(stats, head, padded, numbers, LSE),
+        _row_statistic(stats, head, padded, numbers, MU),
+        _row_statistic(stats, head, padded, numbers, ROW_A),
+        _row_statistic(stats, head, padded, numbers, ROW_DELTA),
+    )
+    own = ()
+    acc = ()
+    for i in gl.static_range(len(own_tiles)):
+        own = own + (rows_of(own_tiles[i].index(who)),)
+    for _i in gl.static_range(len(outs)):
+        acc = acc + (gl.zeros([HALF, D], gl.float32, ACC),)
+    mbarrier.wait(own_full.index(0), 0)
+    for tile in range(last):
+        stage = tile % STAGES
+        mbarrier.wait(full.index(stage), (tile // STAGES) & 1)
+        streamed = ()
+        for i in gl.static_range(len(ring)):
+            streamed = streamed + (rows_of(ring[i].index(stage)),)
+        if len(own) == 2:
+            acc = _plain_tile(acc, own, streamed, rows, scale, row0, tile, N, who, D, CAUSAL)
+        else:
+            acc = _tangent_tile(acc, own, streamed, rows, scale, row0, tile, N, who, D, CAUSAL)
+        mbarrier.arrive(empty.index(stage), count=1)
+    for i in gl.static_range(len(outs)):
+        write(outs[i], acc[i] * scale, own_tiles[i].index(who), place, who)
+
+
+@gluon.jit
+def backward_query_kernel(
+    q, G, q_t, T, k, v, k_t, v_t, stats, d_q, d_q_t, scale, M, N, heads, group,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One program: 128 queries of one head against all keys. `stats` cover whole programs, rows beyond the end, too."""
+    own = (q, G)
+    streamed = (k, v)
+    outs = (d_q,)
+    if JVP:
+        own = own + (q_t, T)
+        streamed = streamed + (k_t, v_t)
+        outs = outs + (d_q_t,)
+    KEYS: gl.constexpr = k.block_shape[2]
+    blocks = gl.cdiv(M, 2 * HALF)
+    pid = gl.program_id(0)
+    row0 = (pid % blocks) * (2 * HALF)
+    own_head = (pid // blocks) % heads
+    batch = pid // blocks // heads
+    last = gl.cdiv(N, KEYS)
+    if CAUSAL:
+        last = gl.minimum(last, gl.cdiv(row0 + 2 * HALF, KEYS))
+    place = (batch, own_head, row0)
+    walk = (own_head // group, 1, 0, last, heads)
+    own_tiles = tiles_for(own, 2)
+    ring = tiles_for(streamed, STAGES)
+    bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 0, STAGES, CAUSAL)),
+            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 1, STAGES, CAUSAL)),
+            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, STAGES)),
+        ],
+        [4, 1],
+        [240, 24],
+    )

@@ -1,0 +1,179 @@
+"""o, and under a JVP o_t, of the queries that a program owns, streaming over key tiles; MATH.md (1)-(7'').
+
+The weights of v in o_t are centred on the running mean c of S_t, the tile's own scores included: centred on that of the
+tiles before, a key that outweighs all of them would be rounded with its distance from a mean that counts no more.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .ring import HALF, barriers, produce, rows_of, tiles_for, write
+
+
+@gluon.jit
+def _allowed(s, row0, tile, N, who: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+    """The scores with -inf where there is no key, a column of the tile, or the query may not see it."""
+    KEYS: gl.constexpr = s.shape[1]
+    key = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
+    if (tile + 1) * KEYS > N:
+        s = gl.where(key < N, s, float("-inf"))
+    if CAUSAL:  # noqa: SIM102  a constant, unlike the next condition
+        if (tile + 1) * KEYS > row0:
+            query = row0 + who * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
+            s = gl.where(key <= query, s, float("-inf"))
+    return s
+
+
+@gluon.jit
+def _softmax(s, m, l, scale, row0, tile, N, who: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+    """P of a tile up to the row's sum, and the running maximum, sum and factor of what was summed before; base 2."""
+    s = _allowed(s * (scale * 1.4426950408889634), row0, tile, N, who, LAYOUT, CAUSAL)
+    m_new = gl.maximum(m, gl.max(s, 1))
+    alpha = gl.exp2(m - m_new)
+    p = gl.exp2(s - m_new[:, None])
+    return p, m_new, l * alpha + gl.sum(p, 1), alpha
+
+
+@gluon.jit
+def _plain_tile(
+    accs, state, own, streamed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+):
+    """Adds a tile to o; without tangents."""
+    m, l = state
+    k, v = streamed
+    KEYS: gl.constexpr = k.shape[0]
+    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    s = warpgroup_mma(own[0], k.permute((1, 0)), zero, use_acc=False)
+    p, m, l, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
+    acc_o = accs[0] * gl.convert_layout(alpha, gl.SliceLayout(1, ACC))[:, None]
+    acc_o = warpgroup_mma(gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, ACC, 2)), v, acc_o)
+    return (acc_o,), (m, l)
+
+
+@gluon.jit
+def _tangent_tile(
+    accs, state, own, streamed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+):
+    """Adds a tile to o and o_t."""
+    acc_o, acc_o_t = accs
+    m, l, c = state
+    q, q_t = own
+    k, v, k_t, v_t = streamed
+    KEYS: gl.constexpr = k.shape[0]
+    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
+    ROW: gl.constexpr = gl.SliceLayout(1, ACC)
+    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s_t = warpgroup_mma(q_t, k.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s_t = warpgroup_mma(q, k_t.permute((1, 0)), s_t, is_async=True)
+    s = warpgroup_mma_wait(2, deps=[s])
+    p, m, l, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
+    factor = gl.convert_layout(alpha, ROW)[:, None]
+    weights = gl.convert_layout(p.to(k.dtype), WEIGHTS)
+    acc_o_t = warpgroup_mma(weights, v_t, acc_o_t * factor, is_async=True)
+    s_t = warpgroup_mma_wait(1, deps=[s_t])
+    s_t = s_t * scale - c[:, None]
+    step = gl.sum(p * s_t, 1) / l
+    weights_t = gl.convert_layout((p * (s_t - step[:, None])).to(k.dtype), WEIGHTS)
+    acc_o_t = warpgroup_mma_wait(0, deps=[acc_o_t])
+    acc_o_t -= acc_o * gl.convert_layout(alpha * step, ROW)[:, None]
+    acc_o = warpgroup_mma(weights, v, acc_o * factor, is_async=True)
+    acc_o_t = warpgroup_mma(weights_t, v, acc_o_t, is_async=True)
+    acc_o, acc_o_t = warpgroup_mma_wait(0, deps=[acc_o, acc_o_t])
+    return (acc_o, acc_o_t), (m, l, c + step)
+
+
+@gluon.jit
+def _consume(
+    outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, who: gl.constexpr, STAGES: gl.constexpr,
+    CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """A consumer: 64 queries."""
+    own_full, full, empty = bars
+    batch, own_head, row0 = place
+    last, heads = walk[3], walk[4]
+    D: gl.constexpr = ring[0].shape[4]
+    KEYS: gl.constexpr = ring[0].shape[3]
+    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    ROW: gl.constexpr = gl.SliceLayout(1, TILE)
+    own = ()
+    accs = ()
+    state = (gl.full([HALF], float("-inf"), gl.float32, ROW), gl.zeros([HALF], gl.float32, ROW))
+    for i in gl.static_range(len(own_tiles)):
+        own = own + (rows_of(own_tiles[i].index(who)),)
+        accs = accs + (gl.zeros([HALF, D], gl.float32, ACC),)
+    if len(own) == 2:
+        state = state + (gl.zeros([HALF], gl.float32, ROW),)
+    mbarrier.wait(own_full.index(0), 0)
+    for tile in range(last):
+        stage = tile % STAGES
+        mbarrier.wait(full.index(stage), (tile // STAGES) & 1)
+        streamed = ()
+        for i in gl.static_range(len(ring)):
+            streamed = streamed + (rows_of(ring[i].index(stage)),)
+        if len(own) == 1:
+            accs, state = _plain_tile(accs, state, own, streamed, scale, row0, tile, N, who, D, CAUSAL)
+        else:
+            accs, state = _tangent_tile(accs, state, own, streamed, scale, row0, tile, N, who, D, CAUSAL)
+        mbarrier.arrive(empty.index(stage), count=1)
+    rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
+    offset = (batch.to(gl.int64) * heads + own_head) * M + rows
+    norm = 1.0 / state[1]
+    factor = gl.convert_layout(norm, gl.SliceLayout(1, ACC))[:, None]
+    gl.store(statistics[0] + offset, (state[0] - gl.log2(norm)) * 0.6931471805599453, mask=rows < M)
+    write(outs[0], accs[0] * factor, own_tiles[0].index(who), place, who)
+    if len(own) == 2:
+        gl.store(statistics[1] + offset, state[2], mask=rows < M)
+        write(outs[1], accs[1] * factor, own_tiles[1].index(who), place, who)
+
+
+@gluon.jit
+def forward_kernel(
+    q, q_t, k, v, k_t, v_t, o, o_t, lse, mu, scale, M, N, heads, group,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One program: 128 queries of one head against all keys."""
+    own = (q,)
+    streamed = (k, v)
+    outs = (o,)
+    statistics = (lse,)
+    if JVP:
+        own = own + (q_t,)
+        streamed = streamed + (k_t, v_t)
+        outs = outs + (o_t,)
+        statistics = statistics + (mu,)
+    KEYS: gl.constexpr = k.block_shape[2]
+    blocks = gl.cdiv(M, 2 * HALF)
+    pid = gl.program_id(0)
+    row0 = (pid % blocks) * (2 * HALF)
+    own_head = (pid // blocks) % heads
+    batch = pid // blocks // heads
+    last = gl.cdiv(N, KEYS)
+    if CAUSAL:
+        last = gl.minimum(last, gl.cdiv(row0 + 2 * HALF, KEYS))
+    place = (batch, own_head, row0)
+    walk = (own_head // group, 1, 0, last, heads)
+    own_tiles = tiles_for(own, 2)
+    ring = tiles_for(streamed, STAGES)
+    bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_consume, (outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, 0, STAGES, CAUSAL)),
+            (_consume, (outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, 1, STAGES, CAUSAL)),
+            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, STAGES)),
+        ],
+        [4, 1],
+        [240, 24],
+    )

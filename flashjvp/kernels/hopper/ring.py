@@ -1,0 +1,97 @@
+"""What the warp-specialised kernels share: tiles in shared memory, their producer, and the writing of results.
+
+A program owns 128 rows, 64 for each of two consumer warpgroups. A producer warp loads them once, then fills a ring of
+tiles of the other side's rows by TMA; a barrier says when a tile is full, another when both consumers are through with
+it. Tensors are [batch, heads, rows, D]; rows beyond the end load as zeros and are not stored.
+
+Products in flight at the end of a loop's body make ptxas serialise all of them. So every consumer waits for its own
+there, and the tensor cores are kept busy by the other one.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+
+# Triton 3.9 gave the copies other names.
+load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
+HALF = gl.constexpr(64)  # rows of a consumer
+STATISTICS = gl.constexpr(4)  # lse * log2(e), mu, row_a, row_delta
+LSE = gl.constexpr(0)
+MU = gl.constexpr(1)
+ROW_A = gl.constexpr(2)
+ROW_DELTA = gl.constexpr(3)
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """COUNT barriers, each of which waits for ARRIVALS."""
+    found = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(COUNT):
+        mbarrier.init(found.index(i), count=ARRIVALS)
+    return found
+
+
+@gluon.jit
+def tiles_for(tensors, COUNT: gl.constexpr):
+    """Room for COUNT tiles of each tensor."""
+    found = ()
+    for i in gl.static_range(len(tensors)):
+        x = tensors[i]
+        found = found + (gl.allocate_shared_memory(x.dtype, [COUNT] + x.block_shape, x.layout),)
+    return found
+
+
+@gluon.jit
+def rows_of(tile):
+    """A tile [1, 1, rows, D] as [rows, D]."""
+    return tile.reshape([tile.shape[2], tile.shape[3]])
+
+
+@gluon.jit
+def statistic(tile, which: gl.constexpr, LAYOUT: gl.constexpr):
+    """[1, rows] of the statistics [4, rows] of a streamed tile, to broadcast to [64, rows]."""
+    return tile.slice(which, 1, 0).load(LAYOUT)
+
+
+@gluon.jit
+def produce(own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, STAGES: gl.constexpr):
+    """The producer: own rows, then the streamed tiles of every head that shares them, in order.
+
+    `stats`, if it is given, are the statistics of the streamed rows, [batch * heads * 4, rows].
+    """
+    own_full, full, empty = bars
+    batch, own_head, row0 = place
+    other_head, heads_shared, first, last, heads = walk
+    OWN_BYTES: gl.constexpr = len(own) * 2 * own[0].block_type.nbytes
+    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    BYTES: gl.constexpr = len(streamed) * streamed[0].block_type.nbytes + len(stats) * STATISTICS * ROWS * 4
+    mbarrier.expect(own_full.index(0), OWN_BYTES)
+    for i in gl.static_range(len(own)):
+        for half in gl.static_range(2):
+            rows = own_tiles[i].index(half)
+            load_tile(own[i], [batch, own_head, row0 + half * HALF, 0], own_full.index(0), rows)
+    at = 0
+    for member in range(heads_shared):
+        for tile in range(first, last):
+            stage = at % STAGES
+            bar = full.index(stage)
+            mbarrier.wait(empty.index(stage), ((at // STAGES) & 1) ^ 1)
+            mbarrier.expect(bar, BYTES)
+            for i in gl.static_range(len(streamed)):
+                load_tile(streamed[i], [batch, other_head + member, tile * ROWS, 0], bar, ring[i].index(stage))
+            if len(stats) > 0:
+                head = batch * heads + other_head + member
+                load_tile(stats[0], [head * STATISTICS, tile * ROWS], bar, stats_ring[0].index(stage))
+            at += 1
+
+
+@gluon.jit
+def write(out, value, tile, place, who: gl.constexpr):
+    """Writes a consumer's rows through a tile of shared memory that nobody reads any more."""
+    batch, own_head, row0 = place
+    rows_of(tile).store(value.to(out.dtype))
+    fence_async_shared()
+    store_tile(out, [batch, own_head, row0 + who * HALF, 0], tile)
+    tma.store_wait(0)

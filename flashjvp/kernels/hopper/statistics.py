@@ -1,0 +1,81 @@
+"""The row statistics that the backward kernels here read, and what becomes of the query gradients that they add up."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import Call, Maybe
+from ..rowsums import row_dot
+from ..schedule import Tile
+from ..tiles import load_rows, select_head, store_rows
+
+
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def statistics_kernel(
+    d_o, d_o_t, o, o_t, lse, mu, packed, scale, batch_shape, M, N, heads, group,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: lse * log2(e), mu, a and delta (11), (12) of 128 rows of one head, zeros beyond the last row."""
+    ROWS: tl.constexpr = TILE[0]
+    tiles = tl.cdiv(M, ROWS)
+    pid = tl.program_id(0)
+    head = (pid // tiles) % heads
+    batch = pid // tiles // heads
+    m0 = (pid % tiles) * ROWS
+    rows = m0 + tl.arange(0, ROWS)
+    number = batch.to(tl.int64) * heads + head
+    place = number * (4 * ROWS * tiles) + rows
+
+    G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
+    o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
+    delta = row_dot(G, o_rows)
+    if d_o_t is not None:
+        T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
+        o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
+        delta += row_dot(T, o_t_rows)
+        tl.store(packed + place + ROWS * tiles, tl.load(mu + number * M + rows, mask=rows < M, other=0.0))
+        tl.store(packed + place + 2 * ROWS * tiles, row_dot(T, o_rows))
+    lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0)
+    tl.store(packed + place, lse_rows * 1.4426950408889634)
+    tl.store(packed + place + 3 * ROWS * tiles, delta)
+
+
+def launch_statistics(call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe) -> Tensor:
+    """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
+    m, _, heads, _ = call.sizes
+    make = lse.new_empty if d_o_t is not None else lse.new_zeros
+    packed = make((call.programs * heads * 4, -(-m // 128) * 128))
+    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, packed)
+    call.launch(statistics_kernel, "statistics", call.query_programs, args, 0.0, Tile(128, 0, 8, 1))
+    return packed
+
+
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def query_sums_kernel(
+    sums, sums_t, d_q, d_q_t, scale, batch_shape, M, N, heads, group,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: d_q and d_q_t of a tile of rows of one head, from their sums, transposed, over scale."""
+    ROWS: tl.constexpr = TILE[0]
+    D: tl.constexpr = K_COLUMNS[0]
+    tiles = tl.cdiv(M, ROWS)
+    pid = tl.program_id(0)
+    head = (pid // tiles) % heads
+    batch = pid // tiles // heads
+    m0 = (pid % tiles) * ROWS
+    first = (pid.to(tl.int64) * D) * ROWS
+    offsets = tl.arange(0, D)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    value = tl.trans(tl.load(sums + first + offsets)) * scale
+    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), (value,), m0, M, K_COLUMNS, REGULAR)
+    if sums_t is not None:
+        value_t = tl.trans(tl.load(sums_t + first + offsets)) * scale
+        store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), (value_t,), m0, M, K_COLUMNS, REGULAR)
+
+
+def launch_query_sums(call: Call, sums: Tensor, sums_t: Maybe, d_q: Tensor, d_q_t: Maybe, scale: float) -> None:
+    """Writes d_q and d_q_t."""
+    args = (sums, sums_t, *call.operands(d_q, d_q_t))
+    tile = Tile(sums.shape[-1], 0, 4, 1)
+    call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)

@@ -1,0 +1,183 @@
+"""The warp-specialised kernels give the exact results, in an emulator of the GPU and, on one, compiled.
+
+They are not in use before they have been timed (kernels/pipelines.py): here the candidates serve whatever they can.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from verify.cases import Case, Inputs, make_inputs
+from verify.hopper_emulator import EmulationError, emulated
+from verify.oracles import dense64, dense_same_type, run
+from verify.tolerance import budget, check
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
+CASES = (
+    Case("square", batch=(1,), m=128, n=128, d=64, dv=64),
+    Case("ragged_64", batch=(2,), m=200, n=150, d=64, dv=64),
+    Case("ragged_128", batch=(1,), q_heads=1, kv_heads=1, m=70, n=300, d=128, dv=128),
+    Case("one_row", batch=(1,), q_heads=1, kv_heads=1, m=1, n=1, d=64, dv=64),
+    Case("no_batch", batch=(), q_heads=2, kv_heads=2, m=40, n=90, d=128, dv=128),
+    Case("gqa_64", batch=(1,), q_heads=4, kv_heads=2, m=90, n=130, d=64, dv=64),
+    Case("mqa_causal_128", batch=(1,), q_heads=2, kv_heads=1, m=150, n=150, d=128, dv=128, is_causal=True),
+    Case("causal_64", batch=(1,), q_heads=1, kv_heads=1, m=300, n=300, d=64, dv=64, is_causal=True),
+    Case("causal_more_keys", batch=(1,), q_heads=1, kv_heads=1, m=60, n=300, d=64, dv=64, is_causal=True),
+    Case("causal_more_queries", batch=(1,), q_heads=1, kv_heads=1, m=300, n=60, d=128, dv=128, is_causal=True),
+    Case("packed", batch=(2,), m=100, n=100, d=64, dv=64, layout="packed"),
+    Case("sequence_major", batch=(2,), m=33, n=65, d=64, dv=64, layout="sequence_major"),
+    Case("negative_scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=-0.3),
+    Case("plain_64", batch=(1,), q_heads=2, kv_heads=1, m=130, n=150, d=64, dv=64, **PLAIN),
+    Case("plain_128", batch=(1,), q_heads=1, kv_heads=1, m=130, n=270, d=128, dv=128, **PLAIN),
+    Case("plain_causal_128", batch=(1,), q_heads=1, kv_heads=1, m=200, n=200, d=128, dv=128, is_causal=True, **PLAIN),
+    Case("cotangent_o", batch=(1,), q_heads=1, kv_heads=1, m=65, n=70, d=64, dv=64, cotangents=("o",)),
+    Case("large_mu", batch=(1,), q_heads=1, kv_heads=1, m=64, n=200, d=64, dv=64, kind="large_mu"),
+    Case("one_hot", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=128, dv=128, kind="one_hot"),
+    Case("constant_keys", batch=(1,), q_heads=1, kv_heads=1, m=64, n=80, d=64, dv=64, kind="constant_keys"),
+    Case("zeros", batch=(1,), q_heads=1, kv_heads=1, m=33, n=65, d=64, dv=64, kind="zeros"),
+    Case("scores_1e4", batch=(1,), q_heads=1, kv_heads=1, m=64, n=150, d=64, dv=64, magnitude=1e4),
+)
+NOT_SERVED = (
+    Case("mask", batch=(1,), m=64, n=64, d=64, dv=64, mask="bool"),
+    Case("padded_width", batch=(1,), m=64, n=64, d=72, dv=72),
+    Case("unequal_widths", batch=(1,), m=64, n=64, d=64, dv=128),
+    Case("a_tangent_alone", batch=(1,), m=64, n=64, d=64, dv=64, tangents=("q",)),
+    Case("two_batch_dims", batch=(1, 2), m=64, n=64, d=64, dv=64),
+    Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
+)
+FAMILIES = {"forward", "backward_key", "backward_query", "backward_value"}
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
+
+
+@contextlib.contextmanager
+def candidates(ordered: bool) -> Iterator[list[str]]:
+    """The candidates are in use, sums in any order only if not `ordered`; yields the families that are launched."""
+    from flashjvp.kernels import pipelines, schedule
+    from flashjvp.kernels.launch import Call
+
+    launched: list[str] = []
+    original = Call.launch_pipeline
+
+    def launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+        launched.append(family)
+        original(call, kernel, family, *rest, **constants)
+
+    torch.use_deterministic_algorithms(ordered, warn_only=True)
+    with patch.dict(schedule.PIPELINES, pipelines.CANDIDATES), patch.object(Call, "launch_pipeline", launch):
+        yield launched
+
+
+def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") -> None:
+    inputs = make_inputs(case, dtype, device)
+    exact = dense64(inputs)
+    budgets = budget(inputs, exact, dense_same_type(inputs))
+    with candidates(ordered) as launched:
+        results = run(inputs, "triton")
+    assert set(launched) == expected(inputs, ordered)
+    assert not [row for row in check(results, exact, budgets) if not row.ok]
+
+
+def expected(inputs: Inputs, ordered: bool) -> set[str]:
+    """The families that serve a call: four accumulators of a head dim of 128 do not fit the registers."""
+    split = inputs.d_o_t is not None and inputs.q.shape[-1] == 128
+    return FAMILIES - (set() if ordered else {"backward_query"}) - (set() if split else {"backward_value"})
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
+    with emulated():
+        judge(case, dtype, ordered)
+
+
+@interpreted
+@pytest.mark.parametrize("case", NOT_SERVED, ids=str)
+def test_other_calls_take_the_other_kernels(case: Case) -> None:
+    with emulated(), candidates(True) as launched:
+        inputs = make_inputs(case, torch.float32)
+        results = run(inputs, "triton")
+    assert not launched
+    exact = dense64(inputs)
+    budgets = budget(inputs, exact, dense_same_type(inputs))
+    assert not [row for row in check(results, exact, budgets) if not row.ok]
+
+
+@interpreted
+def test_nothing_is_in_use_before_it_was_timed() -> None:
+    from flashjvp.kernels import pipelines
+
+    assert not pipelines.PIPELINES
+
+
+@interpreted
+@pytest.mark.parametrize("what", ["a wait too short", "a phase too early", "an arrival too many"])
+def test_the_emulator_sees(what: str) -> None:
+    """A kernel that does not wait for a product, reads a tile before it is full, or frees one twice."""
+    with emulated():
+        from flashjvp.kernels.hopper import forward, ring
+
+        if what == "a wait too short":
+            wait = forward.warpgroup_mma_wait
+            change = patch.object(forward, "warpgroup_mma_wait", lambda n=0, deps=(): wait(n + 1, deps))
+        elif what == "a phase too early":
+            change = patch.object(forward.mbarrier, "wait", lambda barrier, phase: None)
+        else:
+            twice = forward.mbarrier.arrive
+
+            def arrive(barrier: Any, count: int) -> None:
+                twice(barrier, count=2 * count)
+
+            change = patch.object(ring.mbarrier, "arrive", arrive)
+        patience = patch("verify.hopper_emulator.PATIENCE_SECONDS", 2.0)
+        with change, patience, pytest.raises((EmulationError, AssertionError, TypeError, AttributeError)):
+            judge(CASES[1], torch.float32, True)
+
+
+COMPILE = """
+import json, sys, torch
+from unittest.mock import patch
+from dataclasses import asdict
+from flashjvp.kernels import pipelines, schedule
+from verify import codegen, codegen_runs
+found = []
+for d, tangents, ordered in ((64, "qkv", True), (128, "qkv", False)):
+    torch.use_deterministic_algorithms(ordered, warn_only=True)
+    with patch.dict(schedule.PIPELINES, pipelines.CANDIDATES):
+        found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents))
+print(json.dumps([asdict(kernel) for kernel in found]))
+"""
+
+
+def test_they_compile_for_the_gpu(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = [kernel for kernel in json.loads(done.stdout) if "warp-specialised" in kernel["family"]]
+    assert {kernel["family"].split(",")[0] for kernel in kernels} == FAMILIES
+    for kernel in kernels:
+        assert not kernel["failure"] and kernel["shared_bytes"] <= 232_448 and kernel["tensor_core"] > 0, kernel
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_compiled(case: Case, ordered: bool, dtype: torch.dtype) -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs compute capability 9.0")
+    judge(case, dtype, ordered, "cuda")

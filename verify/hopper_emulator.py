@@ -1,0 +1,390 @@
+"""Runs Gluon kernels written for Hopper on the CPU, so that what they compute and how they wait is judged anywhere.
+
+The partitions of a warp-specialised kernel are threads and barriers block them. What is asynchronous there happens late
+here: a product of a warpgroup when a wait asks for it, a copy into shared memory after a random delay. So a missing
+wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a deadlock, which is found after
+PATIENCE_SECONDS. Fresh shared memory is NaN. Layouts mean nothing here: that a tile is distributed and swizzled as an
+instruction wants it, only the compiler and the GPU judge. Numbers keep their types; products add up in float32.
+"""
+
+import importlib
+import math
+import queue
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PACKAGE = "flashjvp.kernels.hopper"
+PATIENCE_SECONDS = 60.0
+POLL_SECONDS = 0.05
+LONGEST_DELAY_SECONDS = 1e-3
+
+
+class EmulationError(RuntimeError):
+    """A kernel did what the GPU would not survive: a deadlock, one arrival too many, a value read in flight."""
+
+
+class Program:
+    """What the partitions of the running program share."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.failed = False
+        self.atomics = threading.Lock()
+        self._copies: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._copier = threading.Thread(target=self._copy, daemon=True)
+        self._copier.start()
+
+    def later(self, copy: Callable[[], None]) -> None:
+        """Copies after a while, in order."""
+        self._copies.put(copy)
+
+    def end(self) -> None:
+        self._copies.put(None)
+        self._copier.join()
+
+    def _copy(self) -> None:
+        while (copy := self._copies.get()) is not None:
+            if random.random() < 0.25:
+                time.sleep(random.random() * LONGEST_DELAY_SECONDS)
+            copy()
+
+
+RUNNING: list[Program] = []
+PARTITION = threading.local()
+
+
+class Barrier:
+    """An mbarrier: a phase ends when all have arrived and all bytes that were announced have landed."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = self._pending = self._bytes = self._phase = 0
+
+    def init(self, count: int) -> None:
+        self._count = self._pending = count
+
+    def arrive(self, count: int = 1, size: int = 0) -> None:
+        with self._changed:
+            if self._pending < count:
+                raise EmulationError(f"barrier: {self._count} arrivals expected in a phase, got more")
+            self._pending -= count
+            self._bytes += size
+            self._end_phase()
+
+    def land(self, size: int) -> None:
+        with self._changed:
+            self._bytes -= size
+            self._end_phase()
+
+    def wait(self, parity: int) -> None:
+        """Returns when the phase of this parity is over."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        with self._changed:
+            while self._phase % 2 == parity:
+                if RUNNING[-1].failed:
+                    raise EmulationError("another partition failed")
+                if time.monotonic() > give_up:
+                    state = f"{self._pending} of {self._count} arrivals and {self._bytes} bytes missing"
+                    raise EmulationError(f"deadlock: waits for the end of phase {self._phase}, {state}")
+                self._changed.wait(POLL_SECONDS)
+
+    def _end_phase(self) -> None:
+        if self._pending == 0 and self._bytes == 0:
+            self._phase += 1
+            self._pending = self._count
+            self._changed.notify_all()
+
+
+class Shared:
+    """A tile of shared memory, or a view of one, or an array of barriers."""
+
+    def __init__(self, data: Tensor | None, barriers: Sequence[Barrier] = ()) -> None:
+        self._data, self.barriers = data, barriers
+
+    @property
+    def data(self) -> Tensor:
+        assert self._data is not None
+        return self._data
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+    @property
+    def shape(self) -> list[int]:
+        return list(self.data.shape)
+
+    def index(self, index: int) -> "Shared":
+        index = int(index)
+        size = len(self.barriers) or len(self.data)
+        if not 0 <= index < size:
+            raise EmulationError(f"index {index} into {size} tiles or barriers")
+        return Shared(None, [self.barriers[index]]) if self.barriers else Shared(self.data[index])
+
+    def reshape(self, shape: Sequence[int]) -> "Shared":
+        return Shared(self.data.view(*shape))
+
+    def permute(self, order: Sequence[int]) -> "Shared":
+        return Shared(self.data.permute(*order))
+
+    def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
+        return Shared(self.data.narrow(dim, start, length))
+
+    def load(self, layout: object) -> Tensor:
+        return self.data.clone()
+
+    def store(self, value: Tensor) -> None:
+        if self.data.shape != value.shape or self.dtype != value.dtype:
+            raise EmulationError(f"a {value.dtype} {list(value.shape)} stored in a {self.dtype} {self.shape}")
+        self.data.copy_(value)
+
+
+class Product:
+    """A product of a warpgroup, computed when a wait asks for it."""
+
+    def __init__(self, a: Tensor | Shared, b: Shared, acc: "Tensor | Product", use_acc: bool) -> None:
+        self._a, self._b, self._acc, self._use_acc = a, b, acc, use_acc
+        self.result: Tensor | None = None
+
+    def compute(self) -> None:
+        a = self._a.data if isinstance(self._a, Shared) else self._a
+        result = a.float() @ self._b.data.float()
+        if self._use_acc:
+            acc = self._acc.result if isinstance(self._acc, Product) else self._acc
+            assert acc is not None  # products are computed in order
+            result = result + acc
+        self.result = result
+
+
+def _in_flight() -> list[Product]:
+    if not hasattr(PARTITION, "products"):
+        PARTITION.products = []
+    return PARTITION.products
+
+
+def warpgroup_mma(
+    a: Tensor | Shared, b: Shared, acc: Tensor | Product, *, use_acc: bool = True, is_async: bool = False
+) -> Tensor | Product:
+    if a.shape[0] != 64 or a.shape[1] != b.shape[0]:
+        raise EmulationError(f"a product of {list(a.shape)} and {b.shape}")
+    product = Product(a, b, acc, bool(use_acc))
+    _in_flight().append(product)
+    return product if is_async else warpgroup_mma_wait(0, [product])
+
+
+def warpgroup_mma_wait(num_outstanding: int = 0, deps: Sequence[Any] = ()) -> Any:
+    """What is still in flight stays a Product, with which nothing can be computed."""
+    products = _in_flight()
+    while len(products) > num_outstanding:
+        products.pop(0).compute()
+    found = tuple(x.result if isinstance(x, Product) and x.result is not None else x for x in deps)
+    return found[0] if len(found) == 1 else found
+
+
+class Pointer:
+    """An address: a tensor's memory and offsets of elements."""
+
+    def __init__(self, memory: Tensor, offsets: Any = 0) -> None:
+        self.memory, self.offsets = memory, offsets
+
+    def __add__(self, offsets: Any) -> "Pointer":
+        return Pointer(self.memory, self.offsets + offsets)
+
+
+class TensorDescriptor:
+    """A tensor that is copied tile by tile; beyond its end tiles hold zeros and are not stored."""
+
+    def __init__(
+        self, base: Tensor, shape: Sequence[int], strides: Sequence[int], block_shape: Sequence[int], layout: object
+    ) -> None:
+        self._base, self.block_shape, self.layout, self.dtype = base.detach(), list(block_shape), layout, base.dtype
+        self.block_type = SimpleNamespace(nbytes=math.prod(block_shape) * base.element_size())
+
+    def window(self, first: Sequence[Any]) -> tuple[Tensor, tuple[slice, ...]]:
+        """The part of a tile that lies in the tensor, and where that is in the tile."""
+        start = [int(x) for x in first]
+        stop = [min(x + b, n) for x, b, n in zip(start, self.block_shape, self._base.shape, strict=True)]
+        stop = [max(x, y) for x, y in zip(start, stop, strict=True)]
+        inside = tuple(slice(x, y) for x, y in zip(start, stop, strict=True))
+        return self._base[inside], tuple(slice(0, y - x) for x, y in zip(start, stop, strict=True))
+
+
+def _load_tile(desc: TensorDescriptor, coord: Sequence[Any], barrier: Shared, tile: Shared) -> None:
+    if tile.shape != desc.block_shape:
+        raise EmulationError(f"a tile {desc.block_shape} copied into {tile.shape}")
+    source, inside = desc.window(coord)
+
+    def copy() -> None:
+        tile.data.zero_()
+        tile.data[inside] = source
+        barrier.barriers[0].land(desc.block_type.nbytes)
+
+    RUNNING[-1].later(copy)
+
+
+def _store_tile(desc: TensorDescriptor, coord: Sequence[Any], tile: Shared) -> None:
+    destination, inside = desc.window(coord)
+    destination.copy_(tile.data[inside])
+
+
+def _warp_specialize(partitions: Sequence[tuple[Any, Any]], warps: object, registers: object) -> None:
+    errors: list[BaseException] = []
+
+    def run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:  # raised again below
+            errors.append(error)
+            RUNNING[-1].failed = True
+
+    threads = [threading.Thread(target=run, args=partition) for partition in partitions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _allocate(dtype: torch.dtype, shape: Sequence[int], layout: object) -> Shared:
+    if layout == "barriers":
+        return Shared(None, [Barrier() for _ in range(shape[0])])
+    return Shared(torch.full(tuple(shape), math.nan, dtype=dtype))
+
+
+def _load(pointer: Pointer, mask: Tensor | None = None, other: float = 0.0) -> Tensor:
+    memory, offsets = pointer.memory.view(-1), pointer.offsets
+    if mask is None:
+        return memory[offsets]
+    found = torch.full(offsets.shape, other, dtype=memory.dtype)
+    found[mask] = memory[offsets[mask]]
+    return found
+
+
+def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
+    mask = torch.ones_like(pointer.offsets, dtype=torch.bool) if mask is None else mask
+    pointer.memory.view(-1)[pointer.offsets[mask]] = value[mask]
+
+
+def _atomic_add(pointer: Pointer, value: Tensor, sem: str) -> None:
+    with RUNNING[-1].atomics:
+        pointer.memory.view(-1).index_add_(0, pointer.offsets.expand(value.shape).reshape(-1), value.reshape(-1))
+
+
+def _where(condition: Tensor, x: Tensor, y: Any) -> Tensor:
+    return torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype))
+
+
+class Kernel:
+    """A function that @gluon.jit made; launched, it runs program after program."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, num_warps: int, **constants: Any) -> None:
+            passed = [Pointer(x.detach()) if isinstance(x, Tensor) else x for x in args]
+            for number in range(grid[0]):
+                program = Program(number)
+                RUNNING.append(program)
+                try:
+                    self._function(*passed, **constants)
+                finally:
+                    program.end()
+                    RUNNING.pop()
+
+        return launch
+
+
+def _jit(function: Callable[..., Any] | None = None, **options: object) -> Any:
+    return Kernel if function is None else Kernel(function)
+
+
+def _modules() -> dict[str, ModuleType]:
+    """What stands in for Gluon."""
+
+    def module(name: str, **contents: object) -> ModuleType:
+        made = ModuleType(name)
+        made.__dict__.update(contents)
+        return made
+
+    def layout(*arguments: object, **keywords: object) -> str:
+        return "layout"
+
+    language = module(
+        "language",
+        constexpr=lambda value: value, static_range=range, cdiv=lambda a, b: -(-a // b),
+        program_id=lambda axis: torch.tensor(RUNNING[-1].number),
+        arange=lambda start, end, layout: torch.arange(start, end),
+        zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
+        full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
+        where=_where, exp2=torch.exp2, log2=torch.log2, maximum=torch.maximum, minimum=min,
+        max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), convert_layout=lambda value, layout: value,
+        load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate,
+        warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
+        NVMMASharedLayout=layout, float32=torch.float32, int64=torch.int64,
+    )  # fmt: skip
+    mbarrier = SimpleNamespace(
+        MBarrierLayout=lambda: "barriers",
+        init=lambda barrier, count: barrier.barriers[0].init(count),
+        expect=lambda barrier, size: barrier.barriers[0].arrive(1, size),
+        arrive=lambda barrier, count: barrier.barriers[0].arrive(count),
+        wait=lambda barrier, phase: barrier.barriers[0].wait(int(phase)),
+    )
+    tma = SimpleNamespace(async_load=_load_tile, async_store=_store_tile, store_wait=lambda pendings: None)
+    hopper = module(
+        "hopper", fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, warpgroup_mma=warpgroup_mma,
+        warpgroup_mma_wait=warpgroup_mma_wait,
+    )  # fmt: skip
+    gluon = module("gluon", jit=_jit, language=language)
+    root = "triton.experimental"
+    return {
+        root: module("experimental", gluon=gluon),
+        f"{root}.gluon": gluon,
+        f"{root}.gluon.language": language,
+        f"{root}.gluon.language.nvidia": module("nvidia"),
+        f"{root}.gluon.language.nvidia.hopper": hopper,
+        f"{root}.gluon.nvidia": module("nvidia"),
+        f"{root}.gluon.nvidia.hopper": module("hopper", TensorDescriptor=TensorDescriptor),
+    }
+
+
+@contextmanager
+def emulated() -> Iterator[None]:
+    """In this block the warp-specialised kernels of flashjvp run here, on CPU tensors."""
+    importlib.import_module(PACKAGE)
+    ours = _forget()
+    theirs = {name: sys.modules.get(name) for name in _modules()}
+    try:
+        sys.modules.update(_modules())
+        importlib.import_module(PACKAGE + ".launch")
+        _put_back(theirs)  # Triton itself needs the true ones
+        yield
+    finally:
+        _forget()
+        _put_back(theirs | ours)
+
+
+def _forget() -> dict[str, ModuleType | None]:
+    """Takes our kernels out of the imported modules."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(PACKAGE)}
+
+
+def _put_back(modules: Mapping[str, ModuleType | None]) -> None:
+    for name, module in modules.items():
+        if module is None:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = module
