@@ -25,6 +25,7 @@ from torch._C import (
     _is_fwd_grad_enabled,
     _len_torch_dispatch_stack,
 )
+from torch._functorch import eager_transforms
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
@@ -65,8 +66,13 @@ def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: boo
 
 
 def _may_hold_tangents() -> bool:
-    """Whether a dual level may be active. AOT replay raises the level in C++ only, hence the dispatch modes."""
-    return forward_ad._current_level >= 0 or _are_functorch_transforms_active() or _len_torch_dispatch_stack() > 0
+    """Whether a dual level may be active. AOT replay raises the level in C++ only, hence the dispatch modes.
+
+    The level of func.jvp concerns what functorch wraps; tensors below all transforms have no tangents of it.
+    """
+    if _are_functorch_transforms_active() or _len_torch_dispatch_stack() > 0:
+        return True
+    return forward_ad._current_level >= 0 and eager_transforms.JVP_NESTING == 0
 
 
 def _split(x: Maybe) -> tuple[Maybe, Maybe]:

@@ -203,19 +203,28 @@ class Pointer:
 class TensorDescriptor:
     """A tensor that is copied tile by tile; beyond its end tiles hold zeros and are not stored."""
 
-    def __init__(
-        self, base: Tensor, shape: Sequence[int], strides: Sequence[int], block_shape: Sequence[int], layout: object
-    ) -> None:
-        self._base, self.block_shape, self.layout, self.dtype = base.detach(), list(block_shape), layout, base.dtype
-        self.block_type = SimpleNamespace(nbytes=math.prod(block_shape) * base.element_size())
+    base: Tensor
+    shape: Sequence[int]
+    strides: Sequence[int]
+    block_shape: list[int]
+    layout: object
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def block_type(self) -> SimpleNamespace:
+        return SimpleNamespace(nbytes=math.prod(self.block_shape) * self.base.element_size())
 
     def window(self, first: Sequence[Any]) -> tuple[Tensor, tuple[slice, ...]]:
         """The part of a tile that lies in the tensor, and where that is in the tile."""
+        tensor = self.base.detach().as_strided(tuple(self.shape), tuple(self.strides))
         start = [int(x) for x in first]
-        stop = [min(x + b, n) for x, b, n in zip(start, self.block_shape, self._base.shape, strict=True)]
+        stop = [min(x + b, n) for x, b, n in zip(start, self.block_shape, self.shape, strict=True)]
         stop = [max(x, y) for x, y in zip(start, stop, strict=True)]
         inside = tuple(slice(x, y) for x, y in zip(start, stop, strict=True))
-        return self._base[inside], tuple(slice(0, y - x) for x, y in zip(start, stop, strict=True))
+        return tensor[inside], tuple(slice(0, y - x) for x, y in zip(start, stop, strict=True))
 
 
 def _load_tile(desc: TensorDescriptor, coord: Sequence[Any], barrier: Shared, tile: Shared) -> None:

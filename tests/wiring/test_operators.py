@@ -127,4 +127,5 @@ def test_private_names_exist() -> None:
         assert hasattr(torch._C, name), name
     assert hasattr(torch._VF, "_unpack_dual") and hasattr(torch._VF, "_make_dual")
     assert hasattr(torch.autograd.forward_ad, "_current_level")
+    assert hasattr(torch._functorch.eager_transforms, "JVP_NESTING")
     assert hasattr(torch._functorch.utils, "enable_single_level_autograd_function")

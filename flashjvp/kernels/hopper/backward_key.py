@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import HALF, LSE, MU, ROW_A, ROW_DELTA, barriers, produce, rows_of, statistic, tiles_for, write
+from .ring import HALF, LSE, MU, ROW_A, ROW_DELTA, barriers, of_keys, produce, rows_of, statistic, tiles_for, write
 
 
 @gluon.jit
@@ -250,18 +250,7 @@ def backward_key_kernel(
         outs = outs + ((d_k_t, d_v_t) if VALUES else (d_k_t,))
         sums = sums + ((d_q_t,) if QUERIES else ())
     ROWS: gl.constexpr = q.block_shape[2]
-    blocks = gl.cdiv(N, 2 * HALF)
-    kv_heads = heads // group
-    pid = gl.program_id(0)
-    row0 = (pid % blocks) * (2 * HALF)
-    own_head = (pid // blocks) % kv_heads
-    batch = pid // blocks // kv_heads
-    last = gl.cdiv(M, ROWS)
-    first = 0
-    if CAUSAL:
-        first = gl.minimum(row0 // ROWS, last)
-    place = (batch, own_head, row0)
-    walk = (own_head * group, group, first, last, heads)
+    place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     stats_ring = tiles_for((stats,), STAGES)

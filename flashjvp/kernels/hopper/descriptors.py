@@ -1,4 +1,8 @@
-"""Tensor descriptors, as the kernels here take them."""
+"""Tensor descriptors, as the kernels here take them: what TMA copies, and in tiles of which shape."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from torch import Tensor
 from triton.experimental.gluon import language as gl
@@ -6,11 +10,25 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
 def rows_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """Tiles of `rows` rows of a [batch, heads, rows, D] tensor of 16-bit numbers."""
-    layout = gl.NVMMASharedLayout(min(2 * x.shape[-1], 128), 16, rank=4)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[-1]], layout)
+    """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor of 16-bit numbers."""
+    shape, strides = list(x.shape), list(x.stride())
+    if len(shape) == 3:
+        shape, strides = [1, *shape], [shape[0] * strides[0], *strides]
+    return _descriptor(x, shape, strides, [1, 1, rows, shape[-1]], _layout(min(2 * shape[-1], 128), 16, 4))
 
 
 def statistics_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     """Tiles of the four statistics of `rows` rows, of packed [batch * heads * 4, rows]."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [4, rows], gl.NVMMASharedLayout(0, 32))
+    return _descriptor(x, list(x.shape), list(x.stride()), [4, rows], _layout(0, 32, 2))
+
+
+def _descriptor(x: Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int], layout: Any) -> Any:
+    """Without the checks of the constructor, which `launch.serves` has made and which take longer than a launch."""
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape, made.layout = x, shape, strides, block, layout
+    return made
+
+
+@cache
+def _layout(swizzled_bytes: int, bits: int, rank: int) -> Any:
+    return gl.NVMMASharedLayout(swizzled_bytes, bits, rank=rank)

@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import HALF, barriers, produce, rows_of, tiles_for, write
+from .ring import HALF, barriers, of_queries, produce, rows_of, tiles_for, write
 
 
 @gluon.jit
@@ -154,16 +154,7 @@ def forward_kernel(
         outs = outs + (o_t,)
         statistics = statistics + (mu,)
     KEYS: gl.constexpr = k.block_shape[2]
-    blocks = gl.cdiv(M, 2 * HALF)
-    pid = gl.program_id(0)
-    row0 = (pid % blocks) * (2 * HALF)
-    own_head = (pid // blocks) % heads
-    batch = pid // blocks // heads
-    last = gl.cdiv(N, KEYS)
-    if CAUSAL:
-        last = gl.minimum(last, gl.cdiv(row0 + 2 * HALF, KEYS))
-    place = (batch, own_head, row0)
-    walk = (own_head // group, 1, 0, last, heads)
+    place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))

@@ -104,8 +104,8 @@ def _pipeline(call: Call, family: str, jvp: bool) -> tuple[int, int]:
 
 
 def _described(rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-    """Descriptors of tensors [batch, heads, rows, D] or [heads, rows, D]."""
-    return tuple([None if x is None else rows_descriptor(x if x.ndim == 4 else x.unsqueeze(0), rows) for x in tensors])
+    """Descriptors of those tensors that there are."""
+    return tuple([None if x is None else rows_descriptor(x, rows) for x in tensors])
 
 
 def _query_programs(call: Call) -> int:

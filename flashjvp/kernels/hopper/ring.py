@@ -34,6 +34,35 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 
 @gluon.jit
+def of_queries(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
+    """Of a program that owns queries: (batch, head, first row), and its walk over keys: (their head, how many heads are
+    read from there on, first and last tile, heads of all queries)."""
+    blocks = gl.cdiv(M, 2 * HALF)
+    pid = gl.program_id(0)
+    row0 = (pid % blocks) * (2 * HALF)
+    head = (pid // blocks) % heads
+    last = gl.cdiv(N, KEYS)
+    if CAUSAL:
+        last = gl.minimum(last, gl.cdiv(row0 + 2 * HALF, KEYS))
+    return (pid // blocks // heads, head, row0), (head // group, 1, 0, last, heads)
+
+
+@gluon.jit
+def of_keys(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr):
+    """Of a program that owns keys: (batch, key head, first row), and its walk over the queries of all its heads."""
+    blocks = gl.cdiv(N, 2 * HALF)
+    kv_heads = heads // group
+    pid = gl.program_id(0)
+    row0 = (pid % blocks) * (2 * HALF)
+    head = (pid // blocks) % kv_heads
+    last = gl.cdiv(M, ROWS)
+    first = 0
+    if CAUSAL:
+        first = gl.minimum(row0 // ROWS, last)
+    return (pid // blocks // kv_heads, head, row0), (head * group, group, first, last, heads)
+
+
+@gluon.jit
 def tiles_for(tensors, COUNT: gl.constexpr):
     """Room for COUNT tiles of each tensor."""
     found = ()
