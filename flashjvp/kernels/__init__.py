@@ -17,10 +17,10 @@ from .rowsums import launch_rowsums
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """o and lse."""
     call = Call(q, k, v, mask, is_causal)
-    if (hopper := _hopper(call, (q, k, v, None, None, None))) is not None:
+    if (hopper := _hopper(call, scale, (q, k, v, None, None, None))) is not None:
         o, _, lse, _ = hopper.forward(call, (q, k, v, None, None, None), scale)
         return o, lse
-    o, _, lse, _ = launch_forward(q, k, v, None, None, None, mask, is_causal, scale, jvp=False)
+    o, _, lse, _ = launch_forward(call, q, k, v, None, None, None, scale, jvp=False)
     return o, lse
 
 
@@ -29,10 +29,10 @@ def forward_jvp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """o, o_t, lse and mu."""
     call = Call(q, k, v, mask, is_causal)
-    if (hopper := _hopper(call, (q, k, v, q_t, k_t, v_t))) is not None:
+    if (hopper := _hopper(call, scale, (q, k, v, q_t, k_t, v_t))) is not None:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, (q, k, v, q_t, k_t, v_t), scale)
         return results
-    o, o_t, lse, mu = launch_forward(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, jvp=True)
+    o, o_t, lse, mu = launch_forward(call, q, k, v, q_t, k_t, v_t, scale, jvp=True)
     assert o_t is not None and mu is not None
     return o, o_t, lse, mu
 
@@ -61,7 +61,7 @@ def backward_jvp(
         # No product then involves a tangent of q, k or v.
         inputs = (q, k, v, None, None, None)
     needed = wanted if d_o_t is not None else wanted[:3]
-    if d_o is not None and all(needed) and (hopper := _hopper(call, inputs, d_o, d_o_t)) is not None:
+    if d_o is not None and all(needed) and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
         return _with_zeros(grads, (None, None, None, q_t, k_t, v_t), wanted) if d_o_t is None else grads
     row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
@@ -75,13 +75,13 @@ def backward_jvp(
     return grads if has_t else _with_zeros(grads, (None, None, None, q_t, k_t, v_t), wanted)
 
 
-def _hopper(call: Call, inputs: tuple[Maybe, ...], *cotangents: Maybe) -> ModuleType | None:
+def _hopper(call: Call, scale: float, inputs: tuple[Maybe, ...], *cotangents: Maybe) -> ModuleType | None:
     """The launches of the warp-specialised kernels, if they serve the call."""
     if call.is_empty or not schedule.pipelines(call.device, call.kind, call.width):
         return None
     from .hopper import launch
 
-    return launch if launch.serves(call, inputs, cotangents) else None
+    return launch if launch.serves(call, inputs, cotangents, scale) else None
 
 
 def _with_zeros(grads: tuple[Maybe, ...], tangents: tuple[Maybe, ...], wanted: tuple[bool, ...]) -> tuple[Maybe, ...]:

@@ -122,21 +122,11 @@ def forward_kernel(
 
 
 def launch_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_t: Maybe,
-    k_t: Maybe,
-    v_t: Maybe,
-    mask: Maybe,
-    is_causal: bool,
-    scale: float,
-    jvp: bool,
+    call: Call, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, scale: float, jvp: bool
 ) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without a JVP)."""
     o, lse = empty_rows(q, v.shape[-1]), empty_statistic(q)
     o_t, mu = (torch.empty_like(o), torch.empty_like(lse)) if jvp else (None, None)
-    call = Call(q, k, v, mask, is_causal)
     if call.is_empty:
         return o, o_t, lse, mu
     operands = call.operands(q, k, v, q_t, k_t, v_t)

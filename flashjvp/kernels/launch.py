@@ -125,8 +125,7 @@ class Call:
         `args` are descriptors of tensors of q's dtype, tensors and None; `kernel` has its constants last.
         """
         constants["CAUSAL"] = self.is_causal
-        integers = [(size == 1, size % 16 == 0, size >= 1 << 31) for size in self.sizes]
-        key = (family, self.device, self._dtype, *constants.items(), *integers, *map(_special_of_pipeline, args))
+        key = (family, self.device, self._dtype, self._special, *constants.items(), *map(_special_of_pipeline, args))
         compiled = _COMPILED.get(key)
         with on_device(self.device):
             if compiled is not None:

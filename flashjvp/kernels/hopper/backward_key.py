@@ -15,11 +15,26 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import HALF, LSE, MU, ROW_A, ROW_DELTA, barriers, of_keys, produce, rows_of, statistic, tiles_for, write
+from .ring import (
+    HALF,
+    LSE,
+    MU,
+    ROW_A,
+    ROW_DELTA,
+    barriers,
+    keep_above,
+    of_keys,
+    own_rows,
+    produce,
+    statistic,
+    streamed_rows,
+    tiles_for,
+    write,
+)
 
 
 @gluon.jit
-def _add_query_sum(sums, deltas, own_tiles, offset, slot, who: gl.constexpr, which: gl.constexpr):
+def _add_query_sum(sums, deltas, own_tiles, offset, at, who: gl.constexpr, which: gl.constexpr):
     """Adds d_q / c (which = 0) or d_q_t / c (1), transposed: [D, rows]; (15), (18)."""
     ROWS: gl.constexpr = deltas[0].shape[2]
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
@@ -27,10 +42,10 @@ def _add_query_sum(sums, deltas, own_tiles, offset, slot, who: gl.constexpr, whi
     total = gl.zeros([HALF, ROWS], gl.float32, LAYOUT)
     for i in gl.static_range(len(deltas) - which):  # k with dS, k_t with dS_t; or k with dS_t
         for half in gl.static_range(2):
-            x = rows_of(own_tiles[2 * i].index(half))
+            x = own_rows((own_tiles[2 * i],), half, at)[0]
             if D == 2 * HALF:
                 x = x.slice(who * HALF, HALF, 1)
-            ds = deltas[i + which].index(slot * 2 + half)
+            ds = deltas[i + which].index((at % 2) * 2 + half)
             total = warpgroup_mma(x.permute((1, 0)), ds, total, use_acc=i + half > 0, is_async=True)
     total = warpgroup_mma_wait(0, deps=[total])
     row = gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
@@ -52,14 +67,14 @@ def _add_queries(sums, deltas, own_tiles, sync, index, at, who: gl.constexpr):
     if D == 2 * HALF:
         offset = index * (D * ROWS) + who * HALF * ROWS
         for which in gl.static_range(len(sums)):
-            _add_query_sum(sums, deltas, own_tiles, offset, slot, who, which)
+            _add_query_sum(sums, deltas, own_tiles, offset, at, who, which)
     else:
         offset = index * (D * ROWS)
         if (at + who) % 2 == 0:
-            _add_query_sum(sums, deltas, own_tiles, offset, slot, who, 0)
+            _add_query_sum(sums, deltas, own_tiles, offset, at, who, 0)
         else:
             if len(sums) == 2:
-                _add_query_sum(sums, deltas, own_tiles, offset, slot, who, 1)
+                _add_query_sum(sums, deltas, own_tiles, offset, at, who, 1)
     mbarrier.arrive(free.index(slot), count=1)
 
 
@@ -76,10 +91,11 @@ def only_seen(p, row0, tile, who: gl.constexpr, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _plain_tile(
-    accs, own, streamed, stats, deltas, sync, scale, row0, tile, at, who: gl.constexpr, D: gl.constexpr,
-    CAUSAL: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr,
+    accs, inputs, scale, row0, tile, at, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr,
 ):  # fmt: skip
     """Adds a tile's part of d_k / c and d_v, without tangents."""
+    own, streamed, stats, deltas, sync, passed = inputs
     k, v = own
     acc_k = accs[0]
     q, G = streamed
@@ -94,6 +110,7 @@ def _plain_tile(
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
+    keep_above(passed)
     if VALUES:
         acc_v = warpgroup_mma(gl.convert_layout(p.to(q.dtype), WEIGHTS), G, accs[1], is_async=True)
     delta = statistic(stats, ROW_DELTA, TILE)
@@ -115,10 +132,11 @@ def _plain_tile(
 
 @gluon.jit
 def _tangent_tile(
-    accs, own, streamed, stats, deltas, sync, scale, row0, tile, at, who: gl.constexpr, D: gl.constexpr,
-    CAUSAL: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr,
+    accs, inputs, scale, row0, tile, at, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr,
 ):  # fmt: skip
     """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t."""
+    own, streamed, stats, deltas, sync, passed = inputs
     k, v, k_t, v_t = own
     if VALUES:
         acc_k, acc_v, acc_k_t, acc_v_t = accs
@@ -140,6 +158,7 @@ def _tangent_tile(
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
+    keep_above(passed)
     if VALUES:
         weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
         acc_v_t = warpgroup_mma(weights, T, acc_v_t, is_async=True)
@@ -149,6 +168,7 @@ def _tangent_tile(
     centred = a - row_a
     ds_t = (p * centred).to(q.dtype)
     weights_t = gl.convert_layout(ds_t, WEIGHTS)
+    keep_above(passed)
     acc_k_t = warpgroup_mma(weights_t, q, acc_k_t, is_async=True)
     acc_k = warpgroup_mma(weights_t, q_t, acc_k, is_async=True)
     if QUERIES:
@@ -190,10 +210,8 @@ def _consume(
     other_head, heads_shared, first, last, heads = walk
     D: gl.constexpr = ring[0].shape[4]
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    own = ()
     accs = ()
     for i in gl.static_range(len(own_tiles)):
-        own = own + (rows_of(own_tiles[i].index(who)),)
         if VALUES or i % 2 == 0:
             accs = accs + (gl.zeros([HALF, D], gl.float32, ACC),)
     mbarrier.wait(own_full.index(0), 0)
@@ -202,19 +220,16 @@ def _consume(
     for member in range(heads_shared):
         for tile in range(first, last):
             stage = at % STAGES
-            mbarrier.wait(full.index(stage), (at // STAGES) & 1)
-            streamed = ()
-            for i in gl.static_range(len(ring)):
-                streamed = streamed + (rows_of(ring[i].index(stage)),)
+            passed = (full.index(stage), (at // STAGES) & 1)
+            mbarrier.wait(passed[0], passed[1])
+            own = own_rows(own_tiles, who, at)
+            streamed = streamed_rows(ring, stage)
             stats = stats_ring[0].index(stage)
-            if len(own) == 2:
-                accs = _plain_tile(
-                    accs, own, streamed, stats, deltas, sync, scale, row0, tile, at, who, D, CAUSAL, VALUES, QUERIES
-                )
+            inputs = (own, streamed, stats, deltas, sync, passed)
+            if len(own_tiles) == 2:
+                accs = _plain_tile(accs, inputs, scale, row0, tile, at, who, D, CAUSAL, VALUES, QUERIES)
             else:
-                accs = _tangent_tile(
-                    accs, own, streamed, stats, deltas, sync, scale, row0, tile, at, who, D, CAUSAL, VALUES, QUERIES
-                )
+                accs = _tangent_tile(accs, inputs, scale, row0, tile, at, who, D, CAUSAL, VALUES, QUERIES)
             mbarrier.arrive(empty.index(stage), count=1)
             if QUERIES:
                 if at > 0:
@@ -234,7 +249,7 @@ def _consume(
             write(outs[i], accs[i] * scale, own_tiles[i].index(who), place, who)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     k, v, k_t, v_t, q, G, q_t, T, stats, d_k, d_v, d_k_t, d_v_t, d_q, d_q_t, scale, M, N, heads, group,
     JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,

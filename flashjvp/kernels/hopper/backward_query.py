@@ -11,7 +11,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import HALF, LSE, MU, ROW_A, ROW_DELTA, STATISTICS, barriers, of_queries, produce, rows_of, tiles_for, write
+from .ring import (
+    HALF,
+    LSE,
+    MU,
+    ROW_A,
+    ROW_DELTA,
+    STATISTICS,
+    barriers,
+    keep_above,
+    of_queries,
+    own_rows,
+    produce,
+    streamed_rows,
+    tiles_for,
+    write,
+)
 
 
 @gluon.jit
@@ -35,7 +50,7 @@ def _row_statistic(stats, head, padded, rows, which: gl.constexpr):
 
 @gluon.jit
 def _plain_tile(
-    acc, own, streamed, rows, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+    acc, own, streamed, rows, passed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
 ):
     """Adds a tile's part of d_q / c, without tangents."""
     q, G = own
@@ -50,6 +65,7 @@ def _plain_tile(
     s = warpgroup_mma_wait(1, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     p = _allowed(p, row0, tile, N, who, TILE, CAUSAL)
+    keep_above(passed)
     b = warpgroup_mma_wait(0, deps=[b])
     ds = gl.convert_layout((p * (b - delta)).to(k.dtype), WEIGHTS)
     return (warpgroup_mma(ds, k, acc[0]),)
@@ -57,7 +73,7 @@ def _plain_tile(
 
 @gluon.jit
 def _tangent_tile(
-    acc, own, streamed, rows, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+    acc, own, streamed, rows, passed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
 ):
     """Adds a tile's part of d_q / c and d_q_t / c."""
     acc_q, acc_q_t = acc
@@ -75,9 +91,11 @@ def _tangent_tile(
     s = warpgroup_mma_wait(3, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     p = _allowed(p, row0, tile, N, who, TILE, CAUSAL)
+    keep_above(passed)
     a = warpgroup_mma_wait(2, deps=[a])
     centred = a - row_a
     ds_t = gl.convert_layout((p * centred).to(k.dtype), WEIGHTS)
+    keep_above(passed)
     acc_q_t = warpgroup_mma(ds_t, k, acc_q_t, is_async=True)
     acc_q = warpgroup_mma(ds_t, k_t, acc_q, is_async=True)
     s_t = warpgroup_mma_wait(2, deps=[s_t])
@@ -112,29 +130,26 @@ def _consume(
         _row_statistic(stats, head, padded, numbers, ROW_A),
         _row_statistic(stats, head, padded, numbers, ROW_DELTA),
     )
-    own = ()
     acc = ()
-    for i in gl.static_range(len(own_tiles)):
-        own = own + (rows_of(own_tiles[i].index(who)),)
     for _i in gl.static_range(len(outs)):
         acc = acc + (gl.zeros([HALF, D], gl.float32, ACC),)
     mbarrier.wait(own_full.index(0), 0)
     for tile in range(last):
         stage = tile % STAGES
-        mbarrier.wait(full.index(stage), (tile // STAGES) & 1)
-        streamed = ()
-        for i in gl.static_range(len(ring)):
-            streamed = streamed + (rows_of(ring[i].index(stage)),)
-        if len(own) == 2:
-            acc = _plain_tile(acc, own, streamed, rows, scale, row0, tile, N, who, D, CAUSAL)
+        passed = (full.index(stage), (tile // STAGES) & 1)
+        mbarrier.wait(passed[0], passed[1])
+        own = own_rows(own_tiles, who, tile)
+        streamed = streamed_rows(ring, stage)
+        if len(own_tiles) == 2:
+            acc = _plain_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, who, D, CAUSAL)
         else:
-            acc = _tangent_tile(acc, own, streamed, rows, scale, row0, tile, N, who, D, CAUSAL)
+            acc = _tangent_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, who, D, CAUSAL)
         mbarrier.arrive(empty.index(stage), count=1)
     for i in gl.static_range(len(outs)):
         write(outs[i], acc[i] * scale, own_tiles[i].index(who), place, who)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
     q, G, q_t, T, k, v, k_t, v_t, stats, d_q, d_q_t, scale, M, N, heads, group,
     JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,

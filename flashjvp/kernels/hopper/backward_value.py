@@ -10,12 +10,36 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .backward_key import only_seen
-from .ring import HALF, LSE, MU, barriers, of_keys, produce, rows_of, statistic, tiles_for, write
+from .ring import (
+    HALF,
+    LSE,
+    MU,
+    barriers,
+    keep_above,
+    of_keys,
+    own_rows,
+    produce,
+    statistic,
+    streamed_rows,
+    tiles_for,
+    write,
+)
 
 
 @gluon.jit
 def _tile(
-    acc_v, acc_v_t, own, streamed, stats, scale, row0, tile, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+    acc_v,
+    acc_v_t,
+    own,
+    streamed,
+    stats,
+    passed,
+    scale,
+    row0,
+    tile,
+    who: gl.constexpr,
+    D: gl.constexpr,
+    CAUSAL: gl.constexpr,
 ):
     """Adds a tile's part of d_v and d_v_t."""
     k, k_t = own
@@ -33,6 +57,7 @@ def _tile(
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
     weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
+    keep_above(passed)
     acc_v_t = warpgroup_mma(weights, T, acc_v_t, is_async=True)
     acc_v = warpgroup_mma(weights, G, acc_v, is_async=True)
     mu = statistic(stats, MU, TILE)
@@ -53,7 +78,6 @@ def _consume(
     heads_shared, first, last = walk[1], walk[2], walk[3]
     D: gl.constexpr = ring[0].shape[4]
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    own = (rows_of(own_tiles[0].index(who)), rows_of(own_tiles[1].index(who)))
     acc_v = gl.zeros([HALF, D], gl.float32, ACC)
     acc_v_t = gl.zeros([HALF, D], gl.float32, ACC)
     mbarrier.wait(own_full.index(0), 0)
@@ -61,12 +85,12 @@ def _consume(
     for _member in range(heads_shared):
         for tile in range(first, last):
             stage = at % STAGES
-            mbarrier.wait(full.index(stage), (at // STAGES) & 1)
-            streamed = ()
-            for i in gl.static_range(len(ring)):
-                streamed = streamed + (rows_of(ring[i].index(stage)),)
+            passed = (full.index(stage), (at // STAGES) & 1)
+            mbarrier.wait(passed[0], passed[1])
+            own = own_rows(own_tiles, who, at)
+            streamed = streamed_rows(ring, stage)
             acc_v, acc_v_t = _tile(
-                acc_v, acc_v_t, own, streamed, stats_ring[0].index(stage), scale, row0, tile, who, D, CAUSAL
+                acc_v, acc_v_t, own, streamed, stats_ring[0].index(stage), passed, scale, row0, tile, who, D, CAUSAL
             )
             mbarrier.arrive(empty.index(stage), count=1)
             at += 1
@@ -74,7 +98,7 @@ def _consume(
     write(outs[1], acc_v_t, own_tiles[1].index(who), place, who)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_value_kernel(
     k, k_t, q, G, q_t, T, stats, d_v, d_v_t, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr
 ):

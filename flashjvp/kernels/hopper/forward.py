@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import HALF, barriers, of_queries, produce, rows_of, tiles_for, write
+from .ring import HALF, barriers, keep_above, of_queries, own_rows, produce, streamed_rows, tiles_for, write
 
 
 @gluon.jit
@@ -32,17 +32,20 @@ def _allowed(s, row0, tile, N, who: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: 
 
 @gluon.jit
 def _softmax(s, m, l, scale, row0, tile, N, who: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
-    """P of a tile up to the row's sum, and the running maximum, sum and factor of what was summed before; base 2."""
-    s = _allowed(s * (scale * 1.4426950408889634), row0, tile, N, who, LAYOUT, CAUSAL)
-    m_new = gl.maximum(m, gl.max(s, 1))
+    """P of a tile up to the row's sum, the tile's and the running sum, the running maximum, and the factor of what was
+    summed before; base 2. The scale is positive."""
+    scale2 = scale * 1.4426950408889634
+    s = _allowed(s, row0, tile, N, who, LAYOUT, CAUSAL)
+    m_new = gl.maximum(m, gl.max(s, 1) * scale2)
     alpha = gl.exp2(m - m_new)
-    p = gl.exp2(s - m_new[:, None])
-    return p, m_new, l * alpha + gl.sum(p, 1), alpha
+    p = gl.exp2(s * scale2 - m_new[:, None])
+    mass = gl.sum(p, 1)
+    return p, mass, l * alpha + mass, m_new, alpha
 
 
 @gluon.jit
 def _plain_tile(
-    accs, state, own, streamed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+    accs, state, own, streamed, passed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
 ):
     """Adds a tile to o; without tangents."""
     m, l = state
@@ -52,7 +55,7 @@ def _plain_tile(
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma(own[0], k.permute((1, 0)), zero, use_acc=False)
-    p, m, l, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
+    p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
     acc_o = accs[0] * gl.convert_layout(alpha, gl.SliceLayout(1, ACC))[:, None]
     acc_o = warpgroup_mma(gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, ACC, 2)), v, acc_o)
     return (acc_o,), (m, l)
@@ -60,7 +63,7 @@ def _plain_tile(
 
 @gluon.jit
 def _tangent_tile(
-    accs, state, own, streamed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
+    accs, state, own, streamed, passed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
 ):
     """Adds a tile to o and o_t."""
     acc_o, acc_o_t = accs
@@ -77,20 +80,24 @@ def _tangent_tile(
     s_t = warpgroup_mma(q_t, k.permute((1, 0)), zero, use_acc=False, is_async=True)
     s_t = warpgroup_mma(q, k_t.permute((1, 0)), s_t, is_async=True)
     s = warpgroup_mma_wait(2, deps=[s])
-    p, m, l, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
+    p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
     factor = gl.convert_layout(alpha, ROW)[:, None]
+    acc_o_t = acc_o_t * factor
+    acc_o = acc_o * factor
     weights = gl.convert_layout(p.to(k.dtype), WEIGHTS)
-    acc_o_t = warpgroup_mma(weights, v_t, acc_o_t * factor, is_async=True)
+    keep_above(passed)
+    acc_o_t = warpgroup_mma(weights, v_t, acc_o_t, is_async=True)
     s_t = warpgroup_mma_wait(1, deps=[s_t])
-    s_t = s_t * scale - c[:, None]
-    step = gl.sum(p * s_t, 1) / l
-    weights_t = gl.convert_layout((p * (s_t - step[:, None])).to(k.dtype), WEIGHTS)
+    step = (gl.sum(p * s_t, 1) * scale - c * mass) / l
+    c += step
+    weights_t = gl.convert_layout((p * (s_t * scale - c[:, None])).to(k.dtype), WEIGHTS)
+    moved = acc_o * gl.convert_layout(step, ROW)[:, None]
+    keep_above(passed)
     acc_o_t = warpgroup_mma_wait(0, deps=[acc_o_t])
-    acc_o_t -= acc_o * gl.convert_layout(alpha * step, ROW)[:, None]
-    acc_o = warpgroup_mma(weights, v, acc_o * factor, is_async=True)
-    acc_o_t = warpgroup_mma(weights_t, v, acc_o_t, is_async=True)
+    acc_o_t = warpgroup_mma(weights_t, v, acc_o_t - moved, is_async=True)
+    acc_o = warpgroup_mma(weights, v, acc_o, is_async=True)
     acc_o, acc_o_t = warpgroup_mma_wait(0, deps=[acc_o, acc_o_t])
-    return (acc_o, acc_o_t), (m, l, c + step)
+    return (acc_o, acc_o_t), (m, l, c)
 
 
 @gluon.jit
@@ -107,25 +114,23 @@ def _consume(
     TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, TILE)
-    own = ()
     accs = ()
     state = (gl.full([HALF], float("-inf"), gl.float32, ROW), gl.zeros([HALF], gl.float32, ROW))
-    for i in gl.static_range(len(own_tiles)):
-        own = own + (rows_of(own_tiles[i].index(who)),)
+    for _i in gl.static_range(len(own_tiles)):
         accs = accs + (gl.zeros([HALF, D], gl.float32, ACC),)
-    if len(own) == 2:
+    if len(own_tiles) == 2:
         state = state + (gl.zeros([HALF], gl.float32, ROW),)
     mbarrier.wait(own_full.index(0), 0)
     for tile in range(last):
         stage = tile % STAGES
-        mbarrier.wait(full.index(stage), (tile // STAGES) & 1)
-        streamed = ()
-        for i in gl.static_range(len(ring)):
-            streamed = streamed + (rows_of(ring[i].index(stage)),)
-        if len(own) == 1:
-            accs, state = _plain_tile(accs, state, own, streamed, scale, row0, tile, N, who, D, CAUSAL)
+        passed = (full.index(stage), (tile // STAGES) & 1)
+        mbarrier.wait(passed[0], passed[1])
+        own = own_rows(own_tiles, who, tile)
+        streamed = streamed_rows(ring, stage)
+        if len(own_tiles) == 1:
+            accs, state = _plain_tile(accs, state, own, streamed, passed, scale, row0, tile, N, who, D, CAUSAL)
         else:
-            accs, state = _tangent_tile(accs, state, own, streamed, scale, row0, tile, N, who, D, CAUSAL)
+            accs, state = _tangent_tile(accs, state, own, streamed, passed, scale, row0, tile, N, who, D, CAUSAL)
         mbarrier.arrive(empty.index(stage), count=1)
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
     offset = (batch.to(gl.int64) * heads + own_head) * M + rows
@@ -133,12 +138,12 @@ def _consume(
     factor = gl.convert_layout(norm, gl.SliceLayout(1, ACC))[:, None]
     gl.store(statistics[0] + offset, (state[0] - gl.log2(norm)) * 0.6931471805599453, mask=rows < M)
     write(outs[0], accs[0] * factor, own_tiles[0].index(who), place, who)
-    if len(own) == 2:
+    if len(own_tiles) == 2:
         gl.store(statistics[1] + offset, state[2], mask=rows < M)
         write(outs[1], accs[1] * factor, own_tiles[1].index(who), place, who)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
     q, q_t, k, v, k_t, v_t, o, o_t, lse, mu, scale, M, N, heads, group,
     JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,

@@ -18,15 +18,15 @@ from .statistics import launch_query_sums, launch_statistics
 OWN = 128  # rows of a program
 
 
-def serves(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...]) -> bool:
+def serves(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> bool:
     """Whether the kernels are written for this call, whose head dims are padded to one that schedule.py names.
 
     `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, head dims that need no padding, no
-    mask, tensors that TMA can address.
+    mask, a positive scale, tensors that TMA can address.
     """
     complete = all(x is None for x in inputs[3:]) or all(x is not None for x in inputs[3:])
     whole = call.k_columns[0] == call.v_columns[0] == call.width
-    if not complete or not whole or call.mask is not None or len(call.batch_shape) != 1:
+    if not complete or not whole or call.mask is not None or len(call.batch_shape) != 1 or not scale > 0:
         return False
     return all(x is None or fits(x) for x in (*inputs, *cotangents))
 

@@ -79,6 +79,32 @@ def rows_of(tile):
 
 
 @gluon.jit
+def own_rows(tiles, half, at):
+    """A consumer's half of the own tiles. Their addresses depend on `at` (never 2^30), a counter of the loop, and so
+    are made where they are used; made before the loop, they would take registers all the time."""
+    rows = ()
+    for i in gl.static_range(len(tiles)):
+        rows = rows + (rows_of(tiles[i].index(half + (at >> 30))),)
+    return rows
+
+
+@gluon.jit
+def streamed_rows(ring, stage):
+    """The tiles of a stage of the ring."""
+    rows = ()
+    for i in gl.static_range(len(ring)):
+        rows = rows + (rows_of(ring[i].index(stage)),)
+    return rows
+
+
+@gluon.jit
+def keep_above(passed):
+    """Keeps what comes before it before what comes after it: ptxas moves arithmetic behind the next wait for products,
+    where nothing overlaps it, but not over a wait for a barrier, even one that has been passed: (barrier, phase)."""
+    mbarrier.wait(passed[0], passed[1])
+
+
+@gluon.jit
 def statistic(tile, which: gl.constexpr, LAYOUT: gl.constexpr):
     """[1, rows] of the statistics [4, rows] of a streamed tile, to broadcast to [64, rows]."""
     return tile.slice(which, 1, 0).load(LAYOUT)
