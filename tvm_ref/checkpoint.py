@@ -105,6 +105,15 @@ def set_aside(folder: Path, step: int) -> None:
             path.rename(path.with_name(f"aside-{path.name}"))
 
 
+def remove_old(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`, and what was left of others."""
+    for old in checkpoints(folder)[:-keep]:
+        # Out of sight first: a half-removed folder must not look like a checkpoint.
+        shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
+    for hidden in (".replaced", *(old.name for old in folder.glob(".removed-*"))):
+        shutil.rmtree(folder / hidden, ignore_errors=True)
+
+
 def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
     """The network of a checkpoint, or of the newest one of a run's folder, for evaluation.
 
@@ -181,11 +190,7 @@ def _finish(draft: Path, path: Path, step: int, files: dict[str, Any], config: T
         path.rename(path.parent / ".replaced" / path.name)
     draft.rename(path)
     _to_disk(path.parent)
-    for old in checkpoints(path.parent)[: -config.run.keep]:
-        # Out of sight first: a half-removed folder must not look like a checkpoint.
-        shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
-    for hidden in (".replaced", *(old.name for old in path.parent.glob(".removed-*"))):
-        shutil.rmtree(path.parent / hidden, ignore_errors=True)
+    remove_old(path.parent, config.run.keep)
 
 
 def _describe(files: Any) -> dict[str, Any]:

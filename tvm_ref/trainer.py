@@ -155,6 +155,7 @@ class Trainer:
         self.state.step, self._saved = step, path
         if self.world.first:
             checkpoint.set_aside(self._folder, step)
+            checkpoint.remove_old(self._folder, self.config.run.keep)  # had the last process no time for it
         self._say(f"going on from {path}")
 
     def _say(self, text: str) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -88,6 +89,17 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
     left = [{path.name for path in (tmp_path / run / "checkpoints").iterdir()} for run in ("whole", "broken")]
     assert left[0] == left[1]
+
+
+def test_what_a_killed_process_had_no_time_to_remove_is_removed_by_the_next(tmp_path: Path) -> None:
+    config = toy(tmp_path, steps=8)
+    train(config)
+    folder = tmp_path / "checkpoints"
+    whole = {path.name for path in folder.iterdir()}
+    shutil.copytree(checkpoints(folder)[0], folder / "step-00000002")
+    shutil.copytree(checkpoints(folder)[0], folder / ".removed-step-00000001")
+    train(config)
+    assert {path.name for path in folder.iterdir()} == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
