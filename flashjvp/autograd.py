@@ -10,6 +10,7 @@ Everything private that this needs from PyTorch is named in the next section.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -44,9 +45,7 @@ _unpack_dual, _make_dual = torch._VF._unpack_dual, torch._VF._make_dual
 
 def _apply(node: type[Function], *args: Any) -> Any:
     """Records `node` at the current level alone; Function.apply would record it at every functorch level at once."""
-    if not _are_functorch_transforms_active():
-        return super(Function, node).apply(*args)  # type: ignore[misc]
-    with enable_single_level_autograd_function():
+    with enable_single_level_autograd_function() if _are_functorch_transforms_active() else nullcontext():
         return super(Function, node).apply(*args)  # type: ignore[misc]
 
 

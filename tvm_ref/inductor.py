@@ -15,7 +15,10 @@ _LOAD = TritonKernel.load
 
 
 def wait_before_reading_back() -> None:
-    """Makes the kernels generated in this process from now on wait before they read what they stored."""
+    """Makes the kernels generated in this process from now on wait before they read what they stored.
+
+    By replacing a method of inductor's, which has no option or hook for it.
+    """
     TritonKernel.load = _wait_and_load  # type: ignore[assignment, method-assign]
 
 

@@ -357,7 +357,7 @@ def _modules() -> dict[str, ModuleType]:
         "hopper", fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, warpgroup_mma=warpgroup_mma,
         warpgroup_mma_wait=warpgroup_mma_wait,
     )  # fmt: skip
-    gluon = module("gluon", jit=_jit, language=language)
+    gluon = module("gluon", jit=_jit, constexpr_function=lambda function: function, language=language)
     root = "triton.experimental"
     return {
         root: module("experimental", gluon=gluon),

@@ -18,7 +18,7 @@ def written_before_a_load(name: str, stored: set[str]) -> list[str]:
         cse=SimpleNamespace(invalidated_stores=stored), loads=SimpleNamespace(writeline=lines.append)
     )
     with patch.object(inductor, "_LOAD", lambda kernel, name, index: lines.append(f"load {name}[{index}]")):
-        TritonKernel.load(kernel, name, 3)  # type: ignore[arg-type]
+        TritonKernel.load(kernel, name, 3)
     return lines
 
 

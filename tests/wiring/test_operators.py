@@ -87,7 +87,7 @@ class Seen(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         Seen.names.append(func._opname)
         held, options = tree_map(lambda x: x.held if isinstance(x, Seen) else x, (args, kwargs or {}))
         return tree_map(lambda x: Seen(x) if isinstance(x, torch.Tensor) else x, func(*held, **options))

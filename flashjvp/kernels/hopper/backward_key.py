@@ -21,8 +21,10 @@ from .ring import (
     MU,
     ROW_A,
     ROW_DELTA,
+    accumulator,
     barriers,
     keep_above,
+    left_operand,
     of_keys,
     own_rows,
     produce,
@@ -37,7 +39,7 @@ from .ring import (
 def _add_query_sum(sums, deltas, own_tiles, offset, at, who: gl.constexpr, which: gl.constexpr):
     """Adds d_q / c (which = 0) or d_q_t / c (1), transposed: [D, rows]; (15), (18)."""
     ROWS: gl.constexpr = deltas[0].shape[2]
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
+    LAYOUT: gl.constexpr = accumulator(ROWS)
     D: gl.constexpr = own_tiles[0].shape[4]
     total = gl.zeros([HALF, ROWS], gl.float32, LAYOUT)
     for i in gl.static_range(len(deltas) - which):  # k with dS, k_t with dS_t; or k with dS_t
@@ -100,8 +102,8 @@ def _plain_tile(
     acc_k = accs[0]
     q, G = streamed
     ROWS: gl.constexpr = q.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    TILE: gl.constexpr = accumulator(ROWS)
+    WEIGHTS: gl.constexpr = left_operand(D)
     zero = gl.zeros([HALF, ROWS], gl.float32, TILE)
     s = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
     b = warpgroup_mma(v, G.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -144,8 +146,8 @@ def _tangent_tile(
         acc_k, acc_k_t = accs
     q, G, q_t, T = streamed
     ROWS: gl.constexpr = q.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    TILE: gl.constexpr = accumulator(ROWS)
+    WEIGHTS: gl.constexpr = left_operand(D)
     # Products with P and dS_t that are in flight while S_t and B are waited for.
     OF_P: gl.constexpr = 2 if VALUES else 0
     zero = gl.zeros([HALF, ROWS], gl.float32, TILE)
@@ -209,7 +211,7 @@ def _consume(
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
     D: gl.constexpr = ring[0].shape[4]
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    ACC: gl.constexpr = accumulator(D)
     accs = ()
     for i in gl.static_range(len(own_tiles)):
         if VALUES or i % 2 == 0:

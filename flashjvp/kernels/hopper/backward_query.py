@@ -18,8 +18,10 @@ from .ring import (
     ROW_A,
     ROW_DELTA,
     STATISTICS,
+    accumulator,
     barriers,
     keep_above,
+    left_operand,
     of_queries,
     own_rows,
     produce,
@@ -57,8 +59,8 @@ def _plain_tile(
     k, v = streamed
     lse, delta = rows[0], rows[3]
     KEYS: gl.constexpr = k.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    TILE: gl.constexpr = accumulator(KEYS)
+    WEIGHTS: gl.constexpr = left_operand(D)
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
     b = warpgroup_mma(G, v.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -81,8 +83,8 @@ def _tangent_tile(
     k, v, k_t, v_t = streamed
     lse, mu, row_a, delta = rows
     KEYS: gl.constexpr = k.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    TILE: gl.constexpr = accumulator(KEYS)
+    WEIGHTS: gl.constexpr = left_operand(D)
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
     a = warpgroup_mma(T, v.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -119,8 +121,8 @@ def _consume(
     last, heads = walk[3], walk[4]
     D: gl.constexpr = ring[0].shape[4]
     KEYS: gl.constexpr = ring[0].shape[3]
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    ACC: gl.constexpr = accumulator(D)
+    TILE: gl.constexpr = accumulator(KEYS)
     numbers = row0 + who * HALF + gl.arange(0, HALF, gl.SliceLayout(1, TILE))
     head = batch.to(gl.int64) * heads + own_head
     padded = gl.cdiv(M, 2 * HALF) * (2 * HALF)

@@ -14,8 +14,10 @@ from .ring import (
     HALF,
     LSE,
     MU,
+    accumulator,
     barriers,
     keep_above,
+    left_operand,
     of_keys,
     own_rows,
     produce,
@@ -45,8 +47,8 @@ def _tile(
     k, k_t = own
     q, G, q_t, T = streamed
     ROWS: gl.constexpr = q.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16]), 2)
+    TILE: gl.constexpr = accumulator(ROWS)
+    WEIGHTS: gl.constexpr = left_operand(D)
     zero = gl.zeros([HALF, ROWS], gl.float32, TILE)
     s = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
     s_t = warpgroup_mma(k_t, q.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -77,7 +79,7 @@ def _consume(
     row0 = place[2]
     heads_shared, first, last = walk[1], walk[2], walk[3]
     D: gl.constexpr = ring[0].shape[4]
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    ACC: gl.constexpr = accumulator(D)
     acc_v = gl.zeros([HALF, D], gl.float32, ACC)
     acc_v_t = gl.zeros([HALF, D], gl.float32, ACC)
     mbarrier.wait(own_full.index(0), 0)

@@ -13,7 +13,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import HALF, barriers, keep_above, of_queries, own_rows, produce, streamed_rows, tiles_for, write
+from .ring import (
+    HALF,
+    accumulator,
+    barriers,
+    keep_above,
+    left_operand,
+    of_queries,
+    own_rows,
+    produce,
+    streamed_rows,
+    tiles_for,
+    write,
+)
 
 
 @gluon.jit
@@ -51,13 +63,13 @@ def _plain_tile(
     m, l = state
     k, v = streamed
     KEYS: gl.constexpr = k.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    TILE: gl.constexpr = accumulator(KEYS)
+    ACC: gl.constexpr = accumulator(D)
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma(own[0], k.permute((1, 0)), zero, use_acc=False)
     p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, who, TILE, CAUSAL)
     acc_o = accs[0] * gl.convert_layout(alpha, gl.SliceLayout(1, ACC))[:, None]
-    acc_o = warpgroup_mma(gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, ACC, 2)), v, acc_o)
+    acc_o = warpgroup_mma(gl.convert_layout(p.to(k.dtype), left_operand(D)), v, acc_o)
     return (acc_o,), (m, l)
 
 
@@ -71,9 +83,9 @@ def _tangent_tile(
     q, q_t = own
     k, v, k_t, v_t = streamed
     KEYS: gl.constexpr = k.shape[0]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
+    TILE: gl.constexpr = accumulator(KEYS)
+    ACC: gl.constexpr = accumulator(D)
+    WEIGHTS: gl.constexpr = left_operand(D)
     ROW: gl.constexpr = gl.SliceLayout(1, ACC)
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -111,8 +123,8 @@ def _consume(
     last, heads = walk[3], walk[4]
     D: gl.constexpr = ring[0].shape[4]
     KEYS: gl.constexpr = ring[0].shape[3]
-    TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    TILE: gl.constexpr = accumulator(KEYS)
+    ACC: gl.constexpr = accumulator(D)
     ROW: gl.constexpr = gl.SliceLayout(1, TILE)
     accs = ()
     state = (gl.full([HALF], float("-inf"), gl.float32, ROW), gl.zeros([HALF], gl.float32, ROW))

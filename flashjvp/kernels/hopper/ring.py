@@ -24,6 +24,18 @@ ROW_A = gl.constexpr(2)
 ROW_DELTA = gl.constexpr(3)
 
 
+@gluon.constexpr_function
+def accumulator(width):
+    """The layout of what a product of a warpgroup gives: 64 rows, `width` columns."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+
+
+@gluon.constexpr_function
+def left_operand(width):
+    """The layout of weights in registers whose product has `width` columns."""
+    return gl.DotOperandLayout(0, accumulator(width), 2)
+
+
 @gluon.jit
 def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     """COUNT barriers, each of which waits for ARRIVALS."""
