@@ -38,6 +38,7 @@ META = torch.device("meta")
 BATCH, HEADS, ROWS = 2, 24, 2000
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 Code = list[tuple[str, str]]
+SASS_BRANCH = r"\bBRA\S* .*?(0x[0-9a-f]+)"
 
 
 class Driver:
@@ -150,14 +151,45 @@ def of_sass(text: str) -> dict[str, Any]:
     assert usage is not None, text[:500]
     lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text, re.MULTILINE)
     code = [(f"0x{int(address, 16):x}", instruction) for address, instruction in lines]
-    spills, share = in_loops(code, r"\bBRA\S* .*?(0x[0-9a-f]+)", r"\b(?:LDL|STL)\b")
+    spills, share = in_loops(code, SASS_BRANCH, r"\b(?:LDL|STL)\b")
     return {
         "registers": int(usage[1]),
         "spill_bytes": int(usage[2]),
         "loop_spills": spills,
         "loop_spill_share": share,
         "tensor_core": count(code, r"\b(?:HGMMA|HMMA|QGMMA|UTC[A-Z]*MMA)\b"),
+        "failure": "a loop overwrites an operand that it is to keep in registers" if overwritten(code) else "",
     }
+
+
+def overwritten(code: Code) -> list[str]:
+    """Products whose left operand, in registers, comes from before an innermost loop that writes to these registers.
+
+    ptxas 12.8 compiles that from correct PTX where a tile that is held in registers takes part in one product: from the
+    second turn of the loop on, the product is wrong. An operand of ours is held all the time or made in the same turn.
+    """
+    found = []
+    for first, last in innermost_loops(code, SASS_BRANCH):
+        written: set[int] = set()
+        held: list[tuple[str, set[int]]] = []
+        for _, instruction in code[first : last + 1]:
+            if left := re.search(r"\bHGMMA\S* R\d+, R(\d+), gdesc", instruction):
+                registers = set(range(int(left[1]), int(left[1]) + 4))
+                if not registers & written:
+                    held.append((instruction, registers))
+            written |= _destinations(instruction)
+        found += [instruction for instruction, registers in held if registers & written]
+    return found
+
+
+def _destinations(instruction: str) -> set[int]:
+    """The registers that an instruction writes, products aside: their accumulators are no operands of ours."""
+    parts = re.match(r"(?:@!?U?P\d+ )?(\S+) (?:P\d+, )?R(\d+)\b", instruction)
+    if parts is None or parts[1].startswith(("ST", "HGMMA", "RED", "R2UR", "SYNCS", "WARPGROUP")):
+        return set()
+    wide = {"CS2R": 2, "LDSM": 4}.get(parts[1].split(".")[0], 1)
+    width = 4 if ".128" in parts[1] else 2 if ".64" in parts[1] or ".WIDE" in parts[1] else wide
+    return set(range(int(parts[2]), int(parts[2]) + width))
 
 
 def of_amdgcn(text: str) -> dict[str, Any]:
@@ -189,7 +221,14 @@ def of_amdgcn(text: str) -> dict[str, Any]:
 
 
 def in_loops(code: Code, branch: str, spill: str) -> tuple[int, float]:
-    """Instructions of innermost loops that match `spill`, and their largest share of such a loop.
+    """Instructions of innermost loops that match `spill`, and their largest share of such a loop."""
+    inner = innermost_loops(code, branch)
+    counts = [(count(code[first : last + 1], spill), last + 1 - first) for first, last in inner]
+    return sum(spills for spills, _ in counts), max((spills / size for spills, size in counts), default=0.0)
+
+
+def innermost_loops(code: Code, branch: str) -> list[tuple[int, int]]:
+    """First and last place of each loop without a loop in it.
 
     `code` is (name, instruction) in order; `branch` matches a branch, its group the name of the target.
     """
@@ -199,11 +238,9 @@ def in_loops(code: Code, branch: str, spill: str) -> tuple[int, float]:
         found = re.search(branch, instruction)
         if found and places.get(found[1], place) < place:
             loops.append((places[found[1]], place))
-    inner = [
+    return [
         loop for loop in loops if not any(loop != x and loop[0] <= x[0] and x[1] <= loop[1] for x in loops)
     ]  # fmt: skip
-    counts = [(count(code[first : last + 1], spill), last + 1 - first) for first, last in inner]
-    return sum(spills for spills, _ in counts), max((spills / size for spills, size in counts), default=0.0)
 
 
 def count(code: Code, pattern: str) -> int:

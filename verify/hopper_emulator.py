@@ -303,7 +303,7 @@ class Kernel:
         return self._function(*args, **kwargs)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int, **constants: Any) -> None:
+        def launch(*args: Any, num_warps: int, launch_pdl: bool, **constants: Any) -> None:
             passed = [Pointer(x.detach()) if isinstance(x, Tensor) else x for x in args]
             for number in range(grid[0]):
                 program = Program(number)
@@ -365,6 +365,7 @@ def _modules() -> dict[str, ModuleType]:
         f"{root}.gluon.language": language,
         f"{root}.gluon.language.nvidia": module("nvidia"),
         f"{root}.gluon.language.nvidia.hopper": hopper,
+        "triton.language.extra.cuda": module("cuda", gdc_wait=lambda: None, gdc_launch_dependents=lambda: None),
         f"{root}.gluon.nvidia": module("nvidia"),
         f"{root}.gluon.nvidia.hopper": module("hopper", TensorDescriptor=TensorDescriptor),
     }

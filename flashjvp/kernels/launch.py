@@ -118,11 +118,13 @@ class Call:
             _COMPILED[key] = compiled
 
     def launch_pipeline(
-        self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, **constants: object
-    ) -> None:
+        self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, launch_pdl: bool = False,
+        **constants: object,
+    ) -> None:  # fmt: skip
         """Runs a warp-specialised `kernel(*args, scale, *sizes, ...)` of `family`, one warpgroup and its partitions.
 
-        `args` are descriptors of tensors of q's dtype, tensors and None; `kernel` has its constants last.
+        `args` are descriptors of tensors of q's dtype, tensors and None; `kernel` has its constants last. With
+        `launch_pdl` its programs may start as soon as all of the kernel before it have, if that one allows it.
         """
         constants["CAUSAL"] = self.is_causal
         key = (family, self.device, self._dtype, self._special, *constants.items(), *map(_special_of_pipeline, args))
@@ -132,7 +134,7 @@ class Call:
                 ordered = [constants[name] for name in kernel.arg_names[-len(constants) :]]
                 compiled[(programs, 1, 1)](*args, scale, *self.sizes, *ordered)
                 return
-            compiled = kernel[(programs,)](*args, scale, *self.sizes, **constants, num_warps=4)
+            compiled = kernel[(programs,)](*args, scale, *self.sizes, **constants, num_warps=4, launch_pdl=launch_pdl)
         if compiled is not None:
             _COMPILED[key] = compiled
 

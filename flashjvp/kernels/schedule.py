@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from .pipelines import PIPELINES
+from .pipelines import PIPELINES, Pipeline
 from .tables import TILES
 
 
@@ -87,9 +87,14 @@ def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
     return TABLES[architecture(device)][kind][family][_bucket(width)]
 
 
-def pipelines(device: torch.device, kind: str, width: int) -> dict[str, tuple[int, int]]:
-    """Tiles of the warp-specialised kernels for this head dim, by family; none where they do not serve it."""
-    return PIPELINES.get(architecture(device), {}).get(width, {}) if kind == "half" else {}
+def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Pipeline]:
+    """Tiles of the warp-specialised kernels for this head dim, by family; none where they do not serve it.
+
+    The interpreter (CPU tensors) does not run them.
+    """
+    if kind != "half" or device.type == "cpu":
+        return {}
+    return PIPELINES.get(architecture(device), {}).get(width, {})
 
 
 def _bucket(width: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from verify import codegen
 from verify.codegen import SHARED_BYTES, TUNED_VERSION, Configuration, Kernel, compiled, fault, sample
-from verify.codegen_runs import in_loops, of_amdgcn, of_sass
+from verify.codegen_runs import in_loops, of_amdgcn, of_sass, overwritten
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Kernel("sm_90", "half", 64, 64, family="forward", tile="64x64x4x3", registers=210, tensor_core=24)
@@ -70,7 +70,25 @@ def test_what_fails(changes: dict[str, object], version: str, reason: str) -> No
 def test_sass_is_read() -> None:
     assert of_sass(SASS) == {
         "registers": 40, "spill_bytes": 16, "loop_spills": 1, "loop_spill_share": 1 / 3, "tensor_core": 1,
+        "failure": "",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "is_wrong"),
+    [
+        (["HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ", "FADD R9, R24, R25"], False),
+        (["HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ", "MUFU.EX2 R166, R24"], True),
+        (["HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ", "@P0 LDS.64 R163, [R2]"], True),
+        (["F2FP.BF16.F32.PACK_AB R164, R3, R4", "HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ"], False),
+        (["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ", "MUFU.EX2 R24, R24"], False),
+    ],
+)
+def test_a_held_operand_that_a_loop_overwrites_is_seen(body: list[str], is_wrong: bool) -> None:
+    """As ptxas compiled a kernel whose results were wrong from the second turn of its loop on."""
+    code = [("0x0", "LDSM.16.M88.4 R164, [R5]"), *((f"0x{n}0", line) for n, line in enumerate(body, 1))]
+    code.append(("0x90", "@P0 BRA 0x10"))
+    assert bool(overwritten(code)) == is_wrong
 
 
 def test_amdgcn_is_read() -> None:

@@ -14,6 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .ring import (
     HALF,
@@ -28,6 +29,7 @@ from .ring import (
     of_keys,
     own_rows,
     produce,
+    rows_of,
     statistic,
     streamed_rows,
     tiles_for,
@@ -203,7 +205,7 @@ def _tangent_tile(
 @gluon.jit
 def _consume(
     shared, scale, who: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr,
-    QUERIES: gl.constexpr,
+    QUERIES: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     outs, sums, deltas, own_tiles, ring, stats_ring, bars, sync, place, walk = shared
@@ -217,6 +219,9 @@ def _consume(
         if VALUES or i % 2 == 0:
             accs = accs + (gl.zeros([HALF, D], gl.float32, ACC),)
     mbarrier.wait(own_full.index(0), 0)
+    held = ()
+    for i in gl.static_range(HELD):
+        held = held + (rows_of(own_tiles[i].index(who)).load(left_operand(ring[0].shape[3])),)
     at = 0
     index = batch.to(gl.int64)
     for member in range(heads_shared):
@@ -224,7 +229,7 @@ def _consume(
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
             mbarrier.wait(passed[0], passed[1])
-            own = own_rows(own_tiles, who, at)
+            own = held + own_rows(own_tiles[HELD:], who, at)
             streamed = streamed_rows(ring, stage)
             stats = stats_ring[0].index(stage)
             inputs = (own, streamed, stats, deltas, sync, passed)
@@ -255,6 +260,7 @@ def _consume(
 def backward_key_kernel(
     k, v, k_t, v_t, q, G, q_t, T, stats, d_k, d_v, d_k_t, d_v_t, d_q, d_q_t, scale, M, N, heads, group,
     JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads; d_q, d_q_t are sums, [D, rows] a tile."""
     own = (k, v)
@@ -267,6 +273,8 @@ def backward_key_kernel(
         outs = outs + ((d_k_t, d_v_t) if VALUES else (d_k_t,))
         sums = sums + ((d_q_t,) if QUERIES else ())
     ROWS: gl.constexpr = q.block_shape[2]
+    gdc_wait()  # for the statistics
+    gdc_launch_dependents()
     place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
@@ -282,8 +290,8 @@ def backward_key_kernel(
     shared = (outs, sums, deltas, own_tiles, ring, stats_ring, bars, sync, place, walk)
     gl.warp_specialize(
         [
-            (_consume, (shared, scale, 0, STAGES, CAUSAL, VALUES, QUERIES)),
-            (_consume, (shared, scale, 1, STAGES, CAUSAL, VALUES, QUERIES)),
+            (_consume, (shared, scale, 0, STAGES, CAUSAL, VALUES, QUERIES, HELD)),
+            (_consume, (shared, scale, 1, STAGES, CAUSAL, VALUES, QUERIES, HELD)),
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, STAGES)),
         ],
         [4, 1],

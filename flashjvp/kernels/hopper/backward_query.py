@@ -10,6 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .ring import (
     HALF,
@@ -25,22 +26,23 @@ from .ring import (
     of_queries,
     own_rows,
     produce,
+    rows_of,
     streamed_rows,
     tiles_for,
+    whole_tiles,
     write,
 )
 
 
 @gluon.jit
-def _allowed(p, row0, tile, N, who: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+def _allowed(p, row0, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
     """P where there is a key, a column of the tile, that the query may see; 0 elsewhere."""
     KEYS: gl.constexpr = p.shape[1]
     key = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
     p = gl.where(key < N, p, 0.0)
-    if CAUSAL:  # noqa: SIM102  a constant, unlike the next condition
-        if (tile + 1) * KEYS > row0:
-            query = row0 + who * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
-            p = gl.where(key <= query, p, 0.0)
+    if CAUSAL:
+        query = row0 + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
+        p = gl.where(key <= query, p, 0.0)
     return p
 
 
@@ -52,8 +54,9 @@ def _row_statistic(stats, head, padded, rows, which: gl.constexpr):
 
 @gluon.jit
 def _plain_tile(
-    acc, own, streamed, rows, passed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
-):
+    acc, own, streamed, rows, passed, scale, row0, tile, N, D: gl.constexpr, CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr,
+):  # fmt: skip
     """Adds a tile's part of d_q / c, without tangents."""
     q, G = own
     k, v = streamed
@@ -66,7 +69,8 @@ def _plain_tile(
     b = warpgroup_mma(G, v.permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(1, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
-    p = _allowed(p, row0, tile, N, who, TILE, CAUSAL)
+    if MASKED:
+        p = _allowed(p, row0, tile, N, TILE, CAUSAL)
     keep_above(passed)
     b = warpgroup_mma_wait(0, deps=[b])
     ds = gl.convert_layout((p * (b - delta)).to(k.dtype), WEIGHTS)
@@ -75,8 +79,9 @@ def _plain_tile(
 
 @gluon.jit
 def _tangent_tile(
-    acc, own, streamed, rows, passed, scale, row0, tile, N, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr
-):
+    acc, own, streamed, rows, passed, scale, row0, tile, N, D: gl.constexpr, CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr,
+):  # fmt: skip
     """Adds a tile's part of d_q / c and d_q_t / c."""
     acc_q, acc_q_t = acc
     q, G, q_t, T = own
@@ -92,7 +97,8 @@ def _tangent_tile(
     s_t = warpgroup_mma(q, k_t.permute((1, 0)), s_t, is_async=True)
     s = warpgroup_mma_wait(3, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
-    p = _allowed(p, row0, tile, N, who, TILE, CAUSAL)
+    if MASKED:
+        p = _allowed(p, row0, tile, N, TILE, CAUSAL)
     keep_above(passed)
     a = warpgroup_mma_wait(2, deps=[a])
     centred = a - row_a
@@ -111,9 +117,32 @@ def _tangent_tile(
 
 
 @gluon.jit
+def _walk(
+    acc, shared, scale, row0, N, first, last, who: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr,
+):  # fmt: skip
+    """Adds the tiles from `first` to `last`; MASKED if some of their keys are."""
+    held, own_tiles, ring, rows, full, empty = shared
+    D: gl.constexpr = ring[0].shape[4]
+    row = row0 + who * HALF
+    for tile in range(first, last):
+        stage = tile % STAGES
+        passed = (full.index(stage), (tile // STAGES) & 1)
+        mbarrier.wait(passed[0], passed[1])
+        own = held + own_rows(own_tiles[len(held) :], who, tile)
+        streamed = streamed_rows(ring, stage)
+        if len(own_tiles) == 2:
+            acc = _plain_tile(acc, own, streamed, rows, passed, scale, row, tile, N, D, CAUSAL, MASKED)
+        else:
+            acc = _tangent_tile(acc, own, streamed, rows, passed, scale, row, tile, N, D, CAUSAL, MASKED)
+        mbarrier.arrive(empty.index(stage), count=1)
+    return acc
+
+
+@gluon.jit
 def _consume(
     outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, who: gl.constexpr, STAGES: gl.constexpr,
-    CAUSAL: gl.constexpr,
+    CAUSAL: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
     own_full, full, empty = bars
@@ -136,17 +165,13 @@ def _consume(
     for _i in gl.static_range(len(outs)):
         acc = acc + (gl.zeros([HALF, D], gl.float32, ACC),)
     mbarrier.wait(own_full.index(0), 0)
-    for tile in range(last):
-        stage = tile % STAGES
-        passed = (full.index(stage), (tile // STAGES) & 1)
-        mbarrier.wait(passed[0], passed[1])
-        own = own_rows(own_tiles, who, tile)
-        streamed = streamed_rows(ring, stage)
-        if len(own_tiles) == 2:
-            acc = _plain_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, who, D, CAUSAL)
-        else:
-            acc = _tangent_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, who, D, CAUSAL)
-        mbarrier.arrive(empty.index(stage), count=1)
+    held = ()
+    for i in gl.static_range(HELD):
+        held = held + (rows_of(own_tiles[i].index(who)).load(left_operand(KEYS)),)
+    whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
+    shared = (held, own_tiles, ring, rows, full, empty)
+    acc = _walk(acc, shared, scale, row0, N, 0, whole, who, STAGES, CAUSAL, False)
+    acc = _walk(acc, shared, scale, row0, N, whole, last, who, STAGES, CAUSAL, True)
     for i in gl.static_range(len(outs)):
         write(outs[i], acc[i] * scale, own_tiles[i].index(who), place, who)
 
@@ -154,7 +179,7 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
     q, G, q_t, T, k, v, k_t, v_t, stats, d_q, d_q_t, scale, M, N, heads, group,
-    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. `stats` cover whole programs, rows beyond the end, too."""
     own = (q, G)
@@ -165,6 +190,7 @@ def backward_query_kernel(
         streamed = streamed + (k_t, v_t)
         outs = outs + (d_q_t,)
     KEYS: gl.constexpr = k.block_shape[2]
+    gdc_launch_dependents()
     place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
@@ -172,10 +198,11 @@ def backward_query_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 0, STAGES, CAUSAL)),
-            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 1, STAGES, CAUSAL)),
+            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 0, STAGES, CAUSAL, HELD)),
+            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 1, STAGES, CAUSAL, HELD)),
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, STAGES)),
         ],
         [4, 1],
         [240, 24],
     )
+    gdc_wait()  # so that the end of this kernel is the end of those before it, too

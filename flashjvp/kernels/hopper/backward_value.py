@@ -8,6 +8,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
 from .ring import (
@@ -108,6 +109,7 @@ def backward_value_kernel(
     own = (k, k_t)
     streamed = (q, G, q_t, T)
     ROWS: gl.constexpr = q.block_shape[2]
+    gdc_launch_dependents()
     place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
@@ -124,3 +126,4 @@ def backward_value_kernel(
         [4, 1],
         [240, 24],
     )
+    gdc_wait()  # so that the end of this kernel is the end of those before it, too

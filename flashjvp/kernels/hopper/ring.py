@@ -51,12 +51,24 @@ def of_queries(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
     read from there on, first and last tile, heads of all queries)."""
     blocks = gl.cdiv(M, 2 * HALF)
     pid = gl.program_id(0)
-    row0 = (pid % blocks) * (2 * HALF)
+    block = pid % blocks
+    if CAUSAL:
+        block = blocks - 1 - block  # the longest walks first, so that the short ones fill the gaps at the end
+    row0 = block * (2 * HALF)
     head = (pid // blocks) % heads
     last = gl.cdiv(N, KEYS)
     if CAUSAL:
         last = gl.minimum(last, gl.cdiv(row0 + 2 * HALF, KEYS))
     return (pid // blocks // heads, head, row0), (head // group, 1, 0, last, heads)
+
+
+@gluon.jit
+def whole_tiles(row, N, last, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
+    """How many of the first `last` tiles of keys are seen as a whole by the query `row` and those after it."""
+    whole = N // KEYS
+    if CAUSAL:
+        whole = gl.minimum(whole, (row + 1) // KEYS)
+    return gl.minimum(whole, last)
 
 
 @gluon.jit
