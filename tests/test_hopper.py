@@ -13,6 +13,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from flashjvp.kernels.pipelines import PIPELINES as TABLES
+from flashjvp.kernels.schedule import chunk_widths
 from verify.cases import Case, Inputs, make_inputs
 from verify.hopper_emulator import EmulationError, emulated
 from verify.oracles import dense64, dense_same_type, run
@@ -42,17 +44,32 @@ CASES = (
     Case("one_hot", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=128, dv=128, kind="one_hot"),
     Case("constant_keys", batch=(1,), q_heads=1, kv_heads=1, m=64, n=80, d=64, dv=64, kind="constant_keys"),
     Case("zeros", batch=(1,), q_heads=1, kv_heads=1, m=33, n=65, d=64, dv=64, kind="zeros"),
+    Case("ragged_72", batch=(2,), q_heads=2, kv_heads=2, m=200, n=150, d=72, dv=72),
+    Case("one_row_72", batch=(), q_heads=1, kv_heads=1, m=1, n=1, d=72, dv=72),
+    Case("gqa_72", batch=(1,), q_heads=4, kv_heads=2, m=90, n=130, d=72, dv=72),
+    Case("causal_72", batch=(1,), q_heads=1, kv_heads=1, m=300, n=300, d=72, dv=72, is_causal=True),
+    Case("packed_72", batch=(2,), m=100, n=100, d=72, dv=72, layout="packed"),
+    Case("plain_72", batch=(1,), q_heads=2, kv_heads=1, m=130, n=270, d=72, dv=72, **PLAIN),
+    Case("plain_causal_72", batch=(1,), q_heads=1, kv_heads=1, m=200, n=200, d=72, dv=72, is_causal=True, **PLAIN),
+    Case("one_hot_72", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=72, dv=72, kind="one_hot"),
+    Case("square_80", batch=(1,), q_heads=1, kv_heads=1, m=128, n=128, d=80, dv=80),
+    Case("ragged_96", batch=(1,), q_heads=2, kv_heads=1, m=70, n=190, d=96, dv=96),
+    Case("plain_88", batch=(1,), q_heads=1, kv_heads=1, m=130, n=150, d=88, dv=88, **PLAIN),
+    Case("padded_56", batch=(1,), q_heads=1, kv_heads=1, m=100, n=150, d=56, dv=56),
+    Case("padded_120", batch=(1,), q_heads=1, kv_heads=1, m=100, n=150, d=120, dv=120),
     Case("scores_1e4", batch=(1,), q_heads=1, kv_heads=1, m=64, n=150, d=64, dv=64, magnitude=1e4),
 )
 NOT_SERVED = (
     Case("negative_scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=-0.3),
     Case("mask", batch=(1,), m=64, n=64, d=64, dv=64, mask="bool"),
-    Case("padded_width", batch=(1,), m=64, n=64, d=72, dv=72),
+    Case("other_width", batch=(1,), m=64, n=64, d=40, dv=40),
+    Case("unaligned_rows", batch=(1,), m=64, n=64, d=62, dv=62),
     Case("unequal_widths", batch=(1,), m=64, n=64, d=64, dv=128),
     Case("a_tangent_alone", batch=(1,), m=64, n=64, d=64, dv=64, tangents=("q",)),
     Case("two_batch_dims", batch=(1, 2), m=64, n=64, d=64, dv=64),
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
+PIPELINES = TABLES["sm_90"]
 FAMILIES = {"forward", "backward_key", "backward_query", "backward_value"}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
 
@@ -62,7 +79,6 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     """On CPU tensors, too; sums in any order only if not `ordered`. Yields the families that are launched."""
     from flashjvp.kernels import schedule
     from flashjvp.kernels.launch import Call
-    from flashjvp.kernels.pipelines import PIPELINES
 
     launched: list[str] = []
     original = Call.launch_pipeline
@@ -72,7 +88,7 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
         original(call, kernel, family, *rest, **constants)
 
     torch.use_deterministic_algorithms(ordered, warn_only=True)
-    everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES["sm_90"].get(width, {}))
+    everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
     with everywhere, patch.object(Call, "launch_pipeline", launch):
         yield launched
 
@@ -88,11 +104,11 @@ def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") ->
 
 
 def expected(inputs: Inputs, ordered: bool) -> set[str]:
-    """The families that serve a call: four accumulators of a head dim of 128 do not fit the registers; sums in any
-    order are not faster where they do."""
-    jvp, wide = inputs.d_o_t is not None, inputs.q.shape[-1] == 128
-    summed = not ordered and (wide or not jvp)
-    return FAMILIES - ({"backward_query"} if summed else set()) - (set() if jvp and wide else {"backward_value"})
+    """The families that serve a call."""
+    columns = sum(chunk_widths(inputs.q.shape[-1], "half"))
+    families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
+    not_launched = {"backward_query"} if "backward_key_sums" in families and not ordered else set()
+    return families - {"backward_key_sums"} - not_launched
 
 
 @interpreted
@@ -145,7 +161,7 @@ import json, torch
 from dataclasses import asdict
 from verify import codegen, codegen_runs
 found = []
-for d, tangents, ordered in ((64, "qkv", True), (128, "qkv", False)):
+for d, tangents, ordered in ((64, "qkv", True), (72, "qkv", True), (72, "", True), (128, "qkv", False)):
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents))
 print(json.dumps([asdict(kernel) for kernel in found]))

@@ -289,8 +289,9 @@ def _atomic_add(pointer: Pointer, value: Tensor, sem: str) -> None:
         pointer.memory.view(-1).index_add_(0, pointer.offsets.expand(value.shape).reshape(-1), value.reshape(-1))
 
 
-def _where(condition: Tensor, x: Tensor, y: Any) -> Tensor:
-    return torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype))
+def _static_assert(condition: bool) -> None:
+    if not condition:
+        raise EmulationError("a static assertion failed")
 
 
 class Kernel:
@@ -317,10 +318,6 @@ class Kernel:
         return launch
 
 
-def _jit(function: Callable[..., Any] | None = None, **options: object) -> Any:
-    return Kernel if function is None else Kernel(function)
-
-
 def _modules() -> dict[str, ModuleType]:
     """What stands in for Gluon."""
 
@@ -334,12 +331,13 @@ def _modules() -> dict[str, ModuleType]:
 
     language = module(
         "language",
-        constexpr=lambda value: value, static_range=range, cdiv=lambda a, b: -(-a // b),
+        constexpr=lambda value: value, static_range=range, static_assert=_static_assert, cdiv=lambda a, b: -(-a // b),
         program_id=lambda axis: torch.tensor(RUNNING[-1].number),
         arange=lambda start, end, layout: torch.arange(start, end),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
-        where=_where, exp2=torch.exp2, log2=torch.log2, maximum=torch.maximum, minimum=min,
+        where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
+        log2=torch.log2, maximum=torch.maximum, minimum=min,
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), convert_layout=lambda value, layout: value,
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
@@ -353,11 +351,12 @@ def _modules() -> dict[str, ModuleType]:
         wait=lambda barrier, phase: barrier.barriers[0].wait(int(phase)),
     )
     tma = SimpleNamespace(async_load=_load_tile, async_store=_store_tile, store_wait=lambda pendings: None)
-    hopper = module(
-        "hopper", fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, warpgroup_mma=warpgroup_mma,
-        warpgroup_mma_wait=warpgroup_mma_wait,
+    products = {"warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait}
+    hopper = module("hopper", fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, **products)
+    gluon = module(
+        "gluon", jit=lambda function=None, **options: Kernel if function is None else Kernel(function),
+        constexpr_function=lambda function: function, language=language,
     )  # fmt: skip
-    gluon = module("gluon", jit=_jit, constexpr_function=lambda function: function, language=language)
     root = "triton.experimental"
     return {
         root: module("experimental", gluon=gluon),

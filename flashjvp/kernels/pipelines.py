@@ -1,7 +1,9 @@
-"""Tiles of the warp-specialised kernels in hopper/, by architecture, head dim and family.
+"""Tiles of the warp-specialised kernels in hopper/: by architecture, padded head dim (80 = 64 + 16 serves 72, too),
+with or without tangents, and family.
 
-A family named `_plain` is the one without tangents. `backward_key_sums` also adds query gradients in global memory, in
-any order; where it is missing, or is not allowed to, `backward_query` computes them.
+`backward_key_sums` is a `backward_key` that also adds query gradients up in global memory, in any order; where it is
+missing, or is not allowed to, `backward_query` computes them. Where there is a `backward_value`, `backward_key` leaves
+d_v and d_v_t to it.
 """
 
 from typing import NamedTuple
@@ -15,29 +17,61 @@ class Pipeline(NamedTuple):
     held: int = 0  # own tiles in registers, the first ones: their products read less shared memory
 
 
-Pipelines = dict[str, dict[int, dict[str, Pipeline]]]
+Families = dict[str, Pipeline]
 
-PIPELINES: Pipelines = {
+# architecture -> padded head dim -> "tangents" or "plain" -> family -> tile
+PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
     "sm_90": {
         64: {
-            "forward": Pipeline(128, 3),
-            "forward_plain": Pipeline(128, 3),
-            "backward_key": Pipeline(32, 4, held=1),
-            "backward_key_plain": Pipeline(64, 4),
-            "backward_key_sums_plain": Pipeline(64, 4),
-            "backward_query": Pipeline(64, 3, held=1),
-            "backward_query_plain": Pipeline(64, 4),
+            "tangents": {
+                "forward": Pipeline(128, 3),
+                "backward_key": Pipeline(32, 4, held=1),
+                "backward_query": Pipeline(64, 3, held=1),
+            },
+            "plain": {
+                "forward": Pipeline(128, 3),
+                "backward_key": Pipeline(64, 4),
+                "backward_query": Pipeline(128, 3, held=2),
+            },
+        },
+        80: {
+            "tangents": {
+                "forward": Pipeline(64, 3),
+                "backward_key": Pipeline(64, 3),
+                "backward_value": Pipeline(64, 3),
+                "backward_query": Pipeline(64, 2, held=1),
+            },
+            "plain": {
+                "forward": Pipeline(128, 3),
+                "backward_key": Pipeline(64, 4),
+                "backward_query": Pipeline(64, 4),
+            },
+        },
+        96: {
+            "tangents": {
+                "forward": Pipeline(64, 3),
+                "backward_key": Pipeline(32, 3),
+                "backward_value": Pipeline(64, 3),
+                "backward_query": Pipeline(32, 4),
+            },
+            "plain": {
+                "forward": Pipeline(128, 3),
+                "backward_key": Pipeline(64, 4),
+                "backward_query": Pipeline(64, 4),
+            },
         },
         128: {
-            "forward": Pipeline(64, 2),
-            "forward_plain": Pipeline(128, 2),
-            "backward_key": Pipeline(32, 2, held=1),
-            "backward_key_plain": Pipeline(64, 3),
-            "backward_key_sums": Pipeline(32, 2),
-            "backward_key_sums_plain": Pipeline(64, 3),
-            "backward_query": Pipeline(32, 3, held=1),
-            "backward_query_plain": Pipeline(64, 3),
-            "backward_value": Pipeline(64, 2),
+            "tangents": {
+                "forward": Pipeline(64, 2),
+                "backward_key": Pipeline(32, 2, held=1),
+                "backward_value": Pipeline(64, 2),
+                "backward_query": Pipeline(32, 3, held=1),
+            },
+            "plain": {
+                "forward": Pipeline(128, 2),
+                "backward_key": Pipeline(64, 3),
+                "backward_query": Pipeline(64, 3),
+            },
         },
     },
 }

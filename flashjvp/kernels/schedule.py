@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from .pipelines import PIPELINES, Pipeline
+from .pipelines import PIPELINES, Families
 from .tables import TILES
 
 
@@ -87,8 +87,8 @@ def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
     return TABLES[architecture(device)][kind][family][_bucket(width)]
 
 
-def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Pipeline]:
-    """Tiles of the warp-specialised kernels for this head dim, by family; none where they do not serve it.
+def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families]:
+    """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it.
 
     The interpreter (CPU tensors) does not run them.
     """

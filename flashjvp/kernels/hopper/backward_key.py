@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
 from .ring import (
     HALF,
     LSE,
@@ -24,12 +25,11 @@ from .ring import (
     ROW_DELTA,
     accumulator,
     barriers,
+    held_rows,
     keep_above,
-    left_operand,
     of_keys,
     own_rows,
     produce,
-    rows_of,
     statistic,
     streamed_rows,
     tiles_for,
@@ -95,49 +95,46 @@ def only_seen(p, row0, tile, who: gl.constexpr, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _plain_tile(
-    accs, inputs, scale, row0, tile, at, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr,
-    VALUES: gl.constexpr, QUERIES: gl.constexpr,
+    accs, inputs, scale, row0, tile, at, who: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr,
+    QUERIES: gl.constexpr,
 ):  # fmt: skip
     """Adds a tile's part of d_k / c and d_v, without tangents."""
     own, streamed, stats, deltas, sync, passed = inputs
     k, v = own
     acc_k = accs[0]
     q, G = streamed
-    ROWS: gl.constexpr = q.shape[0]
+    CHUNKS: gl.constexpr = len(q)
+    ROWS: gl.constexpr = q[0].shape[0]
     TILE: gl.constexpr = accumulator(ROWS)
-    WEIGHTS: gl.constexpr = left_operand(D)
     zero = gl.zeros([HALF, ROWS], gl.float32, TILE)
-    s = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    b = warpgroup_mma(v, G.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = add_scores(zero, k, q, USE_ACC=False)
+    b = add_scores(zero, v, G, USE_ACC=False)
     lse = statistic(stats, LSE, TILE)
-    s = warpgroup_mma_wait(1, deps=[s])
+    s = warpgroup_mma_wait(CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
     keep_above(passed)
     if VALUES:
-        acc_v = warpgroup_mma(gl.convert_layout(p.to(q.dtype), WEIGHTS), G, accs[1], is_async=True)
+        acc_v = add_product(accs[1], left_operands(p.to(q[0].dtype), G), G)
     delta = statistic(stats, ROW_DELTA, TILE)
-    b = warpgroup_mma_wait(1 if VALUES else 0, deps=[b])
-    ds = (p * (b - delta)).to(q.dtype)
-    acc_k = warpgroup_mma(gl.convert_layout(ds, WEIGHTS), q, acc_k, is_async=True)
+    b = warpgroup_mma_wait(CHUNKS if VALUES else 0, deps=[b])
+    ds = (p * (b - delta)).to(q[0].dtype)
+    acc_k = add_product(acc_k, left_operands(ds, q), q)
     if QUERIES:
         mbarrier.wait(sync[1].index(at % 2), ((at // 2) & 1) ^ 1)
         deltas[0].index((at % 2) * 2 + who).store(ds)
         fence_async_shared()
         mbarrier.arrive(sync[0].index(at % 2), count=1)
     if VALUES:
-        acc_k, acc_v = warpgroup_mma_wait(0, deps=[acc_k, acc_v])
-        accs = (acc_k, acc_v)
-    else:
-        accs = (warpgroup_mma_wait(0, deps=[acc_k]),)
-    return accs
+        acc_k = acc_k + acc_v
+    return complete(acc_k)
 
 
 @gluon.jit
 def _tangent_tile(
-    accs, inputs, scale, row0, tile, at, who: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr,
-    VALUES: gl.constexpr, QUERIES: gl.constexpr,
+    accs, inputs, scale, row0, tile, at, who: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr,
+    QUERIES: gl.constexpr,
 ):  # fmt: skip
     """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t."""
     own, streamed, stats, deltas, sync, passed = inputs
@@ -147,81 +144,76 @@ def _tangent_tile(
     else:
         acc_k, acc_k_t = accs
     q, G, q_t, T = streamed
-    ROWS: gl.constexpr = q.shape[0]
+    CHUNKS: gl.constexpr = len(q)
+    ROWS: gl.constexpr = q[0].shape[0]
     TILE: gl.constexpr = accumulator(ROWS)
-    WEIGHTS: gl.constexpr = left_operand(D)
     # Products with P and dS_t that are in flight while S_t and B are waited for.
     OF_P: gl.constexpr = 2 if VALUES else 0
     zero = gl.zeros([HALF, ROWS], gl.float32, TILE)
-    s = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    a = warpgroup_mma(v, T.permute((1, 0)), zero, use_acc=False, is_async=True)
-    s_t = warpgroup_mma(k_t, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    s_t = warpgroup_mma(k, q_t.permute((1, 0)), s_t, is_async=True)
+    s = add_scores(zero, k, q, USE_ACC=False)
+    a = add_scores(zero, v, T, USE_ACC=False)
+    s_t = add_scores(zero, k_t, q, USE_ACC=False)
+    s_t = add_scores(s_t, k, q_t)
     lse = statistic(stats, LSE, TILE)
-    s = warpgroup_mma_wait(3, deps=[s])
+    s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
     keep_above(passed)
     if VALUES:
-        weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
-        acc_v_t = warpgroup_mma(weights, T, acc_v_t, is_async=True)
-        acc_v = warpgroup_mma(weights, G, acc_v, is_async=True)
+        weights = left_operands(p.to(q[0].dtype), q)
+        acc_v_t = add_product(acc_v_t, weights, T)
+        acc_v = add_product(acc_v, weights, G)
     row_a = statistic(stats, ROW_A, TILE)
-    a = warpgroup_mma_wait(2 + OF_P, deps=[a])
+    a = warpgroup_mma_wait((2 + OF_P) * CHUNKS, deps=[a])
     centred = a - row_a
-    ds_t = (p * centred).to(q.dtype)
-    weights_t = gl.convert_layout(ds_t, WEIGHTS)
+    ds_t = (p * centred).to(q[0].dtype)
+    weights_t = left_operands(ds_t, q)
     keep_above(passed)
-    acc_k_t = warpgroup_mma(weights_t, q, acc_k_t, is_async=True)
-    acc_k = warpgroup_mma(weights_t, q_t, acc_k, is_async=True)
+    acc_k_t = add_product(acc_k_t, weights_t, q)
+    acc_k = add_product(acc_k, weights_t, q_t)
     if QUERIES:
         mbarrier.wait(sync[1].index(at % 2), ((at // 2) & 1) ^ 1)
         deltas[1].index((at % 2) * 2 + who).store(ds_t)
-    mu = statistic(stats, MU, TILE)
-    delta = statistic(stats, ROW_DELTA, TILE)
-    s_t = warpgroup_mma_wait(2 + OF_P, deps=[s_t])
+    if CHUNKS == 1:  # else there are no registers for them while S_t is awaited
+        mu = statistic(stats, MU, TILE)
+        delta = statistic(stats, ROW_DELTA, TILE)
+    s_t = warpgroup_mma_wait((2 + OF_P) * CHUNKS, deps=[s_t])
+    if CHUNKS > 1:
+        mu = statistic(stats, MU, TILE)
+        delta = statistic(stats, ROW_DELTA, TILE)
     s_t = s_t * scale - mu
     if VALUES:
-        weights_p = gl.convert_layout((p * s_t).to(q.dtype), WEIGHTS)
-        acc_v = warpgroup_mma(weights_p, T, acc_v, is_async=True)
+        acc_v = add_product(acc_v, left_operands((p * s_t).to(q[0].dtype), q), T)
     b = s_t * centred - delta
-    b = warpgroup_mma(v, G.permute((1, 0)), b, is_async=True)
-    b = warpgroup_mma(v_t, T.permute((1, 0)), b, is_async=True)
+    b = add_scores(b, v, G)
+    b = add_scores(b, v_t, T)
     b = warpgroup_mma_wait(0, deps=[b])
-    ds = (p * b).to(q.dtype)
-    acc_k = warpgroup_mma(gl.convert_layout(ds, WEIGHTS), q, acc_k, is_async=True)
+    ds = (p * b).to(q[0].dtype)
+    acc_k = add_product(acc_k, left_operands(ds, q), q)
     if QUERIES:
         deltas[0].index((at % 2) * 2 + who).store(ds)
         fence_async_shared()
         mbarrier.arrive(sync[0].index(at % 2), count=1)
     if VALUES:
-        accs = warpgroup_mma_wait(0, deps=[acc_k, acc_v, acc_k_t, acc_v_t])
-    else:
-        accs = warpgroup_mma_wait(0, deps=[acc_k, acc_k_t])
-    return accs
+        acc_k = acc_k + acc_v
+        acc_k_t = acc_k_t + acc_v_t
+    return complete(acc_k + acc_k_t)
 
 
 @gluon.jit
 def _consume(
-    shared, scale, who: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr,
-    QUERIES: gl.constexpr, HELD: gl.constexpr,
+    shared, scale, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     outs, sums, deltas, own_tiles, ring, stats_ring, bars, sync, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
-    D: gl.constexpr = ring[0].shape[4]
-    ACC: gl.constexpr = accumulator(D)
-    accs = ()
-    for i in gl.static_range(len(own_tiles)):
-        if VALUES or i % 2 == 0:
-            accs = accs + (gl.zeros([HALF, D], gl.float32, ACC),)
+    accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
-    held = ()
-    for i in gl.static_range(HELD):
-        held = held + (rows_of(own_tiles[i].index(who)).load(left_operand(ring[0].shape[3])),)
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, ring[0].shape[3])
     at = 0
     index = batch.to(gl.int64)
     for member in range(heads_shared):
@@ -229,14 +221,15 @@ def _consume(
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
             mbarrier.wait(passed[0], passed[1])
-            own = held + own_rows(own_tiles[HELD:], who, at)
-            streamed = streamed_rows(ring, stage)
+            own = by_tensor(held + own_rows(own_tiles[len(held) :], who, at), CHUNKS)
+            streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
             stats = stats_ring[0].index(stage)
             inputs = (own, streamed, stats, deltas, sync, passed)
-            if len(own_tiles) == 2:
-                accs = _plain_tile(accs, inputs, scale, row0, tile, at, who, D, CAUSAL, VALUES, QUERIES)
+            acc = by_tensor(accs, CHUNKS)
+            if len(own) == 2:
+                accs = _plain_tile(acc, inputs, scale, row0, tile, at, who, CAUSAL, VALUES, QUERIES)
             else:
-                accs = _tangent_tile(accs, inputs, scale, row0, tile, at, who, D, CAUSAL, VALUES, QUERIES)
+                accs = _tangent_tile(acc, inputs, scale, row0, tile, at, who, CAUSAL, VALUES, QUERIES)
             mbarrier.arrive(empty.index(stage), count=1)
             if QUERIES:
                 if at > 0:
@@ -249,28 +242,37 @@ def _consume(
         # The other consumer may still read this one's keys.
         mbarrier.arrive(sync[2].index(0), count=1)
         mbarrier.wait(sync[2].index(0), 0)
+    grads = ()
     for i in gl.static_range(len(accs)):
-        if VALUES and i % 2 == 1:
-            write(outs[i], accs[i], own_tiles[i].index(who), place, who)
-        else:
-            write(outs[i], accs[i] * scale, own_tiles[i].index(who), place, who)
+        grads = grads + (accs[i] if VALUES and i // CHUNKS % 2 == 1 else accs[i] * scale,)
+    write(outs, grads, own_tiles, place, who, CHUNKS)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
-    k, v, k_t, v_t, q, G, q_t, T, stats, d_k, d_v, d_k_t, d_v_t, d_q, d_q_t, scale, M, N, heads, group,
+    k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
+    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, scale, M, N, heads, group,
     JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
     HELD: gl.constexpr,
 ):  # fmt: skip
-    """One program: 128 keys of one key head against all queries of its heads; d_q, d_q_t are sums, [D, rows] a tile."""
-    own = (k, v)
-    streamed = (q, G)
-    outs = (d_k, d_v) if VALUES else (d_k,)
+    """One program: 128 keys of one key head against all queries of its heads; d_q, d_q_t are sums, [D, rows] a tile.
+
+    A `_rest` is a tensor's second chunk, if it has one; then there are no QUERIES.
+    """
+    own = chunks(k, k_rest) + chunks(v, v_rest)
+    streamed = chunks(q, q_rest) + chunks(G, G_rest)
+    outs = chunks(d_k, d_k_rest)
     sums = (d_q,) if QUERIES else ()
+    CHUNKS: gl.constexpr = len(outs)
+    gl.static_assert(CHUNKS == 1 or not QUERIES)
+    if VALUES:
+        outs = outs + chunks(d_v, d_v_rest)
     if JVP:
-        own = own + (k_t, v_t)
-        streamed = streamed + (q_t, T)
-        outs = outs + ((d_k_t, d_v_t) if VALUES else (d_k_t,))
+        own = own + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
+        streamed = streamed + chunks(q_t, q_t_rest) + chunks(T, T_rest)
+        outs = outs + chunks(d_k_t, d_k_t_rest)
+        if VALUES:
+            outs = outs + chunks(d_v_t, d_v_t_rest)
         sums = sums + ((d_q_t,) if QUERIES else ())
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
@@ -290,9 +292,9 @@ def backward_key_kernel(
     shared = (outs, sums, deltas, own_tiles, ring, stats_ring, bars, sync, place, walk)
     gl.warp_specialize(
         [
-            (_consume, (shared, scale, 0, STAGES, CAUSAL, VALUES, QUERIES, HELD)),
-            (_consume, (shared, scale, 1, STAGES, CAUSAL, VALUES, QUERIES, HELD)),
-            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, STAGES)),
+            (_consume, (shared, scale, 0, CHUNKS, STAGES, CAUSAL, VALUES, QUERIES, HELD)),
+            (_consume, (shared, scale, 1, CHUNKS, STAGES, CAUSAL, VALUES, QUERIES, HELD)),
+            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
         ],
         [4, 1],
         [240, 24],

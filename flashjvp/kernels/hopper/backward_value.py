@@ -5,12 +5,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
+from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
 from .ring import (
     HALF,
     LSE,
@@ -18,7 +18,6 @@ from .ring import (
     accumulator,
     barriers,
     keep_above,
-    left_operand,
     of_keys,
     own_rows,
     produce,
@@ -30,59 +29,44 @@ from .ring import (
 
 
 @gluon.jit
-def _tile(
-    acc_v,
-    acc_v_t,
-    own,
-    streamed,
-    stats,
-    passed,
-    scale,
-    row0,
-    tile,
-    who: gl.constexpr,
-    D: gl.constexpr,
-    CAUSAL: gl.constexpr,
-):
+def _tile(accs, own, streamed, stats, passed, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr):
     """Adds a tile's part of d_v and d_v_t."""
+    acc_v, acc_v_t = accs
     k, k_t = own
     q, G, q_t, T = streamed
-    ROWS: gl.constexpr = q.shape[0]
+    CHUNKS: gl.constexpr = len(q)
+    ROWS: gl.constexpr = q[0].shape[0]
     TILE: gl.constexpr = accumulator(ROWS)
-    WEIGHTS: gl.constexpr = left_operand(D)
     zero = gl.zeros([HALF, ROWS], gl.float32, TILE)
-    s = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    s_t = warpgroup_mma(k_t, q.permute((1, 0)), zero, use_acc=False, is_async=True)
-    s_t = warpgroup_mma(k, q_t.permute((1, 0)), s_t, is_async=True)
+    s = add_scores(zero, k, q, USE_ACC=False)
+    s_t = add_scores(zero, k_t, q, USE_ACC=False)
+    s_t = add_scores(s_t, k, q_t)
     lse = statistic(stats, LSE, TILE)
-    s = warpgroup_mma_wait(2, deps=[s])
+    s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
-    weights = gl.convert_layout(p.to(q.dtype), WEIGHTS)
+    weights = left_operands(p.to(q[0].dtype), q)
     keep_above(passed)
-    acc_v_t = warpgroup_mma(weights, T, acc_v_t, is_async=True)
-    acc_v = warpgroup_mma(weights, G, acc_v, is_async=True)
+    acc_v_t = add_product(acc_v_t, weights, T)
+    acc_v = add_product(acc_v, weights, G)
     mu = statistic(stats, MU, TILE)
-    s_t = warpgroup_mma_wait(2, deps=[s_t])
-    weights_t = gl.convert_layout((p * (s_t * scale - mu)).to(q.dtype), WEIGHTS)
-    acc_v = warpgroup_mma(weights_t, T, acc_v, is_async=True)
-    return warpgroup_mma_wait(0, deps=[acc_v, acc_v_t])
+    s_t = warpgroup_mma_wait(2 * CHUNKS, deps=[s_t])
+    weights_t = left_operands((p * (s_t * scale - mu)).to(q[0].dtype), q)
+    acc_v = add_product(acc_v, weights_t, T)
+    return complete(acc_v + acc_v_t)
 
 
 @gluon.jit
 def _consume(
-    outs, own_tiles, ring, stats_ring, bars, place, walk, scale, who: gl.constexpr, STAGES: gl.constexpr,
-    CAUSAL: gl.constexpr,
+    outs, own_tiles, ring, stats_ring, bars, place, walk, scale, who: gl.constexpr, CHUNKS: gl.constexpr,
+    STAGES: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     own_full, full, empty = bars
     row0 = place[2]
     heads_shared, first, last = walk[1], walk[2], walk[3]
-    D: gl.constexpr = ring[0].shape[4]
-    ACC: gl.constexpr = accumulator(D)
-    acc_v = gl.zeros([HALF, D], gl.float32, ACC)
-    acc_v_t = gl.zeros([HALF, D], gl.float32, ACC)
+    accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
     at = 0
     for _member in range(heads_shared):
@@ -90,24 +74,28 @@ def _consume(
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
             mbarrier.wait(passed[0], passed[1])
-            own = own_rows(own_tiles, who, at)
-            streamed = streamed_rows(ring, stage)
-            acc_v, acc_v_t = _tile(
-                acc_v, acc_v_t, own, streamed, stats_ring[0].index(stage), passed, scale, row0, tile, who, D, CAUSAL
-            )
+            own = by_tensor(own_rows(own_tiles, who, at), CHUNKS)
+            streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
+            acc = by_tensor(accs, CHUNKS)
+            accs = _tile(acc, own, streamed, stats_ring[0].index(stage), passed, scale, row0, tile, who, CAUSAL)
             mbarrier.arrive(empty.index(stage), count=1)
             at += 1
-    write(outs[0], acc_v, own_tiles[0].index(who), place, who)
-    write(outs[1], acc_v_t, own_tiles[1].index(who), place, who)
+    write(outs, accs, own_tiles, place, who, CHUNKS)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_value_kernel(
-    k, k_t, q, G, q_t, T, stats, d_v, d_v_t, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr
-):
-    """One program: 128 keys of one key head against all queries of its heads."""
-    own = (k, k_t)
-    streamed = (q, G, q_t, T)
+    k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
+    scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One program: 128 keys of one key head against all queries of its heads.
+
+    A `_rest` is a tensor's second chunk, if it has one.
+    """
+    own = chunks(k, k_rest) + chunks(k_t, k_t_rest)
+    streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
+    outs = chunks(d_v, d_v_rest) + chunks(d_v_t, d_v_t_rest)
+    CHUNKS: gl.constexpr = len(own) // 2
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_launch_dependents()
     place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
@@ -116,12 +104,11 @@ def backward_value_kernel(
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
-    outs = (d_v, d_v_t)
     gl.warp_specialize(
         [
-            (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 0, STAGES, CAUSAL)),
-            (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 1, STAGES, CAUSAL)),
-            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, STAGES)),
+            (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 0, CHUNKS, STAGES, CAUSAL)),
+            (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 1, CHUNKS, STAGES, CAUSAL)),
+            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
         ],
         [4, 1],
         [240, 24],

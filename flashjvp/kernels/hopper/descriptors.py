@@ -9,12 +9,15 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
-def rows_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor of 16-bit numbers."""
+def rows_descriptors(x: Tensor, rows: int, widths: tuple[int, ...]) -> list[TensorDescriptor]:
+    """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor of 16-bit numbers, by column chunks.
+
+    The widths of the chunks are powers of two and cover D.
+    """
     shape, strides = list(x.shape), list(x.stride())
     if len(shape) == 3:
         shape, strides = [1, *shape], [shape[0] * strides[0], *strides]
-    return _descriptor(x, shape, strides, [1, 1, rows, shape[-1]], _layout(min(2 * shape[-1], 128), 16, 4))
+    return [_descriptor(x, shape, strides, [1, 1, rows, w], _layout(min(2 * w, 128), 16, 4)) for w in widths]
 
 
 def statistics_descriptor(x: Tensor, rows: int) -> TensorDescriptor:

@@ -2,7 +2,8 @@
 
 A program owns 128 rows, 64 for each of two consumer warpgroups. A producer warp loads them once, then fills a ring of
 tiles of the other side's rows by TMA; a barrier says when a tile is full, another when both consumers are through with
-it. Tensors are [batch, heads, rows, D]; rows beyond the end load as zeros and are not stored.
+it. Tensors are [batch, heads, rows, D], copied by chunks of columns (chunks.py); rows and columns beyond the end load
+as zeros and are not stored.
 
 Products in flight at the end of a loop's body make ptxas serialise all of them. So every consumer waits for its own
 there, and the tensor cores are kept busy by the other one.
@@ -113,6 +114,15 @@ def own_rows(tiles, half, at):
 
 
 @gluon.jit
+def held_rows(tiles, half, ROWS: gl.constexpr):
+    """A consumer's half of own tiles in registers, as left operands of products that have ROWS columns."""
+    rows = ()
+    for i in gl.static_range(len(tiles)):
+        rows = rows + (rows_of(tiles[i].index(half)).load(left_operand(ROWS)),)
+    return rows
+
+
+@gluon.jit
 def streamed_rows(ring, stage):
     """The tiles of a stage of the ring."""
     rows = ()
@@ -135,7 +145,9 @@ def statistic(tile, which: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def produce(own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, STAGES: gl.constexpr):
+def produce(
+    own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, CHUNKS: gl.constexpr, STAGES: gl.constexpr
+):
     """The producer: own rows, then the streamed tiles of every head that shares them, in order.
 
     `stats`, if it is given, are the statistics of the streamed rows, [batch * heads * 4, rows].
@@ -143,14 +155,17 @@ def produce(own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk
     own_full, full, empty = bars
     batch, own_head, row0 = place
     other_head, heads_shared, first, last, heads = walk
-    OWN_BYTES: gl.constexpr = len(own) * 2 * own[0].block_type.nbytes
+    REST: gl.constexpr = CHUNKS - 1  # chunks after the first one, of which there is one at most
+    WIDTH: gl.constexpr = streamed[0].block_shape[3]
     ROWS: gl.constexpr = streamed[0].block_shape[2]
-    BYTES: gl.constexpr = len(streamed) * streamed[0].block_type.nbytes + len(stats) * STATISTICS * ROWS * 4
+    ROW_BYTES: gl.constexpr = (streamed[0].block_type.nbytes + streamed[REST].block_type.nbytes * REST) // ROWS
+    OWN_BYTES: gl.constexpr = len(own) // CHUNKS * 2 * HALF * ROW_BYTES
+    BYTES: gl.constexpr = len(streamed) // CHUNKS * ROWS * ROW_BYTES + len(stats) * STATISTICS * ROWS * 4
     mbarrier.expect(own_full.index(0), OWN_BYTES)
     for i in gl.static_range(len(own)):
         for half in gl.static_range(2):
             rows = own_tiles[i].index(half)
-            load_tile(own[i], [batch, own_head, row0 + half * HALF, 0], own_full.index(0), rows)
+            load_tile(own[i], [batch, own_head, row0 + half * HALF, i % CHUNKS * WIDTH], own_full.index(0), rows)
     at = 0
     for member in range(heads_shared):
         for tile in range(first, last):
@@ -159,18 +174,22 @@ def produce(own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk
             mbarrier.wait(empty.index(stage), ((at // STAGES) & 1) ^ 1)
             mbarrier.expect(bar, BYTES)
             for i in gl.static_range(len(streamed)):
-                load_tile(streamed[i], [batch, other_head + member, tile * ROWS, 0], bar, ring[i].index(stage))
+                head = other_head + member
+                load_tile(streamed[i], [batch, head, tile * ROWS, i % CHUNKS * WIDTH], bar, ring[i].index(stage))
             if len(stats) > 0:
-                head = batch * heads + other_head + member
-                load_tile(stats[0], [head * STATISTICS, tile * ROWS], bar, stats_ring[0].index(stage))
+                number = batch * heads + other_head + member
+                load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, stats_ring[0].index(stage))
             at += 1
 
 
 @gluon.jit
-def write(out, value, tile, place, who: gl.constexpr):
-    """Writes a consumer's rows through a tile of shared memory that nobody reads any more."""
+def write(outs, values, tiles, place, who: gl.constexpr, CHUNKS: gl.constexpr):
+    """Writes a consumer's rows through own tiles, in shared memory, that nobody reads any more."""
     batch, own_head, row0 = place
-    rows_of(tile).store(value.to(out.dtype))
-    fence_async_shared()
-    store_tile(out, [batch, own_head, row0 + who * HALF, 0], tile)
-    tma.store_wait(0)
+    WIDTH: gl.constexpr = outs[0].block_shape[3]
+    for i in gl.static_range(len(outs)):
+        tile = tiles[i].index(who)
+        rows_of(tile).store(values[i].to(outs[i].dtype))
+        fence_async_shared()
+        store_tile(outs[i], [batch, own_head, row0 + who * HALF, i % CHUNKS * WIDTH], tile)
+        tma.store_wait(0)

@@ -59,7 +59,7 @@ def query_sums_kernel(
 ):  # fmt: skip
     """One program: d_q and d_q_t of a tile of rows of one head, from their sums, transposed, over scale."""
     ROWS: tl.constexpr = TILE[0]
-    D: tl.constexpr = K_COLUMNS[0]
+    D: tl.constexpr = K_COLUMNS[1]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
     head = (pid // tiles) % heads

@@ -1,0 +1,111 @@
+"""Tiles of several column chunks, and their products.
+
+A head dim that is no power of two is padded to two of them, 72 to 64 + 16; the columns from 72 on load as zeros and are
+not stored. Each chunk has its own descriptor, tiles in shared memory and accumulator. They travel in flat tuples, the
+chunks of a tensor side by side. A product of tiles is as many instructions in flight as there are chunks.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
+
+from .ring import HALF, accumulator, left_operand
+
+
+@gluon.jit
+def chunks(first, rest):
+    """The descriptors of a tensor: of its one chunk or its two."""
+    if rest is None:
+        return (first,)
+    else:
+        return (first, rest)
+
+
+@gluon.jit
+def by_tensor(tiles, CHUNKS: gl.constexpr):
+    """A flat tuple, as a tuple of each tensor's chunks."""
+    found = ()
+    for i in gl.static_range(len(tiles) // CHUNKS):
+        own = ()
+        for j in gl.static_range(CHUNKS):
+            own = own + (tiles[i * CHUNKS + j],)
+        found = found + (own,)
+    return found
+
+
+@gluon.jit
+def _zero(WIDTH: gl.constexpr):
+    return gl.zeros([HALF, WIDTH], gl.float32, accumulator(WIDTH))
+
+
+@gluon.jit
+def zeros(outs):
+    """Accumulators of 64 rows for what descriptors write."""
+    found = ()
+    for i in gl.static_range(len(outs)):
+        found = found + (_zero(outs[i].block_shape[3]),)
+    return found
+
+
+@gluon.jit
+def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
+    """acc + x @ y^T, summed over the chunks; in flight."""
+    for i in gl.static_range(len(x)):
+        acc = warpgroup_mma(x[i], y[i].permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True)
+    return acc
+
+
+@gluon.jit
+def left_operands(weights, tile):
+    """The weights as left operands of products with each chunk: the same registers, in the compiler's eyes others."""
+    found = ()
+    for i in gl.static_range(len(tile)):
+        found = found + (gl.convert_layout(weights, left_operand(tile[i].shape[1])),)
+    return found
+
+
+@gluon.jit
+def add_product(acc, weights, tile):
+    """acc + weights @ tile for each chunk; in flight."""
+    found = ()
+    for i in gl.static_range(len(tile)):
+        found = found + (warpgroup_mma(weights[i], tile[i], acc[i], is_async=True),)
+    return found
+
+
+@gluon.jit
+def complete(accs):
+    """The accumulators once no product is in flight."""
+    found = warpgroup_mma_wait(0, deps=accs)
+    if len(accs) == 1:
+        return (found,)
+    else:
+        return found
+
+
+@gluon.jit
+def scaled(accs, factor):
+    """All of them times a number."""
+    found = ()
+    for i in gl.static_range(len(accs)):
+        found = found + (accs[i] * factor,)
+    return found
+
+
+@gluon.jit
+def times(acc, factor):
+    """Each row of all chunks times its factor, [64] in any layout."""
+    found = ()
+    for i in gl.static_range(len(acc)):
+        row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc[i].shape[1])))
+        found = found + (acc[i] * row[:, None],)
+    return found
+
+
+@gluon.jit
+def minus(x, y):
+    """Chunk by chunk."""
+    found = ()
+    for i in gl.static_range(len(x)):
+        found = found + (x[i] - y[i],)
+    return found
