@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from flashjvp import kernels
-from flashjvp.kernels import schedule
+from flashjvp.kernels import recordings, schedule
 from flashjvp.kernels.launch import Call
 from verify import cases, codegen, codegen_runs, oracles, tolerance
 
@@ -112,6 +112,7 @@ def captured(candidate: Candidate, inputs: cases.Inputs) -> list[Callable[[], No
         if family == candidate.family:
             found.append(lambda: original(call, kernel, family, *rest))
 
+    recordings.forget()  # a played call makes no Call
     with patch.object(Call, "launch", kept):
         launch(candidate, inputs)
     return found
@@ -134,8 +135,12 @@ def only(candidate: Candidate) -> Iterator[None]:
 def tile_in_use(candidate: Candidate) -> Iterator[None]:
     """The tables hold the candidate's tile for its family, whatever the head dim."""
     entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
-    with patch.dict(entries, dict.fromkeys(entries, candidate.tile)):
-        yield
+    recordings.forget()
+    try:
+        with patch.dict(entries, dict.fromkeys(entries, candidate.tile)):
+            yield
+    finally:
+        recordings.forget()
 
 
 @lru_cache

@@ -1,9 +1,11 @@
 """The public functions: signatures, documentation, checks, autocast, and the views that the operators take."""
 
+import functools
+
 import torch
 from torch import Tensor
 
-from . import checks, operators
+from . import checks, lowering, operators, shortcuts
 
 Maybe = Tensor | None
 
@@ -74,9 +76,20 @@ def attention(
     Source:
         FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17).
     """
+    given, options = (q, k, v, attn_mask), (is_causal, scale, enable_gqa, backend)
+    if type(dropout_p) is float and dropout_p == 0.0 and (run := shortcuts.find(operators.FORWARD, given, options)):
+        o: Tensor = run(given)[0]
+        return o
     checks.options(dropout_p, is_causal, scale, enable_gqa)
+    if attn_mask is None:
+        below = functools.partial(
+            attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, backend=backend
+        )
+        if (dual := lowering.under_jvp(below, (q, k, v))) is not None:
+            return dual
     (q_, k_, v_, *_), mask = _canonical((q, k, v, None, None, None), attn_mask, enable_gqa, backend)
     o = operators.attention(q_, k_, v_, mask, is_causal, _scale(scale), backend)
+    shortcuts.keep(operators.FORWARD, given, (q_, k_, v_, mask), options)
     return o.squeeze(0) if q.ndim == 2 else o
 
 
@@ -142,10 +155,16 @@ def attention_jvp(
     Source:
         FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(20).
     """
+    given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, enable_gqa, backend)
+    if run := shortcuts.find(operators.FORWARD_JVP, given, options):
+        o, o_t, _, _ = run(given)
+        return o, o_t
     checks.options(0.0, is_causal, scale, enable_gqa)
     arguments, mask = _canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
     q_, k_, v_, q_t_, k_t_, v_t_ = arguments
     o, o_t = operators.attention_jvp(q_, k_, v_, q_t_, k_t_, v_t_, mask, is_causal, _scale(scale), backend)
+    if not (q_t is None and k_t is None and v_t is None):
+        shortcuts.keep(operators.FORWARD_JVP, given, (*arguments, mask), options)
     return (o.squeeze(0), o_t.squeeze(0)) if q.ndim == 2 else (o, o_t)
 
 

@@ -24,22 +24,18 @@ from torch._C import (
     _AutoDispatchBelowAutograd,
     _ExcludeDispatchKeyGuard,
     _is_fwd_grad_enabled,
-    _len_torch_dispatch_stack,
 )
-from torch._functorch import eager_transforms
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
+from .eager import KEYSETS, is_plain, is_watched, may_hold_tangents
 from .errors import SecondOrderError, UnsupportedError
+from .guards import Remembered
 from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, IMPLEMENTATIONS, library
 
 Maybe = Tensor | None
 
-# Keysets of an operator with nothing but its implementation below its derivatives: no transform, mode or subclass.
-_LAST = {
-    (DispatchKeySet(backend) | DispatchKeySet(autograd)).raw_repr()
-    for backend, autograd in ((DispatchKey.CPU, DispatchKey.AutogradCPU), (DispatchKey.CUDA, DispatchKey.AutogradCUDA))
-}
+_LAST = {keyset.raw_repr() for keyset in KEYSETS.values()}  # nothing but the implementation below the derivatives
 _unpack_dual, _make_dual = torch._VF._unpack_dual, torch._VF._make_dual
 
 
@@ -62,16 +58,6 @@ def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: boo
         return _redispatch(op, keyset, args)
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(fwd_grad):
         return _redispatch(op, keyset, args)
-
-
-def _may_hold_tangents() -> bool:
-    """Whether a dual level may be active. AOT replay raises the level in C++ only, hence the dispatch modes.
-
-    The level of func.jvp concerns what functorch wraps; tensors below all transforms have no tangents of it.
-    """
-    if _are_functorch_transforms_active() or _len_torch_dispatch_stack() > 0:
-        return True
-    return forward_ad._current_level >= 0 and eager_transforms.JVP_NESTING == 0
 
 
 def _split(x: Maybe) -> tuple[Maybe, Maybe]:
@@ -118,7 +104,7 @@ class _Forward(Function):
         unused = (None,) * (1 + len(ctx.options))
         if d_o is None:
             return None, None, None, None, None, *unused
-        grads = BACKWARD(d_o, *ctx.saved_tensors, *ctx.options, wanted)
+        grads = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)
         return None, None, *_wanted_only(grads, wanted), *unused
 
 
@@ -141,7 +127,7 @@ class _ForwardJvp(Function):
         unused = (None,) * (1 + len(ctx.options))
         if d_o is None and d_o_t is None:
             return None, None, *((None,) * 6), *unused
-        grads = BACKWARD_JVP(d_o, d_o_t, *ctx.saved_tensors, *ctx.options, wanted)
+        grads = _derived(BACKWARD_JVP, (d_o, d_o_t, *ctx.saved_tensors), ctx.options, wanted)
         return None, None, *_wanted_only(grads, wanted), *unused
 
 
@@ -160,6 +146,22 @@ class _Backward(Function):
         raise _second_order(ctx.op)
 
 
+_PLAIN: Remembered[bool] = Remembered()
+
+
+def _derived(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...], wanted: Sequence[bool]) -> Any:
+    """The gradients, without the dispatcher where tensors like these were seen to be plain and record no node."""
+    if torch.is_grad_enabled() or is_watched() or may_hold_tangents():
+        return op(*tensors, *options, wanted)
+    given = [x for x in tensors if x is not None]
+    key = op, given[0].shape, *[x is None for x in tensors]
+    if _PLAIN.find(key, given):
+        return IMPLEMENTATIONS[op](*tensors, *options, wanted)
+    if _PLAIN.saw(key) and is_plain(given):
+        _PLAIN.keep(key, given, True)
+    return op(*tensors, *options, wanted)
+
+
 def _wanted_only(grads: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Maybe, ...]:
     return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
@@ -168,7 +170,7 @@ def _wanted_only(grads: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Maybe
 
 
 def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
-    if _may_hold_tangents():
+    if may_hold_tangents():
         _reject_mask_tangent(mask)
         (q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)
         if not (q_t is None and k_t is None and v_t is None):
@@ -178,12 +180,12 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
             return _make_dual(o, o_t, level=0), lse
     args = (q, k, v, mask, *options)
     if _requires_grad(args):
-        return _apply(_Forward, keyset, _is_fwd_grad_enabled(), *args)
+        return record(FORWARD, keyset, args)
     return _redispatch(FORWARD, keyset, args)
 
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
-    if _may_hold_tangents():
+    if may_hold_tangents():
         _reject_mask_tangent(args[6])
         if _has_tangent(args):
             raise _second_order(FORWARD_JVP)
@@ -193,13 +195,18 @@ def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
 def _record_jvp(keyset: Any, args: Sequence[Any]) -> Any:
     """`forward_jvp` of tensors without tangents."""
     if _requires_grad(args):
-        return _apply(_ForwardJvp, keyset, _is_fwd_grad_enabled(), *args)
+        return record(FORWARD_JVP, keyset, args)
     return _redispatch(FORWARD_JVP, keyset, args)
+
+
+def record(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    """The results of a forward operator, of tensors without tangents of which one requires a gradient."""
+    return _apply(_Forward if op is FORWARD else _ForwardJvp, keyset, _is_fwd_grad_enabled(), *args)
 
 
 def _backward_kernel(op: Any) -> Callable[..., Any]:
     def kernel(keyset, *args):  # type: ignore[no-untyped-def]
-        if _may_hold_tangents() and _has_tangent(args):
+        if may_hold_tangents() and _has_tangent(args):
             raise _second_order(op)
         if _requires_grad(args):
             return _apply(_Backward, op, keyset, _is_fwd_grad_enabled(), args[-1], *args[:-1])

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 import flashjvp
-from flashjvp import attention, attention_jvp, operators
+from flashjvp import attention, attention_jvp, operators, shortcuts
 
 B, H, M, N, D, DV = 2, 4, 6, 5, 8, 3
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "tiled", None])
@@ -181,6 +181,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
 
         return called
 
+    shortcuts.forget()
     monkeypatch.setattr(operators, "attention", spy(operators.attention))
     monkeypatch.setattr(operators, "attention_jvp", spy(operators.attention_jvp))
     yield seen

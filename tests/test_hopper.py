@@ -77,7 +77,7 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator
 @contextlib.contextmanager
 def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     """On CPU tensors, too; sums in any order only if not `ordered`. Yields the families that are launched."""
-    from flashjvp.kernels import schedule
+    from flashjvp.kernels import recordings, schedule
     from flashjvp.kernels.launch import Call
 
     launched: list[str] = []
@@ -87,6 +87,7 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
         launched.append(family)
         original(call, kernel, family, *rest, **constants)
 
+    recordings.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
     with everywhere, patch.object(Call, "launch_pipeline", launch):

@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from flashjvp import kernels
-from flashjvp.kernels import schedule
+from flashjvp.kernels import recordings, schedule
 from flashjvp.kernels.launch import Call
 
 from .codegen import Configuration, Kernel
@@ -89,6 +89,7 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
             measured = {"failure": f"{type(error).__name__}: {str(error.__cause__ or error).strip()[:300]}"}
         found.append(Kernel(**asdict(configuration), **current, **measured))
 
+    recordings.forget()
     driver.set_active(Driver(configuration.architecture))
     schedule.ARCHITECTURES[META] = configuration.architecture
     torch.backends.cuda.matmul.fp32_precision = "tf32" if configuration.kind == "tf32" else "ieee"

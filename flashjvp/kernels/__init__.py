@@ -11,9 +11,11 @@ from .backward_key import launch_backward_key
 from .backward_query import launch_backward_query
 from .forward import launch_forward
 from .launch import Call, Maybe
+from .recordings import recorded
 from .rowsums import launch_rowsums
 
 
+@recorded(tensors=4)
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """o and lse."""
     call = Call(q, k, v, mask, is_causal)
@@ -24,6 +26,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale
     return o, lse
 
 
+@recorded(tensors=7)
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -47,6 +50,7 @@ def backward(
     return grads[0], grads[1], grads[2]
 
 
+@recorded(tensors=13, q=2)
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],

@@ -4,7 +4,6 @@ What depends on shapes, strides and types alone is computed once and then looked
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 
 from . import schedule
+from .direct import on_device
+from .recordings import recorder
 from .tiles import Operand, odd
 
 Maybe = Tensor | None
@@ -19,11 +20,12 @@ Maybe = Tensor | None
 # An argument of a kernel: the tensor, what a launch takes of it, and what Triton specializes on. A launch takes its
 # address (and strides, if it is an Operand), and so need not ask the driver about it.
 Argument = tuple[Tensor, Any, object]
+# What of an argument changes with the tensors of a call: an address, and the strides or the descriptor that go with it.
+Address = tuple[int, tuple[int, ...] | None, Any]
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
 _COMPILED: dict[tuple[object, ...], Any] = {}
-_HERE = nullcontext()
 
 
 class Call:
@@ -106,16 +108,18 @@ class Call:
             kernel.fn, self.device, tile, self._special, self.is_causal, self.mask_layout, self._is_regular, *special
         )  # fmt: skip
         compiled = _COMPILED.get(key)
+        rest = (scale, self.batch_shape, *self.sizes, *constants)
         with on_device(self.device):
             if compiled is not None:
                 raw = [None if x is None else x[1] for x in arguments]
-                compiled[(programs(tile), 1, 1)](*raw, scale, self.batch_shape, *self.sizes, *constants)
-                return
-            operands = [None if x is None else _operand_of(x) for x in arguments]
-            rest = (scale, self.batch_shape, *self.sizes, *constants)
-            compiled = kernel[(programs(tile),)](*operands, *rest, num_warps=tile.warps, num_stages=tile.stages)
-        if compiled is not None:  # the interpreter compiles nothing
-            _COMPILED[key] = compiled
+                compiled[(programs(tile), 1, 1)](*raw, *rest)
+            else:
+                operands = [None if x is None else _operand_of(x) for x in arguments]
+                compiled = kernel[(programs(tile),)](*operands, *rest, num_warps=tile.warps, num_stages=tile.stages)
+                if compiled is not None:  # the interpreter compiles nothing
+                    _COMPILED[key] = compiled
+        if (seen := recorder()) is not None:
+            seen.launch(compiled, programs(tile), rest, [None if x is None else _address_of(x) for x in arguments])
 
     def launch_pipeline(
         self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, launch_pdl: bool = False,
@@ -129,14 +133,17 @@ class Call:
         constants["CAUSAL"] = self.is_causal
         key = (family, self.device, self._dtype, self._special, *constants.items(), *map(_special_of_pipeline, args))
         compiled = _COMPILED.get(key)
+        rest = (scale, *self.sizes)
         with on_device(self.device):
             if compiled is not None:
-                ordered = [constants[name] for name in kernel.arg_names[-len(constants) :]]
-                compiled[(programs, 1, 1)](*args, scale, *self.sizes, *ordered)
-                return
-            compiled = kernel[(programs,)](*args, scale, *self.sizes, **constants, num_warps=4, launch_pdl=launch_pdl)
-        if compiled is not None:
-            _COMPILED[key] = compiled
+                compiled[(programs, 1, 1)](*args, *rest, *_ordered(kernel, constants))
+            else:
+                compiled = kernel[(programs,)](*args, *rest, **constants, num_warps=4, launch_pdl=launch_pdl)
+                if compiled is not None:
+                    _COMPILED[key] = compiled
+        if (seen := recorder()) is not None:
+            values = () if compiled is None else (*rest, *_ordered(kernel, constants))
+            seen.launch(compiled, programs, values, [None if x is None else _address_in_pipeline(x) for x in args])
 
 
 class _Geometry(NamedTuple):
@@ -193,6 +200,22 @@ def _layout(strides: tuple[int, ...], dtype: torch.dtype) -> _Layout:
     return _Layout(packed, bits, is_regular, (_special(False, *special), _special(True, *special)))
 
 
+def _ordered(kernel: Any, constants: dict[str, object]) -> list[object]:
+    """Constants in the order in which a kernel takes them, last."""
+    return [constants[name] for name in kernel.arg_names[-len(constants) :]]
+
+
+def _address_of(argument: Argument) -> Address:
+    """The address that a launch takes, and the strides beside it if it is an Operand."""
+    raw = argument[1]
+    return (raw[0], raw[1], None) if isinstance(raw, tuple) else (raw, None, None)
+
+
+def _address_in_pipeline(x: Any) -> Address:
+    """The address of a tensor, or of a descriptor with that."""
+    return (x.data_ptr(), None, None) if isinstance(x, Tensor) else (x.base.data_ptr(), None, x)
+
+
 def _statistic(x: Tensor) -> Argument:
     """A row statistic, which is contiguous."""
     address = x.data_ptr()
@@ -221,9 +244,3 @@ def _operand_of(argument: Argument) -> Operand | Tensor:
     """An argument as Triton compiles for it."""
     tensor, raw, _ = argument
     return Operand(tensor, raw[1]) if isinstance(raw, tuple) else tensor
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensors' one."""
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    return torch.cuda.device(device) if elsewhere else _HERE

@@ -123,9 +123,15 @@ def test_private_names_exist() -> None:
     for name in (
         "_AutoDispatchBelowAutograd", "_ExcludeDispatchKeyGuard", "_after_autograd_keyset", "_any_requires_grad",
         "_are_functorch_transforms_active", "_is_fwd_grad_enabled", "_len_torch_dispatch_stack",
+        "_len_torch_function_stack", "_dispatch_keys", "_dispatch_tls_local_include_set",
+        "_dispatch_tls_local_exclude_set",
     ):  # fmt: skip
         assert hasattr(torch._C, name), name
     assert hasattr(torch._VF, "_unpack_dual") and hasattr(torch._VF, "_make_dual")
     assert hasattr(torch.autograd.forward_ad, "_current_level")
     assert hasattr(torch._functorch.eager_transforms, "JVP_NESTING")
+    assert hasattr(torch._C._dynamo.guards, "TensorGuards")
+    assert hasattr(torch._C._functorch, "TransformType") and hasattr(torch._C._functorch, "_unwrap_for_grad")
+    assert hasattr(torch._functorch.pyfunctorch, "retrieve_current_functorch_interpreter")
+    assert hasattr(torch.autograd, "_profiler_enabled")
     assert hasattr(torch._functorch.utils, "enable_single_level_autograd_function")

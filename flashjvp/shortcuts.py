@@ -1,0 +1,93 @@
+"""The short way for calls like earlier ones: checks were made, and nothing but autograd stands before the kernels.
+
+A call of a public function is checked, cast, viewed, and goes through PyTorch's dispatcher, at more host time than its
+launch takes. All of that follows from what a guard compares (guards.py) and from the options. So where it left the
+tensors of a call as they are, and they go straight to a backend, later calls like it do that at once, recording the
+same autograd node. Under transforms, dual levels, modes, tracing, compilation and profiling every call takes the
+dispatcher, which those watch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+
+from . import autograd, backends
+from .eager import KEYSETS, is_plain, is_watched, may_hold_tangents
+from .guards import Remembered
+
+Maybe = Tensor | None
+Run = Callable[[Sequence[Maybe]], Any]
+
+_AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
+_KNOWN: Remembered[Run] = Remembered()
+
+
+def find(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> Run | None:
+    """What gives the results of operator `op`, if a call like this one was kept.
+
+    `tensors` are those of the operator, q and k first and the mask last, and `options` is_causal, scale, enable_gqa,
+    backend. Arguments of wrong types are never like those of a call that was kept.
+    """
+    key = _key(op, tensors, options)
+    return None if key is None else _KNOWN.find(key, [x for x in tensors if x is not None])
+
+
+def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: tuple[Any, ...]) -> None:
+    """After a call that raised nothing: remembers it, if its operator took the tensors as they came, as `canonical`."""
+    key = _key(op, tensors, options)
+    if key is None or any(x is not y for x, y in zip(tensors, canonical, strict=True)):
+        return
+    mask, given = tensors[-1], [x for x in tensors if x is not None]
+    if (mask is not None and mask.requires_grad) or not _KNOWN.saw(key):
+        return
+    run = _run(op, given, options)
+    if torch.is_autocast_enabled(given[0].device.type):  # the casts were made, or the tensors would not be as they came
+        run = _without_autocast(run)
+    with _ExcludeDispatchKeyGuard(_AUTOCAST):
+        if is_plain(given):
+            _KNOWN.keep(key, given, run)
+
+
+def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """None where a call has to take the dispatcher, or may have an argument of a wrong type."""
+    if is_watched() or may_hold_tangents():
+        return None
+    q, k = tensors[0], tensors[1]
+    is_causal, scale, enable_gqa, backend = options
+    if type(q) is not Tensor or type(k) is not Tensor or type(is_causal) is not bool or type(enable_gqa) is not bool:
+        return None
+    if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
+        return None
+    return op, *options, q.shape, k.shape, *[x is None for x in tensors]
+
+
+def _run(op: Any, given: Sequence[Tensor], options: tuple[Any, ...]) -> Run:
+    """The operator without the dispatcher, for tensors like `given`."""
+    q, (is_causal, scale, _, backend) = given[0], options
+    keyset = KEYSETS[q.device.type]
+    module, name = backends.resolve(backend, q.device, q.dtype), op._opname
+    real_scale = q.shape[-1] ** -0.5 if scale is None else scale
+    with_graph = any(x.requires_grad for x in given)
+
+    def run(tensors: Sequence[Maybe]) -> Any:
+        if with_graph and torch.is_grad_enabled():
+            return autograd.record(op, keyset, (*tensors, is_causal, scale, backend))
+        return getattr(module, name)(*tensors, is_causal, real_scale)
+
+    return run
+
+
+def _without_autocast(run: Run) -> Run:
+    def excluding(tensors: Sequence[Maybe]) -> Any:
+        with _ExcludeDispatchKeyGuard(_AUTOCAST):
+            return run(tensors)
+
+    return excluding
+
+
+def forget() -> None:
+    """Every call is as the first."""
+    _KNOWN.clear()
