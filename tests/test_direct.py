@@ -20,7 +20,7 @@ from triton.runtime import driver  # noqa: E402
 
 from flashjvp.kernels import direct  # noqa: E402
 from flashjvp.kernels.direct import Launch, Place  # noqa: E402
-from flashjvp.kernels.hopper.descriptors import rows_descriptor  # noqa: E402
+from flashjvp.kernels.hopper.descriptors import rows_descriptors  # noqa: E402
 
 STREAM, PROGRAMS = 7, 5
 
@@ -96,7 +96,14 @@ def arguments(tensors: list[Tensor]) -> tuple[list[Any], list[Place]]:
     """What the public launch takes of all tensors but the last two as descriptors, and the places of all."""
     *described, lse, q = tensors
     count = len(described)
-    args = [*(rows_descriptor(x, 16) for x in described), lse.data_ptr(), (q.data_ptr(), (3, 5)), None, 32, (64, 64)]
+    args: list[Any] = [
+        *(rows_descriptors(x, 16, (x.shape[-1],))[0] for x in described),
+        lse.data_ptr(),
+        (q.data_ptr(), (3, 5)),
+        None,
+        32,
+        (64, 64),
+    ]
     places = [Place(i, i, None, args[i]) for i in range(count)]
     return args, [*places, Place(count, count), Place(count + 1, count + 1, (3, 5))]
 

@@ -70,14 +70,14 @@ NOT_SERVED = (
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
 PIPELINES = TABLES["sm_90"]
-FAMILIES = {"forward", "backward_key", "backward_query", "backward_value"}
+FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_value"}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
 
 
 @contextlib.contextmanager
 def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     """On CPU tensors, too; sums in any order only if not `ordered`. Yields the families that are launched."""
-    from flashjvp.kernels import recordings, schedule
+    from flashjvp.kernels import pipelines, recordings, schedule
     from flashjvp.kernels.launch import Call
 
     launched: list[str] = []
@@ -90,7 +90,7 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     recordings.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
-    with everywhere, patch.object(Call, "launch_pipeline", launch):
+    with everywhere, patch.object(Call, "launch_pipeline", launch), patch.object(pipelines, "SUMS_FROM", 1):
         yield launched
 
 
@@ -108,8 +108,7 @@ def expected(inputs: Inputs, ordered: bool) -> set[str]:
     """The families that serve a call."""
     columns = sum(chunk_widths(inputs.q.shape[-1], "half"))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
-    not_launched = {"backward_query"} if "backward_key_sums" in families and not ordered else set()
-    return families - {"backward_key_sums"} - not_launched
+    return families if ordered or "backward_pairs" not in families else families - {"backward_query"}
 
 
 @interpreted

@@ -4,8 +4,9 @@ shared memory, tensor-core instructions and instruction set.
 A kernel fails if it does not compile or wants more shared memory than a block of the architecture has. On sm_90 it also
 fails if its inner loops touch spilled registers (local memory), for the Triton version that the tiles were chosen with:
 not at all in the default configuration of each head dim and type, and in at most OPTION_SPILLS of a loop's instructions
-with a mask, causal or grouped, where the few tiles that need less were measured to be slower. Other versions may touch
-them in at most VERSION_SPILLS. Spills outside of the loops cost nothing and are only shown, like those of rows that do
+with a mask, causal or grouped, where the few tiles that need less were measured to be slower, and in warp-specialised
+kernels, where a loop of its own serves the one or two masked tiles of a program. Other versions may touch them in at
+most VERSION_SPILLS. Spills outside of the loops cost nothing and are only shown, like those of rows that do
 not start at multiples of 16 bytes, which are slow whatever the tile.
 
 By default a deliberate sample is compiled (see `sample`), with --all the full product of head dims, types and options.
@@ -170,7 +171,7 @@ def fault(kernel: Kernel, triton_version: str) -> str:
         return kernel.failure
     if kernel.shared_bytes > SHARED_BYTES[kernel.architecture]:
         return f"shared memory: at most {SHARED_BYTES[kernel.architecture]} bytes"
-    default = not (kernel.causal or kernel.mask or kernel.group > 1)
+    default = not (kernel.causal or kernel.mask or kernel.group > 1 or "warp-specialised" in kernel.family)
     allowed = 0.0 if default else OPTION_SPILLS
     if not triton_version.startswith(TUNED_VERSION):
         allowed = VERSION_SPILLS

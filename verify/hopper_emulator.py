@@ -339,9 +339,10 @@ def _modules() -> dict[str, ModuleType]:
         where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
         log2=torch.log2, maximum=torch.maximum, minimum=min,
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), convert_layout=lambda value, layout: value,
+        split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, float32=torch.float32, int64=torch.int64,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int64=torch.int64,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
         MBarrierLayout=lambda: "barriers",

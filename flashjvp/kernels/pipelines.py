@@ -1,9 +1,8 @@
 """Tiles of the warp-specialised kernels in hopper/: by architecture, padded head dim (80 = 64 + 16 serves 72, too),
 with or without tangents, and family.
 
-`backward_key_sums` is a `backward_key` that also adds query gradients up in global memory, in any order; where it is
-missing, or is not allowed to, `backward_query` computes them. Where there is a `backward_value`, `backward_key` leaves
-d_v and d_v_t to it.
+Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_pairs` stands in for
+`backward_key` and, from SUMS_FROM rows of queries on, `backward_query`.
 """
 
 from typing import NamedTuple
@@ -18,6 +17,7 @@ class Pipeline(NamedTuple):
 
 
 Families = dict[str, Pipeline]
+SUMS_FROM = 2048
 
 # architecture -> padded head dim -> "tangents" or "plain" -> family -> tile
 PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
@@ -39,7 +39,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(64, 3),
                 "backward_value": Pipeline(64, 3),
-                "backward_query": Pipeline(64, 2, held=1),
+                "backward_query": Pipeline(64, 2),
             },
             "plain": {
                 "forward": Pipeline(128, 3),
@@ -63,9 +63,9 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
         128: {
             "tangents": {
                 "forward": Pipeline(64, 2),
-                "backward_key": Pipeline(32, 2, held=1),
+                "backward_pairs": Pipeline(32, 2),
                 "backward_value": Pipeline(64, 2),
-                "backward_query": Pipeline(32, 3, held=1),
+                "backward_query": Pipeline(32, 3),
             },
             "plain": {
                 "forward": Pipeline(128, 2),

@@ -56,6 +56,8 @@ kernel:
         ({"loop_spills": 9, "loop_spill_share": 1 / 100, "mask": "bool", "causal": True}, TUNED_VERSION, "spills"),
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "9.9", ""),
         ({"loop_spills": 80, "loop_spill_share": 1 / 10}, "9.9", "spills"),
+        ({"loop_spill_share": 1 / 1000, "family": "forward, warp-specialised"}, TUNED_VERSION, ""),
+        ({"loop_spill_share": 1 / 100, "family": "forward, warp-specialised"}, TUNED_VERSION, "spills"),
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "architecture": "sm_100"}, TUNED_VERSION, ""),
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36}, TUNED_VERSION, ""),
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36, "kind": "ieee"}, TUNED_VERSION, "spills"),

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ...layout import empty_rows, empty_statistic
-from .. import schedule
+from .. import pipelines, schedule
 from ..launch import Call, Maybe
 from ..pipelines import Families, Pipeline
 from .backward_key import backward_key_kernel
+from .backward_pairs import backward_pairs_kernel
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
 from .descriptors import rows_descriptors, statistics_descriptor
@@ -63,8 +64,8 @@ def backward(
 ) -> tuple[Maybe, ...]:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
-    Query gradients take a kernel of their own where sums in any order are not faster, or not allowed: in PyTorch's
-    deterministic mode. A head dim with `backward_value` has no registers for four accumulators.
+    A head dim without registers for four accumulators has `backward_value` and, of 128, `backward_pairs`, which also
+    adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in PyTorch's deterministic mode.
     """
     d_o, d_o_t = cotangents
     o, o_t, lse, mu = results
@@ -72,40 +73,70 @@ def backward(
     tiles = _pipelines(call, d_o_t is not None)
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu)
     grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
-    ordered = torch.are_deterministic_algorithms_enabled() or "backward_key_sums" not in tiles
-    _backward_keys(call, (*inputs, *cotangents), stats, grads, scale, tiles, ordered)
-    if ordered:
-        _backward_queries(call, (*inputs, *cotangents), stats, grads, scale, tiles["backward_query"])
+    tensors = (*inputs, *cotangents)
+    summed = False
+    if "backward_pairs" in tiles:
+        summed = call.sizes[0] >= pipelines.SUMS_FROM and not torch.are_deterministic_algorithms_enabled()
+        _backward_pairs(call, tensors, stats, grads, scale, tiles["backward_pairs"], summed)
+    else:
+        _backward_keys(call, tensors, stats, grads, scale, tiles["backward_key"], "backward_value" not in tiles)
+    if "backward_value" in tiles:
+        _backward_values(call, tensors, stats, grads, scale, tiles["backward_value"])
+    if not summed:
+        _backward_queries(call, tensors, stats, grads, scale, tiles["backward_query"])
     return tuple(grads)
 
 
-def _backward_keys(
-    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float,
-    tiles: Families, ordered: bool,
+def _backward_pairs(
+    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
+    summed: bool,
 ) -> None:  # fmt: skip
-    """Writes d_k, d_v, d_k_t, d_v_t and, unless `ordered`, d_q and d_q_t."""
+    """Writes d_k, d_k_t and, if `summed`, d_q and d_q_t."""
     q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
-    d_q, d_k, d_v, d_q_t, d_k_t, d_v_t = grads
-    values, programs = tiles.get("backward_value"), call.programs * call.kv_heads * -(-call.sizes[1] // OWN)
-    outs = (d_k, d_v, d_k_t, d_v_t) if values is None else (d_k, None, d_k_t, None)
-    tile = tiles["backward_key" if ordered else "backward_key_sums"]
+    d_q, d_k, _, d_q_t, d_k_t, _ = grads
+    assert q is not None and q_t is not None and d_o is not None and d_o_t is not None
+    assert d_q is not None and d_q_t is not None
+    # Two tensors in a tile are copied in pieces of 64 columns.
+    streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o)]
+    own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, d_k, d_k_t)
     count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
-    sums = [None if ordered or x is None else stats.new_zeros(count, call.width, tile.rows) for x in (q, q_t)]
-    own, streamed = _described(call, HALF, k, v, k_t, v_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *_described(call, HALF, *outs), *sums)
-    flags = {"JVP": d_o_t is not None, "VALUES": values is None, "QUERIES": not ordered, "HELD": tile.held}
+    sums = [stats.new_zeros(count, call.width * tile.rows) for _ in range(2)] if summed else []
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *(sums or (None, None)))
+    flags = {"QUERIES": summed, "STAGES": tile.stages}
     call.launch_pipeline(
-        backward_key_kernel, "backward_key", programs, args, scale, launch_pdl=True, STAGES=tile.stages, **flags
+        backward_pairs_kernel, "backward_pairs", _key_programs(call), args, scale, launch_pdl=True, **flags
     )
-    if values is not None:
-        own, streamed = _described(call, HALF, k, k_t), _described(call, values.rows, q, d_o, q_t, d_o_t)
-        args = (*own, *streamed, statistics_descriptor(stats, values.rows), *_described(call, HALF, d_v, d_v_t))
-        call.launch_pipeline(
-            backward_value_kernel, "backward_value", programs, args, scale, launch_pdl=True, STAGES=values.stages
-        )
-    if sums[0] is not None:
-        assert d_q is not None
+    if summed:
         launch_query_sums(call, sums[0], sums[1], d_q, d_q_t, scale)
+
+
+def _backward_keys(
+    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
+    values: bool,
+) -> None:  # fmt: skip
+    """Writes d_k, d_k_t and, with `values`, d_v, d_v_t."""
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
+    _, d_k, d_v, _, d_k_t, d_v_t = grads
+    own, streamed = _described(call, HALF, k, v, k_t, v_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
+    outs = _described(call, HALF, *((d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)))
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs)
+    flags = {"JVP": d_o_t is not None, "VALUES": values, "STAGES": tile.stages, "HELD": tile.held}
+    call.launch_pipeline(
+        backward_key_kernel, "backward_key", _key_programs(call), args, scale, launch_pdl=True, **flags
+    )
+
+
+def _backward_values(
+    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline
+) -> None:
+    """Writes d_v and d_v_t."""
+    q, k, _, q_t, k_t, _, d_o, d_o_t = inputs
+    own, streamed = _described(call, HALF, k, k_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *_described(call, HALF, grads[2], grads[5]))
+    flags = {"STAGES": tile.stages}
+    call.launch_pipeline(
+        backward_value_kernel, "backward_value", _key_programs(call), args, scale, launch_pdl=True, **flags
+    )
 
 
 def _backward_queries(
@@ -135,5 +166,14 @@ def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def _whole(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
+    """One descriptor of each tensor, of all of its columns."""
+    return tuple([None if x is None else rows_descriptors(x, rows, (call.width,))[0] for x in tensors])
+
+
 def _query_programs(call: Call) -> int:
     return call.programs * call.sizes[2] * -(-call.sizes[0] // OWN)
+
+
+def _key_programs(call: Call) -> int:
+    return call.programs * call.kv_heads * -(-call.sizes[1] // OWN)

@@ -144,6 +144,24 @@ def statistic(tile, which: gl.constexpr, LAYOUT: gl.constexpr):
     return tile.slice(which, 1, 0).load(LAYOUT)
 
 
+@gluon.constexpr_function
+def bytes_of(tensors, CHUNKS):
+    """Of a tile of each of the tensors, whose chunks lie side by side."""
+    return len(tensors) // CHUNKS * sum([x.block_type.nbytes for x in tensors[:CHUNKS]])
+
+
+@gluon.jit
+def load_own(own, own_tiles, own_full, place, CHUNKS: gl.constexpr):
+    """Copies the own rows."""
+    batch, own_head, row0 = place
+    WIDTH: gl.constexpr = own[0].block_shape[3]
+    mbarrier.expect(own_full.index(0), 2 * bytes_of(own, CHUNKS))
+    for i in gl.static_range(len(own)):
+        for half in gl.static_range(2):
+            rows = own_tiles[i].index(half)
+            load_tile(own[i], [batch, own_head, row0 + half * HALF, i % CHUNKS * WIDTH], own_full.index(0), rows)
+
+
 @gluon.jit
 def produce(
     own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, CHUNKS: gl.constexpr, STAGES: gl.constexpr
@@ -153,19 +171,12 @@ def produce(
     `stats`, if it is given, are the statistics of the streamed rows, [batch * heads * 4, rows].
     """
     own_full, full, empty = bars
-    batch, own_head, row0 = place
+    batch = place[0]
     other_head, heads_shared, first, last, heads = walk
-    REST: gl.constexpr = CHUNKS - 1  # chunks after the first one, of which there is one at most
     WIDTH: gl.constexpr = streamed[0].block_shape[3]
     ROWS: gl.constexpr = streamed[0].block_shape[2]
-    ROW_BYTES: gl.constexpr = (streamed[0].block_type.nbytes + streamed[REST].block_type.nbytes * REST) // ROWS
-    OWN_BYTES: gl.constexpr = len(own) // CHUNKS * 2 * HALF * ROW_BYTES
-    BYTES: gl.constexpr = len(streamed) // CHUNKS * ROWS * ROW_BYTES + len(stats) * STATISTICS * ROWS * 4
-    mbarrier.expect(own_full.index(0), OWN_BYTES)
-    for i in gl.static_range(len(own)):
-        for half in gl.static_range(2):
-            rows = own_tiles[i].index(half)
-            load_tile(own[i], [batch, own_head, row0 + half * HALF, i % CHUNKS * WIDTH], own_full.index(0), rows)
+    BYTES: gl.constexpr = bytes_of(streamed, CHUNKS) + len(stats) * STATISTICS * ROWS * 4
+    load_own(own, own_tiles, own_full, place, CHUNKS)
     at = 0
     for member in range(heads_shared):
         for tile in range(first, last):

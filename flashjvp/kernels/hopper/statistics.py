@@ -51,31 +51,36 @@ def launch_statistics(call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: May
     return packed
 
 
+@triton.jit
+def load_sums(sums, ROWS: tl.constexpr):
+    """[ROWS, 128] from sums as backward_pairs.py adds them: of two consumers 64 columns each, in the order in which the
+    threads of a warpgroup hold an accumulator of the transposed sums."""
+    value = tl.load(sums + tl.arange(0, 128 * ROWS)).reshape((2, ROWS // 8, 4, 8, 4, 2, 2))
+    return value.permute((1, 4, 6, 0, 2, 5, 3)).reshape((ROWS, 128))
+
+
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def query_sums_kernel(
     sums, sums_t, d_q, d_q_t, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: d_q and d_q_t of a tile of rows of one head, from their sums, transposed, over scale."""
+    """One program: d_q and d_q_t of a tile of rows of one head, from their sums over scale."""
     ROWS: tl.constexpr = TILE[0]
-    D: tl.constexpr = K_COLUMNS[1]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
     head = (pid // tiles) % heads
     batch = pid // tiles // heads
     m0 = (pid % tiles) * ROWS
-    first = (pid.to(tl.int64) * D) * ROWS
-    offsets = tl.arange(0, D)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-    value = tl.trans(tl.load(sums + first + offsets)) * scale
+    first = pid.to(tl.int64) * (128 * ROWS)
+    value = load_sums(sums + first, ROWS) * scale
     store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), (value,), m0, M, K_COLUMNS, REGULAR)
-    if sums_t is not None:
-        value_t = tl.trans(tl.load(sums_t + first + offsets)) * scale
-        store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), (value_t,), m0, M, K_COLUMNS, REGULAR)
+    value_t = load_sums(sums_t + first, ROWS) * scale
+    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), (value_t,), m0, M, K_COLUMNS, REGULAR)
 
 
-def launch_query_sums(call: Call, sums: Tensor, sums_t: Maybe, d_q: Tensor, d_q_t: Maybe, scale: float) -> None:
-    """Writes d_q and d_q_t."""
+def launch_query_sums(call: Call, sums: Tensor, sums_t: Tensor, d_q: Tensor, d_q_t: Tensor, scale: float) -> None:
+    """Writes d_q and d_q_t from sums [tiles, 128 * rows]."""
     args = (sums, sums_t, *call.operands(d_q, d_q_t))
-    tile = Tile(sums.shape[-1], 0, 4, 1)
+    tile = Tile(sums.shape[-1] // 128, 0, 4, 1)
     call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)
