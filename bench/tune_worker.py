@@ -133,11 +133,12 @@ def only(candidate: Candidate) -> Iterator[None]:
 
 @contextmanager
 def tile_in_use(candidate: Candidate) -> Iterator[None]:
-    """The tables hold the candidate's tile for its family, whatever the head dim."""
+    """The tables hold the candidate's tile for its family, whatever the head dim, and no pipelines stand before them."""
     entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
     recordings.forget()
     try:
-        with patch.dict(entries, dict.fromkeys(entries, candidate.tile)):
+        tables = patch.object(schedule, "pipelines", lambda device, kind, width: {})
+        with tables, patch.dict(entries, dict.fromkeys(entries, candidate.tile)):
             yield
     finally:
         recordings.forget()

@@ -35,7 +35,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 META = torch.device("meta")
-BATCH, HEADS, ROWS = 2, 24, 2000
+BATCH, HEADS, ROWS = 2, 24, 3000
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 Code = list[tuple[str, str]]
 SASS_BRANCH = r"\bBRA\S* .*?(0x[0-9a-f]+)"
@@ -152,14 +152,17 @@ def of_sass(text: str) -> dict[str, Any]:
     assert usage is not None, text[:500]
     lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text, re.MULTILINE)
     code = [(f"0x{int(address, 16):x}", instruction) for address, instruction in lines]
-    spills, share = in_loops(code, SASS_BRANCH, r"\b(?:LDL|STL)\b")
+    ends = [place for place, (_, instruction) in enumerate(code) if re.search(r"\bEXIT\b", instruction)]
+    loops = code[: ends[-1] + 1] if ends else code  # behind the last end, waits that are seldom entered jump back
+    # Warp-specialised kernels have loops that only wait or copy.
+    spills, share = in_loops(loops, SASS_BRANCH, r"\b(?:LDL|STL)\b", r"\bHGMMA\b" if "USETMAXREG" in text else "")
     return {
         "registers": int(usage[1]),
         "spill_bytes": int(usage[2]),
         "loop_spills": spills,
         "loop_spill_share": share,
         "tensor_core": count(code, r"\b(?:HGMMA|HMMA|QGMMA|UTC[A-Z]*MMA)\b"),
-        "failure": "a loop overwrites an operand that it is to keep in registers" if overwritten(code) else "",
+        "failure": "a loop overwrites an operand that it is to keep in registers" if overwritten(loops) else "",
     }
 
 
@@ -221,9 +224,9 @@ def of_amdgcn(text: str) -> dict[str, Any]:
     }
 
 
-def in_loops(code: Code, branch: str, spill: str) -> tuple[int, float]:
-    """Instructions of innermost loops that match `spill`, and their largest share of such a loop."""
-    inner = innermost_loops(code, branch)
+def in_loops(code: Code, branch: str, spill: str, essential: str = "") -> tuple[int, float]:
+    """Instructions that match `spill`, in innermost loops that have one like `essential`, and their largest share."""
+    inner = [loop for loop in innermost_loops(code, branch) if count(code[loop[0] : loop[1] + 1], essential)]
     counts = [(count(code[first : last + 1], spill), last + 1 - first) for first, last in inner]
     return sum(spills for spills, _ in counts), max((spills / size for spills, size in counts), default=0.0)
 

@@ -248,8 +248,9 @@ _OF_WIRING = [
     ),
     Fault(
         "d_k and d_v exchanged", "wiring", AUTOGRAD,
-        "grads = BACKWARD(d_o, *ctx.saved_tensors, *ctx.options, wanted)",
-        "d_q, d_v, d_k = BACKWARD(d_o, *ctx.saved_tensors, *ctx.options, wanted)\n        grads = (d_q, d_k, d_v)",
+        "grads = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)",
+        "d_q, d_v, d_k = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)\n"
+        "        grads = (d_q, d_k, d_v)",
         "plain",
     ),
     Fault(
@@ -276,7 +277,7 @@ _OF_WIRING = [
     ),
     Fault(
         "cotangent of o_t dropped", "wiring", AUTOGRAD,
-        "BACKWARD_JVP(d_o, d_o_t, *ctx", "BACKWARD_JVP(d_o, None, *ctx",
+        "BACKWARD_JVP, (d_o, d_o_t, *ctx", "BACKWARD_JVP, (d_o, None, *ctx",
     ),
     Fault(
         "recorded backward gives tangents first", "wiring", AUTOGRAD,

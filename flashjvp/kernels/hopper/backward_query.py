@@ -26,23 +26,12 @@ from .ring import (
     of_queries,
     own_rows,
     produce,
+    seen,
     streamed_rows,
     tiles_for,
     whole_tiles,
     write,
 )
-
-
-@gluon.jit
-def _allowed(p, row0, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
-    """P where there is a key, a column of the tile, that the query may see; 0 elsewhere."""
-    KEYS: gl.constexpr = p.shape[1]
-    key = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
-    p = gl.where(key < N, p, 0.0)
-    if CAUSAL:
-        query = row0 + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
-        p = gl.where(key <= query, p, 0.0)
-    return p
 
 
 @gluon.jit
@@ -66,7 +55,7 @@ def _plain_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL: 
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
-        p = _allowed(p, row0, tile, N, TILE, CAUSAL)
+        p = gl.where(seen(row0, tile, N, KEYS, TILE, CAUSAL), p, 0.0)
     keep_above(passed)
     b = warpgroup_mma_wait(0, deps=[b])
     ds = left_operands((p * (b - delta)).to(k[0].dtype), k)
@@ -91,7 +80,7 @@ def _tangent_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
-        p = _allowed(p, row0, tile, N, TILE, CAUSAL)
+        p = gl.where(seen(row0, tile, N, KEYS, TILE, CAUSAL), p, 0.0)
     keep_above(passed)
     a = warpgroup_mma_wait(2 * CHUNKS, deps=[a])
     centred = a - row_a

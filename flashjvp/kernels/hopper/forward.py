@@ -21,23 +21,12 @@ from .ring import (
     of_queries,
     own_rows,
     produce,
+    seen,
     streamed_rows,
     tiles_for,
     whole_tiles,
     write,
 )
-
-
-@gluon.jit
-def _allowed(s, row0, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
-    """The scores with -inf where there is no key, a column of the tile, or the query may not see it."""
-    KEYS: gl.constexpr = s.shape[1]
-    key = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
-    s = gl.where(key < N, s, float("-inf"))
-    if CAUSAL:
-        query = row0 + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))[:, None]
-        s = gl.where(key <= query, s, float("-inf"))
-    return s
 
 
 @gluon.jit
@@ -49,7 +38,7 @@ def _softmax(s, m, l, scale, row0, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.con
     """
     scale2 = scale * 1.4426950408889634
     if MASKED:
-        s = _allowed(s, row0, tile, N, LAYOUT, CAUSAL)
+        s = gl.where(seen(row0, tile, N, s.shape[1], LAYOUT, CAUSAL), s, float("-inf"))
     m_new = gl.maximum(m, gl.max(s, 1))
     alpha = gl.exp2((m - m_new) * scale2)
     p = gl.exp2((s - m_new[:, None]) * scale2)

@@ -73,6 +73,18 @@ def whole_tiles(row, N, last, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
+def seen(row, tile, N, KEYS: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+    """Which of a tile's keys, its columns, there are and the queries from `row` on, its rows, may see."""
+    limit = N - tile * KEYS  # columns from here on are masked
+    key = gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
+    if CAUSAL:
+        query = row - tile * KEYS + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))
+        return key < gl.minimum(query + 1, limit)[:, None]
+    else:
+        return key < limit
+
+
+@gluon.jit
 def of_keys(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr):
     """Of a program that owns keys: (batch, key head, first row), and its walk over the queries of all its heads."""
     blocks = gl.cdiv(N, 2 * HALF)
