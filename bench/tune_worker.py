@@ -133,7 +133,7 @@ def only(candidate: Candidate) -> Iterator[None]:
 
 @contextmanager
 def tile_in_use(candidate: Candidate) -> Iterator[None]:
-    """The tables hold the candidate's tile for its family, whatever the head dim, and no pipelines stand before them."""
+    """The tables hold the candidate's tile for its family, whatever the head dim; no pipelines stand before them."""
     entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
     recordings.forget()
     try:

@@ -339,7 +339,7 @@ def _modules() -> dict[str, ModuleType]:
         where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
         minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)), maximum=torch.maximum,
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), log2=torch.log2,
-        convert_layout=lambda value, layout: value, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
+        convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
         NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int64=torch.int64,
