@@ -137,7 +137,7 @@ def tile_in_use(candidate: Candidate) -> Iterator[None]:
     entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
     recordings.forget()
     try:
-        tables = patch.object(schedule, "pipelines", lambda device, kind, width: {})
+        tables: Any = patch.object(schedule, "pipelines", lambda device, kind, width: {})
         with tables, patch.dict(entries, dict.fromkeys(entries, candidate.tile)):
             yield
     finally:
