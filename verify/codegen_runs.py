@@ -35,7 +35,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 META = torch.device("meta")
-BATCH, HEADS, ROWS = 2, 24, 3000
+BATCH, HEADS, ROWS = 2, 24, 4000
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 Code = list[tuple[str, str]]
 SASS_BRANCH = r"\bBRA\S* .*?(0x[0-9a-f]+)"
