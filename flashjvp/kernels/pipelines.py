@@ -3,6 +3,9 @@ with or without tangents, and family.
 
 Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_pairs` stands in for
 `backward_key` and, from SUMS_FROM rows of queries on, `backward_query`.
+
+The kernels are in use with TRITON_VERSIONS alone, with which they have been verified and timed on a GPU: another one
+brings another ptxas (with that of 3.9 up to a fifth of a loop's instructions touches spilled registers).
 """
 
 from typing import NamedTuple
@@ -18,6 +21,7 @@ class Pipeline(NamedTuple):
 
 Families = dict[str, Pipeline]
 SUMS_FROM = 2048
+TRITON_VERSIONS = ("3.6.",)
 
 # architecture -> padded head dim -> "tangents" or "plain" -> family -> tile
 PIPELINES: dict[str, dict[int, dict[str, Families]]] = {

@@ -8,8 +8,9 @@ without them: there a thread holds rows of both factors, so tiles are small (mat
 from typing import NamedTuple
 
 import torch
+import triton
 
-from .pipelines import PIPELINES, Families
+from .pipelines import PIPELINES, TRITON_VERSIONS, Families
 from .tables import TILES
 
 
@@ -36,6 +37,7 @@ TABLES: dict[str, dict[str, Table]] = {
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = {}
 _IEEE_CHUNK = 32
+_IS_VERIFIED_TRITON = triton.__version__.startswith(TRITON_VERSIONS)
 
 
 def architecture(device: torch.device) -> str:
@@ -92,7 +94,7 @@ def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families
 
     The interpreter (CPU tensors) does not run them.
     """
-    if kind != "half" or device.type == "cpu":
+    if kind != "half" or device.type == "cpu" or not _IS_VERIFIED_TRITON:
         return {}
     return PIPELINES.get(architecture(device), {}).get(width, {})
 
