@@ -1,37 +1,7 @@
-"""The planted bugs: each a small textual patch of the library, with the check that must catch it."""
+"""The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
-from dataclasses import dataclass
-from typing import Literal
-
-from .cases import CASES
-
-Stage = Literal[
-    "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
-]  # fmt: skip
-
-CASE_BY_NAME = {case.name: case for case in CASES}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A patch of one file of flashjvp: `old`, which occurs in it exactly once, becomes `new`.
-
-    What must catch it is a check on a case: "float64" (all results against dense attention), or a function of
-    properties.PROPERTIES or wiring.WIRING.
-    """
-
-    name: str
-    stage: Stage
-    file: str
-    old: str
-    new: str
-    case: str = "lengths_80_31"
-    check: str = "float64"
-
-    @property
-    def backend(self) -> Literal["triton", "tiled"]:
-        return "triton" if self.file.startswith("kernels/") else "tiled"
-
+from .fault import Fault
+from .fault_list_gpu import OF_PIPELINES, OF_RECORDINGS
 
 FORWARD, ROWSUMS = "kernels/forward.py", "kernels/rowsums.py"
 QUERY, KEY, TILE = "kernels/backward_query.py", "kernels/backward_key.py", "kernels/backward_tile.py"
@@ -234,13 +204,13 @@ OPERATORS, AUTOGRAD = "operators.py", "autograd.py"
 _OF_WIRING = [
     Fault(
         "tangents dropped silently", "wiring", AUTOGRAD,
-        "if not (q_t is None and k_t is None and v_t is None):", "if False:", check="func.jvp",
+        "if not (q_t is None and k_t is None and v_t is None):", "if False:", check="forward_ad",
     ),
     Fault(
         "tangent of v dropped", "wiring", AUTOGRAD,
         "(q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)",
         "(q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), (_split(v)[0], None)",
-        check="forward-mode",
+        check="forward_ad",
     ),
     Fault(
         "tangent of o without a graph", "wiring", AUTOGRAD,
@@ -307,6 +277,29 @@ _OF_WIRING = [
         "backward inside a dual level silent", "wiring", AUTOGRAD,
         "if ctx.in_dual_level and forward_ad._current_level >= 0:", "if False:", check="second-order",
     ),
+    Fault(
+        "func.jvp with the tangent of v dropped", "wiring", "lowering.py",
+        "tangents = [_tangent(x, level) for x in tensors]",
+        "tangents = [*(_tangent(x, level) for x in tensors[:2]), None]", check="forward-mode",
+    ),
+    Fault(
+        "func.jvp gives o as its own tangent", "wiring", "lowering.py",
+        "_make_dual(o, o_t, level=0)", "_make_dual(o, o, level=0)", check="func.jvp",
+    ),
+    Fault(
+        "short way with the options of an earlier call", "repeated calls", "shortcuts.py",
+        "return op, *options, q.shape", "return op, q.shape", check="repeated",
+    ),
+    Fault(
+        "short way with the tensors of an earlier call", "repeated calls", "shortcuts.py",
+        "return getattr(module, name)(*tensors, is_causal, real_scale)",
+        "return getattr(module, name)(*given, None, is_causal, real_scale)", "plain", "repeated",
+    ),
+    Fault(
+        "short way with the default scale", "repeated calls", "shortcuts.py",
+        "real_scale = q.shape[-1] ** -0.5 if scale is None else scale", "real_scale = q.shape[-1] ** -0.5",
+        check="repeated",
+    ),
     Fault("vmap over the wrong dim", "wiring", OPERATORS, "x.movedim(dim, 0)", "x", "square", "func.vmap"),
     Fault(
         "default scale from the width of v", "wiring", OPERATORS,
@@ -319,4 +312,4 @@ _OF_WIRING = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *_OF_TILED, *_OF_WIRING)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING)

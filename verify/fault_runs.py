@@ -17,7 +17,7 @@ import torch._dynamo
 import triton  # noqa: F401
 
 from .cases import make_inputs
-from .fault_list import CASE_BY_NAME
+from .fault import CASE_BY_NAME, EMULATED_CHECKS
 
 CONTEXT = get_context("fork")
 Job = dict[str, Any]
@@ -31,25 +31,19 @@ def findings(folder: str, backend: Any, check: str, case: str, seed: int) -> lis
     sys.path.insert(0, folder)
     import flashjvp
 
-    from . import tolerance
-    from .oracles import Subject, dense64, dense_same_type
+    from .emulated import EMULATED, against_float64
+    from .oracles import Subject
     from .properties import PROPERTIES
     from .wiring import WIRING
 
     assert flashjvp.__file__.startswith(folder), f"{flashjvp.__file__} is not the copy in {folder}"
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
-    device = "cuda" if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
-    inputs, subject = make_inputs(CASE_BY_NAME[case], torch.float32, device, seed), Subject(backend)
-    if check != "float64":
-        return [vars(identity) for identity in (PROPERTIES | WIRING)[check](inputs, subject)]
-    exact = dense64(inputs)
-    budgets = tolerance.budget(inputs, exact, dense_same_type(inputs))
-    return [
-        {"quantity": row.tensor, "error": error, "budget": budget, "ok": row.ok}
-        for row in tolerance.check(subject.results(inputs), exact, budgets)
-        for error, budget in ((row.frobenius, row.frobenius_budget), (row.worst_row, row.worst_row_budget))
-    ]
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" or check in EMULATED_CHECKS
+    device = "cuda" if backend == "triton" and not interpreted else "cpu"
+    checks = PROPERTIES | WIRING | EMULATED | {"float64": against_float64}
+    inputs = make_inputs(CASE_BY_NAME[case], torch.float32, device, seed)
+    return [vars(identity) for identity in checks[check](inputs, Subject(backend))]
 
 
 def _child(job: Job, answer: Connection) -> None:

@@ -2,7 +2,8 @@
 
 A verification that cannot fail proves nothing. Each fault of fault_list.py is patched into a copy of the package in a
 temporary folder, and its check runs on the copy in a process of its own (fault_runs.py), with NaN in fresh memory: on
-the GPU if there is one, else in Triton's interpreter. A fault counts as caught when its check runs to the end and a
+the GPU if there is one, else in Triton's interpreter; the warp-specialised kernels and recorded calls in an emulator on
+the CPU (emulated.py) everywhere. A fault counts as caught when its check runs to the end and a
 result misses its budget: a crash would not show that the check sees the fault. A copy without a fault must pass all the
 same checks.
 """
@@ -29,7 +30,8 @@ from rich.table import Table
 
 from reports.schema import write_rows
 
-from .fault_list import FAULTS, Fault
+from .fault import EMULATED_CHECKS, Fault
+from .fault_list import FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_FAULT = ""
@@ -79,13 +81,19 @@ def run(plan: Sequence[tuple[Fault, bool]], seed: int = 0) -> Iterator[Verdict]:
                 apply(fault, copy / "flashjvp")
             check = {"backend": fault.backend, "check": fault.check, "case": fault.case, "seed": seed}
             jobs.append({"folder": str(copy), **check})
-        for answer in _answers(jobs):
-            fault, planted = plan[answer["place"]]
-            yield _verdict(fault, planted, answer)
+        for emulated in (False, True):
+            here = [place for place, job in enumerate(jobs) if (job["check"] in EMULATED_CHECKS) == emulated]
+            for answer in _answers([jobs[place] for place in here], on_gpu=not emulated and torch.cuda.is_available()):
+                fault, planted = plan[here[answer["place"]]]
+                yield _verdict(fault, planted, answer)
 
 
-def _answers(jobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    environment = {**os.environ, "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
+def _answers(jobs: list[dict[str, Any]], on_gpu: bool) -> Iterator[dict[str, Any]]:
+    if not jobs:
+        return
+    environment = {**os.environ, "TRITON_INTERPRET": "0" if on_gpu else "1"}
+    if not on_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     # numpy, which interprets the kernels, warns of every planted NaN
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "verify.fault_runs"]
     pipe = subprocess.PIPE

@@ -6,16 +6,17 @@ Each function takes the inputs of a call and a subject and returns an Identity f
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from flashjvp import SecondOrderError
+from flashjvp import SecondOrderError, guards
 
 from . import tolerance
-from .cases import Inputs
+from .cases import Inputs, place
 from .oracles import NAMES, Attention, Results, Subject
 from .properties import Property
 from .tolerance import Identity
@@ -76,6 +77,35 @@ def stateless(inputs: Inputs, subject: Subject) -> list[Identity]:
     return tolerance.same_bits(subject.results(inputs), first)
 
 
+def repeated(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Calls like earlier ones, which may take shorter ways, give the bits of calls that are as the first.
+
+    Between the repetitions come calls of the same shapes with other numbers, strides, alignment and options.
+    """
+    calls = {
+        "the same": inputs,
+        "other numbers": inputs.map(lambda x: x.flip(-2)),
+        "other strides": inputs.map(lambda x: place(x, "sequence_major") if x.ndim > 2 else x),
+        "other alignment": inputs.map(_off_by_one),
+        "another scale": replace(inputs, scale=2 * inputs.c),
+        "another causality": replace(inputs, is_causal=not inputs.is_causal),
+    }
+
+    def give(call: Inputs) -> tuple[Results, Tensor]:
+        return subject.results(call), subject.attention(call)(call.q, call.k, call.v)
+
+    with patch.object(guards, "_guards", None):  # nothing is remembered
+        first = {name: give(call) for name, call in calls.items()}
+    found = []
+    for _ in range(2):  # the first of which is remembered
+        again = {name: give(call) for name, call in calls.items()}
+        for name, (results, o) in again.items():
+            identities = tolerance.same_bits(results, first[name][0])
+            found += [replace(identity, quantity=f"{identity.quantity}, {name}") for identity in identities]
+            found.append(Identity(f"o without a graph, {name}", None, None, torch.equal(o, first[name][1])))
+    return found
+
+
 def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Every derivative beyond one JVP and one backward pass raises SecondOrderError."""
     f, q, q_t = subject.attention(inputs), inputs.q, torch.ones_like(inputs.q)
@@ -118,6 +148,7 @@ WIRING: dict[str, Property] = {
     "outer-level": outer_level,
     "func.vmap": mapped,
     "stateless": stateless,
+    "repeated": repeated,
     "second-order": second_order,
 }
 
@@ -140,6 +171,11 @@ def _operands(inputs: Inputs) -> list[Any]:
 
 def _leaves(inputs: Inputs) -> list[Any]:
     return [x if x is None else x.detach().requires_grad_() for x in _operands(inputs)]
+
+
+def _off_by_one(x: Tensor) -> Tensor:
+    """A copy that starts one element after an aligned address."""
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
 def _placed(xs: Sequence[Any], at: Sequence[int], into: Sequence[Any]) -> list[Any]:

@@ -8,7 +8,9 @@ import pytest
 
 import flashjvp
 from verify import faults
-from verify.fault_list import CASE_BY_NAME, FAULTS, Fault
+from verify.emulated import EMULATED
+from verify.fault import CASE_BY_NAME, EMULATED_CHECKS, Fault
+from verify.fault_list import FAULTS
 from verify.properties import PROPERTIES
 from verify.wiring import WIRING
 
@@ -29,11 +31,13 @@ def test_every_fault_is_caught_and_the_unpatched_copy_is_not(tmp_path: Path) -> 
 def test_the_list_covers_every_part() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
     assert {fault.case for fault in FAULTS} <= CASE_BY_NAME.keys()
-    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *WIRING}
-    assert {fault.check for fault in FAULTS} >= WIRING.keys()
-    tiles = {"kernels/pipelines.py", "kernels/schedule.py", "kernels/tables.py"}
-    kernels = {f"kernels/{path.name}" for path in (PACKAGE / "kernels").glob("*.py")} - tiles
-    assert {fault.file for fault in FAULTS} >= kernels | {"tiled.py", "autograd.py", "operators.py"}
+    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *WIRING, *EMULATED}
+    assert {fault.check for fault in FAULTS} >= WIRING.keys() | EMULATED.keys()
+    assert set(EMULATED_CHECKS) == EMULATED.keys()
+    tiles = {"kernels/pipelines.py", "kernels/schedule.py", "kernels/tables.py", "kernels/hopper/__init__.py"}
+    kernels = {str(path.relative_to(PACKAGE)) for path in (PACKAGE / "kernels").rglob("*.py")} - tiles
+    others = {"tiled.py", "autograd.py", "operators.py", "lowering.py", "shortcuts.py", "guards.py"}
+    assert {fault.file for fault in FAULTS} >= kernels | others
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))

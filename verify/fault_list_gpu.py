@@ -1,0 +1,170 @@
+"""The planted bugs of what runs on GPUs alone: warp-specialised kernels, recordings and direct launches."""
+
+from .fault import Fault
+
+HOPPER = "kernels/hopper/"
+FORWARD, QUERY, KEY = HOPPER + "forward.py", HOPPER + "backward_query.py", HOPPER + "backward_key.py"
+VALUE, PAIRS, STATISTICS = HOPPER + "backward_value.py", HOPPER + "backward_pairs.py", HOPPER + "statistics.py"
+RING, CHUNKS, LAUNCH = HOPPER + "ring.py", HOPPER + "chunks.py", HOPPER + "launch.py"
+RECORDINGS, DIRECT = "kernels/recordings.py", "kernels/direct.py"
+
+
+def _pipeline(name: str, file: str, old: str, new: str, case: str = "hopper_64", check: str = "emulated") -> Fault:
+    return Fault(f"pipelines: {name}", "pipelines", file, old, new, case, check)
+
+
+def _repeated(name: str, file: str, old: str, new: str, case: str = "hopper_heads") -> Fault:
+    return Fault(name, "repeated calls", file, old, new, case, "played")
+
+
+OF_PIPELINES = [
+    # Forward and JVP
+    _pipeline("lse in the wrong base", FORWARD, "gl.log2(norm) * 0.6931471805599453", "gl.log2(norm)"),
+    _pipeline("alpha dropped from l", FORWARD, "l * alpha + mass", "l + mass"),
+    _pipeline("mu not subtracted", FORWARD, "(s_t * scale - c[:, None])", "(s_t * scale)"),
+    _pipeline(
+        "o_t centred on a stale mean", FORWARD,
+        "moved = times(acc_o, step)", "moved = times(acc_o, 0.0 * step)", "hopper_72",
+    ),
+    _pipeline("scale missing from the mean", FORWARD, "(gl.sum(p * s_t, 1) * scale", "(gl.sum(p * s_t, 1)"),
+    _pipeline(
+        "tangent of v ignored", FORWARD,
+        "acc_o_t = add_product(minus(acc_o_t, moved), weights, v_t)", "acc_o_t = minus(acc_o_t, moved)",
+    ),
+    _pipeline(
+        "S_t without q k_t", FORWARD, "s_t = add_scores(s_t, q, k_t)", "s_t = add_scores(s_t, q_t, k_t)", "hopper_128",
+    ),
+    _pipeline(
+        "a wait for products one too short", FORWARD,
+        "s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])\n",
+        "warpgroup_mma_wait(CHUNKS, deps=[s_t])\n    s_t = zero if s_t.result is None else s_t.result\n", "hopper_64",
+    ),
+    # Query-side backward
+    _pipeline("mu dropped", QUERY, "(s_t * scale - mu) * centred", "(s_t * scale) * centred"),
+    _pipeline("delta dropped", QUERY, "centred - delta", "centred", "hopper_72"),
+    _pipeline("G and T swapped", QUERY, "q, G, q_t, T = own", "q, T, q_t, G = own"),
+    _pipeline("scale missing from d_q", QUERY, "scaled(accs, scale)", "accs", "hopper_64_plain"),
+    # Key-side backward
+    _pipeline("row_a dropped", KEY, "centred = a - row_a", "centred = a"),
+    _pipeline("delta dropped without tangents", KEY, "(p * (b - delta))", "(p * b)", "hopper_128_plain"),
+    _pipeline("d_k from q for q_t", KEY, "add_product(acc_k, weights_t, q_t)", "add_product(acc_k, weights_t, q)"),
+    _pipeline("gradient without T v_t.T", KEY, "b = add_scores(b, v_t, T)", "pass", "hopper_72"),
+    _pipeline("scale missing from d_k", KEY, "else accs[i] * scale", "else accs[i]"),
+    _pipeline("causal off by one in the backward", KEY, "key <= query", "key < query", "hopper_64_causal"),
+    _pipeline("scale missing from S_t of d_v", VALUE, "s_t * scale - mu", "s_t - mu", "hopper_72"),
+    _pipeline("G and T swapped in d_v", VALUE, "q, G, q_t, T = streamed", "q, T, q_t, G = streamed", "hopper_128"),
+    # Key and query gradients in one kernel
+    _pipeline("the tiles of a pair exchanged", PAIRS, "x, y = gl.split(", "y, x = gl.split(", "hopper_128"),
+    _pipeline(
+        "q_t and q exchanged in a pair", PAIRS,
+        "return pair.slice(0, ROWS, 0), pair.slice(ROWS, ROWS, 0)",
+        "return pair.slice(ROWS, ROWS, 0), pair.slice(0, ROWS, 0)", "hopper_128",
+    ),
+    _pipeline(
+        "d_q without dS_t k_t", PAIRS, "_add_query_sum(sums[0], total + rest,", "_add_query_sum(sums[0], total,",
+        "hopper_128", "emulated-sums",
+    ),
+    _pipeline(
+        "sums of the first tile of queries for all", PAIRS, "other_head + member) * last + tile",
+        "other_head + member) * last + first", "hopper_128", "emulated-sums",
+    ),
+    _pipeline(
+        "dS of one consumer for both", PAIRS, "at % SLOTS * 2 + half +", "at % SLOTS * 2 + who +",
+        "hopper_128", "emulated-sums",
+    ),
+    # Row statistics and sums of query gradients
+    _pipeline("lse of the backward in the wrong base", STATISTICS, "lse_rows * 1.4426950408889634", "lse_rows"),
+    _pipeline("delta without T * O_t", STATISTICS, "delta += row_dot(T, o_t_rows)", "pass"),
+    _pipeline(
+        "stale statistic: mu of the previous row", STATISTICS,
+        "tl.load(mu + number * M + rows,", "tl.load(mu + number * M + tl.maximum(rows - 1, 0),",
+    ),
+    _pipeline(
+        "sums of d_q written as d_q_t", STATISTICS, "load_sums(sums_t + first,", "load_sums(sums + first,",
+        "hopper_128", "emulated-sums",
+    ),
+    # Walks, the ring, column chunks and launches
+    _pipeline("edge of the keys unmasked", RING, "limit = N - tile * KEYS", "limit = KEYS"),
+    _pipeline(
+        "causal off by one", RING,
+        "gl.minimum(query + 1, limit)", "gl.minimum(query + 2, limit)", "hopper_64_causal",
+    ),
+    _pipeline(
+        "GQA head mapped wrongly", RING,
+        "(head // group, 1, 0, last, heads)", "(head % (heads // group), 1, 0, last, heads)", "hopper_64_gqa",
+    ),
+    _pipeline("group ends after its first head", RING, "(head * group, group,", "(head * group, 1,", "hopper_64_gqa"),
+    _pipeline(
+        "statistics of the wrong head", RING,
+        "number = batch * heads + other_head + member", "number = batch * heads + other_head", "hopper_64_gqa",
+    ),
+    _pipeline(
+        "second column chunk read at a wrong column", RING,
+        "i % CHUNKS * WIDTH], bar, ring", "i % CHUNKS * WIDTH // 2], bar, ring", "hopper_72",
+    ),
+    _pipeline(
+        "second column chunk written at a wrong column", RING,
+        "i % CHUNKS * WIDTH], tile)", "i % CHUNKS * WIDTH // 2], tile)", "hopper_72",
+    ),
+    _pipeline(
+        "tile freed before it is read", RING,
+        "mbarrier.wait(empty.index(stage),", "mbarrier.wait(full.index(stage),", "hopper_64_long",
+    ),
+    _pipeline(
+        "first column chunk left out of the scores", CHUNKS,
+        "use_acc=USE_ACC or i > 0", "use_acc=USE_ACC", "hopper_72",
+    ),
+    _pipeline(
+        "every tensor taken for contiguous", HOPPER + "descriptors.py",
+        "    shape, strides = list(x.shape), list(x.stride())\n",
+        "    shape, strides = list(x.shape), list(x.contiguous().stride())\n", "hopper_sequence_major",
+    ),
+    _pipeline(
+        "last keys without a program", LAUNCH,
+        "call.kv_heads * -(-call.sizes[1] // OWN)", "call.kv_heads * max(1, call.sizes[1] // OWN)",
+    ),
+]  # fmt: skip
+
+OF_RECORDINGS = [
+    _repeated(
+        "played with the addresses of an earlier call", RECORDINGS,
+        "addresses = _addresses(tensors)\n        if not",
+        "addresses = vars(self).setdefault('first', _addresses(tensors)).copy()\n        if not",
+    ),
+    _repeated(
+        "first argument taken for the second", RECORDINGS,
+        "Place(position, self._addresses.index(address),", "Place(position, max(self._addresses.index(address), 1),",
+    ),
+    _repeated(
+        "played at any alignment", RECORDINGS,
+        "if not self._launches or not _are_aligned(addresses):", "if not self._launches:",
+    ),
+    _repeated("zeros not written", RECORDINGS, "made.zero_() if zeros else made", "made", "hopper_cotangent_o"),
+    _repeated(
+        "played with the options of an earlier call", RECORDINGS,
+        "function, args[tensors:], first", "function, first",
+    ),
+    _repeated(
+        "results contiguous whatever was recorded", RECORDINGS,
+        "like.new_empty_strided(shape, strides, dtype=dtype)", "like.new_empty(shape, dtype=dtype)",
+    ),
+    _repeated("guard of tensors ignored", "guards.py", "if guard.check(*tensors):", "if guard:"),
+    _repeated(
+        "every head taken for the first", DIRECT,
+        "values[position] = addresses[source] if strides is None else (addresses[source], strides)",
+        "values[position] = addresses[source] if strides is None else (addresses[source], (strides[0], *(3,) * 2))",
+        "short_heads",
+    ),
+    _repeated(
+        "descriptors found by address alone", DIRECT,
+        "_ENCODED.get((address, encoder))", "next((x for (a, _), x in _ENCODED.items() if a == address), None)",
+    ),
+    _repeated(
+        "descriptors found by geometry alone", DIRECT,
+        "_ENCODED.get((address, encoder))", "next((x for (_, e), x in _ENCODED.items() if e is encoder), None)",
+    ),
+    _repeated(
+        "encoders shared by tensors of other strides", DIRECT,
+        "repr((descriptor.shape, descriptor.strides, signature, meta))", "repr((descriptor.shape, signature, meta))",
+    ),
+]  # fmt: skip
