@@ -201,10 +201,10 @@ def backward_key_kernel(
     shared = (outs, own_tiles, ring, stats_ring, bars, place, walk)
     gl.warp_specialize(
         [
+            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
             (_consume, (shared, scale, 0, CHUNKS, STAGES, CAUSAL, VALUES, HELD)),
             (_consume, (shared, scale, 1, CHUNKS, STAGES, CAUSAL, VALUES, HELD)),
-            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4],
+        [240, 240],
     )

@@ -258,10 +258,10 @@ def backward_pairs_kernel(
     outs = (d_k, d_k_t)
     gl.warp_specialize(
         [
+            (_produce, (own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, STAGES)),
             (_consume, (outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk, scale, 0, STAGES, CAUSAL)),
             (_consume, (outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk, scale, 1, STAGES, CAUSAL)),
-            (_produce, (own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, STAGES)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4],
+        [240, 240],
     )

@@ -178,11 +178,11 @@ def backward_query_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
+            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
             (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD)),
             (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD)),
-            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4],
+        [240, 240],
     )
     gdc_wait()  # so that the end of this kernel is the end of those before it, too

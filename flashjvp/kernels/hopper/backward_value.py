@@ -106,11 +106,11 @@ def backward_value_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
+            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
             (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 0, CHUNKS, STAGES, CAUSAL)),
             (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 1, CHUNKS, STAGES, CAUSAL)),
-            (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4],
+        [240, 240],
     )
     gdc_wait()  # so that the end of this kernel is the end of those before it, too

@@ -178,10 +178,10 @@ def forward_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
+            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
             (_consume, (outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL)),
             (_consume, (outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL)),
-            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 4],
+        [240, 240],
     )
