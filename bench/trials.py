@@ -8,38 +8,31 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from flashjvp.kernels import schedule
-from flashjvp.kernels.schedule import Tile
 from reports.schema import DamagedError, VersionError, write_rows
 
-SCHEMA_VERSION = 1
+from .tile_table import Entry, current, entry, space
+
+SCHEMA_VERSION = 2
 STATUSES = ("compiled", "skipped", "ok", "wrong", "oom", "crashed", "timeout", "unsupported", "error")
-# What is tried; the row sums have no key rows and nothing to pipeline.
-ROWS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3)
+SMALL = 6  # stages and held tiles are below, rows are above; of the numbers of warps, 4 and 8, one is
 MARGIN = 0.02  # a tile in the table stays unless another is faster by more than timings differ by chance
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tile tried for a kernel family at one head dim."""
+    """A tile tried for a kernel family at one head dim: the numbers of a schedule.Tile, of a pipelines.Pipeline in the
+    kinds that are tile_table.PIPELINE_KINDS."""
 
     arch: str
     kind: str
     family: str
     head_dim: int
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
+    tile: tuple[int, ...]
 
     @property
-    def tile(self) -> Tile:
-        return Tile(self.block_m, self.block_n, self.warps, self.stages)
-
-    @property
-    def entry(self) -> tuple[str, str, str, int]:
-        """The entry of schedule.TABLES that it may replace: architecture, kind, family, largest padded head dim."""
-        return self.arch, self.kind, self.family, bucket(self.arch, self.kind, self.family, self.head_dim)
+    def entry(self) -> Entry:
+        """The entry of the table that it may replace."""
+        return entry(self.arch, self.kind, self.family, self.head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,49 +71,32 @@ class Trial:
 COLUMNS = tuple(name for x in fields(Trial) for name in x.metadata.get("columns", (x.name,)))
 
 
-def bucket(arch: str, kind: str, family: str, head_dim: int) -> int:
-    """The entry that serves a head dim: the smallest that its padded width fits. KeyError where there is none."""
-    width = sum(schedule.chunk_widths(head_dim, kind))
-    entries = [entry for entry in schedule.TABLES[arch][kind][family] if entry >= width]
-    if not entries:
-        raise KeyError(f"{family} has no tile for head dim {head_dim}")
-    return min(entries)
-
-
-def current(entry: tuple[str, str, str, int]) -> Tile:
-    """The tile in use."""
-    arch, kind, family, width = entry
-    return schedule.TABLES[arch][kind][family][width]
-
-
 def candidates(arch: str, kind: str, families: Sequence[str], head_dims: Sequence[int]) -> list[Candidate]:
     """Every candidate, those near the tile in use first, the families and head dims in turn; the same for each run."""
     found = []
     for family, head_dim in itertools.product(families, head_dims):
         try:
-            entry = (arch, kind, family, bucket(arch, kind, family, head_dim))
+            now = tuple(current(entry(arch, kind, family, head_dim)))
         except KeyError:
             continue
-        tiles = itertools.product(ROWS, *(((0,), WARPS, (1,)) if family == "rowsums" else (ROWS, WARPS, STAGES)))
-        now = current(entry)
-        near = sorted({now, *itertools.starmap(Tile, tiles)}, key=lambda tile: (_distance(tile, now), tile))
-        found += [(i, Candidate(arch, kind, family, head_dim, *tile)) for i, tile in enumerate(near)]
+        near = sorted({now, *space(kind, family)}, key=lambda tile: (_distance(tile, now), tile))
+        found += [(i, Candidate(arch, kind, family, head_dim, tile)) for i, tile in enumerate(near)]
     return [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
 
 
-def winners(trials: Iterable[Trial]) -> dict[tuple[str, str, str, int], Tile]:
+def winners(trials: Iterable[Trial]) -> dict[Entry, tuple[int, ...]]:
     """The tile of each entry that was timed: the fastest over all its head dims, or the one in use if nearly as fast.
 
     A tile counts only if it was timed at every head dim that was tried for the entry. The times of a head dim are taken
     relative to its fastest, and those of several averaged (geometric mean).
     """
-    times: dict[tuple[str, str, str, int], dict[int, dict[Tile, float]]] = {}
+    times: dict[Entry, dict[int, dict[tuple[int, ...], float]]] = {}
     for trial in trials:
         at_dim = times.setdefault(trial.candidate.entry, {}).setdefault(trial.candidate.head_dim, {})
         if trial.status == "ok" and trial.latency_p50_ms is not None:
             at_dim[trial.candidate.tile] = trial.latency_p50_ms
-    found = {}
-    for entry, by_dim in times.items():
+    found: dict[Entry, tuple[int, ...]] = {}
+    for place, by_dim in times.items():
         tiles = sorted(set.intersection(*(set(at_dim) for at_dim in by_dim.values())))
         scores = {
             tile: sum(math.log(at_dim[tile] / min(at_dim.values())) for at_dim in by_dim.values()) / len(by_dim)
@@ -129,8 +105,8 @@ def winners(trials: Iterable[Trial]) -> dict[tuple[str, str, str, int], Tile]:
         if not scores:
             continue
         best = min(scores, key=lambda tile: scores[tile])
-        now = current(entry)
-        found[entry] = now if now in scores and scores[now] - scores[best] < math.log1p(MARGIN) else best
+        now = tuple(current(place))
+        found[place] = now if now in scores and scores[now] - scores[best] < math.log1p(MARGIN) else best
     return found
 
 
@@ -155,6 +131,7 @@ class _Line:
         for x in fields(Trial):
             value = getattr(trial, x.name)
             vars(self).update(vars(value) if isinstance(value, Candidate) else {x.name: value})
+        self.tile = "x".join(map(str, trial.candidate.tile))
 
 
 def _trial(path: Path, line: int, cells: Sequence[str]) -> Trial:
@@ -172,11 +149,15 @@ def _trial(path: Path, line: int, cells: Sequence[str]) -> Trial:
 
 
 def _value(kind: Any, cell: str) -> Any:
+    if kind == tuple[int, ...]:
+        return tuple(int(size) for size in cell.split("x"))
     options = get_args(kind) or (kind,)
     return None if cell == "" and type(None) in options else options[0](cell)
 
 
-def _distance(tile: Tile, other: Tile) -> float:
-    """Steps from one tile to another: halvings of rows and warps, and stages."""
-    sizes = zip(tile[:3], other[:3], strict=True)
-    return sum(abs(math.log2(max(a, 1)) - math.log2(max(b, 1))) for a, b in sizes) + abs(tile.stages - other.stages)
+def _distance(tile: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """Steps from one tile to another: halvings of large sizes, such as rows; of small ones, such as stages, by one."""
+    return sum(
+        abs(a - b) if max(a, b) < SMALL else abs(math.log2(max(a, 1)) - math.log2(max(b, 1)))
+        for a, b in zip(tile, other, strict=True)
+    )

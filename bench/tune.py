@@ -1,4 +1,5 @@
-"""`python -m bench.tune`: searches tiles for one architecture and writes the table that the kernels read.
+"""`python -m bench.tune`: searches tiles for one architecture and writes the table that the kernels read: tables.py,
+or for the kinds tangents and plain pipelines.py, the tiles of the warp-specialised kernels.
 
 First every candidate is compiled, for which no GPU is needed; those that do not compile, do not fit into shared memory
 or spill in their loops are skipped. Then the others are timed on the GPU, their results judged by verify's budget
@@ -29,15 +30,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from flashjvp.kernels import schedule
-from reports.environment import DATA, ROOT, commit, cores, driver, machine, now, slug, version
+from reports.environment import DATA, commit, cores, driver, machine, now, slug, version
 from reports.schema import SchemaError
 from verify.arguments import names_out_of
 
 from . import isolate, tile_table
-from .trials import Candidate, Trial, candidates, current, read_trials, winners, write_trials
+from .trials import Candidate, Trial, candidates, read_trials, winners, write_trials
 
 WORKER = (sys.executable, "-m", "bench.tune_worker")
-TABLES = ROOT / "flashjvp" / "kernels" / "tables.py"
 LIMIT_S = {"compile": 90.0, "time": 90.0}
 COMPILE_SHARE = 0.5  # of the time budget, where candidates are also timed
 Outcomes = Iterator[tuple[Candidate, dict[str, Any]]]
@@ -52,9 +52,12 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
     todo = candidates(
         options.arch,
         options.kind,
-        options.family or list(schedule.TABLES[options.arch][options.kind]),
+        options.family or tile_table.families(options.arch, options.kind),
         options.head_dim,
     )
+    if not todo:
+        console.print(f"no {options.kind} tile of {options.arch} serves these families and head dims", style="red")
+        return 2
     try:
         search = Search(log, device, options.resume, options.budget_s, worker, console)
     except (SchemaError, FileExistsError) as error:
@@ -78,8 +81,9 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
     console.print(summary(search.trials.values(), todo, tiles))
     if not tiles:
         return 1
-    tile_table.write(options.out, tile_table.changed(schedule.TABLES, tiles))
-    console.print(f"tiles: {options.out}", highlight=False, soft_wrap=True)
+    out = options.out or tile_table.path_of(options.kind)
+    tile_table.write(out, options.kind, tiles)
+    console.print(f"tiles: {out}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -88,12 +92,15 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench.tune", description=(__doc__ or "").split(": ", 1)[1].split("\n\n")[0]
     )
     options.add_argument("--arch", choices=schedule.TABLES, default="sm_90", help="architecture (sm_90)")
-    options.add_argument("--kind", choices=("half", "tf32", "ieee"), default="half", help="kind of product (half)")
     options.add_argument(
-        "--family",
-        type=names_out_of(families := schedule.TABLES["sm_90"]["half"]),
-        metavar="NAME,...",
-        help=f"out of {', '.join(families)} (all)",
+        "--kind",
+        choices=tile_table.KINDS,
+        default="half",
+        help="kind of product (half), or tangents or plain: of the warp-specialised kernels with or without a JVP",
+    )
+    families = dict.fromkeys(family for kind in tile_table.KINDS for family in tile_table.families("sm_90", kind))
+    options.add_argument(
+        "--family", type=names_out_of(families), metavar="NAME,...", help=f"out of {', '.join(families)} (all)"
     )
     options.add_argument(
         "--head-dim", type=_head_dims, default=[64, 128, 256], metavar="D,...", help="head dims (64,128,256)"
@@ -102,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--compile-only", action="store_true", help="stop after compiling; needs no GPU")
     options.add_argument("--resume", action="store_true", help="keep what the log has of this version and machine")
     options.add_argument("--log", type=Path, metavar="CSV", help="default reports/data/<machine>/tune-<arch>.csv")
-    options.add_argument("--out", type=Path, default=TABLES, metavar="FILE", help=f"the table ({TABLES.name})")
+    options.add_argument("--out", type=Path, metavar="FILE", help="the table (the one in flashjvp/kernels)")
     return options
 
 
@@ -207,10 +214,12 @@ def child_environment() -> Iterator[None]:
         yield
 
 
-def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tuple[str, str, str, int], schedule.Tile]) -> Table:
+def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tile_table.Entry, tuple[int, ...]]) -> Table:
     """A line for each entry of the table: the tile in use, the fastest, and how many were tried."""
     known = {trial.candidate: trial for trial in trials}
-    result = Table(title="tiles: query rows x key rows x warps x stages")
+    pipelines = any(candidate.kind in tile_table.PIPELINE_KINDS for candidate in todo)
+    sizes = "streamed rows x stages x held" if pipelines else "query rows x key rows x warps x stages"
+    result = Table(title=f"tiles: {sizes}")
     for name in ("entry", "in use", "ms", "chosen", "ms", "timed", "skipped", "failed", "not tried"):
         result.add_column(name, justify="left" if name in ("entry", "in use", "chosen") else "right")
     for entry in dict.fromkeys(candidate.entry for candidate in todo):
@@ -219,7 +228,7 @@ def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tuple[str, str, 
         counts = [statuses.count("ok"), statuses.count("skipped"), 0, statuses.count("compiled")]
         counts[2] = len(mine) - sum(counts)
         cells: list[str] = []
-        for tile in (current(entry), tiles.get(entry)):
+        for tile in (tuple(tile_table.current(entry)), tiles.get(entry)):
             times = [
                 f"{known[x].latency_p50_ms:.3f}"
                 for x in mine

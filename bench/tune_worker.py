@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
@@ -21,17 +21,22 @@ from torch import Tensor
 from flashjvp import kernels
 from flashjvp.kernels import recordings, schedule
 from flashjvp.kernels.launch import Call
+from flashjvp.kernels.pipelines import PIPELINES, Families, Pipeline
+from flashjvp.kernels.schedule import Tile
 from verify import cases, codegen, codegen_runs, oracles, tolerance
 
 from . import worker
 from .cell import classify
 from .measure import Work, latency
+from .tile_table import PIPELINE_KINDS
 from .trials import Candidate
 
 DEVICE = torch.device("cuda")
 LENGTH, HEADS = 4096, 24
 CHECKED_LENGTH, CHECKED_HEADS = 200, 2  # with a ragged last tile
 # The gradients (of q, k, v, q_t, k_t, v_t) that launch a family and, but for the row sums, nothing else beside them.
+# The warp-specialised kernels serve calls for all of them.
+PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
 WANTED = {
     "rowsums": (True, False, False, True, False, False),
     "backward_query": (True, False, False, True, False, False),
@@ -61,7 +66,8 @@ def main() -> None:
 def compiled(candidate: Candidate) -> dict[str, Any]:
     """What the compiler makes of a candidate; skipped where that fails, does not fit or spills in a loop."""
     with only(candidate), patch.object(codegen_runs, "call", lambda _: launch(candidate, inputs_of(candidate, "meta"))):
-        job = codegen.Configuration(candidate.arch, candidate.kind, candidate.head_dim, candidate.head_dim)
+        size, tangents = candidate.head_dim, "" if candidate.kind == "plain" else "qkv"
+        job = codegen.Configuration(candidate.arch, product(candidate), size, size, tangents)
         (kernel,) = codegen_runs.compile_all(job)
     reason = codegen.fault(kernel, triton.__version__)
     if not reason and kernel.loop_spill_share > codegen.VERSION_SPILLS:
@@ -75,7 +81,7 @@ def timed(candidate: Candidate) -> dict[str, Any]:
     """The candidate's results on a small shape are judged by verify's budget; then its kernel alone is timed."""
     torch.backends.cuda.matmul.fp32_precision = "tf32" if candidate.kind == "tf32" else "ieee"
     with tile_in_use(candidate):
-        inputs, exact, budgets = reference(candidate.kind, candidate.head_dim)
+        inputs, exact, budgets = reference(product(candidate), candidate.head_dim, candidate.kind == "plain")
         results = launch(candidate, inputs)
         checked = {name: budgets[name] for name in results}
         found = {name: x.to(torch.float64) for name, x in results.items()}
@@ -91,65 +97,118 @@ def timed(candidate: Candidate) -> dict[str, Any]:
     return {**columns, "status": "ok", "reason": ""}
 
 
+def product(candidate: Candidate) -> str:
+    """The kind of product."""
+    return "half" if candidate.kind in PIPELINE_KINDS else candidate.kind
+
+
 def launch(candidate: Candidate, inputs: cases.Inputs) -> dict[str, Tensor]:
     """Calls the library so that it launches the candidate's family; returns the results by their names."""
-    operands = (inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t)
     options = (inputs.mask, False, inputs.c)
+    primals = (inputs.q, inputs.k, inputs.v)
+    assert inputs.d_o is not None
+    if candidate.kind == "plain":
+        o, lse = kernels.forward(*primals, *options)
+        if candidate.family == "forward":
+            return {"o": o}
+        plain = kernels.backward(inputs.d_o, *primals, o, lse, *options, (True,) * 3)
+        return {name: x for name, x in zip(oracles.NAMES[2:5], plain, strict=True) if x is not None}
+    operands = (*primals, inputs.q_t, inputs.k_t, inputs.v_t)
     o, o_t, lse, mu = kernels.forward_jvp(*operands, *options)
     if candidate.family == "forward":
         return {"o": o, "o_t": o_t}
-    wanted = WANTED[candidate.family]
+    wanted = (True,) * 6 if candidate.kind in PIPELINE_KINDS else WANTED[candidate.family]
     grads = kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu, *options, wanted)
     return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=True) if x is not None}
 
 
 def captured(candidate: Candidate, inputs: cases.Inputs) -> list[Callable[[], None]]:
     """The launches of the candidate's family in one call, each to be repeated by itself."""
-    original, found = Call.launch, []
+    found: list[Callable[[], None]] = []
 
-    def kept(call: Call, kernel: Any, family: str, *rest: Any) -> None:
-        original(call, kernel, family, *rest)
-        if family == candidate.family:
-            found.append(lambda: original(call, kernel, family, *rest))
+    def kept(original: Callable[..., None], *call: Any, **constants: Any) -> None:
+        original(*call, **constants)
+        if is_of(candidate, *call):
+            found.append(lambda: original(*call, **constants))
 
     recordings.forget()  # a played call makes no Call
-    with patch.object(Call, "launch", kept):
+    with every_launch(kept):
         launch(candidate, inputs)
     return found
+
+
+def is_of(candidate: Candidate, call: Call, kernel: Any, family: str, *rest: Any) -> bool:
+    """Whether a launch is one of the candidate's family."""
+    return family == candidate.family
+
+
+@contextmanager
+def every_launch(do: Callable[..., None]) -> Iterator[None]:
+    """`do(original, *arguments)` in place of each launch, of a portable kernel or of a warp-specialised one."""
+    with ExitStack() as patches:
+        for name in ("launch", "launch_pipeline"):
+            original = getattr(Call, name)
+
+            def instead(*call: Any, of: Callable[..., None] = original, **constants: Any) -> None:
+                do(of, *call, **constants)
+
+            patches.enter_context(patch.object(Call, name, instead))
+        yield
 
 
 @contextmanager
 def only(candidate: Candidate) -> Iterator[None]:
     """The library launches nothing but the candidate's family, and that with its tile."""
-    original = Call.launch
 
-    def chosen(call: Call, kernel: Any, family: str, *rest: Any) -> None:
-        if family == candidate.family:
-            original(call, kernel, family, *rest)
+    def chosen(original: Callable[..., None], *call: Any, **constants: Any) -> None:
+        if is_of(candidate, *call):
+            original(*call, **constants)
 
-    with tile_in_use(candidate), patch.object(Call, "launch", chosen):
+    with tile_in_use(candidate), every_launch(chosen):
         yield
 
 
 @contextmanager
 def tile_in_use(candidate: Candidate) -> Iterator[None]:
-    """The tables hold the candidate's tile for its family, whatever the head dim; no pipelines stand before them."""
-    entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
-    recordings.forget()
-    try:
-        tables: Any = patch.object(schedule, "pipelines", lambda device, kind, width: {})
-        with tables, patch.dict(entries, dict.fromkeys(entries, candidate.tile)):
-            yield
-    finally:
+    """The tables hold the candidate's tile for its family, whatever the head dim, and its table alone is in use."""
+    pipelines: dict[str, Families] = {}
+    with ExitStack() as patches:
+        if candidate.kind in PIPELINE_KINDS:
+            width = candidate.entry[3]
+            pipelines = {kind: dict(tiles) for kind, tiles in PIPELINES[candidate.arch][width].items()}
+            pipelines[candidate.kind][candidate.family] = Pipeline(*candidate.tile)
+            patches.enter_context(deterministic(candidate.family == "backward_query"))  # else its results may be sums
+        else:
+            entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
+            patches.enter_context(patch.dict(entries, dict.fromkeys(entries, Tile(*candidate.tile))))
+        patches.enter_context(patch.object(schedule, "pipelines", lambda device, kind, width: pipelines))
         recordings.forget()
+        try:
+            yield
+        finally:
+            recordings.forget()
+
+
+@contextmanager
+def deterministic(mode: bool) -> Iterator[None]:
+    """PyTorch's deterministic mode, or not, in this block."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(mode, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 @lru_cache
-def reference(kind: str, head_dim: int) -> tuple[cases.Inputs, oracles.Results, tolerance.Budgets]:
+def reference(kind: str, head_dim: int, plain: bool = False) -> tuple[cases.Inputs, oracles.Results, tolerance.Budgets]:
     """A small call on the GPU, its results in float64, and the budgets."""
     case = cases.Case(
         "tune", batch=(1,), q_heads=CHECKED_HEADS, kv_heads=CHECKED_HEADS, m=CHECKED_LENGTH, n=CHECKED_LENGTH,
-        d=head_dim, dv=head_dim,
+        d=head_dim, dv=head_dim, **(PLAIN if plain else {}),
     )  # fmt: skip
     inputs = cases.make_inputs(case, torch.bfloat16 if kind == "half" else torch.float32, DEVICE)
     exact = oracles.dense64(inputs)
@@ -160,13 +219,14 @@ def inputs_of(candidate: Candidate, device: torch.device | str) -> cases.Inputs:
     """The call that is compiled and timed: random numbers, no memory at all on the meta device."""
     case = cases.Case(
         "tune", batch=(1,), q_heads=HEADS, kv_heads=HEADS, m=LENGTH, n=LENGTH, d=candidate.head_dim,
-        dv=candidate.head_dim,
+        dv=candidate.head_dim, **(PLAIN if candidate.kind == "plain" else {}),
     )  # fmt: skip
-    dtype = torch.bfloat16 if candidate.kind == "half" else torch.float32
+    dtype = torch.bfloat16 if product(candidate) == "half" else torch.float32
     if device != "meta":
         return cases.make_inputs(case, dtype, device)
     q = torch.empty(1, HEADS, LENGTH, candidate.head_dim, dtype=dtype, device=device)
-    return cases.Inputs(q, q, q, q, q, q, None, q, q)
+    t = None if candidate.kind == "plain" else q
+    return cases.Inputs(q, q, q, t, t, t, None, q, t)
 
 
 if __name__ == "__main__":
