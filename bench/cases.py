@@ -141,20 +141,21 @@ def least_mib(case: Case) -> float:
     return inputs_mib(case) + (outputs * _width(case) + statistics * max(4, _width(case))) / 2**20
 
 
-def reduced(case: Case) -> Case:
-    """A case small enough for dense float64: the same head dim, dtype and mask, two batches and key heads at most.
+def reduced(case: Case, longest: int = REDUCED_LENGTH) -> Case:
+    """A case small enough for dense float64: the same head dim, dtype and mask, two batches and key heads at most, one
+    of each where `longest`, a multiple of 128, is more than usual.
 
     Lengths keep their remainder by 128, so that a ragged edge is still one.
     """
-    group = case.heads // case.kv_heads
-    kv_heads = min(case.kv_heads, 2)
+    group, most = case.heads // case.kv_heads, 2 if longest == REDUCED_LENGTH else 1
+    kv_heads = min(case.kv_heads, most)
     return dataclasses.replace(
         case,
-        batch=min(case.batch, 2),
+        batch=min(case.batch, most),
         heads=kv_heads * group,
         kv_heads=kv_heads,
-        queries=_reduced_length(case.queries),
-        keys=_reduced_length(case.keys),
+        queries=_reduced_length(case.queries, longest),
+        keys=_reduced_length(case.keys, longest),
     )
 
 
@@ -177,10 +178,10 @@ def _mask_bytes(case: Case) -> int:
     return width * case.queries * case.keys
 
 
-def _reduced_length(length: int) -> int:
-    if length <= REDUCED_LENGTH:
+def _reduced_length(length: int, longest: int) -> int:
+    if length <= longest:
         return length
-    return REDUCED_LENGTH if length % 128 == 0 else 128 + length % 128
+    return longest if length % 128 == 0 else longest - 128 + length % 128
 
 
 def _element_counts(case: Case) -> tuple[int, int]:

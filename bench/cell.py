@@ -68,9 +68,10 @@ class Cells:
         return self._loaded[2]
 
     def _verdict(self, name: str, case: Case, attention: Attention) -> gate.Verdict:
-        key = (name, reduced(case) if not case.backward else gate.gated(case))
+        longest = PROVIDERS[name].gate_length(case, self._device.type)
+        key = (name, reduced(case, longest) if not case.backward else gate.gated(case, longest))
         if key not in self._verdicts:
-            self._verdicts[key] = gate.check(attention, case, self._device)
+            self._verdicts[key] = gate.check(attention, case, self._device, longest)
         return self._verdicts[key]
 
     def _host(self, name: str, case: Case, attention: Attention) -> float:

@@ -9,9 +9,11 @@ from torch import Tensor
 from verify import oracles, tolerance
 from verify.cases import Inputs
 
-from .cases import Case, make_inputs, reduced, require_gradients
+from .cases import REDUCED_LENGTH, Case, make_inputs, reduced, require_gradients
 from .measure import results
 from .providers import APPROXIMATE, Attention, difference_step, stepped
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,21 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs of a reduced case on the CPU, what dense attention in float64 makes of them, and the budgets."""
+    """Inputs of a reduced case, what dense attention in float64 makes of them, and the budgets."""
 
     inputs: Inputs
     exact: oracles.Results
     budgets: tolerance.Budgets
 
 
-def check(attention: Attention, case: Case, device: torch.device) -> Verdict:
-    """Compares the case's outputs and gradients, on the reduced shape, with dense attention in float64."""
-    reference = _reference(gated(case))
+def check(attention: Attention, case: Case, device: torch.device, longest: int = REDUCED_LENGTH) -> Verdict:
+    """Compares the case's outputs and gradients, on a shape reduced to `longest`, with dense attention in float64."""
+    where = CPU if longest == REDUCED_LENGTH else device  # what is longer takes a CPU too long
+    reference = _reference(gated(case, longest), where)
     given = reference.inputs.map(lambda x: x.to(device, copy=True))
     if case.backward:
         require_gradients(given)
-    found = [x.detach().cpu() for x in results(attention, given, case.backward)]
+    found = [x.detach().to(where) for x in results(attention, given, case.backward)]
     names = _names(case)
     exact, budgets = reference.exact, reference.budgets
     checked = {name: budgets[name] for name in names}
@@ -64,9 +67,9 @@ def check(attention: Attention, case: Case, device: torch.device) -> Verdict:
     return Verdict(errors["o"], errors.get("o_t"), worst, "; ".join(beyond))
 
 
-def gated(case: Case) -> Case:
+def gated(case: Case, longest: int = REDUCED_LENGTH) -> Case:
     """The case that decides whether `case` may be timed: reduced, with every output and gradient."""
-    return reduced(replace(case, mode="plain-fwd+bwd" if case.plain else "fwd+bwd"))
+    return reduced(replace(case, mode="plain-fwd+bwd" if case.plain else "fwd+bwd"), longest)
 
 
 def _names(case: Case) -> list[str]:
@@ -76,8 +79,8 @@ def _names(case: Case) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _reference(case: Case) -> Reference:
-    inputs = make_inputs(case, torch.device("cpu"), seed=1)
+def _reference(case: Case, device: torch.device) -> Reference:
+    inputs = make_inputs(case, CPU, seed=1).map(lambda x: x.to(device))
     exact = oracles.dense64(inputs)
     return Reference(inputs, exact, tolerance.budget(inputs, exact, oracles.dense_same_type(inputs)))
 

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
-    """The rows to measure: those of one head dim together, provider by provider, so that they share processes.
+    """The rows to measure, provider by provider in the order that they are named: those of one share a process.
 
     On a CPU, where every cell has a process of its own, shape by shape.
     """
@@ -81,7 +81,7 @@ def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
 
     groups: dict[object, list[tuple[Case, tuple[str, ...]]]] = {}
     for shape, modes in entries:
-        groups.setdefault(shape if device == "cpu" else shape.head_dim, []).append((shape, modes))
+        groups.setdefault(shape if device == "cpu" else None, []).append((shape, modes))
     cells = [
         Cell(provider, replace(shape, mode=PROVIDERS[provider].mode_for(mode)), options.preset or "")
         for group in groups.values()

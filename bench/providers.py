@@ -14,7 +14,7 @@ from torch import Tensor
 from verify.cases import Inputs
 
 from . import peers
-from .cases import Case
+from .cases import REDUCED_LENGTH, Case
 
 Attention = Callable[[Inputs], tuple[Tensor, ...]]
 
@@ -35,8 +35,9 @@ class Provider:
 
     `load` imports what it needs and returns the function from inputs to outputs: (o, o_t), or (o,) where the inputs
     have no tangents; it runs in the worker process only, once for each shape. The other fields say what the
-    implementation can do at all; a case outside of that is a row `unsupported`. `why_modes` and `why_masks` say why one
-    is missing.
+    implementation can do at all; a case outside of that is a row `unsupported`. `why_modes`, `why_plain` and
+    `why_masks` say why one is missing. From `other_kernels_from` queries on, a GPU is given other kernels, which the
+    gate judges as well.
     """
 
     name: str
@@ -45,12 +46,21 @@ class Provider:
     dtypes: tuple[str, ...] = EVERY_FLOAT
     modes: tuple[str, ...] = EXACT
     why_modes: str = ""
+    why_plain: str = "it is measured with a JVP alone"
     masks: tuple[str, ...] = EVERY_MASK
     why_masks: str = ""
     head_dims: tuple[int, ...] | None = None
     causal: bool = True
     causal_with_mask: bool = False
     gqa: bool = True
+    other_kernels_from: int | None = None
+
+    def gate_length(self, case: Case, device: str) -> int:
+        """The longest length of the gate's reduced shape, a multiple of 128, so that the case's kernels serve it."""
+        first = self.other_kernels_from
+        if device == "cpu" or first is None or case.queries < first:
+            return REDUCED_LENGTH
+        return first + 128  # with a remainder by 128, a length is reduced to less
 
     def mode_for(self, asked: str) -> str:
         """The mode that is measured where `asked` was asked for: that one, or what there is of it in part."""
@@ -64,7 +74,8 @@ class Provider:
         if case.dtype not in self.dtypes:
             return f"{self.name} takes {', '.join(self.dtypes)}, not {case.dtype}"
         if case.mode not in self.modes:
-            return f"{self.name} has no mode {case.mode}" + (f": {self.why_modes}" if self.why_modes else "")
+            why = self.why_plain if case.plain else self.why_modes
+            return f"{self.name} has no mode {case.mode}" + (f": {why}" if why else "")
         if case.causal and not self.causal:
             return f"{self.name} has no causal mask"
         if case.mask not in self.masks:
@@ -188,7 +199,7 @@ def _sdpa(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, x.mask, is_causal=x.is_causal, enable_gqa=is_grouped(x))
 
 
-_FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, "causal_with_mask": True}
+_FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, "causal_with_mask": True, "other_kernels_from": 2048}
 _NO_TANGENT = "it is attention without a JVP"
 _NO_GRADIENT = "its tangent output carries no gradient"
 _LISTED = (
@@ -202,7 +213,7 @@ _LISTED = (
     ),
     Provider(name="flashjvp-tiled", load=lambda: _load_flashjvp("tiled"), **_FLASHJVP),
     Provider(name="flashjvp-reference", load=lambda: _load_flashjvp("reference"), **_FLASHJVP),
-    Provider(name="flashjvp-func-jvp", load=_load_flashjvp_func_jvp, causal_with_mask=True),
+    Provider(name="flashjvp-func-jvp", load=_load_flashjvp_func_jvp, causal_with_mask=True, other_kernels_from=2048),
     Provider(name=BASELINE, load=_load_math),
     Provider(name="math-compiled", load=_load_math_compiled),
     Provider(
@@ -223,6 +234,7 @@ _LISTED = (
         load=peers.load_official,
         devices=("cuda",),
         dtypes=("float16", "bfloat16"),
+        why_plain="its output is wrong without a JVP",
         masks=("none",),
         causal=False,
         gqa=False,

@@ -117,6 +117,8 @@ def test_the_reduced_shape_keeps_what_a_kernel_can_get_wrong() -> None:
     small = reduced(case)
     assert (small.batch, small.heads, small.kv_heads, small.queries, small.keys) == (2, 6, 2, 256, 129)
     assert (small.head_dim, small.dtype, small.causal, small.mode) == (72, "bfloat16", True, "fwd+bwd")
+    long = reduced(case, 2176)
+    assert (long.batch, long.heads, long.kv_heads, long.queries, long.keys) == (1, 3, 1, 2176, 2049)
     tiny = make_case(batch=1, heads=3, kv_heads=1, queries=1, keys=200)
     assert reduced(tiny) == tiny
 

@@ -19,9 +19,9 @@ def test_what_cells_have_in_common_is_found_once(monkeypatch: pytest.MonkeyPatch
         found["load"].append(1)
         return planted.right
 
-    def counted(attention: Any, case: Any, device: torch.device) -> gate.Verdict:
+    def counted(attention: Any, case: Any, *where: Any) -> gate.Verdict:
         found["gate"].append((case.mode, case.queries))
-        return check(attention, case, device)
+        return check(attention, case, *where)
 
     monkeypatch.setitem(PROVIDERS, "counted", Provider(name="counted", load=load))
     monkeypatch.setattr(gate, "check", counted)
