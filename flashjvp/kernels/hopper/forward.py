@@ -18,6 +18,7 @@ from .ring import (
     HALF,
     accumulator,
     barriers,
+    held_rows,
     keep_above,
     of_queries,
     own_rows,
@@ -124,7 +125,7 @@ def _walk(
 ):  # fmt: skip
     """Adds the tiles from `first` to `last`. Where no tile has a masked key, a loop without masks: a condition in the
     loop would become a selection for each score."""
-    own_tiles, ring, full, empty, bits = shared
+    held, own_tiles, ring, full, empty, bits = shared
     KEYS: gl.constexpr = ring[0].shape[3]
     row = row0 + who * HALF
     for tile in range(first, last):
@@ -132,7 +133,7 @@ def _walk(
         passed = (full.index(stage), (tile // STAGES) & 1)
         words = load_words(bits, row, tile, KEYS)
         mbarrier.wait(passed[0], passed[1])
-        own = by_tensor(own_rows(own_tiles, who, tile), CHUNKS)
+        own = by_tensor(held + own_rows(own_tiles[len(held) :], who, tile), CHUNKS)
         streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
         sums = by_tensor(accs, CHUNKS)
         if len(own) == 1:
@@ -146,7 +147,7 @@ def _walk(
 @gluon.jit
 def _consume(
     outs, statistics, own_tiles, ring, bits, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
-    STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    STAGES: gl.constexpr, CAUSAL: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: 64 queries."""
     own_full, full, empty = bars
@@ -160,8 +161,9 @@ def _consume(
     if JVP:
         state = state + (gl.zeros([HALF], gl.float32, ROW),)
     mbarrier.wait(own_full.index(0), 0)
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
     whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
-    shared = (own_tiles, ring, full, empty, bits)
+    shared = (held, own_tiles, ring, full, empty, bits)
     accs, state = _walk(accs, state, shared, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
     accs, state = _walk(accs, state, shared, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
@@ -177,7 +179,7 @@ def _consume(
 def forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
     mask, scale, M, N, heads, group,
-    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. A `_rest` is a tensor's second chunk, if it has one."""
     own = chunks(q, q_rest)
@@ -202,11 +204,45 @@ def forward_kernel(
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
             (
                 _consume,
-                (outs, statistics, own_tiles, ring, bits, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL),
+                (
+                    outs,
+                    statistics,
+                    own_tiles,
+                    ring,
+                    bits,
+                    bars,
+                    place,
+                    walk,
+                    scale,
+                    M,
+                    N,
+                    0,
+                    CHUNKS,
+                    STAGES,
+                    CAUSAL,
+                    HELD,
+                ),
             ),
             (
                 _consume,
-                (outs, statistics, own_tiles, ring, bits, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL),
+                (
+                    outs,
+                    statistics,
+                    own_tiles,
+                    ring,
+                    bits,
+                    bars,
+                    place,
+                    walk,
+                    scale,
+                    M,
+                    N,
+                    1,
+                    CHUNKS,
+                    STAGES,
+                    CAUSAL,
+                    HELD,
+                ),
             ),
         ],
         [4, 4],

@@ -57,7 +57,7 @@ def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor
     own, outs = _described(call, HALF, q, q_t), _described(call, HALF, o, o_t)
     bits = pack(call, by_keys=True, by_queries=False)
     args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys)
-    flags = {"JVP": jvp, "STAGES": tile.stages, "VARIES": bits.varies}
+    flags = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
     call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
     return o, o_t, lse, mu
 
