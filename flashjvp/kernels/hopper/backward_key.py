@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bits import given, load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
 from .ring import (
     HALF,
@@ -46,7 +47,7 @@ def only_seen(p, row0, tile, who: gl.constexpr, LAYOUT: gl.constexpr):
 @gluon.jit
 def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr):
     """Adds a tile's part of d_k / c and d_v, without tangents."""
-    own, streamed, stats, passed = inputs
+    own, streamed, stats, words, passed = inputs
     k, v = own
     acc_k, acc_v = accs
     q, G = streamed
@@ -61,6 +62,7 @@ def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.c
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
+    p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     acc_v = add_product(acc_v, left_operands(p.to(q[0].dtype), G), G)
     delta = statistic(stats, ROW_DELTA, TILE)
@@ -73,7 +75,7 @@ def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.c
 @gluon.jit
 def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr):
     """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t."""
-    own, streamed, stats, passed = inputs
+    own, streamed, stats, words, passed = inputs
     k, v, k_t, v_t = own
     if VALUES:
         acc_k, acc_v, acc_k_t, acc_v_t = accs
@@ -95,6 +97,7 @@ def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
+    p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     if VALUES:
         weights = left_operands(p.to(q[0].dtype), q)
@@ -132,27 +135,30 @@ def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl
 
 @gluon.jit
 def _consume(
-    shared, scale, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    VALUES: gl.constexpr, HELD: gl.constexpr,
+    shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, own_tiles, ring, stats_ring, bars, place, walk = shared
+    outs, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
     own_full, full, empty = bars
-    row0 = place[2]
-    heads_shared, first, last = walk[1], walk[2], walk[3]
+    batch, row0 = place[0], place[2]
+    other_head, heads_shared, first, last, heads = walk
+    ROWS: gl.constexpr = ring[0].shape[3]
     accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
-    held = held_rows(own_tiles[: HELD * CHUNKS], who, ring[0].shape[3])
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS)
     at = 0
-    for _member in range(heads_shared):
+    for member in range(heads_shared):
+        bits = words_by_queries(mask, batch, other_head + member, heads, M, N, VARIES)
         for tile in range(first, last):
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
+            words = load_words(bits, row0 + who * HALF, tile, ROWS)
             mbarrier.wait(passed[0], passed[1])
             own = by_tensor(held + own_rows(own_tiles[len(held) :], who, at), CHUNKS)
             streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
             stats = stats_ring[0].index(stage)
-            inputs = (own, streamed, stats, passed)
+            inputs = (own, streamed, stats, words, passed)
             acc = by_tensor(accs, CHUNKS)
             if len(own) == 2:
                 accs = _plain_tile(acc, inputs, scale, row0, tile, who, CAUSAL)
@@ -169,9 +175,10 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, scale, M, N, heads, group,
+    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, mask,
+    scale, M, N, heads, group,
     JVP: gl.constexpr, VALUES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
-    HELD: gl.constexpr,
+    HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -198,12 +205,12 @@ def backward_key_kernel(
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
-    shared = (outs, own_tiles, ring, stats_ring, bars, place, walk)
+    shared = (outs, own_tiles, ring, stats_ring, given(mask), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (shared, scale, 0, CHUNKS, STAGES, CAUSAL, VALUES, HELD)),
-            (_consume, (shared, scale, 1, CHUNKS, STAGES, CAUSAL, VALUES, HELD)),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, VALUES, HELD, VARIES)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, VALUES, HELD, VARIES)),
         ],
         [4, 4],
         [240, 240],

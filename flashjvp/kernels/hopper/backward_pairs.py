@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
+from .bits import given, load_words, where_allowed, words_by_queries
 from .ring import (
     HALF,
     LSE,
@@ -152,7 +153,7 @@ def _leave_deltas(queries, both, at, who: gl.constexpr):
 @gluon.jit
 def _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who: gl.constexpr, CAUSAL: gl.constexpr):
     """Adds a tile's part of d_k / c and d_k_t / c, and what the tile before it adds to d_q / c and d_q_t / c."""
-    own, streamed, stats, passed = inputs
+    own, streamed, stats, words, passed = inputs
     k, v, k_t, v_t = own
     acc_k, acc_k_t = accs
     q_and_q_t, T_and_G = streamed
@@ -170,6 +171,7 @@ def _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who: g
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
+    p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     row_a = statistic(stats, ROW_A, TILE)
     a, b = _columns_of_pair(warpgroup_mma_wait(1, deps=[a]))
@@ -195,10 +197,11 @@ def _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who: g
 
 @gluon.jit
 def _consume(
-    outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk, scale, who: gl.constexpr,
-    STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    shared, queries, done, scale, M, N, who: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
+    outs, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
@@ -211,12 +214,14 @@ def _consume(
         WIDTH: gl.constexpr = queries[1].shape[2]
         _leave_deltas(queries, gl.zeros([HALF, WIDTH], ring[0].dtype, accumulator(WIDTH)), at, who)
     for member in range(heads_shared):
+        bits = words_by_queries(mask, batch, other_head + member, heads, M, N, VARIES)
         for tile in range(first, last):
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
+            words = load_words(bits, row0 + who * HALF, tile, stats_ring.shape[2])
             mbarrier.wait(passed[0], passed[1])
             own = own_rows(own_tiles, who, at)
-            inputs = (own, streamed_rows(ring, stage), stats_ring.index(stage), passed)
+            inputs = (own, streamed_rows(ring, stage), stats_ring.index(stage), words, passed)
             accs = _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who, CAUSAL)
             mbarrier.arrive(empty.index(stage), count=1)
             if len(queries) > 0:
@@ -233,8 +238,8 @@ def _consume(
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_pairs_kernel(
-    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, scale, M, N, heads, group,
-    QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, scale, M, N, heads, group,
+    QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads; with QUERIES, d_q and d_q_t are sums, in
     an order that statistics.py knows."""
@@ -255,12 +260,12 @@ def backward_pairs_kernel(
         deltas = gl.allocate_shared_memory(q.dtype, [2 * SLOTS, HALF, 2 * ROWS], DELTA)
         queries = ((d_q, d_q_t), deltas, barriers(SLOTS, 2), barriers(SLOTS, 2))
     fence_async_shared()
-    outs = (d_k, d_k_t)
+    shared = ((d_k, d_k_t), own_tiles, ring, stats_ring, given(mask), bars, place, walk)
     gl.warp_specialize(
         [
             (_produce, (own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, STAGES)),
-            (_consume, (outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk, scale, 0, STAGES, CAUSAL)),
-            (_consume, (outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk, scale, 1, STAGES, CAUSAL)),
+            (_consume, (shared, queries, done, scale, M, N, 0, STAGES, CAUSAL, VARIES)),
+            (_consume, (shared, queries, done, scale, M, N, 1, STAGES, CAUSAL, VARIES)),
         ],
         [4, 4],
         [240, 240],

@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bits import load_words, where_allowed, words_by_keys
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, scaled, zeros
 from .ring import (
     HALF,
@@ -41,7 +42,9 @@ def _row_statistic(stats, head, padded, rows, which: gl.constexpr):
 
 
 @gluon.jit
-def _plain_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _plain_tile(
+    acc, own, streamed, rows, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+):
     """Adds a tile's part of d_q / c, without tangents."""
     q, G = own
     k, v = streamed
@@ -56,6 +59,7 @@ def _plain_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL: 
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
         p = gl.where(seen(row0, tile, N, KEYS, TILE, CAUSAL), p, 0.0)
+    p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     b = warpgroup_mma_wait(0, deps=[b])
     ds = left_operands((p * (b - delta)).to(k[0].dtype), k)
@@ -63,7 +67,9 @@ def _plain_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL: 
 
 
 @gluon.jit
-def _tangent_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _tangent_tile(
+    acc, own, streamed, rows, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+):
     """Adds a tile's part of d_q / c and d_q_t / c."""
     acc_q, acc_q_t = acc
     q, G, q_t, T = own
@@ -81,6 +87,7 @@ def _tangent_tile(acc, own, streamed, rows, passed, scale, row0, tile, N, CAUSAL
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
         p = gl.where(seen(row0, tile, N, KEYS, TILE, CAUSAL), p, 0.0)
+    p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     a = warpgroup_mma_wait(2 * CHUNKS, deps=[a])
     centred = a - row_a
@@ -104,26 +111,28 @@ def _walk(
     CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Adds the tiles from `first` to `last`; MASKED if some of their keys are."""
-    held, own_tiles, ring, rows, full, empty = shared
+    held, own_tiles, ring, rows, full, empty, bits = shared
+    KEYS: gl.constexpr = ring[0].shape[3]
     row = row0 + who * HALF
     for tile in range(first, last):
         stage = tile % STAGES
         passed = (full.index(stage), (tile // STAGES) & 1)
+        words = load_words(bits, row, tile, KEYS)
         mbarrier.wait(passed[0], passed[1])
         own = by_tensor(held + own_rows(own_tiles[len(held) :], who, tile), CHUNKS)
         streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
         acc = by_tensor(accs, CHUNKS)
         if len(own) == 2:
-            accs = _plain_tile(acc, own, streamed, rows, passed, scale, row, tile, N, CAUSAL, MASKED)
+            accs = _plain_tile(acc, own, streamed, rows, words, passed, scale, row, tile, N, CAUSAL, MASKED)
         else:
-            accs = _tangent_tile(acc, own, streamed, rows, passed, scale, row, tile, N, CAUSAL, MASKED)
+            accs = _tangent_tile(acc, own, streamed, rows, words, passed, scale, row, tile, N, CAUSAL, MASKED)
         mbarrier.arrive(empty.index(stage), count=1)
     return accs
 
 
 @gluon.jit
 def _consume(
-    outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
+    outs, own_tiles, ring, stats, bits, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
     STAGES: gl.constexpr, CAUSAL: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
@@ -145,7 +154,7 @@ def _consume(
     mbarrier.wait(own_full.index(0), 0)
     held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
     whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
-    shared = (held, own_tiles, ring, rows, full, empty)
+    shared = (held, own_tiles, ring, rows, full, empty, bits)
     accs = _walk(accs, shared, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
     accs = _walk(accs, shared, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
     write(outs, scaled(accs, scale), own_tiles, place, who, CHUNKS)
@@ -154,8 +163,8 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
     q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, stats,
-    d_q, d_q_rest, d_q_t, d_q_t_rest, scale, M, N, heads, group,
-    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr,
+    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, scale, M, N, heads, group,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. `stats` cover whole programs, rows beyond the end, too.
 
@@ -172,6 +181,7 @@ def backward_query_kernel(
     KEYS: gl.constexpr = k.block_shape[2]
     gdc_launch_dependents()
     place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
+    bits = words_by_keys(mask, place[0], place[1], heads, M, N, VARIES)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
@@ -179,8 +189,14 @@ def backward_query_kernel(
     gl.warp_specialize(
         [
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD)),
-            (_consume, (outs, own_tiles, ring, stats, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD)),
+            (
+                _consume,
+                (outs, own_tiles, ring, stats, bits, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD),
+            ),
+            (
+                _consume,
+                (outs, own_tiles, ring, stats, bits, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD),
+            ),
         ],
         [4, 4],
         [240, 240],

@@ -10,6 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
+from .bits import given, load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
 from .ring import (
     HALF,
@@ -29,7 +30,7 @@ from .ring import (
 
 
 @gluon.jit
-def _tile(accs, own, streamed, stats, passed, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr):
+def _tile(accs, own, streamed, stats, words, passed, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr):
     """Adds a tile's part of d_v and d_v_t."""
     acc_v, acc_v_t = accs
     k, k_t = own
@@ -46,6 +47,7 @@ def _tile(accs, own, streamed, stats, passed, scale, row0, tile, who: gl.constex
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
+    p = where_allowed(p, words, 0.0, TILE)
     weights = left_operands(p.to(q[0].dtype), q)
     keep_above(passed)
     acc_v_t = add_product(acc_v_t, weights, T)
@@ -59,25 +61,30 @@ def _tile(accs, own, streamed, stats, passed, scale, row0, tile, who: gl.constex
 
 @gluon.jit
 def _consume(
-    outs, own_tiles, ring, stats_ring, bars, place, walk, scale, who: gl.constexpr, CHUNKS: gl.constexpr,
-    STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
+    outs, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
     own_full, full, empty = bars
-    row0 = place[2]
-    heads_shared, first, last = walk[1], walk[2], walk[3]
+    batch, row0 = place[0], place[2]
+    other_head, heads_shared, first, last, heads = walk
+    ROWS: gl.constexpr = ring[0].shape[3]
     accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
     at = 0
-    for _member in range(heads_shared):
+    for member in range(heads_shared):
+        bits = words_by_queries(mask, batch, other_head + member, heads, M, N, VARIES)
         for tile in range(first, last):
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
+            words = load_words(bits, row0 + who * HALF, tile, ROWS)
             mbarrier.wait(passed[0], passed[1])
             own = by_tensor(own_rows(own_tiles, who, at), CHUNKS)
             streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
             acc = by_tensor(accs, CHUNKS)
-            accs = _tile(acc, own, streamed, stats_ring[0].index(stage), passed, scale, row0, tile, who, CAUSAL)
+            stats = stats_ring[0].index(stage)
+            accs = _tile(acc, own, streamed, stats, words, passed, scale, row0, tile, who, CAUSAL)
             mbarrier.arrive(empty.index(stage), count=1)
             at += 1
     write(outs, accs, own_tiles, place, who, CHUNKS)
@@ -86,7 +93,7 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_value_kernel(
     k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
-    scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    mask, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -104,11 +111,12 @@ def backward_value_kernel(
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
+    shared = (outs, own_tiles, ring, stats_ring, given(mask), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 0, CHUNKS, STAGES, CAUSAL)),
-            (_consume, (outs, own_tiles, ring, stats_ring, bars, place, walk, scale, 1, CHUNKS, STAGES, CAUSAL)),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, VARIES)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, VARIES)),
         ],
         [4, 4],
         [240, 240],

@@ -12,11 +12,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .bits import load_words, where_allowed, words_by_keys
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, minus, times, zeros
 from .ring import (
     HALF,
     accumulator,
     barriers,
+    held_rows,
     keep_above,
     of_queries,
     own_rows,
@@ -30,7 +32,7 @@ from .ring import (
 
 
 @gluon.jit
-def _softmax(s, m, l, scale, row0, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _softmax(s, m, l, scale, row0, tile, N, words, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
     """P of a tile up to the row's sum, the tile's and the running sum, the running maximum of the scores over the
     scale, and the factor of what was summed before. The scale is positive.
 
@@ -39,15 +41,29 @@ def _softmax(s, m, l, scale, row0, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.con
     scale2 = scale * 1.4426950408889634
     if MASKED:
         s = gl.where(seen(row0, tile, N, s.shape[1], LAYOUT, CAUSAL), s, float("-inf"))
+    s = where_allowed(s, words, float("-inf"), LAYOUT)
     m_new = gl.maximum(m, gl.max(s, 1))
-    alpha = gl.exp2((m - m_new) * scale2)
-    p = gl.exp2((s - m_new[:, None]) * scale2)
+    finite = m_new
+    if len(words) > 0:  # no key so far may be allowed
+        finite = gl.where(m_new > float("-inf"), m_new, 0.0)
+    alpha = gl.exp2((m - finite) * scale2)
+    p = gl.exp2((s - finite[:, None]) * scale2)
     mass = gl.sum(p, 1)
     return p, mass, l * alpha + mass, m_new, alpha
 
 
 @gluon.jit
-def _plain_tile(accs, state, own, streamed, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _divisor(l, mask):
+    """A running sum to divide by: 0 is 1 where a mask may hide all keys."""
+    if len(mask) > 0:
+        l = gl.where(l > 0.0, l, 1.0)
+    return l
+
+
+@gluon.jit
+def _plain_tile(
+    accs, state, own, streamed, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+):
     """Adds a tile to o; without tangents."""
     m, l = state
     k, v = streamed
@@ -55,14 +71,16 @@ def _plain_tile(accs, state, own, streamed, passed, scale, row0, tile, N, CAUSAL
     TILE: gl.constexpr = accumulator(KEYS)
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, own[0], k, USE_ACC=False)])
-    p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, TILE, CAUSAL, MASKED)
+    p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, TILE, CAUSAL, MASKED)
     acc_o = times(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
 
 
 @gluon.jit
-def _tangent_tile(accs, state, own, streamed, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+def _tangent_tile(
+    accs, state, own, streamed, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+):
     """Adds a tile to o and o_t."""
     acc_o, acc_o_t = accs
     m, l, c = state
@@ -78,7 +96,7 @@ def _tangent_tile(accs, state, own, streamed, passed, scale, row0, tile, N, CAUS
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, TILE, CAUSAL, MASKED)
+    p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, TILE, CAUSAL, MASKED)
     acc_o_t = times(acc_o_t, alpha)
     acc_o = times(acc_o, alpha)
     weights = left_operands(p.to(v[0].dtype), v)
@@ -86,7 +104,7 @@ def _tangent_tile(accs, state, own, streamed, passed, scale, row0, tile, N, CAUS
     if EARLY:
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])
-    step = (gl.sum(p * s_t, 1) * scale - c * mass) / l
+    step = (gl.sum(p * s_t, 1) * scale - c * mass) / _divisor(l, words)
     c += step
     weights_t = left_operands((p * (s_t * scale - c[:, None])).to(v[0].dtype), v)
     moved = times(acc_o, step)
@@ -107,27 +125,29 @@ def _walk(
 ):  # fmt: skip
     """Adds the tiles from `first` to `last`. Where no tile has a masked key, a loop without masks: a condition in the
     loop would become a selection for each score."""
-    own_tiles, ring, full, empty = shared
+    held, own_tiles, ring, full, empty, bits = shared
+    KEYS: gl.constexpr = ring[0].shape[3]
     row = row0 + who * HALF
     for tile in range(first, last):
         stage = tile % STAGES
         passed = (full.index(stage), (tile // STAGES) & 1)
+        words = load_words(bits, row, tile, KEYS)
         mbarrier.wait(passed[0], passed[1])
-        own = by_tensor(own_rows(own_tiles, who, tile), CHUNKS)
+        own = by_tensor(held + own_rows(own_tiles[len(held) :], who, tile), CHUNKS)
         streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
         sums = by_tensor(accs, CHUNKS)
         if len(own) == 1:
-            accs, state = _plain_tile(sums, state, own, streamed, passed, scale, row, tile, N, CAUSAL, MASKED)
+            accs, state = _plain_tile(sums, state, own, streamed, words, passed, scale, row, tile, N, CAUSAL, MASKED)
         else:
-            accs, state = _tangent_tile(sums, state, own, streamed, passed, scale, row, tile, N, CAUSAL, MASKED)
+            accs, state = _tangent_tile(sums, state, own, streamed, words, passed, scale, row, tile, N, CAUSAL, MASKED)
         mbarrier.arrive(empty.index(stage), count=1)
     return accs, state
 
 
 @gluon.jit
 def _consume(
-    outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
-    STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    outs, statistics, own_tiles, ring, bits, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
+    STAGES: gl.constexpr, CAUSAL: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: 64 queries."""
     own_full, full, empty = bars
@@ -141,13 +161,14 @@ def _consume(
     if JVP:
         state = state + (gl.zeros([HALF], gl.float32, ROW),)
     mbarrier.wait(own_full.index(0), 0)
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
     whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
-    shared = (own_tiles, ring, full, empty)
+    shared = (held, own_tiles, ring, full, empty, bits)
     accs, state = _walk(accs, state, shared, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
     accs, state = _walk(accs, state, shared, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
     offset = (batch.to(gl.int64) * heads + own_head) * M + rows
-    norm = 1.0 / state[1]
+    norm = 1.0 / _divisor(state[1], bits)  # a row without keys has zeros, and -inf for lse
     gl.store(statistics[0] + offset, state[0] * scale - gl.log2(norm) * 0.6931471805599453, mask=rows < M)
     if JVP:
         gl.store(statistics[1] + offset, state[2], mask=rows < M)
@@ -157,7 +178,8 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
-    scale, M, N, heads, group, JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    mask, scale, M, N, heads, group,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. A `_rest` is a tensor's second chunk, if it has one."""
     own = chunks(q, q_rest)
@@ -172,6 +194,7 @@ def forward_kernel(
         statistics = statistics + (mu,)
     KEYS: gl.constexpr = k.block_shape[2]
     place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
+    bits = words_by_keys(mask, place[0], place[1], heads, M, N, VARIES)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
@@ -179,8 +202,48 @@ def forward_kernel(
     gl.warp_specialize(
         [
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL)),
-            (_consume, (outs, statistics, own_tiles, ring, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL)),
+            (
+                _consume,
+                (
+                    outs,
+                    statistics,
+                    own_tiles,
+                    ring,
+                    bits,
+                    bars,
+                    place,
+                    walk,
+                    scale,
+                    M,
+                    N,
+                    0,
+                    CHUNKS,
+                    STAGES,
+                    CAUSAL,
+                    HELD,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    outs,
+                    statistics,
+                    own_tiles,
+                    ring,
+                    bits,
+                    bars,
+                    place,
+                    walk,
+                    scale,
+                    M,
+                    N,
+                    1,
+                    CHUNKS,
+                    STAGES,
+                    CAUSAL,
+                    HELD,
+                ),
+            ),
         ],
         [4, 4],
         [240, 240],

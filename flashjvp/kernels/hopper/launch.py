@@ -1,7 +1,6 @@
 """Which calls the warp-specialised kernels serve, and their launches."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
+from .bits import Bits, can_pack, pack
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .statistics import launch_query_sums, launch_statistics
@@ -25,14 +25,15 @@ HALF = OWN // 2  # and of each of its consumers
 def serves(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> bool:
     """Whether the kernels are written for this call, whose head dims are padded to one that schedule.py names.
 
-    `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask, a positive
-    scale, tensors that TMA can address: the inputs and, whose rows are packed, the results.
+    `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask but a boolean
+    one, a positive scale, tensors that TMA can address: the inputs and, whose rows are packed, the results.
     """
     q = inputs[0]
     assert q is not None
     complete = all(x is None for x in inputs[3:]) or all(x is not None for x in inputs[3:])
     whole = call.k_columns == call.v_columns and q.shape[-1] * q.element_size() % 16 == 0
-    if not complete or not whole or call.mask is not None or len(call.batch_shape) != 1 or not scale > 0:
+    maskable = call.mask is None or can_pack(call)
+    if not complete or not whole or not maskable or len(call.batch_shape) != 1 or not scale > 0:
         return False
     return all(x is None or fits(x) for x in (*inputs, *cotangents))
 
@@ -54,8 +55,10 @@ def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor
     o, lse = empty_rows(q, v.shape[-1]), empty_statistic(q)
     o_t, mu = (empty_rows(q, v.shape[-1]), empty_statistic(q)) if jvp else (None, None)
     own, outs = _described(call, HALF, q, q_t), _described(call, HALF, o, o_t)
-    args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu)
-    call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, JVP=jvp, STAGES=tile.stages)
+    bits = pack(call, by_keys=True, by_queries=False)
+    args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys)
+    flags = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
+    call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
     return o, o_t, lse, mu
 
 
@@ -67,89 +70,95 @@ def backward(
     A head dim without registers for four accumulators has `backward_value` and, of 128, `backward_pairs`, which also
     adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in PyTorch's deterministic mode.
     """
-    d_o, d_o_t = cotangents
     o, o_t, lse, mu = results
+    d_o, d_o_t = cotangents
     assert o is not None and lse is not None
     tiles = _pipelines(call, d_o_t is not None)
+    pairs, values = tiles.get("backward_pairs"), tiles.get("backward_value")
+    summed = pairs is not None and call.sizes[0] >= pipelines.SUMS_FROM and not _is_deterministic()
+    bits = pack(call, by_keys=not summed, by_queries=True)
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu)
-    grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
-    tensors = (*inputs, *cotangents)
-    summed = False
-    if "backward_pairs" in tiles:
-        summed = call.sizes[0] >= pipelines.SUMS_FROM and not torch.are_deterministic_algorithms_enabled()
-        _backward_pairs(call, tensors, stats, grads, scale, tiles["backward_pairs"], summed)
+    grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
+    work = _Backward(call, (*inputs, *cotangents), stats, bits, grads, scale)
+    sums: list[Tensor] = []
+    if pairs is not None:
+        sums = work.pairs(pairs, summed)
     else:
-        _backward_keys(call, tensors, stats, grads, scale, tiles["backward_key"], "backward_value" not in tiles)
-    if "backward_value" in tiles:
-        _backward_values(call, tensors, stats, grads, scale, tiles["backward_value"])
-    if not summed:
-        _backward_queries(call, tensors, stats, grads, scale, tiles["backward_query"])
-    return tuple(grads)
-
-
-def _backward_pairs(
-    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
-    summed: bool,
-) -> None:  # fmt: skip
-    """Writes d_k, d_k_t and, if `summed`, d_q and d_q_t."""
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
-    d_q, d_k, _, d_q_t, d_k_t, _ = grads
-    assert q is not None and q_t is not None and d_o is not None and d_o_t is not None
-    assert d_q is not None and d_q_t is not None
-    # Two tensors in a tile are copied in pieces of 64 columns.
-    streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o)]
-    own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, d_k, d_k_t)
-    count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
-    sums = [stats.new_zeros(count, call.width * tile.rows) for _ in range(2)] if summed else []
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *(sums or (None, None)))
-    flags = {"QUERIES": summed, "STAGES": tile.stages}
-    call.launch_pipeline(
-        backward_pairs_kernel, "backward_pairs", _key_programs(call), args, scale, launch_pdl=True, **flags
-    )
+        work.keys(tiles["backward_key"], values is None)
+    if values is not None:
+        work.values(values)
     if summed:
-        launch_query_sums(call, sums[0], sums[1], d_q, d_q_t, scale)
+        launch_query_sums(call, *sums, grads[0], grads[3], scale)
+    else:
+        work.queries(tiles["backward_query"])
+    return grads
 
 
-def _backward_keys(
-    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
-    values: bool,
-) -> None:  # fmt: skip
-    """Writes d_k, d_k_t and, with `values`, d_v, d_v_t."""
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
-    _, d_k, d_v, _, d_k_t, d_v_t = grads
-    own, streamed = _described(call, HALF, k, v, k_t, v_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
-    outs = _described(call, HALF, *((d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)))
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs)
-    flags = {"JVP": d_o_t is not None, "VALUES": values, "STAGES": tile.stages, "HELD": tile.held}
-    call.launch_pipeline(
-        backward_key_kernel, "backward_key", _key_programs(call), args, scale, launch_pdl=True, **flags
-    )
+class _Backward(NamedTuple):
+    """The launches of a backward pass, and what they share: q, k, v, q_t, k_t, v_t, d_o, d_o_t and six gradients."""
+
+    call: Call
+    tensors: tuple[Maybe, ...]
+    stats: Tensor
+    bits: Bits
+    grads: tuple[Maybe, ...]
+    scale: float
+
+    def pairs(self, tile: Pipeline, summed: bool) -> list[Tensor]:
+        """Writes d_k, d_k_t and, if `summed`, the sums of d_q and d_q_t that it returns."""
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
+        call, grads = self.call, self.grads
+        # Two tensors in a tile are copied in pieces of 64 columns.
+        streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
+        own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, grads[1], grads[4])
+        count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
+        sums = [self.stats.new_zeros(count, call.width * tile.rows) for _ in range(2)] if summed else []
+        args = (*own, *streamed, self._statistics(tile), *outs, *(sums or (None, None)))
+        self._of_keys(backward_pairs_kernel, "backward_pairs", args, QUERIES=summed, STAGES=tile.stages)
+        return sums
+
+    def keys(self, tile: Pipeline, values: bool) -> None:
+        """Writes d_k, d_k_t and, with `values`, d_v, d_v_t."""
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
+        _, d_k, d_v, _, d_k_t, d_v_t = self.grads
+        outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
+        own, streamed = self._described(HALF, k, v, k_t, v_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
+        args = (*own, *streamed, self._statistics(tile), *self._described(HALF, *outs))
+        flags = {"JVP": d_o_t is not None, "VALUES": values, "STAGES": tile.stages, "HELD": tile.held}
+        self._of_keys(backward_key_kernel, "backward_key", args, **flags)
+
+    def values(self, tile: Pipeline) -> None:
+        """Writes d_v and d_v_t."""
+        q, k, _, q_t, k_t, _, d_o, d_o_t = self.tensors
+        own, streamed = self._described(HALF, k, k_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
+        args = (*own, *streamed, self._statistics(tile), *self._described(HALF, self.grads[2], self.grads[5]))
+        self._of_keys(backward_value_kernel, "backward_value", args, STAGES=tile.stages)
+
+    def queries(self, tile: Pipeline) -> None:
+        """Writes d_q and d_q_t."""
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
+        own, streamed = self._described(HALF, q, d_o, q_t, d_o_t), self._described(tile.rows, k, v, k_t, v_t)
+        outs = self._described(HALF, self.grads[0], self.grads[3])
+        args = (*own, *streamed, self.stats, *outs, self.bits.by_keys)
+        flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held, "VARIES": self.bits.varies}
+        self._launch(backward_query_kernel, "backward_query", _query_programs(self.call), args, **flags)
+
+    def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: object) -> None:
+        programs, args = _key_programs(self.call), (*args, self.bits.by_queries)
+        self._launch(kernel, family, programs, args, VARIES=self.bits.varies, **flags)
+
+    def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: object) -> None:
+        self.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
+
+    def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
+        return _described(self.call, rows, *tensors)
+
+    def _statistics(self, tile: Pipeline) -> Any:
+        return statistics_descriptor(self.stats, tile.rows)
 
 
-def _backward_values(
-    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline
-) -> None:
-    """Writes d_v and d_v_t."""
-    q, k, _, q_t, k_t, _, d_o, d_o_t = inputs
-    own, streamed = _described(call, HALF, k, k_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *_described(call, HALF, grads[2], grads[5]))
-    flags = {"STAGES": tile.stages}
-    call.launch_pipeline(
-        backward_value_kernel, "backward_value", _key_programs(call), args, scale, launch_pdl=True, **flags
-    )
-
-
-def _backward_queries(
-    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline
-) -> None:
-    """Writes d_q and d_q_t."""
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
-    own, streamed = _described(call, HALF, q, d_o, q_t, d_o_t), _described(call, tile.rows, k, v, k_t, v_t)
-    args = (*own, *streamed, stats, *_described(call, HALF, grads[0], grads[3]))
-    flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held}
-    call.launch_pipeline(
-        backward_query_kernel, "backward_query", _query_programs(call), args, scale, launch_pdl=True, **flags
-    )
+def _is_deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:
