@@ -20,10 +20,10 @@ KERNELS = Path(schedule.__file__).parent
 PRODUCTS = ("half", "tf32", "ieee")
 PIPELINE_KINDS = ("tangents", "plain")
 KINDS = (*PRODUCTS, *PIPELINE_KINDS)
-# What is tried. The row sums have no key rows and nothing to pipeline; two kernels can hold own tiles in registers.
+# What is tried. The row sums have no key rows and nothing to pipeline; some kernels can hold own tiles in registers.
 ROWS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3)
 STREAMED_ROWS, RING_STAGES, HELD = (32, 64, 128), (2, 3, 4, 5), (0, 1, 2)
-HOLDING = ("backward_key", "backward_query")
+HOLDING = ("forward", "backward_key", "backward_query")
 
 HEAD = '''"""Tiles of every kernel family; schedule.py says what they mean.
 

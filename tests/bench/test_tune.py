@@ -87,7 +87,7 @@ def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
     near = [x.tile for x in found if (x.family, x.head_dim) == ("backward_query", 128)][:7]
     assert near[0] == (32, 3, 0)  # in use; then one step away: half or twice the rows, a stage, a held tile
     assert set(near[1:5]) == {(64, 3, 0), (32, 2, 0), (32, 4, 0), (32, 3, 1)}
-    assert {x.tile[2] for x in found if x.family in ("forward", "backward_value", "backward_pairs")} == {0}
+    assert {x.tile[2] for x in found if x.family in ("backward_value", "backward_pairs")} == {0}
     assert {x.family for x in candidates("sm_90", "plain", families, [128])} == {
         "forward", "backward_key", "backward_query"
     }  # fmt: skip
