@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,15 +31,27 @@ class Cells:
 
     def outcome(self, name: str, case: Case) -> Outcome:
         """The measured columns of a row, `status` and `reason`."""
+        return self._survived(self._measure, name, case)
+
+    def compiled(self, name: str, case: Case) -> Outcome:
+        """Calls a provider once, for what it compiles and leaves in caches on the disk; `status` and `reason`."""
+        return self._survived(self._call, name, case)
+
+    def _survived(self, do: Callable[[str, Case, Outcome], None], name: str, case: Case) -> Outcome:
+        """What `do` found, `status` and `reason`, whatever it raised."""
         outcome: Outcome = {}
         try:
-            self._measure(name, case, outcome)
+            do(name, case, outcome)
         except Exception as error:
             outcome["status"], outcome["reason"] = classify(error)
         gc.collect()
         if self._device.type == "cuda" and outcome["status"] != "crashed":
             self._clean_up(outcome)
         return outcome
+
+    def _call(self, name: str, case: Case, outcome: Outcome) -> None:
+        self._work(self._attention(name, case), case)()
+        outcome |= {"status": "ok", "reason": ""}
 
     def _measure(self, name: str, case: Case, outcome: Outcome) -> None:
         attention = self._attention(name, case)

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import IO, Any
 
 from reports.environment import ROOT
@@ -19,6 +20,7 @@ from .environment import available_memory_mib
 
 WORKER = (sys.executable, "-m", "bench.worker")
 MEMORY_SHARE = 0.8
+POLL_S = 0.5
 
 Event = dict[str, Any]
 
@@ -71,6 +73,27 @@ def outcomes(
                 else:
                     yield pending.pop(0), {"status": "timeout", "reason": f"no result within {limit_s:g} s"}
                     break
+
+
+def side_by_side(parts: Sequence[list[Event]], device: str, limit_s: float, worker: tuple[str, ...] = WORKER) -> None:
+    """Calls the cells of each part once, in a process a part, all at the same time, to fill the compilers' caches.
+
+    Nothing that happens to them matters. After `limit_s` seconds all processes are killed.
+    """
+    end, stopped = time.monotonic() + limit_s, threading.Event()
+
+    def serve(cells: list[Event]) -> None:
+        task = {"device": device, "dtype": None, "cells": cells, "compile_only": True}
+        with _Child(worker, task) as child:
+            while time.monotonic() < end and not stopped.is_set():
+                if child.next_event(POLL_S) is None:
+                    return
+
+    with ThreadPoolExecutor(max(len(parts), 1)) as threads:
+        try:
+            wait([threads.submit(serve, part) for part in parts])
+        finally:
+            stopped.set()  # when interrupted, the processes end, too
 
 
 def _memory_limit_mib(device: str) -> float | None:

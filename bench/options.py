@@ -210,6 +210,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="begin no row after so many seconds; --resume measures what was left",
     )
     group.add_argument(
+        "--compile-s",
+        type=_seconds,
+        metavar="S",
+        help="on a GPU: before measuring, compile what is to be measured in as many processes as there are cores, for "
+        "at most so many seconds of the budget; saves minutes with peers or many shapes",
+    )
+    group.add_argument(
         "--out", type=Path, metavar="CSV", help="file to append to (default reports/data/<machine>/sweep-<start>.csv)"
     )
     group.add_argument(

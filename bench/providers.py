@@ -37,7 +37,7 @@ class Provider:
     have no tangents; it runs in the worker process only, once for each shape. The other fields say what the
     implementation can do at all; a case outside of that is a row `unsupported`. `why_modes`, `why_plain` and
     `why_masks` say why one is missing. From `other_kernels_from` queries on, a GPU is given other kernels, which the
-    gate judges as well.
+    gate judges as well. `compiles`: at its first calls, into a cache on the disk.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Provider:
     causal_with_mask: bool = False
     gqa: bool = True
     other_kernels_from: int | None = None
+    compiles: bool = False
 
     def gate_length(self, case: Case, device: str) -> int:
         """The longest length of the gate's reduced shape, a multiple of 128, so that the case's kernels serve it."""
@@ -199,7 +200,8 @@ def _sdpa(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, x.mask, is_causal=x.is_causal, enable_gqa=is_grouped(x))
 
 
-_FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, "causal_with_mask": True, "other_kernels_from": 2048}
+_OUR_KERNELS: dict[str, Any] = {"causal_with_mask": True, "other_kernels_from": 2048, "compiles": True}
+_FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, **_OUR_KERNELS}
 _NO_TANGENT = "it is attention without a JVP"
 _NO_GRADIENT = "its tangent output carries no gradient"
 _LISTED = (
@@ -213,9 +215,9 @@ _LISTED = (
     ),
     Provider(name="flashjvp-tiled", load=lambda: _load_flashjvp("tiled"), **_FLASHJVP),
     Provider(name="flashjvp-reference", load=lambda: _load_flashjvp("reference"), **_FLASHJVP),
-    Provider(name="flashjvp-func-jvp", load=_load_flashjvp_func_jvp, causal_with_mask=True, other_kernels_from=2048),
+    Provider(name="flashjvp-func-jvp", load=_load_flashjvp_func_jvp, **_OUR_KERNELS),
     Provider(name=BASELINE, load=_load_math),
-    Provider(name="math-compiled", load=_load_math_compiled),
+    Provider(name="math-compiled", load=_load_math_compiled, compiles=True),
     Provider(
         name="plain",
         load=lambda: _load_plain(*_FUSED),
@@ -235,6 +237,7 @@ _LISTED = (
         devices=("cuda",),
         dtypes=("float16", "bfloat16"),
         why_plain="its output is wrong without a JVP",
+        compiles=True,
         masks=("none",),
         causal=False,
         gqa=False,
@@ -246,6 +249,7 @@ _LISTED = (
         dtypes=HALF_AND_SINGLE,
         modes=("fwd",),
         why_modes=_NO_GRADIENT,
+        compiles=True,
         masks=("none",),
         head_dims=peers.POWERS_OF_TWO,
         causal=False,
@@ -258,6 +262,7 @@ _LISTED = (
         dtypes=HALF_AND_SINGLE,
         modes=("fwd",),
         why_modes=_NO_GRADIENT,
+        compiles=True,
         masks=("none", "bool", "empty-rows"),
         why_masks="it refuses minus infinity",
         head_dims=peers.POWERS_OF_TWO,

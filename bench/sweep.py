@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from reports.environment import DATA, now, slug
+from reports.environment import DATA, cores, now, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
 
-from . import isolate
+from . import isolate, precompile
 from .cases import Case, inputs_mib, least_mib, operations
 from .environment import Environment
 from .options import DEFAULTS, Cell, make_cells, parser
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
         path=path,
         limit_s=options.cell_limit_s or DEFAULTS[environment.device].cell_limit_s,
         budget_s=options.budget_s,
+        compile_s=options.compile_s,
         worker=worker,
         console=console,
         rows=rows,
@@ -90,6 +91,7 @@ class Sweep:
     path: Path
     limit_s: float
     budget_s: float | None
+    compile_s: float | None
     worker: tuple[str, ...]
     console: Console
     rows: list[Row]
@@ -106,6 +108,8 @@ class Sweep:
         self._say_where()
         end = None if self.budget_s is None else time.monotonic() + self.budget_s
         left = len(cells)
+        if self.compile_s is not None and self.device != "cpu" and not self._compile(cells, self.compile_s):
+            return True
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task("starting", total=len(cells))
             try:
@@ -118,6 +122,24 @@ class Sweep:
         if left:
             self._say(f"{self.budget_s:g} s are over: {left} of {len(cells)} rows left, which --resume measures")
         return False
+
+    def _compile(self, cells: list[Cell], limit_s: float) -> bool:
+        """Lets the providers compile side by side; False when interrupted from the keyboard."""
+        parts = precompile.parts(cells, self.device.split(":")[0], cores())
+        tasks = [[self._task(i, cell) for i, cell in enumerate(part)] for part in parts]
+        self._say(f"compiling in {len(parts)} processes, for {limit_s:g} s at most")
+        start = time.monotonic()
+        try:
+            isolate.side_by_side(tasks, self.device, limit_s, self.worker)
+        except KeyboardInterrupt:
+            return False
+        self._say(f"compiled in {time.monotonic() - start:.0f} s")
+        return True
+
+    def _task(self, number: int, cell: Cell) -> isolate.Event:
+        """A cell as its worker takes it."""
+        paths, case = self.peers.get(cell.provider, []), dataclasses.asdict(cell.case)
+        return {"id": number, "provider": cell.provider, "paths": paths, "case": case}
 
     def report(self) -> None:
         """The table of the run, the paths of its CSV and of its figure."""
@@ -146,8 +168,7 @@ class Sweep:
             if reason := PROVIDERS[cell.provider].why_not(cell.case, self.device.split(":")[0]):
                 count += self._add(cell, {"status": "unsupported", "reason": reason}, progress, bar)
                 continue
-            paths, case = self.peers.get(cell.provider, []), dataclasses.asdict(cell.case)
-            tasks.append({"id": i, "provider": cell.provider, "paths": paths, "case": case})
+            tasks.append(self._task(i, cell))
 
         def on_start(task: isolate.Event) -> None:
             cell = group[task["id"]]

@@ -1,7 +1,8 @@
 """The child process of a sweep: reads one task, measures its cells in order, writes one JSON line an event.
 
 Task (one line on stdin): `{"device": ..., "dtype": ..., "memory_limit_mib": ..., "cells": [{"id", "provider", "paths",
-"case"}]}`, where `paths` is what the provider is imported from, before everything else. Events (lines on stdout):
+"case"}]}`, where `paths` is what the provider is imported from, before everything else; with `"compile_only": true` the
+cells are called, not measured. Events (lines on stdout):
 `environment` when the task has no cells, else `start` and `outcome` for each cell. Whatever else is printed goes to
 stderr. The parent keeps stdin open: its end means that the parent is gone, and the worker ends with it.
 """
@@ -30,13 +31,14 @@ def main() -> None:
         dtype = task["dtype"] or _default_dtype(device)
         _write(events, {"event": "environment", "dtype": dtype, **dataclasses.asdict(describe(device, dtype))})
         return
-    if device.type == "cpu" and task["memory_limit_mib"] is not None:
+    if device.type == "cpu" and task.get("memory_limit_mib") is not None:
         _limit_memory(task["memory_limit_mib"])
     cells = Cells(device)
     for cell in task["cells"]:
         _write(events, {"event": "start", "id": cell["id"]})
         sys.path[:0] = [path for path in cell["paths"] if path not in sys.path]
-        outcome = cells.outcome(cell["provider"], Case(**cell["case"]))
+        run = cells.compiled if task.get("compile_only") else cells.outcome
+        outcome = run(cell["provider"], Case(**cell["case"]))
         _write(events, {"event": "outcome", "id": cell["id"], **outcome})
         if outcome["status"] == "crashed":
             return  # the CUDA context is lost: the parent starts a fresh process

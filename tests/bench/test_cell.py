@@ -38,6 +38,24 @@ def test_what_cells_have_in_common_is_found_once(monkeypatch: pytest.MonkeyPatch
     assert found["gate"] == [("fwd", 384), ("bwd", 384)]  # both lengths reduce to one, both backwards are judged whole
 
 
+def test_a_call_to_compile_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setitem(PROVIDERS, "counted", Provider(name="counted", load=lambda: recorded(calls)))
+    case = make_case(mode="fwd+bwd", dtype="float32")
+    assert cell.Cells(CPU).compiled("counted", case) == {"status": "ok", "reason": ""}
+    assert [tuple(x.q.shape) for x in calls] == [(2, 4, 96, 24)] and calls[0].q_t.requires_grad
+    monkeypatch.setitem(PROVIDERS, "planted-raise", planted.PLANTED["planted-raise"])
+    assert cell.Cells(CPU).compiled("planted-raise", case)["status"] == "error"
+
+
+def recorded(calls: list[Any]) -> Any:
+    def attention(inputs: Any) -> Any:
+        calls.append(inputs)
+        return planted.right(inputs)
+
+    return attention
+
+
 def test_a_wrong_result_keeps_its_errors_and_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROVIDERS, "planted-nan", planted.PLANTED["planted-nan"])
     outcome = cell.Cells(CPU).outcome("planted-nan", make_case(mode="fwd", dtype="float32"))

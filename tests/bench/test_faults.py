@@ -79,6 +79,24 @@ def test_one_worker_goes_on_after_what_cannot_have_damaged_it() -> None:
     assert found["planted-raise"][1] == "ValueError: planted over two lines"
 
 
+def test_a_worker_that_only_compiles_measures_nothing() -> None:
+    case = {
+        **{"mode": "fwd+bwd", "batch": 1, "heads": 1, "kv_heads": 1, "queries": 8, "keys": 8, "head_dim": 8},
+        **{"dtype": "float32", "causal": False, "mask": "none"},
+    }
+    cells = [{"id": i, "provider": name, "case": case, "paths": []} for i, name in enumerate(("planted-raise", "math"))]
+    with isolate._Child(
+        planted.WORKER, {"device": "cpu", "dtype": None, "cells": cells, "compile_only": True}
+    ) as child:
+        events = list(iter(lambda: child.next_event(120.0), None))
+    found = [event for event in events if event["event"] == "outcome"]
+    reason = "ValueError: planted over two lines"
+    assert found == [
+        {"event": "outcome", "id": 0, "status": "error", "reason": reason},
+        {"event": "outcome", "id": 1, "status": "ok", "reason": ""},
+    ]
+
+
 def test_a_peer_is_imported_from_its_path(tmp_path: Path) -> None:
     """A checkout, with a package that it needs beside it; the same without that package is a row that says so."""
     checkout, beside = tmp_path / "checkout", tmp_path / "beside"

@@ -92,6 +92,26 @@ def test_a_worker_that_never_starts_gives_every_cell_an_outcome(command: tuple[s
         isolate.environment("cpu", None, 60.0, command)
 
 
+def test_parts_run_at_the_same_time_and_nothing_that_happens_to_them_matters(tmp_path: Path) -> None:
+    """Each part waits until all others have begun; one of them then crashes, and one hangs."""
+    body = f"""
+    name, here = cell["name"], {str(tmp_path)!r}
+    open(here + "/pid-" + name, "w").write(str(os.getpid()))
+    while len([x for x in os.listdir(here) if x.startswith("pid-")]) < 3: time.sleep(0.01)
+    if name == "crashes": os.abort()
+    if name == "hangs": time.sleep(600)
+    answer(cell)
+    open(here + "/done-" + name + ("" if task["compile_only"] else "-measured"), "w").close()"""
+    path = tmp_path / "meets.py"
+    path.write_text(HEAD + body)
+    parts = [[{"id": 0, "name": name}] for name in ("answers", "crashes", "hangs")]
+    isolate.side_by_side(parts, "cpu", 5.0, (sys.executable, str(path)))
+    assert [x.name for x in tmp_path.glob("done-*")] == ["done-answers"]
+    pids = [int(x.read_text()) for x in tmp_path.glob("pid-*")]
+    assert len(pids) == 3 and not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    isolate.side_by_side([], "cpu", 5.0)
+
+
 def test_leaving_early_kills_the_process(tmp_path: Path) -> None:
     tasks = [{"id": i} for i in range(2)]
     outcomes = isolate.outcomes(tasks, "cpu", 60.0, lambda _: None, program(tmp_path, "hangs"))

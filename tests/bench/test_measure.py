@@ -1,4 +1,6 @@
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +46,44 @@ def test_a_very_slow_call_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     assert measure.latency(measure.Work(call), CPU).repeats == 1
+
+
+def test_on_a_gpu_only_the_call_lies_between_the_events_after_a_warm_up_and_with_a_cold_l2(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The device is a list of what it was given."""
+    given: list[str] = []
+    l2 = 2**20
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            given.append("event")
+
+        def elapsed_time(self, after: "Event") -> float:
+            return 1.0
+
+    class Cache:
+        def zero_(self) -> None:
+            given.append("evict")
+
+    def cache(size: int, **_: Any) -> Cache:
+        assert size >= 2 * l2
+        return Cache()
+
+    monkeypatch.setattr(measure.torch, "empty", cache)
+    monkeypatch.setattr(measure.torch.cuda, "Event", Event)
+    monkeypatch.setattr(measure.torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(measure.torch.cuda, "synchronize", lambda device: given.append("wait"))
+    monkeypatch.setattr(measure.torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=l2))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: 0.04 * given.count("call"))
+    work = measure.Work(lambda _: given.append("call"), lambda: given.append("prepare"))
+    found = measure.latency(work, torch.device("cuda"))
+    once, timed = ["prepare", "call", "wait"], ["prepare", "evict", "event", "call", "event"]
+    assert given == once * 3 + timed * 10 + ["wait"]  # 0.1 s to warm up, 0.4 s of calls; the host runs ahead
+    assert found.repeats == 10
 
 
 def peak_can_be_reset() -> bool:

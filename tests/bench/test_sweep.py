@@ -1,5 +1,9 @@
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +32,12 @@ for cell in task["cells"]:
         host = dict(host_us=float(len(task["cells"])))
         say(event="outcome", id=cell["id"], status="ok", reason="", peak_mib=1.0, **latency, **errors, **host)
 """
+
+# Leaves its process id beside the program, and hangs at the second cell.
+WAIT = """import os, pathlib, time
+        here = pathlib.Path(__file__).parent
+        (here / f"pid-{os.getpid()}").touch()
+        if len(list(here.glob("pid-*"))) == 2: time.sleep(600)"""
 
 
 def fake_worker(
@@ -116,6 +126,27 @@ def test_an_interrupt_keeps_what_was_measured(
     assert out.with_suffix(".png").exists()
 
 
+def test_ctrl_c_ends_the_sweep_and_its_worker(tmp_path: Path, out: Path) -> None:
+    """A real signal, while a cell is being measured."""
+    path = tmp_path / "slow.py"
+    path.write_text(Path(fake_worker(tmp_path)[1]).read_text().replace("else:", f"else:\n        {WAIT}"))
+    program = (
+        f"import sys; from bench import sweep; sys.exit(sweep.main(sys.argv[1:], (sys.executable, {str(path)!r})))"
+    )
+    command = [sys.executable, "-c", program, "--seq", "64", "--modes", "fwd", "--device", "cpu", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 60
+    while not (out.exists() and len(list(tmp_path.glob("pid-*"))) == 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [identity(row)[0] for row in read_rows(out)] == ["flashjvp"]
+    assert "--resume continues" in printed and str(out) in printed
+    workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
 def test_the_exit_status_says_whether_anything_was_measured(tmp_path: Path, out: Path) -> None:
     arguments = ["--seq", "64", "--out", str(out)]
     assert sweep.main(arguments, fake_worker(tmp_path, failing=("flashjvp",))) == 0
@@ -167,6 +198,31 @@ def test_on_a_gpu_the_shapes_of_a_provider_share_a_process(tmp_path: Path, out: 
         for length in (64, 128)
     ]
     assert {row.host_us for row in rows} == {4.0}
+
+
+def test_what_compiles_does_so_before_anything_is_measured(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[list[list[dict[str, Any]]], str, float]] = []
+
+    def side_by_side(tasks: list[list[dict[str, Any]]], device: str, limit_s: float, worker: object) -> None:
+        assert not out.exists()
+        given.append((tasks, device, limit_s))
+
+    monkeypatch.setattr(sweep.isolate, "side_by_side", side_by_side)
+    arguments = ["--preset", "paper", "--seq", "128,4096", "--providers", "math,rcm", "--out", str(out)]
+    arguments += ["--peer", f"rcm={tmp_path}"]
+    assert sweep.main([*arguments, "--compile-s", "30"], fake_worker(tmp_path, device="cuda")) == 0
+    ((tasks, device, limit_s),) = given
+    assert (device, limit_s) == ("cuda", 30.0)
+    called = [(x["provider"], x["paths"], x["case"]["heads"], x["case"]["queries"]) for part in tasks for x in part]
+    rcm = ("rcm", [str(tmp_path)])
+    shapes = [(heads, length) for length in (128, 256, 4096) for heads in ((1, 2, 24) if length == 128 else (1, 2))]
+    assert sorted(called) == sorted((*rcm, 24 if (heads, length) == (2, 4096) else heads, length)
+                                    for heads, length in shapes)  # fmt: skip
+    assert len({row.provider for row in read_rows(out)}) == 2
+    sweep.main(["--seq", "64", "--compile-s", "30", "--out", str(tmp_path / "cpu.csv")], fake_worker(tmp_path))
+    assert len(given) == 1  # on a CPU each cell has its own process and compiles nothing
 
 
 def test_every_dtype_has_its_own_ceiling_measured(tmp_path: Path, out: Path) -> None:
