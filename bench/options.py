@@ -43,7 +43,8 @@ provider does not support is a row with its reason. Rows are written as they com
 
 examples:
   python -m bench.sweep --seq 1024,4096,8192 --causal
-  python -m bench.sweep --preset paper --peer official=../tvm --peer rcm=../rcm --budget-s 480 --out paper.csv
+  python -m bench.sweep --preset paper --peer official=../tvm --peer rcm=../rcm --compile-s 90 --budget-s 480 \\
+      --out paper.csv
   python -m bench.sweep --preset paper --providers math-compiled --budget-s 480 --out paper.csv --resume
 """
 
@@ -182,7 +183,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "--providers",
         type=names_out_of(PROVIDERS),
         metavar="NAME,...",
-        help=f"out of {', '.join(PROVIDERS)} (default {SUBJECT},{BASELINE}, or the preset's, and each --peer)",
+        help=f"in this order, out of {', '.join(PROVIDERS)} (default {SUBJECT},{BASELINE}, or the preset's, and each --peer)",
     )
     group.add_argument(
         "--peer",
