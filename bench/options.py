@@ -183,7 +183,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "--providers",
         type=names_out_of(PROVIDERS),
         metavar="NAME,...",
-        help=f"in this order, out of {', '.join(PROVIDERS)} (default {SUBJECT},{BASELINE}, or the preset's, and each --peer)",
+        help=f"in this order, of {', '.join(PROVIDERS)} (default {SUBJECT},{BASELINE}, or the preset's, each --peer)",
     )
     group.add_argument(
         "--peer",

@@ -126,6 +126,8 @@ class Sweep:
     def _compile(self, cells: list[Cell], limit_s: float) -> bool:
         """Lets the providers compile side by side; False when interrupted from the keyboard."""
         parts = precompile.parts(cells, self.device.split(":")[0], cores())
+        if not parts:
+            return True
         tasks = [[self._task(i, cell) for i, cell in enumerate(part)] for part in parts]
         self._say(f"compiling in {len(parts)} processes, for {limit_s:g} s at most")
         start = time.monotonic()

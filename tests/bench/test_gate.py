@@ -7,6 +7,7 @@ from bench import gate
 from bench.providers import PROVIDERS
 from tests.bench.planted import PLANTED
 from tests.bench.test_cases import make_case
+from verify.cases import Inputs
 
 CPU = torch.device("cpu")
 
@@ -35,6 +36,19 @@ def test_the_providers_pass(name: str, changes: dict[str, Any]) -> None:
         assert 0 < verdict.err_grad < 10 * unit
     else:
         assert verdict.err_grad is None
+
+
+def test_a_longer_shape_is_judged_where_it_is_asked_for() -> None:
+    seen: list[tuple[int, ...]] = []
+    wrong = PLANTED["planted-wrong-gradient"].load()
+
+    def attention(inputs: Inputs) -> Any:
+        seen.append(tuple(inputs.q.shape))
+        return wrong(inputs)
+
+    case = make_case(dtype="float32", queries=1000, keys=512)
+    assert gate.check(attention, case, CPU, longest=384).reason.startswith("d_v_t")
+    assert seen == [(1, 2, 360, 24)]  # 360 = 384 - 128 + 1000 % 128
 
 
 @pytest.mark.parametrize("mode", ["plain-fwd", "plain-bwd", "plain-fwd+bwd"])
