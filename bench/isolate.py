@@ -21,6 +21,7 @@ from .environment import available_memory_mib
 WORKER = (sys.executable, "-m", "bench.worker")
 MEMORY_SHARE = 0.8
 POLL_S = 0.5
+ONE_THREAD = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # torch.compile would start as many processes as there are cores
 
 Event = dict[str, Any]
 
@@ -84,7 +85,7 @@ def side_by_side(parts: Sequence[list[Event]], device: str, limit_s: float, work
 
     def serve(cells: list[Event]) -> None:
         task = {"device": device, "dtype": None, "cells": cells, "compile_only": True}
-        with _Child(worker, task) as child:
+        with _Child(worker, task, ONE_THREAD) as child:
             while time.monotonic() < end and not stopped.is_set():
                 if child.next_event(POLL_S) is None:
                     return
@@ -104,7 +105,7 @@ def _memory_limit_mib(device: str) -> float | None:
 class _Child:
     """One worker and its events; leaving the context kills it and whatever it started."""
 
-    def __init__(self, command: tuple[str, ...], task: Event):
+    def __init__(self, command: tuple[str, ...], task: Event, environment: dict[str, str] | None = None):
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             command,
@@ -112,6 +113,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             cwd=ROOT,
+            env={**os.environ, **(environment or {})},
             text=True,
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
