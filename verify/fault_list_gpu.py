@@ -6,6 +6,7 @@ HOPPER = "kernels/hopper/"
 FORWARD, QUERY, KEY = HOPPER + "forward.py", HOPPER + "backward_query.py", HOPPER + "backward_key.py"
 VALUE, PAIRS, STATISTICS = HOPPER + "backward_value.py", HOPPER + "backward_pairs.py", HOPPER + "statistics.py"
 RING, CHUNKS, LAUNCH = HOPPER + "ring.py", HOPPER + "chunks.py", HOPPER + "launch.py"
+BITS = HOPPER + "bits.py"
 RECORDINGS, DIRECT = "kernels/recordings.py", "kernels/direct.py"
 
 
@@ -24,12 +25,13 @@ OF_PIPELINES = [
     _pipeline("mu not subtracted", FORWARD, "(s_t * scale - c[:, None])", "(s_t * scale)"),
     _pipeline(
         "o_t centred on a stale mean", FORWARD,
-        "moved = times(acc_o, step)", "moved = times(acc_o, 0.0 * step)", "hopper_72",
+        "minus(complete(acc_o_t), times(acc_o, step))", "complete(acc_o_t)", "hopper_72",
     ),
     _pipeline("scale missing from the mean", FORWARD, "(gl.sum(p * s_t, 1) * scale", "(gl.sum(p * s_t, 1)"),
     _pipeline(
         "tangent of v ignored", FORWARD,
-        "acc_o_t = add_product(minus(acc_o_t, moved), weights, v_t)", "acc_o_t = minus(acc_o_t, moved)",
+        "acc_o_t = add_product(minus(acc_o_t, times(acc_o, step)), weights, v_t)",
+        "acc_o_t = minus(acc_o_t, times(acc_o, step))",
     ),
     _pipeline(
         "S_t without q k_t", FORWARD, "s_t = add_scores(s_t, q, k_t)", "s_t = add_scores(s_t, q_t, k_t)", "hopper_128",
@@ -82,6 +84,22 @@ OF_PIPELINES = [
     _pipeline(
         "sums of d_q written as d_q_t", STATISTICS, "load_sums(sums_t + first,", "load_sums(sums + first,",
         "hopper_128", "emulated-sums",
+    ),
+    # Masks
+    _pipeline("mask of the first head for all", BITS, "number + head if", "number + 0 * head if", "hopper_mask"),
+    _pipeline("mask of the first keys for all", BITS, "block = tile * COUNT", "block = 0 * tile", "hopper_mask"),
+    _pipeline("pairs of columns share a bit", BITS, ">> (pair * 2)", ">> pair", "hopper_mask"),
+    _pipeline("bits of the next query", BITS, "(seen << (query % 32)", "(seen << ((query + 1) % 32)", "hopper_mask"),
+    _pipeline(
+        "a mask of keys alone packed for the first query", BITS, "M, m0 + SIDE)", "M, 1)", "hopper_mask_per_key"
+    ),
+    _pipeline(
+        "mask ignored in the backward only", PAIRS, "p = where_allowed(p, words, 0.0, TILE)", "pass", "hopper_mask_128"
+    ),
+    _pipeline("row without keys divided by 0", FORWARD, "gl.where(l > 0.0, l, 1.0)", "l", "hopper_mask_empty_rows"),
+    _pipeline(
+        "row without keys has an infinite maximum", FORWARD,
+        'gl.where(m_new > float("-inf"), m_new, 0.0)', "m_new", "hopper_mask_empty_rows",
     ),
     # Walks, the ring, column chunks and launches
     _pipeline("edge of the keys unmasked", RING, "limit = N - tile * KEYS", "limit = KEYS"),

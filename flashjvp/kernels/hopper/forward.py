@@ -107,12 +107,11 @@ def _tangent_tile(
     step = (gl.sum(p * s_t, 1) * scale - c * mass) / _divisor(l, words)
     c += step
     weights_t = left_operands((p * (s_t * scale - c[:, None])).to(v[0].dtype), v)
-    moved = times(acc_o, step)
     if EARLY:
         keep_above(passed)
-        acc_o_t = minus(complete(acc_o_t), moved)
+        acc_o_t = minus(complete(acc_o_t), times(acc_o, step))
     else:
-        acc_o_t = add_product(minus(acc_o_t, moved), weights, v_t)
+        acc_o_t = add_product(minus(acc_o_t, times(acc_o, step)), weights, v_t)
     acc_o_t = add_product(acc_o_t, weights_t, v)
     acc_o = add_product(acc_o, weights, v)
     return complete(acc_o + acc_o_t), (m, l, c)
