@@ -49,3 +49,13 @@ def test_a_sweep_runs(tmp_path: Path) -> None:
     assert {row.device for row in rows} == {"cuda"}
     assert all(row.ceiling_tflops > 10 and row.ceiling_gbs > 100 for row in rows)
     assert [row.status for row in rows if row.provider == "flashjvp"] == ["ok"] * 3
+
+
+def test_a_sweep_compiles_first_and_judges_long_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.csv"
+    shape = ["--seq", "2304", "--heads", "1", "--head-dim", "128", "--modes", "fwd,bwd"]
+    assert sweep.main([*shape, "--providers", "flashjvp", "--compile-s", "120", "--out", str(out)]) == 0
+    assert "compiled in " in capsys.readouterr().out
+    rows = read_rows(out)
+    assert [row.status for row in rows] == ["ok", "ok"]
+    assert rows[1].err_grad is not None
