@@ -204,9 +204,7 @@ def _record(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
     )
 
 
-def record(
-    op: Any, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], options: tuple[Any, ...]
-) -> Any:
+def record(op: Any, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Any:
     """The same, computed by `below` from the tensors, with its node."""
     return _apply(_Forward if op is FORWARD else _ForwardJvp, below, options, *tensors)
 

@@ -197,5 +197,6 @@ __all__ = [
     "_autograd",
     "attention",
     "attention_jvp",
+    "bound",
     "library",
 ]

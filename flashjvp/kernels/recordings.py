@@ -19,9 +19,9 @@ from . import schedule
 from .direct import Launch, Place, current_stream, is_current
 
 try:  # what inductor's programs allocate with: without the dispatcher, at a third of its host time
-    from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda
+    from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
 except ImportError:  # private
-    _DIRECTLY = {}
+    _DIRECTLY: dict[str, Any] = {}
 else:
     _DIRECTLY = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}
 
@@ -67,9 +67,12 @@ class Recording:
 
     def _play(self, tensors: list[Maybe], addresses: list[int]) -> tuple[Maybe, ...]:
         """The same on the current device. Buffers join the tensors and their addresses, as in the Recorder."""
+        allocate = self._allocate
         for shape, strides, dtype, zeros in self._buffers:
-            made = self._allocate(shape, strides, dtype)
-            tensors.append(made.zero_() if zeros else made)
+            made = allocate(shape, strides, dtype)
+            if zeros:
+                made.zero_()
+            tensors.append(made)
             addresses.append(made.data_ptr())
         stream = current_stream(self._device.index or 0)
         for launch in self._launches:
