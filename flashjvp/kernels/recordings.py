@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..guards import Remembered
@@ -164,7 +165,8 @@ def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Calla
             given = [x for x in operands if x is not None]
             pattern = tuple([x is None for x in operands])
             key = function, options, first.shape, operands[q + 1].shape, pattern, _state(first.dtype, first.device)
-            return key, given, _RECORDINGS.find(key, given)
+            with _AutoDispatchBelowAutograd():  # guards compare that, too, and not all callers are there
+                return key, given, _RECORDINGS.find(key, given)
 
         @functools.wraps(function)
         def play_or_run(*args: P.args, **none: P.kwargs) -> Results:
@@ -181,7 +183,8 @@ def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Calla
                     results = function(*args, **none)
                 finally:
                     _ACTIVE.recorder = None
-            _RECORDINGS.keep(key, given, seen.recording(results))
+            with _AutoDispatchBelowAutograd():
+                _RECORDINGS.keep(key, given, seen.recording(results))
             return results
 
         def bind(operands: Sequence[Any], options: tuple[Any, ...]) -> Bound:
@@ -207,12 +210,12 @@ class Bound:
 
     def __call__(self, tensors: Sequence[Maybe]) -> Any:
         state, latest = (_RECORDINGS, *_state(self._dtype, self._device)), self._latest
-        if latest is not None and latest[0] == state and (results := latest[1].play(tensors)) is not None:
-            return results
-        results = self._function(*tensors, *self._options)
-        if (recording := self._kept(tensors)) is not None:
-            self._latest = state, recording
-        return results
+        if latest is None or latest[0] != state:
+            if (recording := self._kept(tensors)) is None:
+                return self._function(*tensors, *self._options)
+            self._latest = latest = state, recording
+        results = latest[1].play(tensors)
+        return self._function(*tensors, *self._options) if results is None else results
 
 
 def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
