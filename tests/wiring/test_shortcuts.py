@@ -275,6 +275,8 @@ def test_func_jvp_leaves_the_transform_once(dispatched: list[str]) -> None:
     assert_same(torch.func.jvp(lambda q: attend(q, x.k, x.v), (x.q,), (x.q_t,)), one_sided)
     assert_same(torch.vmap(lambda *z: torch.func.jvp(attend, z[:3], z[3:]))(*(y[None] for y in x))[1][0], expected[1])
     assert "attention" not in dispatched
+    with forward_ad._set_fwd_grad_enabled(False):  # which func.jvp turns on for itself alone
+        assert_same(torch.func.jvp(attend, x.primals, x.tangents), expected)
     with pytest.raises(SecondOrderError):
         torch.func.jvp(lambda q: torch.func.jvp(attend, (q, x.k, x.v), x.tangents)[1], (x.q,), (x.q_t,))
 
