@@ -10,7 +10,6 @@ Everything private that this needs from PyTorch is named in the next section.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from torch.autograd import Function, forward_ad
 from .eager import KEYSETS, is_plain, is_watched, may_hold_tangents
 from .errors import SecondOrderError, UnsupportedError
 from .guards import Remembered
-from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, IMPLEMENTATIONS, library
+from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, IMPLEMENTATIONS, bound, library
 
 Maybe = Tensor | None
 
@@ -41,7 +40,9 @@ _unpack_dual, _make_dual = torch._VF._unpack_dual, torch._VF._make_dual
 
 def _apply(node: type[Function], *args: Any) -> Any:
     """Records `node` at the current level alone; Function.apply would record it at every functorch level at once."""
-    with enable_single_level_autograd_function() if _are_functorch_transforms_active() else nullcontext():
+    if not _are_functorch_transforms_active():
+        return super(Function, node).apply(*args)  # type: ignore[misc]
+    with enable_single_level_autograd_function():
         return super(Function, node).apply(*args)  # type: ignore[misc]
 
 
@@ -85,13 +86,14 @@ def _second_order(op: Any) -> SecondOrderError:
     )
 
 
-# The nodes
+# The nodes. `below` gives the results of an operator from its tensors; `options` are the rest of its arguments.
 
 
 class _Forward(Function):
     @staticmethod
-    def forward(ctx, keyset, fwd_grad, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
-        o, lse = _redispatch_in_node(FORWARD, keyset, (q, k, v, mask, *options), fwd_grad)
+    def forward(ctx, below, options, *tensors):  # type: ignore[no-untyped-def]
+        o, lse = below(tensors)
+        q, k, v, mask = tensors
         ctx.save_for_backward(q, k, v, o, lse, mask)
         ctx.options = options
         ctx.mark_non_differentiable(lse)
@@ -100,18 +102,18 @@ class _Forward(Function):
 
     @staticmethod
     def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
-        wanted = ctx.needs_input_grad[2:5]
-        unused = (None,) * (1 + len(ctx.options))
         if d_o is None:
-            return None, None, None, None, None, *unused
+            return (None,) * 6
+        wanted = ctx.needs_input_grad[2:5]
         grads = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)
-        return None, None, *_wanted_only(grads, wanted), *unused
+        return None, None, *grads, None
 
 
 class _ForwardJvp(Function):
     @staticmethod
-    def forward(ctx, keyset, fwd_grad, q, k, v, q_t, k_t, v_t, mask, *options):  # type: ignore[no-untyped-def]
-        o, o_t, lse, mu = _redispatch_in_node(FORWARD_JVP, keyset, (q, k, v, q_t, k_t, v_t, mask, *options), fwd_grad)
+    def forward(ctx, below, options, *tensors):  # type: ignore[no-untyped-def]
+        o, o_t, lse, mu = below(tensors)
+        q, k, v, q_t, k_t, v_t, mask = tensors
         ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
         ctx.options = options
         ctx.in_dual_level = forward_ad._current_level >= 0 and not _are_functorch_transforms_active()
@@ -123,12 +125,11 @@ class _ForwardJvp(Function):
     def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
         if ctx.in_dual_level and forward_ad._current_level >= 0:
             raise _second_order(BACKWARD_JVP)
-        wanted = ctx.needs_input_grad[2:8]
-        unused = (None,) * (1 + len(ctx.options))
         if d_o is None and d_o_t is None:
-            return None, None, *((None,) * 6), *unused
+            return (None,) * 9
+        wanted = ctx.needs_input_grad[2:8]
         grads = _derived(BACKWARD_JVP, (d_o, d_o_t, *ctx.saved_tensors), ctx.options, wanted)
-        return None, None, *_wanted_only(grads, wanted), *unused
+        return None, None, *grads, None
 
 
 class _Backward(Function):
@@ -146,24 +147,20 @@ class _Backward(Function):
         raise _second_order(ctx.op)
 
 
-_PLAIN: Remembered[bool] = Remembered()
+_PLAIN: Remembered[Callable[[Sequence[Maybe]], Any]] = Remembered()
 
 
-def _derived(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...], wanted: Sequence[bool]) -> Any:
+def _derived(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...], wanted: tuple[bool, ...]) -> Any:
     """The gradients, without the dispatcher where tensors like these were seen to be plain and record no node."""
-    if torch.is_grad_enabled() or is_watched() or may_hold_tangents():
-        return op(*tensors, *options, wanted)
-    given = [x for x in tensors if x is not None]
-    key = op, given[0].shape, *[x is None for x in tensors]
-    if _PLAIN.find(key, given):
-        return IMPLEMENTATIONS[op](*tensors, *options, wanted)
-    if _PLAIN.saw(key) and is_plain(given):
-        _PLAIN.keep(key, given, True)
-    return op(*tensors, *options, wanted)
-
-
-def _wanted_only(grads: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Maybe, ...]:
-    return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
+    if not (torch.is_grad_enabled() or is_watched() or may_hold_tangents()):
+        given = [x for x in tensors if x is not None]
+        key = op, options, wanted, given[0].shape, tuple([x is None for x in tensors])
+        if (below := _PLAIN.find(key, given)) is not None:
+            return below(tensors)
+        if _PLAIN.saw(key) and is_plain(given):
+            _PLAIN.keep(key, given, bound(op, tensors, options, wanted))
+    grads = op(*tensors, *options, wanted)
+    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
 
 
 # The Autograd-key kernels
@@ -180,7 +177,7 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
             return _make_dual(o, o_t, level=0), lse
     args = (q, k, v, mask, *options)
     if _requires_grad(args):
-        return record(FORWARD, keyset, args)
+        return _record(FORWARD, keyset, args)
     return _redispatch(FORWARD, keyset, args)
 
 
@@ -195,13 +192,21 @@ def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
 def _record_jvp(keyset: Any, args: Sequence[Any]) -> Any:
     """`forward_jvp` of tensors without tangents."""
     if _requires_grad(args):
-        return record(FORWARD_JVP, keyset, args)
+        return _record(FORWARD_JVP, keyset, args)
     return _redispatch(FORWARD_JVP, keyset, args)
 
 
-def record(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+def _record(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
     """The results of a forward operator, of tensors without tangents of which one requires a gradient."""
-    return _apply(_Forward if op is FORWARD else _ForwardJvp, keyset, _is_fwd_grad_enabled(), *args)
+    options, fwd_grad = (*args[-3:],), _is_fwd_grad_enabled()
+    return record(
+        op, lambda tensors: _redispatch_in_node(op, keyset, (*tensors, *options), fwd_grad), args[:-3], options
+    )
+
+
+def record(op: Any, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Any:
+    """The same, computed by `below` from the tensors, with its node."""
+    return _apply(_Forward if op is FORWARD else _ForwardJvp, below, options, *tensors)
 
 
 def _backward_kernel(op: Any) -> Callable[..., Any]:

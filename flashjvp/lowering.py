@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
-from torch._C._functorch import TransformType, _unwrap_for_grad
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._C._functorch import (
+    CJvpInterpreterPtr,
+    TransformType,
+    _unwrap_for_grad,
+    peek_interpreter_stack,
+    pop_dynamic_layer_stack,
+    push_dynamic_layer_stack,
+)
 
 from .eager import is_watched
 
@@ -24,20 +30,23 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
 
     `attention_jvp` takes q, k, v, q_t, k_t, v_t and is called below the transform.
     """
-    if is_watched() or not _are_functorch_transforms_active() or _len_torch_dispatch_stack():
+    if not _are_functorch_transforms_active() or is_watched() or _len_torch_dispatch_stack():
         return None
-    interpreter = retrieve_current_functorch_interpreter()
-    if interpreter.key() != TransformType.Jvp or not all(type(x) is Tensor for x in tensors):
+    transform = peek_interpreter_stack()
+    if transform.key() != TransformType.Jvp or not all([type(x) is Tensor for x in tensors]):
         return None
-    if any(x.requires_grad for x in tensors):  # at the level of the transform, where only an operator is recorded
+    if any([x.requires_grad for x in tensors]):  # at the level of the transform, where only an operator is recorded
         return None
-    level = interpreter.level()
+    level = transform.level()
     tangents = [_tangent(x, level) for x in tensors]
-    if all(x is None for x in tangents):
+    if all([x is None for x in tangents]) or not CJvpInterpreterPtr(transform).prevFwdGradMode():
         return None
     primals = [_unwrap_for_grad(x, level) for x in tensors]
-    with interpreter.lower():
+    layer = pop_dynamic_layer_stack()
+    try:
         o, o_t = attention_jvp(*primals, *tangents)
+    finally:
+        push_dynamic_layer_stack(layer)
     dual: Tensor = _make_dual(o, o_t, level=0)
     return dual
 

@@ -59,32 +59,54 @@ def attention_jvp(
 
 # Implementations: pick the backend, fill in the scale, replace unwanted gradients by empty tensors.
 
+_Q = {FORWARD: 0, BACKWARD: 1, FORWARD_JVP: 0, BACKWARD_JVP: 2}  # where q comes among the tensors
 
-def _call(
-    function: str, q: Tensor, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None], *wanted: Any
-) -> Any:
+
+def _of_backend(
+    op: Any, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None]
+) -> tuple[Callable[..., Any], tuple[bool, float]]:
+    """The function that computes an operator, and is_causal and scale as it takes them."""
     is_causal, scale, backend = options
+    q = tensors[_Q[op]]
+    assert q is not None
     module = backends.resolve(backend, q.device, q.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return getattr(module, function)(*tensors, is_causal, scale, *wanted)
+    return getattr(module, op._opname), (is_causal, scale)
+
+
+def bound(
+    op: Any, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None], *wanted: Any
+) -> Callable[[Sequence[Maybe]], Any]:
+    """What the backend computes of tensors like these, from them alone; None for gradients that are not `wanted`."""
+    function, (is_causal, scale) = _of_backend(op, tensors, options)
+    rest = (is_causal, scale, *wanted)
+    if (bind := getattr(function, "bind", None)) is not None:
+        to_these: Callable[[Sequence[Maybe]], Any] = bind(tensors, rest)
+        return to_these
+    return lambda given: function(*given, *rest)
+
+
+def _call(op: Any, tensors: Sequence[Maybe], options: tuple[bool, float | None, str | None], *wanted: Any) -> Any:
+    function, (is_causal, scale) = _of_backend(op, tensors, options)
+    return function(*tensors, is_causal, scale, *wanted)
 
 
 def _forward(q, k, v, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
-    return _call("forward", q, (q, k, v, mask), (is_causal, scale, backend))
+    return _call(FORWARD, (q, k, v, mask), (is_causal, scale, backend))
 
 
 def _forward_jvp(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
-    return _call("forward_jvp", q, (q, k, v, q_t, k_t, v_t, mask), (is_causal, scale, backend))
+    return _call(FORWARD_JVP, (q, k, v, q_t, k_t, v_t, mask), (is_causal, scale, backend))
 
 
 def _backward(d_o, q, k, v, o, lse, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
-    grads = _call("backward", q, (d_o, q, k, v, o, lse, mask), (is_causal, scale, backend), tuple(wanted))
+    grads = _call(BACKWARD, (d_o, q, k, v, o, lse, mask), (is_causal, scale, backend), tuple(wanted))
     return _fill_unwanted(q, grads)
 
 
 def _backward_jvp(d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
     tensors = (d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
-    return _fill_unwanted(q, _call("backward_jvp", q, tensors, (is_causal, scale, backend), tuple(wanted)))
+    return _fill_unwanted(q, _call(BACKWARD_JVP, tensors, (is_causal, scale, backend), tuple(wanted)))
 
 
 def _fill_unwanted(q: Tensor, grads: Sequence[Maybe]) -> tuple[Tensor, ...]:
@@ -175,5 +197,6 @@ __all__ = [
     "_autograd",
     "attention",
     "attention_jvp",
+    "bound",
     "library",
 ]

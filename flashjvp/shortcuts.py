@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 
-from . import autograd, backends
-from .eager import KEYSETS, is_plain, is_watched, may_hold_tangents
+from . import autograd, operators
+from .eager import is_plain, is_watched, may_hold_tangents
 from .guards import Remembered
 
 Maybe = Tensor | None
@@ -43,7 +43,7 @@ def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: t
     mask, given = tensors[-1], [x for x in tensors if x is not None]
     if (mask is not None and mask.requires_grad) or not _KNOWN.saw(key):
         return
-    run = _run(op, given, options)
+    run = _run(op, tensors, options)
     if torch.is_autocast_enabled(given[0].device.type):  # the casts were made, or the tensors would not be as they came
         run = _without_autocast(run)
     with _ExcludeDispatchKeyGuard(_AUTOCAST):
@@ -64,20 +64,14 @@ def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any
     return op, *options, q.shape, k.shape, *[x is None for x in tensors]
 
 
-def _run(op: Any, given: Sequence[Tensor], options: tuple[Any, ...]) -> Run:
-    """The operator without the dispatcher, for tensors like `given`."""
-    q, (is_causal, scale, _, backend) = given[0], options
-    keyset = KEYSETS[q.device.type]
-    module, name = backends.resolve(backend, q.device, q.dtype), op._opname
-    real_scale = q.shape[-1] ** -0.5 if scale is None else scale
-    with_graph = any(x.requires_grad for x in given)
-
-    def run(tensors: Sequence[Maybe]) -> Any:
-        if with_graph and torch.is_grad_enabled():
-            return autograd.record(op, keyset, (*tensors, is_causal, scale, backend))
-        return getattr(module, name)(*tensors, is_causal, real_scale)
-
-    return run
+def _run(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Run:
+    """The operator without the dispatcher, for tensors like these."""
+    is_causal, scale, _, backend = options
+    others = is_causal, scale, backend
+    below = operators.bound(op, tensors, others)
+    if not any(x is not None and x.requires_grad for x in tensors):
+        return below
+    return lambda given: autograd.record(op, below, given, others) if torch.is_grad_enabled() else below(given)
 
 
 def _without_autocast(run: Run) -> Run:

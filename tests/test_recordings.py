@@ -71,7 +71,11 @@ def addresses(args: tuple[Any, ...]) -> list[Any]:
     return [x[0] if isinstance(x, tuple) else x for x in args[:6]]
 
 
-def test_the_third_call_is_played_with_its_own_tensors() -> None:
+@pytest.mark.parametrize("allocates", ["directly", "where there is no such way", "in deterministic mode"])
+def test_the_third_call_is_played_with_its_own_tensors(allocates: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(allocates == "in deterministic mode", warn_only=True)
+    if allocates == "where there is no such way":
+        monkeypatch.setattr(recordings, "_DIRECTLY", {})
     kept = []
     for _ in range(5):
         q, k, v = tensors()
@@ -86,6 +90,9 @@ def test_the_third_call_is_played_with_its_own_tensors() -> None:
         assert addresses(given) == [q.data_ptr(), k.data_ptr(), v.data_ptr(), None, o.data_ptr(), lse.data_ptr()]
         assert [x[1:] for x in given[:3]] == [x[1:] for x in KERNEL.launches[0][:3]]
         assert given[6:] == KERNEL.launches[0][6:]
+    for x in (o, lse):  # as from the dispatcher
+        assert torch._C._dispatch_keys(x) == torch._C._dispatch_keys(torch.empty_like(x))
+        assert x.storage_offset() == 0 and x.untyped_storage().nbytes() == x.nbytes and x._base is None
 
 
 def test_a_mask_is_played_as_the_launch_takes_it() -> None:
@@ -147,6 +154,56 @@ def test_another_call_is_recorded_for_itself(name: str) -> None:
     assert len(RUNS) in (3, 4)  # at once where only a guard tells them apart
 
 
+def test_fresh_memory_is_filled_in_deterministic_mode() -> None:
+    """As PyTorch fills it, so that tests see what is never written. Elsewhere that would cost a launch."""
+    for _ in range(4):
+        o, _, _ = attend(*tensors(), None, "once", 0.5)
+    assert len(RUNS) == 2 and o.isnan().all()
+
+
+def bound(like: list[Tensor], scale: float = 0.5) -> Callable[..., Any]:
+    bind: Callable[..., Any] = attend.bind  # type: ignore[attr-defined]
+    call: Callable[..., Any] = bind([*like, None], ("once", scale))
+    return call
+
+
+def test_what_is_bound_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = bound(tensors())
+    for _ in range(3):
+        call([*tensors(), None])
+    assert len(RUNS) == 2
+    monkeypatch.setattr(recordings.Remembered, "find", None)
+    for _ in range(2):
+        q, k, v = tensors()
+        o, _, lse = call([q, k, v, None])
+        given = KERNEL.launches[-1]
+        assert addresses(given) == [q.data_ptr(), k.data_ptr(), v.data_ptr(), None, o.data_ptr(), lse.data_ptr()]
+        assert given[6] == 0.5
+    assert len(RUNS) == 2
+
+
+def test_what_is_bound_sees_what_else_decides() -> None:
+    call = bound(tensors())
+
+    def runs(*given: Tensor) -> int:
+        before = len(RUNS)
+        call([*(given or tensors()), None])
+        return len(RUNS) - before
+
+    assert [runs() for _ in range(4)] == [1, 1, 0, 0]
+    torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled(), warn_only=True)
+    assert [runs() for _ in range(3)] == [1, 1, 0]
+    recordings.forget()
+    assert [runs() for _ in range(3)] == [1, 1, 0]
+    q, k, v = tensors()
+    odd = torch.empty(q.numel() + 1, dtype=q.dtype)[1:].view(q.shape)
+    assert [runs(odd, k, v), runs()] == [1, 0]
+    other = bound(tensors(), scale=0.25)
+    for _ in range(3):
+        other([*tensors(), None])
+    assert KERNEL.launches[-1][6] == 0.25 and runs() == 0 and KERNEL.launches[-1][6] == 0.5
+
+
 def test_deterministic_mode_has_its_own_recordings() -> None:
     for _ in range(3):
         attend(*tensors(), None, "once", 0.5)
@@ -163,11 +220,14 @@ def test_what_decides_about_launches_may_change() -> None:
     assert len(RUNS) == 3
 
 
-def test_recordings_keep_no_tensor_alive() -> None:
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_recordings_keep_no_tensor_alive(is_bound: bool) -> None:
     died = []
-    for _ in range(3):
+    call = None
+    for _ in range(4):
         q, k, v = tensors()
-        o, _, lse = attend(q, k, v, None, "once", 0.5)
+        call = call or bound([q, k, v])
+        o, _, lse = call([q, k, v, None]) if is_bound else attend(q, k, v, None, "once", 0.5)
         died += [weakref.ref(x) for x in (q, k, v, o, lse)]
     del q, k, v, o, lse
     gc.collect()

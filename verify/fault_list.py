@@ -225,8 +225,7 @@ _OF_WIRING = [
     ),
     Fault(
         "gradients of primals and tangents exchanged", "wiring", AUTOGRAD,
-        "*_wanted_only(grads, wanted), *unused\n\n\nclass _Backward(",
-        "*_wanted_only((*grads[3:], *grads[:3]), wanted), *unused\n\n\nclass _Backward(",
+        "*grads, None\n\n\nclass _Backward(", "*grads[3:], *grads[:3], None\n\n\nclass _Backward(",
     ),
     Fault(
         "o of an earlier call saved", "wiring", AUTOGRAD,
@@ -291,19 +290,21 @@ _OF_WIRING = [
         "return op, *options, q.shape", "return op, q.shape", check="repeated",
     ),
     Fault(
-        "short way with the tensors of an earlier call", "repeated calls", "shortcuts.py",
-        "return getattr(module, name)(*tensors, is_causal, real_scale)",
-        "return getattr(module, name)(*given, None, is_causal, real_scale)", "plain", "repeated",
+        "short way with the tensors of an earlier call", "repeated calls", OPERATORS,
+        "function(*given, *rest)", "function(*tensors, *rest)", "plain", "repeated",
     ),
     Fault(
         "short way with the default scale", "repeated calls", "shortcuts.py",
-        "real_scale = q.shape[-1] ** -0.5 if scale is None else scale", "real_scale = q.shape[-1] ** -0.5",
-        check="repeated",
+        "others = is_causal, scale, backend", "others = is_causal, None, backend", check="repeated",
+    ),
+    Fault(
+        "short way back with the options of an earlier call", "repeated calls", AUTOGRAD,
+        "key = op, options, wanted,", "key = op, wanted,", check="repeated",
     ),
     Fault("vmap over the wrong dim", "wiring", OPERATORS, "x.movedim(dim, 0)", "x", "square", "func.vmap"),
     Fault(
         "default scale from the width of v", "wiring", OPERATORS,
-        "scale = q.shape[-1] ** -0.5", "scale = tensors[2].shape[-1] ** -0.5", "dims_64_24",
+        "scale = q.shape[-1] ** -0.5", "scale = tensors[_Q[op] + 2].shape[-1] ** -0.5", "dims_64_24",
     ),
     Fault(
         "causal option lost", "wiring", "api.py",

@@ -157,14 +157,15 @@ OF_RECORDINGS = [
         "played at any alignment", RECORDINGS,
         "if not self._launches or not _are_aligned(addresses):", "if not self._launches:",
     ),
-    _repeated("zeros not written", RECORDINGS, "made.zero_() if zeros else made", "made", "hopper_cotangent_o"),
+    _repeated("zeros not written", RECORDINGS, "made.zero_()", "pass", "hopper_cotangent_o"),
     _repeated(
         "played with the options of an earlier call", RECORDINGS,
-        "function, args[tensors:], first", "function, first",
+        "function, options, first.shape", "function, first.shape",
     ),
     _repeated(
         "results contiguous whatever was recorded", RECORDINGS,
-        "like.new_empty_strided(shape, strides, dtype=dtype)", "like.new_empty(shape, dtype=dtype)",
+        "torch.empty_strided(shape, strides, dtype=dtype, device=device)",
+        "torch.empty(shape, dtype=dtype, device=device)",
     ),
     _repeated("guard of tensors ignored", "guards.py", "if guard.check(*tensors):", "if guard:"),
     _repeated(

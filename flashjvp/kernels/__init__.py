@@ -40,6 +40,7 @@ def forward_jvp(
     return o, o_t, lse, mu
 
 
+@recorded(tensors=7, q=1)
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
     wanted: tuple[bool, bool, bool],

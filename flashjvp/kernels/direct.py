@@ -24,6 +24,8 @@ _MOST_ENCODED = 1 << 13
 _ENCODERS: dict[str, "_Encoder"] = {}
 _MOST_GEOMETRIES = 1 << 10
 _HERE = nullcontext()
+# without the check of torch.cuda that CUDA was initialised: there are tensors on it
+_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
 class Place(NamedTuple):
@@ -68,10 +70,14 @@ def current_stream(device: int) -> int:
     return stream
 
 
+def is_current(device: torch.device) -> bool:
+    """Whether Triton, and what allocates directly, takes a tensor's device: the current one."""
+    return device.type != "cuda" or device.index == _current_device()
+
+
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make it the tensors' one."""
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    return torch.cuda.device(device) if elsewhere else _HERE
+    """Makes the tensors' device the current one."""
+    return _HERE if is_current(device) else torch.cuda.device(device)
 
 
 def _is_hooked() -> bool:

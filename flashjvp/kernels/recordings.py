@@ -7,18 +7,27 @@ more than allocate, view and launch is not recorded. A recording holds no tensor
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..guards import Remembered
 from . import schedule
-from .direct import Launch, Place, current_stream, on_device
+from .direct import Launch, Place, current_stream, is_current
+
+try:  # what inductor's programs allocate with: without the dispatcher, at a third of its host time
+    from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
+except ImportError:  # private
+    _DIRECTLY: dict[str, Any] = {}
+else:
+    _DIRECTLY = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}
 
 Maybe = Tensor | None
+Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
 P = ParamSpec("P")
 Results = TypeVar("Results", bound=tuple[Maybe, ...])
 
@@ -40,28 +49,48 @@ class _Buffer(NamedTuple):
 class Recording:
     """What a call does, but for addresses."""
 
-    def __init__(self, buffers: Sequence[_Buffer], launches: Sequence[Launch], results: Sequence[int | None]) -> None:
-        self._buffers, self._launches, self._results = buffers, launches, results
+    def __init__(
+        self, device: torch.device, buffers: Sequence[_Buffer], launches: Sequence[Launch],
+        results: Sequence[int | None],
+    ) -> None:  # fmt: skip
+        self._device, self._buffers, self._launches, self._results = device, buffers, launches, results
+        self._allocate = _allocator(device)
 
-    def play(self, tensors: Sequence[Maybe], device: torch.device) -> tuple[Maybe, ...] | None:
+    def play(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
         """The results for other tensors, or None, and nothing done, if their addresses ask for other kernels."""
         addresses = _addresses(tensors)
         if not self._launches or not _are_aligned(addresses):
             return None
-        like = next(x for x in tensors if x is not None)
-        everything = list(tensors)
+        if is_current(self._device):
+            return self._play([*tensors], addresses)
+        with torch.cuda.device(self._device):
+            return self._play([*tensors], addresses)
+
+    def _play(self, tensors: list[Maybe], addresses: list[int]) -> tuple[Maybe, ...]:
+        """The same on the current device. Buffers join the tensors and their addresses, as in the Recorder."""
+        allocate = self._allocate
         for shape, strides, dtype, zeros in self._buffers:
-            made = like.new_empty_strided(shape, strides, dtype=dtype)
-            everything.append(made.zero_() if zeros else made)
+            made = allocate(shape, strides, dtype)
+            if zeros:
+                made.zero_()
+            tensors.append(made)
             addresses.append(made.data_ptr())
-        with on_device(device):
-            stream = current_stream(device.index or 0)
-            for launch in self._launches:
-                launch(everything, addresses, stream)
-        return tuple([None if place is None else everything[place] for place in self._results])
+        stream = current_stream(self._device.index or 0)
+        for launch in self._launches:
+            launch(tensors, addresses, stream)
+        return tuple([None if place is None else tensors[place] for place in self._results])
 
 
-_NEVER = Recording((), (), ())  # of a call that cannot be played
+def _allocator(device: torch.device) -> Allocate:
+    """Gives unwritten memory of the current device. The dispatcher's way is for deterministic mode, which recordings
+    are made for or not: there PyTorch fills it, so that what is never written shows."""
+    directly: Allocate | None = _DIRECTLY.get(device.type)
+    if directly is not None and not torch.are_deterministic_algorithms_enabled():
+        return directly
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+_NEVER = Recording(torch.device("cpu"), (), (), ())  # of a call that cannot be played
 
 
 class Recorder(TorchDispatchMode):
@@ -109,7 +138,7 @@ class Recorder(TorchDispatchMode):
         found = [place for place in places if place is not None]
         if not self._complete or -1 in found or len({*found}) < len(found):
             return _NEVER
-        return Recording(self._buffers, self._launches, places)
+        return Recording(self._device, self._buffers, self._launches, places)
 
     def _buffer_of(self, result: Tensor) -> int:
         """The number of a result, whose buffer takes its shape: it may be a view, but of all of the buffer."""
@@ -127,21 +156,24 @@ _RECORDINGS: Remembered[Recording] = Remembered()
 
 def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
     """Plays calls of a function from recordings: its first arguments are so many tensors (q, k, v from number `q` on,
-    the mask last) or None, the others hashable options."""
+    the mask last) or None, the others hashable options. Its `bind` is a `Bound`, of tensors and options."""
 
     def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
+        def kept(operands: Sequence[Any], options: tuple[Any, ...]) -> tuple[Hashable, list[Tensor], Recording | None]:
+            """A recording of tensors like these, and what it is or may be kept by."""
+            first: Tensor = operands[q]
+            given = [x for x in operands if x is not None]
+            pattern = tuple([x is None for x in operands])
+            key = function, options, first.shape, operands[q + 1].shape, pattern, _state(first.dtype, first.device)
+            with _AutoDispatchBelowAutograd():  # guards compare that, too, and not all callers are there
+                return key, given, _RECORDINGS.find(key, given)
+
         @functools.wraps(function)
         def play_or_run(*args: P.args, **none: P.kwargs) -> Results:
             operands: tuple[Any, ...] = args[:tensors]
-            first: Tensor = operands[q]
-            given = [x for x in operands if x is not None]
-            key = (
-                function, args[tensors:], first.shape, operands[q + 1].shape, tuple([x is None for x in operands]),
-                schedule.kind_of_product(first.dtype, first.device), torch.are_deterministic_algorithms_enabled(),
-            )  # fmt: skip
-            recording = _RECORDINGS.find(key, given)
+            key, given, recording = kept(operands, args[tensors:])
             if recording is not None:
-                results: Any = recording.play(operands, first.device)
+                results: Any = recording.play(operands)
                 return function(*args, **none) if results is None else results
             if not _RECORDINGS.saw(key) or not _may_be_recorded(operands):
                 return function(*args, **none)
@@ -151,12 +183,44 @@ def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Calla
                     results = function(*args, **none)
                 finally:
                     _ACTIVE.recorder = None
-            _RECORDINGS.keep(key, given, seen.recording(results))
+            with _AutoDispatchBelowAutograd():
+                _RECORDINGS.keep(key, given, seen.recording(results))
             return results
 
+        def bind(operands: Sequence[Any], options: tuple[Any, ...]) -> Bound:
+            like: Tensor = operands[q]
+            return Bound(play_or_run, lambda operands: kept(operands, options)[2], options, like.dtype, like.device)
+
+        play_or_run.bind = bind  # type: ignore[attr-defined]
         return play_or_run
 
     return decorate
+
+
+class Bound:
+    """A recorded function with its options, of tensors that are like one another: whoever calls it has compared them,
+    so that their recording is looked up once."""
+
+    def __init__(
+        self, function: Callable[..., Any], kept: Callable[[Sequence[Maybe]], Recording | None],
+        options: tuple[Any, ...], dtype: torch.dtype, device: torch.device,
+    ) -> None:  # fmt: skip
+        self._function, self._kept, self._options, self._dtype, self._device = function, kept, options, dtype, device
+        self._latest: tuple[object, Recording] | None = None  # by what it is good for; replaced as a whole
+
+    def __call__(self, tensors: Sequence[Maybe]) -> Any:
+        state, latest = (_RECORDINGS, *_state(self._dtype, self._device)), self._latest
+        if latest is None or latest[0] != state:
+            if (recording := self._kept(tensors)) is None:
+                return self._function(*tensors, *self._options)
+            self._latest = latest = state, recording
+        results = latest[1].play(tensors)
+        return self._function(*tensors, *self._options) if results is None else results
+
+
+def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
+    """What else than tensors and options decides about kernels."""
+    return schedule.kind_of_product(dtype, device), torch.are_deterministic_algorithms_enabled()
 
 
 def _may_be_recorded(tensors: Sequence[Maybe]) -> bool:
@@ -172,7 +236,8 @@ def recorder() -> Recorder | None:
 
 def forget() -> None:
     """What decides about launches, such as a table of tiles, has changed."""
-    _RECORDINGS.clear()
+    global _RECORDINGS
+    _RECORDINGS = Remembered()  # another object, so that a `Bound` notices
 
 
 def _addresses(tensors: Sequence[Maybe]) -> list[int]:

@@ -81,6 +81,30 @@ def test_gradients_are_those_of_the_long_way(backend: str, dispatched: list[str]
         torch.testing.assert_close(other, results[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_those_wanted_by_each_call(backend: str, dispatched: list[str]) -> None:
+    x = tensors(3).leaves()
+    first = torch.autograd.grad([y.sum() for y in explicit(x, backend)], x)
+    for _ in range(4):
+        for wanted in ((True,) * 6, (False, True, False, True, True, False), (True,) + (False,) * 5):
+            given = Tensors(*(y if want else y.detach() for y, want in zip(x, wanted, strict=True)))
+            learned = [y for y in given if y.requires_grad]
+            grads = torch.autograd.grad([y.sum() for y in explicit(given, backend)], learned)
+            assert_same(list(grads), [grad for grad, want in zip(first, wanted, strict=True) if want])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_missing_cotangent_stays_missing(backend: str, dispatched: list[str]) -> None:
+    x = tensors(3).leaves()
+    for _ in range(4):
+        o, o_t = explicit(x, backend)
+        both = torch.autograd.grad(o.sum() + o_t.sum(), x)
+        o, o_t = explicit(x, backend)
+        of_o = torch.autograd.grad(o.sum(), x, retain_graph=True)
+        of_o_t = torch.autograd.grad(o_t.sum(), x)
+        assert_same([a + b for a, b in zip(of_o, of_o_t, strict=True)], list(both))
+
+
 def test_whether_a_graph_is_recorded_follows_the_grad_mode(dispatched: list[str]) -> None:
     x = tensors().leaves()
     for _ in range(3):
@@ -251,6 +275,8 @@ def test_func_jvp_leaves_the_transform_once(dispatched: list[str]) -> None:
     assert_same(torch.func.jvp(lambda q: attend(q, x.k, x.v), (x.q,), (x.q_t,)), one_sided)
     assert_same(torch.vmap(lambda *z: torch.func.jvp(attend, z[:3], z[3:]))(*(y[None] for y in x))[1][0], expected[1])
     assert "attention" not in dispatched
+    with forward_ad._set_fwd_grad_enabled(False):  # which func.jvp turns on for itself alone
+        assert_same(torch.func.jvp(attend, x.primals, x.tangents), expected)
     with pytest.raises(SecondOrderError):
         torch.func.jvp(lambda q: torch.func.jvp(attend, (q, x.k, x.v), x.tangents)[1], (x.q,), (x.q_t,))
 
