@@ -70,7 +70,7 @@ NOT_SERVED = (
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
 PIPELINES = TABLES["sm_90"]
-FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_value"}
+FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_sums", "backward_value"}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
 
 
@@ -108,7 +108,9 @@ def expected(inputs: Inputs, ordered: bool) -> set[str]:
     """The families that serve a call."""
     columns = sum(chunk_widths(inputs.q.shape[-1], "half"))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
-    return families if ordered or "backward_pairs" not in families else families - {"backward_query"}
+    if ordered or not families & {"backward_pairs", "backward_sums"}:
+        return families - {"backward_sums"}
+    return families - {"backward_query"} - ({"backward_key"} if "backward_sums" in families else set())
 
 
 @interpreted

@@ -42,6 +42,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(64, 3),
+                "backward_sums": Pipeline(64, 2),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(64, 2),
             },

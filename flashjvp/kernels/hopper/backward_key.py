@@ -12,6 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
+from .query_sums import SLOTS, add_queries, leave
 from .ring import (
     HALF,
     LSE,
@@ -71,8 +72,11 @@ def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.c
 
 
 @gluon.jit
-def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr):
-    """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t."""
+def _tangent_tile(
+    accs, inputs, queries, keys, index, scale, row0, tile, at, who: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr,
+):  # fmt: skip
+    """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t, and what the tile before it adds to d_q and d_q_t."""
     own, streamed, stats, passed = inputs
     k, v, k_t, v_t = own
     if VALUES:
@@ -124,6 +128,9 @@ def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl
     b = warpgroup_mma_wait(0, deps=[b])
     ds = (p * b).to(q[0].dtype)
     acc_k = add_product(acc_k, left_operands(ds, q), q)
+    if len(queries) > 0:
+        leave(queries, ds, ds_t, at + 1, who)
+        add_queries(queries, keys[0], keys[1], index, at, who)
     if VALUES:
         acc_k = acc_k + acc_v
         acc_k_t = acc_k_t + acc_v_t
@@ -136,15 +143,23 @@ def _consume(
     VALUES: gl.constexpr, HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, own_tiles, ring, stats_ring, bars, place, walk = shared
+    outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk = shared
     own_full, full, empty = bars
-    row0 = place[2]
-    heads_shared, first, last = walk[1], walk[2], walk[3]
+    batch, row0 = place[0], place[2]
+    other_head, heads_shared, first, last, heads = walk
+    ROWS: gl.constexpr = ring[0].shape[3]
     accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
-    held = held_rows(own_tiles[: HELD * CHUNKS], who, ring[0].shape[3])
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS)
+    keys = ()
+    if len(queries) > 0:
+        keys = (own_tiles[:CHUNKS], own_tiles[2 * CHUNKS : 3 * CHUNKS])
     at = 0
-    for _member in range(heads_shared):
+    index = (batch * heads + other_head) * last + first  # of the tile before this one
+    if len(queries) > 0:
+        nothing = gl.zeros([HALF, ROWS], ring[0].dtype, accumulator(ROWS))
+        leave(queries, nothing, nothing, at, who)
+    for member in range(heads_shared):
         for tile in range(first, last):
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
@@ -157,9 +172,17 @@ def _consume(
             if len(own) == 2:
                 accs = _plain_tile(acc, inputs, scale, row0, tile, who, CAUSAL)
             else:
-                accs = _tangent_tile(acc, inputs, scale, row0, tile, who, CAUSAL, VALUES)
+                accs = _tangent_tile(acc, inputs, queries, keys, index, scale, row0, tile, at, who, CAUSAL, VALUES)
             mbarrier.arrive(empty.index(stage), count=1)
+            if len(queries) > 0:
+                index = (batch * heads + other_head + member) * last + tile
             at += 1
+    if len(queries) > 0:
+        if at > 0:
+            add_queries(queries, keys[0], keys[1], index, at, who)
+        # The other consumer may still read this one's keys.
+        mbarrier.arrive(done.index(0), count=1)
+        mbarrier.wait(done.index(0), 0)
     grads = ()
     for i in gl.static_range(len(accs)):
         grads = grads + (accs[i] if VALUES and i // CHUNKS % 2 == 1 else accs[i] * scale,)
@@ -169,8 +192,8 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, scale, M, N, heads, group,
-    JVP: gl.constexpr, VALUES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, scale, M, N, heads, group,
+    JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
     HELD: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
@@ -197,8 +220,15 @@ def backward_key_kernel(
     ring = tiles_for(streamed, STAGES)
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
+    queries = ()
+    done = ()
+    if QUERIES:
+        DELTA: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS, 16)
+        deltas = gl.allocate_shared_memory(q.dtype, [4 * SLOTS, HALF, ROWS], DELTA)
+        queries = ((d_q, d_q_t), deltas, barriers(SLOTS, 2), barriers(SLOTS, 2))
+        done = barriers(1, 2)
     fence_async_shared()
-    shared = (outs, own_tiles, ring, stats_ring, bars, place, walk)
+    shared = (outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),

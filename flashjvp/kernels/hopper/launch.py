@@ -64,8 +64,9 @@ def backward(
 ) -> tuple[Maybe, ...]:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
-    A head dim without registers for four accumulators has `backward_value` and, of 128, `backward_pairs`, which also
-    adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in PyTorch's deterministic mode.
+    A head dim without registers for four accumulators has `backward_value`. Where the table has a family for it, the
+    kernel of d_k and d_k_t also adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in
+    PyTorch's deterministic mode.
     """
     d_o, d_o_t = cotangents
     o, o_t, lse, mu = results
@@ -74,12 +75,19 @@ def backward(
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu)
     grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
     tensors = (*inputs, *cotangents)
-    summed = False
-    if "backward_pairs" in tiles:
-        summed = call.sizes[0] >= pipelines.SUMS_FROM and not torch.are_deterministic_algorithms_enabled()
-        _backward_pairs(call, tensors, stats, grads, scale, tiles["backward_pairs"], summed)
+    summed = (
+        ("backward_sums" in tiles or "backward_pairs" in tiles)
+        and call.sizes[0] >= pipelines.SUMS_FROM
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+    key = "backward_pairs" if "backward_pairs" in tiles else "backward_sums" if summed else "backward_key"
+    sums = _sums(call, stats, tiles[key]) if summed else (None, None)
+    if key == "backward_pairs":
+        _backward_pairs(call, tensors, stats, grads, scale, tiles[key], sums)
     else:
-        _backward_keys(call, tensors, stats, grads, scale, tiles["backward_key"], "backward_value" not in tiles)
+        _backward_keys(call, tensors, stats, grads, scale, key, tiles, sums)
+    if summed:
+        launch_query_sums(call, *sums, grads[0], grads[3], scale)
     if "backward_value" in tiles:
         _backward_values(call, tensors, stats, grads, scale, tiles["backward_value"])
     if not summed:
@@ -87,43 +95,46 @@ def backward(
     return tuple(grads)
 
 
+def _sums(call: Call, stats: Tensor, tile: Pipeline) -> tuple[Tensor, Tensor]:
+    """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
+    count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
+    size = call.width * tile.rows
+    return stats.new_zeros(count, size), stats.new_zeros(count, size)
+
+
 def _backward_pairs(
     call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
-    summed: bool,
+    sums: tuple[Maybe, Maybe],
 ) -> None:  # fmt: skip
-    """Writes d_k, d_k_t and, if `summed`, d_q and d_q_t."""
+    """Writes d_k, d_k_t and, if there are `sums`, adds to those."""
     q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
-    d_q, d_k, _, d_q_t, d_k_t, _ = grads
     assert q is not None and q_t is not None and d_o is not None and d_o_t is not None
-    assert d_q is not None and d_q_t is not None
     # Two tensors in a tile are copied in pieces of 64 columns.
     streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o)]
-    own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, d_k, d_k_t)
-    count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
-    sums = [stats.new_zeros(count, call.width * tile.rows) for _ in range(2)] if summed else []
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *(sums or (None, None)))
-    flags = {"QUERIES": summed, "STAGES": tile.stages}
+    own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, grads[1], grads[4])
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *sums)
+    flags = {"QUERIES": sums[0] is not None, "STAGES": tile.stages}
     call.launch_pipeline(
         backward_pairs_kernel, "backward_pairs", _key_programs(call), args, scale, launch_pdl=True, **flags
     )
-    if summed:
-        launch_query_sums(call, sums[0], sums[1], d_q, d_q_t, scale)
 
 
 def _backward_keys(
-    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
-    values: bool,
+    call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, family: str,
+    tiles: Families, sums: tuple[Maybe, Maybe],
 ) -> None:  # fmt: skip
-    """Writes d_k, d_k_t and, with `values`, d_v, d_v_t."""
+    """Writes d_k, d_k_t and, without a `backward_value`, d_v, d_v_t; adds to `sums`, if there are any."""
     q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
     _, d_k, d_v, _, d_k_t, d_v_t = grads
+    tile, values = tiles[family], "backward_value" not in tiles
     own, streamed = _described(call, HALF, k, v, k_t, v_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
     outs = _described(call, HALF, *((d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)))
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs)
-    flags = {"JVP": d_o_t is not None, "VALUES": values, "STAGES": tile.stages, "HELD": tile.held}
-    call.launch_pipeline(
-        backward_key_kernel, "backward_key", _key_programs(call), args, scale, launch_pdl=True, **flags
-    )
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *sums)
+    flags = {
+        "JVP": d_o_t is not None, "VALUES": values, "QUERIES": sums[0] is not None, "STAGES": tile.stages,
+        "HELD": tile.held,
+    }  # fmt: skip
+    call.launch_pipeline(backward_key_kernel, family, _key_programs(call), args, scale, launch_pdl=True, **flags)
 
 
 def _backward_values(
