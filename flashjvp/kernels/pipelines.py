@@ -17,6 +17,8 @@ class Pipeline(NamedTuple):
     rows: int  # of a streamed tile
     stages: int  # tiles of the ring
     held: int = 0  # own tiles in registers, the first ones: their products read less shared memory
+    parts: int = 1  # in which the scores of a tile are computed, one after the other
+    slots: int = 0  # streamed tiles whose dS and dS_t wait to be summed
 
 
 Families = dict[str, Pipeline]
@@ -42,7 +44,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(64, 3),
-                "backward_sums": Pipeline(64, 2),
+                "backward_sums": Pipeline(64, 2, slots=2),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(64, 2),
             },
@@ -56,6 +58,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(32, 3),
+                "backward_sums": Pipeline(64, 2, parts=2, slots=1),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(32, 4),
             },

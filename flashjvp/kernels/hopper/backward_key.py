@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
-from .query_sums import SLOTS, add_queries, leave
+from .query_sums import add_queries, leave, slots
 from .ring import (
     HALF,
     LSE,
@@ -25,6 +25,7 @@ from .ring import (
     keep_above,
     of_keys,
     own_rows,
+    part_of_rows,
     produce,
     statistic,
     streamed_rows,
@@ -73,8 +74,8 @@ def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.c
 
 @gluon.jit
 def _tangent_tile(
-    accs, inputs, queries, keys, index, scale, row0, tile, at, who: gl.constexpr, CAUSAL: gl.constexpr,
-    VALUES: gl.constexpr,
+    accs, inputs, queries, keys, index, scale, row0, part, at, who: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
     """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t, and what the tile before it adds to d_q and d_q_t."""
     own, streamed, stats, passed = inputs
@@ -98,7 +99,7 @@ def _tangent_tile(
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
-        p = only_seen(p, row0, tile, who, TILE)
+        p = only_seen(p, row0, part, who, TILE)
     keep_above(passed)
     if VALUES:
         weights = left_operands(p.to(q[0].dtype), q)
@@ -129,8 +130,12 @@ def _tangent_tile(
     ds = (p * b).to(q[0].dtype)
     acc_k = add_product(acc_k, left_operands(ds, q), q)
     if len(queries) > 0:
-        leave(queries, ds, ds_t, at + 1, who)
-        add_queries(queries, keys[0], keys[1], index, at, who)
+        SLOTS: gl.constexpr = slots(queries[1])
+        if SLOTS == 1 and PART == 0:
+            add_queries(queries, keys[0], keys[1], index, at, who, QUERIES)
+        leave(queries, ds, ds_t, at + 1, who, PART, PARTS)
+        if SLOTS > 1 and PART == PARTS - 1:
+            add_queries(queries, keys[0], keys[1], index, at, who, QUERIES)
     if VALUES:
         acc_k = acc_k + acc_v
         acc_k_t = acc_k_t + acc_v_t
@@ -140,7 +145,7 @@ def _tangent_tile(
 @gluon.jit
 def _consume(
     shared, scale, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    VALUES: gl.constexpr, HELD: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr, HELD: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk = shared
@@ -150,7 +155,7 @@ def _consume(
     ROWS: gl.constexpr = ring[0].shape[3]
     accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
-    held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS)
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS // PARTS)
     keys = ()
     if len(queries) > 0:
         keys = (own_tiles[:CHUNKS], own_tiles[2 * CHUNKS : 3 * CHUNKS])
@@ -158,28 +163,33 @@ def _consume(
     index = (batch * heads + other_head) * last + first  # of the tile before this one
     if len(queries) > 0:
         nothing = gl.zeros([HALF, ROWS], ring[0].dtype, accumulator(ROWS))
-        leave(queries, nothing, nothing, at, who)
+        leave(queries, nothing, nothing, at, who, 0, 1)
     for member in range(heads_shared):
         for tile in range(first, last):
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
             mbarrier.wait(passed[0], passed[1])
             own = by_tensor(held + own_rows(own_tiles[len(held) :], who, at), CHUNKS)
-            streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
-            stats = stats_ring[0].index(stage)
-            inputs = (own, streamed, stats, passed)
-            acc = by_tensor(accs, CHUNKS)
-            if len(own) == 2:
-                accs = _plain_tile(acc, inputs, scale, row0, tile, who, CAUSAL)
-            else:
-                accs = _tangent_tile(acc, inputs, queries, keys, index, scale, row0, tile, at, who, CAUSAL, VALUES)
+            for i in gl.static_range(PARTS):
+                part = tile * PARTS + i
+                streamed = by_tensor(part_of_rows(streamed_rows(ring, stage), i, PARTS), CHUNKS)
+                stats = stats_ring[0].index(stage).slice(i * (ROWS // PARTS), ROWS // PARTS, 1)
+                inputs = (own, streamed, stats, passed)
+                acc = by_tensor(accs, CHUNKS)
+                if len(own) == 2:
+                    accs = _plain_tile(acc, inputs, scale, row0, part, who, CAUSAL)
+                else:
+                    accs = _tangent_tile(
+                        acc, inputs, queries, keys, index, scale, row0, part, at, who, CAUSAL, VALUES, QUERIES, i,
+                        PARTS,
+                    )
             mbarrier.arrive(empty.index(stage), count=1)
             if len(queries) > 0:
                 index = (batch * heads + other_head + member) * last + tile
             at += 1
     if len(queries) > 0:
         if at > 0:
-            add_queries(queries, keys[0], keys[1], index, at, who)
+            add_queries(queries, keys[0], keys[1], index, at, who, QUERIES)
         # The other consumer may still read this one's keys.
         mbarrier.arrive(done.index(0), count=1)
         mbarrier.wait(done.index(0), 0)
@@ -194,7 +204,7 @@ def backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
     d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, scale, M, N, heads, group,
     JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
-    HELD: gl.constexpr,
+    HELD: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -222,8 +232,8 @@ def backward_key_kernel(
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     queries = ()
     done = ()
-    if QUERIES:
-        DELTA: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS, 16)
+    if QUERIES > 0:
+        DELTA: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS // PARTS, 16)
         deltas = gl.allocate_shared_memory(q.dtype, [4 * SLOTS, HALF, ROWS], DELTA)
         queries = ((d_q, d_q_t), deltas, barriers(SLOTS, 2), barriers(SLOTS, 2))
         done = barriers(1, 2)
@@ -232,8 +242,8 @@ def backward_key_kernel(
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (shared, scale, 0, CHUNKS, STAGES, CAUSAL, VALUES, HELD)),
-            (_consume, (shared, scale, 1, CHUNKS, STAGES, CAUSAL, VALUES, HELD)),
+            (_consume, (shared, scale, 0, CHUNKS, STAGES, CAUSAL, VALUES, QUERIES, HELD, PARTS)),
+            (_consume, (shared, scale, 1, CHUNKS, STAGES, CAUSAL, VALUES, QUERIES, HELD, PARTS)),
         ],
         [4, 4],
         [240, 240],

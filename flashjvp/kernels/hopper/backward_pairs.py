@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
-from .query_sums import SLOTS, add_to_sum
+from .query_sums import add_to_sum
 from .ring import (
     HALF,
     LSE,
@@ -40,6 +40,9 @@ from .ring import (
     tiles_for,
     write,
 )
+
+SLOTS = gl.constexpr(2)  # of dS and dS_t
+
 
 @gluon.jit
 def _pairs_for(tensors, COUNT: gl.constexpr):

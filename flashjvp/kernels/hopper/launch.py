@@ -16,7 +16,7 @@ from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
-from .statistics import launch_query_sums, launch_statistics
+from .statistics import launch_query_sums, launch_statistics, summed_columns
 
 OWN = 128  # rows of a program
 HALF = OWN // 2  # and of each of its consumers
@@ -81,11 +81,12 @@ def backward(
         and not torch.are_deterministic_algorithms_enabled()
     )
     key = "backward_pairs" if "backward_pairs" in tiles else "backward_sums" if summed else "backward_key"
-    sums = _sums(call, stats, tiles[key]) if summed else (None, None)
+    columns = summed_columns(call) if summed else 0
+    sums = _sums(call, stats, tiles[key], columns) if summed else (None, None)
     if key == "backward_pairs":
         _backward_pairs(call, tensors, stats, grads, scale, tiles[key], sums)
     else:
-        _backward_keys(call, tensors, stats, grads, scale, key, tiles, sums)
+        _backward_keys(call, tensors, stats, grads, scale, key, tiles, sums, columns)
     if summed:
         launch_query_sums(call, *sums, grads[0], grads[3], scale)
     if "backward_value" in tiles:
@@ -95,11 +96,10 @@ def backward(
     return tuple(grads)
 
 
-def _sums(call: Call, stats: Tensor, tile: Pipeline) -> tuple[Tensor, Tensor]:
+def _sums(call: Call, stats: Tensor, tile: Pipeline, columns: int) -> tuple[Tensor, Tensor]:
     """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
     count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
-    size = call.width * tile.rows
-    return stats.new_zeros(count, size), stats.new_zeros(count, size)
+    return stats.new_zeros(count, columns * tile.rows), stats.new_zeros(count, columns * tile.rows)
 
 
 def _backward_pairs(
@@ -121,7 +121,7 @@ def _backward_pairs(
 
 def _backward_keys(
     call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, family: str,
-    tiles: Families, sums: tuple[Maybe, Maybe],
+    tiles: Families, sums: tuple[Maybe, Maybe], columns: int,
 ) -> None:  # fmt: skip
     """Writes d_k, d_k_t and, without a `backward_value`, d_v, d_v_t; adds to `sums`, if there are any."""
     q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
@@ -131,8 +131,8 @@ def _backward_keys(
     outs = _described(call, HALF, *((d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)))
     args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *sums)
     flags = {
-        "JVP": d_o_t is not None, "VALUES": values, "QUERIES": sums[0] is not None, "STAGES": tile.stages,
-        "HELD": tile.held,
+        "JVP": d_o_t is not None, "VALUES": values, "QUERIES": columns, "STAGES": tile.stages,
+        "HELD": tile.held, "PARTS": tile.parts, "SLOTS": tile.slots,
     }  # fmt: skip
     call.launch_pipeline(backward_key_kernel, family, _key_programs(call), args, scale, launch_pdl=True, **flags)
 

@@ -67,13 +67,12 @@ def _load_chunk_of_sums(sums, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_sums(sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def load_sums(sums, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
     """A tile's sums, as chunks of columns."""
-    if len(COLUMNS) == 2:
+    if REST == 0:
         return (_load_transposed_sums(sums, ROWS),)
     else:
-        first = _load_chunk_of_sums(sums, COLUMNS[1])
-        return first, _load_chunk_of_sums(sums + 64 * COLUMNS[1], COLUMNS[2])
+        return _load_chunk_of_sums(sums, FIRST), _load_chunk_of_sums(sums + 64 * FIRST, REST)
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
@@ -89,17 +88,26 @@ def query_sums_kernel(
     head = (pid // tiles) % heads
     batch = pid // tiles // heads
     m0 = (pid % tiles) * ROWS
-    WIDTH: tl.constexpr = K_COLUMNS[1] if len(K_COLUMNS) == 2 else K_COLUMNS[1] + K_COLUMNS[2]
-    first = pid.to(tl.int64) * (WIDTH * ROWS)
+    FIRST: tl.constexpr = K_COLUMNS[1]
+    REST: tl.constexpr = TILE[1] - FIRST
+    COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST)
+    first = pid.to(tl.int64) * (ROWS * (FIRST + REST))
     factor = tl.full([ROWS], scale, tl.float32)
-    value = scale_rows(load_sums(sums + first, ROWS, K_COLUMNS), factor)
-    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, K_COLUMNS, REGULAR)
-    value_t = scale_rows(load_sums(sums_t + first, ROWS, K_COLUMNS), factor)
-    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, K_COLUMNS, REGULAR)
+    value = scale_rows(load_sums(sums + first, ROWS, FIRST, REST), factor)
+    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS[: 1 + len(value)], REGULAR)
+    value_t = scale_rows(load_sums(sums_t + first, ROWS, FIRST, REST), factor)
+    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS[: 1 + len(value)], REGULAR)
+
+
+def summed_columns(call: Call) -> int:
+    """Columns of the sums of query gradients: the padded head dim, but where half of its second chunk would do."""
+    d, first, *rest = call.k_columns
+    return call.width - rest[0] // 2 if rest and d <= first + rest[0] // 2 else call.width
 
 
 def launch_query_sums(call: Call, sums: Tensor, sums_t: Tensor, d_q: Tensor, d_q_t: Tensor, scale: float) -> None:
-    """Writes d_q and d_q_t from sums [tiles, padded head dim * rows]."""
+    """Writes d_q and d_q_t from sums [tiles, columns * rows]."""
     args = (sums, sums_t, *call.operands(d_q, d_q_t))
-    tile = Tile(sums.shape[-1] // call.width, 0, 4, 1)
+    columns = summed_columns(call)
+    tile = Tile(sums.shape[-1] // columns, columns, 4, 1)
     call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)
