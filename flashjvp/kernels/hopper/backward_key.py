@@ -1,5 +1,5 @@
-"""d_k, d_k_t of the keys that a program owns and, in the same pass, d_v, d_v_t; MATH.md (1)-(6), (9)-(14), (16),
-(17), (19), (20). Tiles are [keys, queries].
+"""d_k, d_k_t of the keys that a program owns and, in the same pass, d_v, d_v_t or the sums of query_sums.py; MATH.md
+(1)-(6), (9)-(14), (16), (17), (19), (20). Tiles are [keys, queries].
 """
 
 from triton.experimental import gluon
@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
-from .query_sums import add_queries, leave, slots
+from .query_sums import finish, leave_nothing, pass_on, room_for
 from .ring import (
     HALF,
     LSE,
@@ -74,10 +74,11 @@ def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.c
 
 @gluon.jit
 def _tangent_tile(
-    accs, inputs, queries, keys, index, scale, row0, part, at, who: gl.constexpr, CAUSAL: gl.constexpr,
+    accs, inputs, queries, index, scale, row0, part, at, who: gl.constexpr, CAUSAL: gl.constexpr,
     VALUES: gl.constexpr, QUERIES: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
-    """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t, and what the tile before it adds to d_q and d_q_t."""
+    """Adds what a part of tile `at` gives to d_k / c, d_v, d_k_t / c and d_v_t, and to `queries`. `part` is its number
+    in the head, PART that in the tile; `index` is the number of the tile before in all heads."""
     own, streamed, stats, passed = inputs
     k, v, k_t, v_t = own
     if VALUES:
@@ -130,12 +131,7 @@ def _tangent_tile(
     ds = (p * b).to(q[0].dtype)
     acc_k = add_product(acc_k, left_operands(ds, q), q)
     if len(queries) > 0:
-        SLOTS: gl.constexpr = slots(queries[1])
-        if SLOTS == 1 and PART == 0:
-            add_queries(queries, keys[0], keys[1], index, at, who, QUERIES)
-        leave(queries, ds, ds_t, at + 1, who, PART, PARTS)
-        if SLOTS > 1 and PART == PARTS - 1:
-            add_queries(queries, keys[0], keys[1], index, at, who, QUERIES)
+        pass_on(queries, ds, ds_t, index, at, who, QUERIES, PART, PARTS)
     if VALUES:
         acc_k = acc_k + acc_v
         acc_k_t = acc_k_t + acc_v_t
@@ -148,7 +144,7 @@ def _consume(
     VALUES: gl.constexpr, QUERIES: gl.constexpr, HELD: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk = shared
+    outs, queries, own_tiles, ring, stats_ring, bars, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
@@ -156,14 +152,10 @@ def _consume(
     accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
     held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS // PARTS)
-    keys = ()
-    if len(queries) > 0:
-        keys = (own_tiles[:CHUNKS], own_tiles[2 * CHUNKS : 3 * CHUNKS])
     at = 0
-    index = (batch * heads + other_head) * last + first  # of the tile before this one
+    index = (batch * heads + other_head) * last + first  # of the tile before, of which there is nothing yet
     if len(queries) > 0:
-        nothing = gl.zeros([HALF, ROWS], ring[0].dtype, accumulator(ROWS))
-        leave(queries, nothing, nothing, at, who, 0, 1)
+        leave_nothing(queries, who)
     for member in range(heads_shared):
         for tile in range(first, last):
             stage = at % STAGES
@@ -180,19 +172,14 @@ def _consume(
                     accs = _plain_tile(acc, inputs, scale, row0, part, who, CAUSAL)
                 else:
                     accs = _tangent_tile(
-                        acc, inputs, queries, keys, index, scale, row0, part, at, who, CAUSAL, VALUES, QUERIES, i,
-                        PARTS,
+                        acc, inputs, queries, index, scale, row0, part, at, who, CAUSAL, VALUES, QUERIES, i, PARTS
                     )
             mbarrier.arrive(empty.index(stage), count=1)
             if len(queries) > 0:
                 index = (batch * heads + other_head + member) * last + tile
             at += 1
     if len(queries) > 0:
-        if at > 0:
-            add_queries(queries, keys[0], keys[1], index, at, who, QUERIES)
-        # The other consumer may still read this one's keys.
-        mbarrier.arrive(done.index(0), count=1)
-        mbarrier.wait(done.index(0), 0)
+        finish(queries, index, at, who, QUERIES)
     grads = ()
     for i in gl.static_range(len(accs)):
         grads = grads + (accs[i] if VALUES and i // CHUNKS % 2 == 1 else accs[i] * scale,)
@@ -208,7 +195,8 @@ def backward_key_kernel(
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
-    A `_rest` is a tensor's second chunk, if it has one.
+    A `_rest` is a tensor's second chunk, if it has one. QUERIES are the columns of d_q and d_q_t if these are sums of
+    all programs, in an order that statistics.py knows, else 0.
     """
     own = chunks(k, k_rest) + chunks(v, v_rest)
     streamed = chunks(q, q_rest) + chunks(G, G_rest)
@@ -231,14 +219,10 @@ def backward_key_kernel(
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     queries = ()
-    done = ()
     if QUERIES > 0:
-        DELTA: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS // PARTS, 16)
-        deltas = gl.allocate_shared_memory(q.dtype, [4 * SLOTS, HALF, ROWS], DELTA)
-        queries = ((d_q, d_q_t), deltas, barriers(SLOTS, 2), barriers(SLOTS, 2))
-        done = barriers(1, 2)
+        queries = room_for((d_q, d_q_t), own_tiles[:CHUNKS], own_tiles[2 * CHUNKS : 3 * CHUNKS], ROWS, PARTS, SLOTS)
     fence_async_shared()
-    shared = (outs, queries, done, own_tiles, ring, stats_ring, bars, place, walk)
+    shared = (outs, queries, own_tiles, ring, stats_ring, bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),

@@ -18,6 +18,8 @@ from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .statistics import launch_query_sums, launch_statistics, summed_columns
 
+Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
+
 OWN = 128  # rows of a program
 HALF = OWN // 2  # and of each of its consumers
 
@@ -75,36 +77,34 @@ def backward(
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu)
     grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
     tensors = (*inputs, *cotangents)
-    summed = (
-        ("backward_sums" in tiles or "backward_pairs" in tiles)
-        and call.sizes[0] >= pipelines.SUMS_FROM
-        and not torch.are_deterministic_algorithms_enabled()
-    )
-    key = "backward_pairs" if "backward_pairs" in tiles else "backward_sums" if summed else "backward_key"
-    columns = summed_columns(call) if summed else 0
-    sums = _sums(call, stats, tiles[key], columns) if summed else (None, None)
-    if key == "backward_pairs":
-        _backward_pairs(call, tensors, stats, grads, scale, tiles[key], sums)
+    in_any_order = call.sizes[0] >= pipelines.SUMS_FROM and not torch.are_deterministic_algorithms_enabled()
+    sums = None
+    if "backward_pairs" in tiles:
+        sums = _sums(call, stats, tiles["backward_pairs"]) if in_any_order else None
+        _backward_pairs(call, tensors, stats, grads, scale, tiles["backward_pairs"], sums)
+    elif "backward_sums" in tiles and in_any_order:
+        sums = _sums(call, stats, tiles["backward_sums"])
+        _backward_keys(call, tensors, stats, grads, scale, "backward_sums", tiles, sums)
     else:
-        _backward_keys(call, tensors, stats, grads, scale, key, tiles, sums, columns)
-    if summed:
-        launch_query_sums(call, *sums, grads[0], grads[3], scale)
+        _backward_keys(call, tensors, stats, grads, scale, "backward_key", tiles, None)
+    if sums is not None:
+        launch_query_sums(call, sums, grads[0], grads[3], scale)
     if "backward_value" in tiles:
         _backward_values(call, tensors, stats, grads, scale, tiles["backward_value"])
-    if not summed:
+    if sums is None:
         _backward_queries(call, tensors, stats, grads, scale, tiles["backward_query"])
     return tuple(grads)
 
 
-def _sums(call: Call, stats: Tensor, tile: Pipeline, columns: int) -> tuple[Tensor, Tensor]:
+def _sums(call: Call, stats: Tensor, tile: Pipeline) -> Sums:
     """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
-    count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
-    return stats.new_zeros(count, columns * tile.rows), stats.new_zeros(count, columns * tile.rows)
+    count, size = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows), summed_columns(call) * tile.rows
+    return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
 def _backward_pairs(
     call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, tile: Pipeline,
-    sums: tuple[Maybe, Maybe],
+    sums: Sums | None,
 ) -> None:  # fmt: skip
     """Writes d_k, d_k_t and, if there are `sums`, adds to those."""
     q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
@@ -112,8 +112,8 @@ def _backward_pairs(
     # Two tensors in a tile are copied in pieces of 64 columns.
     streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o)]
     own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, grads[1], grads[4])
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *sums)
-    flags = {"QUERIES": sums[0] is not None, "STAGES": tile.stages}
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *(sums or (None, None)))
+    flags = {"QUERIES": sums is not None, "STAGES": tile.stages}
     call.launch_pipeline(
         backward_pairs_kernel, "backward_pairs", _key_programs(call), args, scale, launch_pdl=True, **flags
     )
@@ -121,7 +121,7 @@ def _backward_pairs(
 
 def _backward_keys(
     call: Call, inputs: tuple[Maybe, ...], stats: Tensor, grads: Sequence[Maybe], scale: float, family: str,
-    tiles: Families, sums: tuple[Maybe, Maybe], columns: int,
+    tiles: Families, sums: Sums | None,
 ) -> None:  # fmt: skip
     """Writes d_k, d_k_t and, without a `backward_value`, d_v, d_v_t; adds to `sums`, if there are any."""
     q, k, v, q_t, k_t, v_t, d_o, d_o_t = inputs
@@ -129,10 +129,10 @@ def _backward_keys(
     tile, values = tiles[family], "backward_value" not in tiles
     own, streamed = _described(call, HALF, k, v, k_t, v_t), _described(call, tile.rows, q, d_o, q_t, d_o_t)
     outs = _described(call, HALF, *((d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)))
-    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *sums)
+    args = (*own, *streamed, statistics_descriptor(stats, tile.rows), *outs, *(sums or (None, None)))
     flags = {
-        "JVP": d_o_t is not None, "VALUES": values, "QUERIES": columns, "STAGES": tile.stages,
-        "HELD": tile.held, "PARTS": tile.parts, "SLOTS": tile.slots,
+        "JVP": d_o_t is not None, "VALUES": values, "QUERIES": 0 if sums is None else summed_columns(call),
+        "STAGES": tile.stages, "HELD": tile.held, "PARTS": tile.parts, "SLOTS": tile.slots,
     }  # fmt: skip
     call.launch_pipeline(backward_key_kernel, family, _key_programs(call), args, scale, launch_pdl=True, **flags)
 

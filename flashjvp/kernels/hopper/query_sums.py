@@ -1,8 +1,9 @@
-"""What a program that owns keys adds to d_q and d_q_t: float32 sums in global memory, in any order.
+"""d_q and d_q_t as float32 sums in global memory, in any order, to which each program adds what its keys give; MATH.md
+(15), (18). For head dims of two column chunks.
 
-Both consumers leave dS and dS_t of their keys in shared memory. A tile later, when the other one has, too, each adds
-its share of the products with all keys; MATH.md (15), (18). These products come last in an iteration, when the
-registers of the scores are free again.
+Both consumers leave dS and dS_t of their keys in shared memory. A tile of queries later, when the other one has, too,
+each adds its share of the products with all keys. These products come late in an iteration, when the registers of the
+scores are free again. `queries` is what they share: the sums, room for dS and dS_t, barriers, and the tiles of k, k_t.
 """
 
 from triton.experimental import gluon
@@ -15,12 +16,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .chunks import zero
-from .ring import HALF, accumulator, own_rows
+from .ring import HALF, accumulator, barriers, own_rows
+
+
+@gluon.jit
+def room_for(sums, k, k_t, ROWS: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr):
+    """`queries` for tiles of ROWS queries, of which PARTS are left one after the other: SLOTS times dS of both
+    consumers, then dS_t. A product has 64 rows: ROWS."""
+    DELTA: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS // PARTS, 16)  # no part begins inside a swizzled row
+    deltas = gl.allocate_shared_memory(k[0].dtype, [4 * SLOTS, HALF, ROWS], DELTA)
+    return sums, deltas, barriers(SLOTS, 2), barriers(SLOTS, 2), barriers(1, 2), k, k_t
 
 
 @gluon.constexpr_function
-def slots(deltas):
-    """For how many tiles there is room."""
+def _slots(deltas):
     return deltas.shape[0] // 4
 
 
@@ -42,11 +51,43 @@ def add_to_sum(sum, total):
 
 
 @gluon.jit
-def leave(queries, ds, ds_t, at, who: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr):
-    """Leaves dS and dS_t of this consumer's keys and a part of a tile for both consumers. Number 0 are zeros, and tile
-    `at` has at + 1."""
+def leave_nothing(queries, who: gl.constexpr):
+    """Leaves zeros as number 0."""
+    deltas = queries[1]
+    ROWS: gl.constexpr = deltas.shape[2]
+    nothing = gl.zeros([HALF, ROWS], deltas.dtype, accumulator(ROWS))
+    _leave(queries, nothing, nothing, 0, who, 0, 1)
+
+
+@gluon.jit
+def pass_on(
+    queries, ds, ds_t, index, at, who: gl.constexpr, COLUMNS: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr
+):
+    """Leaves dS and dS_t of a part of tile `at`, which gets the number at + 1. Once a tile it adds what the tile before
+    gives: first, if there is room for one tile."""
+    SLOTS: gl.constexpr = _slots(queries[1])
+    if SLOTS == 1 and PART == 0:
+        _add(queries, index, at, who, COLUMNS)
+    _leave(queries, ds, ds_t, at + 1, who, PART, PARTS)
+    if SLOTS > 1 and PART == PARTS - 1:
+        _add(queries, index, at, who, COLUMNS)
+
+
+@gluon.jit
+def finish(queries, index, at, who: gl.constexpr, COLUMNS: gl.constexpr):
+    """Adds what the last of `at` tiles gives, and waits until nobody reads keys any more."""
+    if at > 0:
+        _add(queries, index, at, who, COLUMNS)
+    done = queries[4]
+    mbarrier.arrive(done.index(0), count=1)
+    mbarrier.wait(done.index(0), 0)
+
+
+@gluon.jit
+def _leave(queries, ds, ds_t, at, who: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr):
+    """Leaves this consumer's part of number `at` for both consumers."""
     deltas, ready, free = queries[1], queries[2], queries[3]
-    SLOTS: gl.constexpr = slots(deltas)
+    SLOTS: gl.constexpr = _slots(deltas)
     ROWS: gl.constexpr = ds.shape[1]
     slot = at % SLOTS
     if PART == 0:
@@ -60,9 +101,9 @@ def leave(queries, ds, ds_t, at, who: gl.constexpr, PART: gl.constexpr, PARTS: g
 
 @gluon.jit
 def _with_keys(total, deltas, keys, at, TANGENT: gl.constexpr, USE_ACC: gl.constexpr = True):
-    """In flight: total + dS.T @ keys, or dS_t.T @ keys, of the tile before; `keys` are a chunk of all of them."""
+    """In flight: total + dS.T @ keys, or dS_t.T @ keys, of number `at`; `keys` are a chunk of all of them."""
     for half in gl.static_range(2):
-        weights = deltas.index(at % slots(deltas) * 4 + 2 * TANGENT + half + (at >> 30)).permute((1, 0))
+        weights = deltas.index(at % _slots(deltas) * 4 + 2 * TANGENT + half + (at >> 30)).permute((1, 0))
         rows = own_rows((keys,), half, at)[0]
         total = warpgroup_mma(weights, rows, total, use_acc=USE_ACC or half > 0, is_async=True)
     return total
@@ -80,11 +121,11 @@ def _used(total, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def add_queries(queries, k, k_t, index, at, who: gl.constexpr, COLUMNS: gl.constexpr):
-    """Adds, of the tile before this one, which has the number `index`, d_q / c (15) and d_q_t / c (18): one chunk of
-    each, the other consumer the other ones."""
-    sums, deltas, ready, free = queries
-    SLOTS: gl.constexpr = slots(deltas)
+def _add(queries, index, at, who: gl.constexpr, COLUMNS: gl.constexpr):
+    """Adds what number `at`, the tile `index` of all, gives to d_q / c and d_q_t / c: one chunk of each, the other
+    consumer the other ones."""
+    sums, deltas, ready, free, _done, k, k_t = queries
+    SLOTS: gl.constexpr = _slots(deltas)
     FIRST: gl.constexpr = k[0].shape[4]
     OTHER: gl.constexpr = 1 - who
     slot = at % SLOTS

@@ -90,13 +90,13 @@ def query_sums_kernel(
     m0 = (pid % tiles) * ROWS
     FIRST: tl.constexpr = K_COLUMNS[1]
     REST: tl.constexpr = TILE[1] - FIRST
-    COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST)
+    COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST) if REST > 0 else K_COLUMNS
     first = pid.to(tl.int64) * (ROWS * (FIRST + REST))
     factor = tl.full([ROWS], scale, tl.float32)
     value = scale_rows(load_sums(sums + first, ROWS, FIRST, REST), factor)
-    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS[: 1 + len(value)], REGULAR)
+    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
     value_t = scale_rows(load_sums(sums_t + first, ROWS, FIRST, REST), factor)
-    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS[: 1 + len(value)], REGULAR)
+    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
 
 
 def summed_columns(call: Call) -> int:
@@ -105,9 +105,9 @@ def summed_columns(call: Call) -> int:
     return call.width - rest[0] // 2 if rest and d <= first + rest[0] // 2 else call.width
 
 
-def launch_query_sums(call: Call, sums: Tensor, sums_t: Tensor, d_q: Tensor, d_q_t: Tensor, scale: float) -> None:
+def launch_query_sums(call: Call, sums: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, scale: float) -> None:
     """Writes d_q and d_q_t from sums [tiles, columns * rows]."""
-    args = (sums, sums_t, *call.operands(d_q, d_q_t))
+    args = (*sums, *call.operands(d_q, d_q_t))
     columns = summed_columns(call)
-    tile = Tile(sums.shape[-1] // columns, columns, 4, 1)
+    tile = Tile(sums[0].shape[-1] // columns, columns, 4, 1)
     call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)
