@@ -151,7 +151,7 @@ def attention_jvp(
         float16 and bfloat16: P and P * S_t are rounded to the input dtype before their products, in the backward pass
         dS and dS_t too; everything else is float32. float32, float64 and `torch.autocast`, which casts tangents with
         their primals, as in `attention`. Two runs give the same bits, but for d_q and d_q_t of long sequences of a head
-        dim above 96 on Hopper GPUs, unless `torch.are_deterministic_algorithms_enabled()`.
+        dim above 64 on Hopper GPUs, unless `torch.are_deterministic_algorithms_enabled()`.
 
     Source:
         FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(20).

@@ -53,7 +53,12 @@ CASES = (
     Case("plain_causal_72", batch=(1,), q_heads=1, kv_heads=1, m=200, n=200, d=72, dv=72, is_causal=True, **PLAIN),
     Case("one_hot_72", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=72, dv=72, kind="one_hot"),
     Case("square_80", batch=(1,), q_heads=1, kv_heads=1, m=128, n=128, d=80, dv=80),
+    Case("gqa_causal_80", batch=(2,), q_heads=4, kv_heads=2, m=150, n=210, d=80, dv=80, is_causal=True),
     Case("ragged_96", batch=(1,), q_heads=2, kv_heads=1, m=70, n=190, d=96, dv=96),
+    Case("one_row_96", batch=(), q_heads=1, kv_heads=1, m=1, n=1, d=96, dv=96),
+    Case("mqa_causal_96", batch=(2,), q_heads=2, kv_heads=1, m=200, n=150, d=96, dv=96, is_causal=True),
+    Case("causal_more_keys_96", batch=(1,), q_heads=1, kv_heads=1, m=60, n=300, d=96, dv=96, is_causal=True),
+    Case("ragged_88", batch=(2,), m=140, n=270, d=88, dv=88, layout="sequence_major"),
     Case("plain_88", batch=(1,), q_heads=1, kv_heads=1, m=130, n=150, d=88, dv=88, **PLAIN),
     Case("padded_56", batch=(1,), q_heads=1, kv_heads=1, m=100, n=150, d=56, dv=56),
     Case("padded_120", batch=(1,), q_heads=1, kv_heads=1, m=100, n=150, d=120, dv=120),
@@ -95,7 +100,7 @@ NOT_SERVED = (
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
 PIPELINES = TABLES["sm_90"]
-FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_value"}
+FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_sums", "backward_value"}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
 
 
@@ -133,7 +138,9 @@ def expected(inputs: Inputs, ordered: bool) -> set[str]:
     """The families that serve a call."""
     columns = sum(chunk_widths(inputs.q.shape[-1], "half"))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
-    return families if ordered or "backward_pairs" not in families else families - {"backward_query"}
+    if ordered or not families & {"backward_pairs", "backward_sums"}:
+        return families - {"backward_sums"}
+    return families - {"backward_query"} - ({"backward_key"} if "backward_sums" in families else set())
 
 
 @interpreted
@@ -188,7 +195,9 @@ from flashjvp.kernels import schedule
 from verify import codegen, codegen_runs
 schedule._IS_VERIFIED_TRITON = True
 found = []
-for d, tangents, ordered in ((64, "qkv", True), (72, "qkv", True), (72, "", True), (128, "qkv", False)):
+for d, tangents, ordered in (
+    (64, "qkv", True), (72, "qkv", True), (72, "qkv", False), (72, "", True), (96, "qkv", False), (128, "qkv", False)
+):
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents))
 print(json.dumps([asdict(kernel) for kernel in found]))

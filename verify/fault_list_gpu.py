@@ -5,6 +5,7 @@ from .fault import Fault
 HOPPER = "kernels/hopper/"
 FORWARD, QUERY, KEY = HOPPER + "forward.py", HOPPER + "backward_query.py", HOPPER + "backward_key.py"
 VALUE, PAIRS, STATISTICS = HOPPER + "backward_value.py", HOPPER + "backward_pairs.py", HOPPER + "statistics.py"
+SUMS = HOPPER + "query_sums.py"
 RING, CHUNKS, LAUNCH = HOPPER + "ring.py", HOPPER + "chunks.py", HOPPER + "launch.py"
 BITS = HOPPER + "bits.py"
 RECORDINGS, DIRECT = "kernels/recordings.py", "kernels/direct.py"
@@ -63,8 +64,8 @@ OF_PIPELINES = [
         "return pair.slice(ROWS, ROWS, 0), pair.slice(0, ROWS, 0)", "hopper_128",
     ),
     _pipeline(
-        "d_q without dS_t k_t", PAIRS, "_add_query_sum(sums[0], total + rest,", "_add_query_sum(sums[0], total,",
-        "hopper_128", "emulated-sums",
+        "d_q without dS_t k_t", PAIRS, "sums[0] + place, total + rest)", "sums[0] + place, total)", "hopper_128",
+        "emulated-sums",
     ),
     _pipeline(
         "sums of the first tile of queries for all", PAIRS, "other_head + member) * last + tile",
@@ -73,6 +74,43 @@ OF_PIPELINES = [
     _pipeline(
         "dS of one consumer for both", PAIRS, "at % SLOTS * 2 + half +", "at % SLOTS * 2 + who +",
         "hopper_128", "emulated-sums",
+    ),
+    _pipeline(
+        "d_q with dS k_t", SUMS,
+        "_with_keys(total, deltas, k_t[OTHER], at, 1)", "_with_keys(total, deltas, k_t[OTHER], at, 0)",
+        "hopper_72", "emulated-sums",
+    ),
+    _pipeline(
+        "d_q_t from dS", SUMS, "deltas, k[who], at, 1,", "deltas, k[who], at, 0,", "hopper_96", "emulated-sums",
+    ),
+    _pipeline(
+        "chunks of d_q over one another", SUMS, "sums[0] + (tile + OTHER * HALF * FIRST)", "sums[0] + (tile)",
+        "hopper_72", "emulated-sums",
+    ),
+    _pipeline(
+        "padding counted in the sums of a tile", SUMS, "index.to(gl.int64) * (HALF * COLUMNS)",
+        "index.to(gl.int64) * (HALF * FIRST)", "hopper_72", "emulated-sums",
+    ),
+    _pipeline(
+        "dS_t of a tile's second part over that of its first", SUMS,
+        "2 + who + (at >> 30)).slice(PART * ROWS, ROWS, 1)", "2 + who + (at >> 30)).slice(0, ROWS, 1)",
+        "hopper_96", "emulated-sums",
+    ),
+    _pipeline(
+        "dS overwritten before it is summed", SUMS, "mbarrier.wait(free.index(slot), (at // SLOTS & 1) ^ 1)", "pass",
+        "hopper_96", "emulated-sums",
+    ),
+    _pipeline(
+        "dS read before the other consumer has left it", SUMS, "mbarrier.wait(ready.index(slot), (at // SLOTS) & 1)",
+        "pass", "hopper_96", "emulated-sums",
+    ),
+    _pipeline(
+        "query sums of the first head for all of a group", KEY, "(batch * heads + other_head + member) * last + tile",
+        "(batch * heads + other_head) * last + tile", "hopper_72_gqa", "emulated-sums",
+    ),
+    _pipeline(
+        "second part of a tile read as the first", RING, "tiles[i].slice(part * (", "tiles[i].slice(0 * (",
+        "hopper_96", "emulated-sums",
     ),
     # Row statistics and sums of query gradients
     _pipeline("lse of the backward in the wrong base", STATISTICS, "lse_rows * 1.4426950408889634", "lse_rows"),

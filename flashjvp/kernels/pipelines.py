@@ -1,8 +1,9 @@
 """Tiles of the warp-specialised kernels in hopper/: by architecture, padded head dim (80 = 64 + 16 serves 72, too),
 with or without tangents, and family.
 
-Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_pairs` stands in for
-`backward_key` and, from SUMS_FROM rows of queries on, `backward_query`.
+Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. From SUMS_FROM rows of queries on, unless
+PyTorch is in its deterministic mode, `backward_sums`, the same kernel as `backward_key`, and `backward_pairs` stand in
+for `backward_query`, too; otherwise `backward_pairs` stands in for `backward_key`.
 
 The kernels are in use with TRITON_VERSIONS alone, with which they have been verified and timed on a GPU: another one
 brings another ptxas (with that of 3.9 up to a fifth of a loop's instructions touches spilled registers).
@@ -17,6 +18,8 @@ class Pipeline(NamedTuple):
     rows: int  # of a streamed tile
     stages: int  # tiles of the ring
     held: int = 0  # own tiles in registers, the first ones: their products read less shared memory
+    parts: int = 1  # in which a tile is computed, one after the other: fewer registers for scores
+    slots: int = 0  # tiles whose dS and dS_t wait in shared memory for the sums of query gradients
 
 
 Families = dict[str, Pipeline]
@@ -42,6 +45,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(64, 3),
+                "backward_sums": Pipeline(64, 2, held=3, parts=2, slots=2),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(64, 2),
             },
@@ -55,6 +59,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(32, 3),
+                "backward_sums": Pipeline(64, 2, held=1, parts=2, slots=1),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(32, 4),
             },

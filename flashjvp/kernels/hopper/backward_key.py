@@ -1,5 +1,5 @@
-"""d_k, d_k_t of the keys that a program owns and, in the same pass, d_v, d_v_t; MATH.md (1)-(6), (9)-(14), (16),
-(17), (19), (20). Tiles are [keys, queries].
+"""d_k, d_k_t of the keys that a program owns and, in the same pass, d_v, d_v_t or the sums of query_sums.py; MATH.md
+(1)-(6), (9)-(14), (16), (17), (19), (20). Tiles are [keys, queries].
 """
 
 from triton.experimental import gluon
@@ -13,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .bits import given, load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
+from .query_sums import finish, leave_nothing, pass_on, room_for
 from .ring import (
     HALF,
     LSE,
@@ -25,6 +26,7 @@ from .ring import (
     keep_above,
     of_keys,
     own_rows,
+    part_of_rows,
     produce,
     statistic,
     streamed_rows,
@@ -73,8 +75,12 @@ def _plain_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.c
 
 
 @gluon.jit
-def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl.constexpr, VALUES: gl.constexpr):
-    """Adds a tile's part of d_k / c, d_v, d_k_t / c and d_v_t."""
+def _tangent_tile(
+    accs, inputs, queries, index, scale, row0, part, at, who: gl.constexpr, CAUSAL: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr,
+):  # fmt: skip
+    """Adds what a part of tile `at` gives to d_k / c, d_v, d_k_t / c and d_v_t, and to `queries`. `part` is its number
+    in the head, PART that in the tile; `index` is the number of the tile before in all heads."""
     own, streamed, stats, words, passed = inputs
     k, v, k_t, v_t = own
     if VALUES:
@@ -96,7 +102,7 @@ def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
-        p = only_seen(p, row0, tile, who, TILE)
+        p = only_seen(p, row0, part, who, TILE)
     p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     if VALUES:
@@ -127,6 +133,8 @@ def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl
     b = warpgroup_mma_wait(0, deps=[b])
     ds = (p * b).to(q[0].dtype)
     acc_k = add_product(acc_k, left_operands(ds, q), q)
+    if len(queries) > 0:
+        pass_on(queries, ds, ds_t, index, at, who, QUERIES, PART, PARTS)
     if VALUES:
         acc_k = acc_k + acc_v
         acc_k_t = acc_k_t + acc_v_t
@@ -136,36 +144,49 @@ def _tangent_tile(accs, inputs, scale, row0, tile, who: gl.constexpr, CAUSAL: gl
 @gluon.jit
 def _consume(
     shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    VALUES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
+    VALUES: gl.constexpr, QUERIES: gl.constexpr, HELD: gl.constexpr, PARTS: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
+    outs, queries, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
     ROWS: gl.constexpr = ring[0].shape[3]
     accs = zeros(outs)
     mbarrier.wait(own_full.index(0), 0)
-    held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS)
+    held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS // PARTS)
     at = 0
+    index = (batch * heads + other_head) * last + first  # of the tile before, of which there is nothing yet
+    if len(queries) > 0:
+        leave_nothing(queries, who)
     for member in range(heads_shared):
         bits = words_by_queries(mask, batch, other_head + member, heads, M, N, VARIES)
         for tile in range(first, last):
             stage = at % STAGES
             passed = (full.index(stage), (at // STAGES) & 1)
-            words = load_words(bits, row0 + who * HALF, tile, ROWS)
+            words = ()
+            for i in gl.static_range(PARTS):
+                words = words + (load_words(bits, row0 + who * HALF, tile * PARTS + i, ROWS // PARTS),)
             mbarrier.wait(passed[0], passed[1])
             own = by_tensor(held + own_rows(own_tiles[len(held) :], who, at), CHUNKS)
-            streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
-            stats = stats_ring[0].index(stage)
-            inputs = (own, streamed, stats, words, passed)
-            acc = by_tensor(accs, CHUNKS)
-            if len(own) == 2:
-                accs = _plain_tile(acc, inputs, scale, row0, tile, who, CAUSAL)
-            else:
-                accs = _tangent_tile(acc, inputs, scale, row0, tile, who, CAUSAL, VALUES)
+            for i in gl.static_range(PARTS):
+                part = tile * PARTS + i
+                streamed = by_tensor(part_of_rows(streamed_rows(ring, stage), i, PARTS), CHUNKS)
+                stats = stats_ring[0].index(stage).slice(i * (ROWS // PARTS), ROWS // PARTS, 1)
+                inputs = (own, streamed, stats, words[i], passed)
+                acc = by_tensor(accs, CHUNKS)
+                if len(own) == 2:
+                    accs = _plain_tile(acc, inputs, scale, row0, part, who, CAUSAL)
+                else:
+                    accs = _tangent_tile(
+                        acc, inputs, queries, index, scale, row0, part, at, who, CAUSAL, VALUES, QUERIES, i, PARTS
+                    )
             mbarrier.arrive(empty.index(stage), count=1)
+            if len(queries) > 0:
+                index = (batch * heads + other_head + member) * last + tile
             at += 1
+    if len(queries) > 0:
+        finish(queries, index, at, who, QUERIES)
     grads = ()
     for i in gl.static_range(len(accs)):
         grads = grads + (accs[i] if VALUES and i // CHUNKS % 2 == 1 else accs[i] * scale,)
@@ -175,14 +196,15 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, mask,
+    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, mask,
     scale, M, N, heads, group,
-    JVP: gl.constexpr, VALUES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
-    HELD: gl.constexpr, VARIES: gl.constexpr,
+    JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    HELD: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
-    A `_rest` is a tensor's second chunk, if it has one.
+    A `_rest` is a tensor's second chunk, if it has one. QUERIES are the columns of d_q and d_q_t if these are sums of
+    all programs, in an order that statistics.py knows, else 0.
     """
     own = chunks(k, k_rest) + chunks(v, v_rest)
     streamed = chunks(q, q_rest) + chunks(G, G_rest)
@@ -204,13 +226,16 @@ def backward_key_kernel(
     ring = tiles_for(streamed, STAGES)
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
+    queries = ()
+    if QUERIES > 0:
+        queries = room_for((d_q, d_q_t), own_tiles[:CHUNKS], own_tiles[2 * CHUNKS : 3 * CHUNKS], ROWS, PARTS, SLOTS)
     fence_async_shared()
-    shared = (outs, own_tiles, ring, stats_ring, given(mask), bars, place, walk)
+    shared = (outs, queries, own_tiles, ring, stats_ring, given(mask), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, VALUES, HELD, VARIES)),
-            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, VALUES, HELD, VARIES)),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, VALUES, QUERIES, HELD, PARTS, VARIES)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, VALUES, QUERIES, HELD, PARTS, VARIES)),
         ],
         [4, 4],
         [240, 240],

@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
 from .bits import given, load_words, where_allowed, words_by_queries
+from .query_sums import add_to_sum
 from .ring import (
     HALF,
     LSE,
@@ -96,13 +97,6 @@ def _produce(own, streamed, stats, own_tiles, ring, stats_ring, bars, place, wal
             at += 1
 
 
-@gluon.constexpr_function
-def _in_order(columns):
-    """The layout of a [64, columns] accumulator whose numbers are counted as in global memory."""
-    registers = [[1], [2]] + [[512 << i] for i in range((columns // 8).bit_length() - 1)]
-    return gl.DistributedLinearLayout(registers, [[4], [8], [16], [32], [64]], [[128], [256]], [], [64 * columns])
-
-
 @gluon.jit
 def _with_deltas(keys, deltas, at, who: gl.constexpr, FIRST: gl.constexpr, COLUMNS: gl.constexpr):
     """In flight: this consumer's half of the rows of keys.T @ so many columns of [dS, dS_t] of the tile before."""
@@ -115,17 +109,6 @@ def _with_deltas(keys, deltas, at, who: gl.constexpr, FIRST: gl.constexpr, COLUM
 
 
 @gluon.jit
-def _add_query_sum(sum, total, index, who: gl.constexpr):
-    """Adds to the sum of the streamed tile with number `index`, in the order in which threads hold it: 16 bytes of a
-    thread side by side, and 512 of a warp."""
-    COLUMNS: gl.constexpr = total.shape[1]
-    total = total.reshape([4, 2, 8, COLUMNS // 8, 4, 2]).permute((3, 0, 2, 4, 1, 5)).reshape([HALF * COLUMNS])
-    offset = (index.to(gl.int64) * 2 + who) * (HALF * COLUMNS)
-    offsets = gl.arange(0, HALF * COLUMNS, _in_order(COLUMNS))
-    gl.atomic_add(sum + offset + offsets, gl.convert_layout(total, _in_order(COLUMNS)), sem="relaxed")
-
-
-@gluon.jit
 def _add_queries(queries, own_tiles, index, at, who: gl.constexpr):
     """Adds, of the tile before this one and transposed, d_q / c (15) and d_q_t / c (18)."""
     sums, deltas, ready, free = queries
@@ -134,10 +117,11 @@ def _add_queries(queries, own_tiles, index, at, who: gl.constexpr):
     total = _with_deltas(own_tiles[0], deltas, at, who, 0, 2 * ROWS)
     rest = _with_deltas(own_tiles[2], deltas, at, who, ROWS, ROWS)
     total, total_t = _columns_of_pair(warpgroup_mma_wait(2, deps=[total]))
-    _add_query_sum(sums[1], total_t, index, who)
+    place = (index.to(gl.int64) * 2 + who) * (HALF * ROWS)
+    add_to_sum(sums[1] + place, total_t)
     rest = warpgroup_mma_wait(0, deps=[rest])
     mbarrier.arrive(free.index(at % SLOTS), count=1)
-    _add_query_sum(sums[0], total + rest, index, who)
+    add_to_sum(sums[0] + place, total + rest)
 
 
 @gluon.jit

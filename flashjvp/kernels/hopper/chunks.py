@@ -34,7 +34,8 @@ def by_tensor(tiles, CHUNKS: gl.constexpr):
 
 
 @gluon.jit
-def _zero(WIDTH: gl.constexpr):
+def zero(WIDTH: gl.constexpr):
+    """An accumulator of 64 rows."""
     return gl.zeros([HALF, WIDTH], gl.float32, accumulator(WIDTH))
 
 
@@ -43,7 +44,7 @@ def zeros(outs):
     """Accumulators of 64 rows for what descriptors write."""
     found = ()
     for i in gl.static_range(len(outs)):
-        found = found + (_zero(outs[i].block_shape[3]),)
+        found = found + (zero(outs[i].block_shape[3]),)
     return found
 
 

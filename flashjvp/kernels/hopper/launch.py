@@ -16,7 +16,9 @@ from .backward_value import backward_value_kernel
 from .bits import Bits, can_pack, pack
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
-from .statistics import launch_query_sums, launch_statistics
+from .statistics import launch_query_sums, launch_statistics, summed_columns
+
+Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
 OWN = 128  # rows of a program
 HALF = OWN // 2  # and of each of its consumers
@@ -57,7 +59,7 @@ def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor
     own, outs = _described(call, HALF, q, q_t), _described(call, HALF, o, o_t)
     bits = pack(call, by_keys=True, by_queries=False)
     args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys)
-    flags = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
+    flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
     call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
     return o, o_t, lse, mu
 
@@ -67,31 +69,41 @@ def backward(
 ) -> tuple[Maybe, ...]:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
-    A head dim without registers for four accumulators has `backward_value` and, of 128, `backward_pairs`, which also
-    adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in PyTorch's deterministic mode.
+    A head dim without registers for four accumulators has `backward_value`. Where the table has a family for it, the
+    kernel of d_k and d_k_t also adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in
+    PyTorch's deterministic mode.
     """
     o, o_t, lse, mu = results
     d_o, d_o_t = cotangents
     assert o is not None and lse is not None
     tiles = _pipelines(call, d_o_t is not None)
-    pairs, values = tiles.get("backward_pairs"), tiles.get("backward_value")
-    summed = pairs is not None and call.sizes[0] >= pipelines.SUMS_FROM and not _is_deterministic()
+    family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
+    in_any_order = call.sizes[0] >= pipelines.SUMS_FROM and not torch.are_deterministic_algorithms_enabled()
+    summed = family != "backward_key" and in_any_order
+    if family == "backward_sums" and not summed:
+        family = "backward_key"
     bits = pack(call, by_keys=not summed, by_queries=True)
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu)
     grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
-    work = _Backward(call, (*inputs, *cotangents), stats, bits, grads, scale)
-    sums: list[Tensor] = []
-    if pairs is not None:
-        sums = work.pairs(pairs, summed)
+    sums = _sums(call, stats, tiles[family]) if summed else None
+    work = _Backward(call, (*inputs, *cotangents), stats, bits, grads, sums, scale)
+    if family == "backward_pairs":
+        work.pairs(tiles[family])
     else:
-        work.keys(tiles["backward_key"], values is None)
-    if values is not None:
-        work.values(values)
-    if summed:
-        launch_query_sums(call, *sums, grads[0], grads[3], scale)
+        work.keys(family, tiles[family], "backward_value" not in tiles)
+    if "backward_value" in tiles:
+        work.values(tiles["backward_value"])
+    if sums is not None:
+        launch_query_sums(call, sums, grads[0], grads[3], scale)
     else:
         work.queries(tiles["backward_query"])
     return grads
+
+
+def _sums(call: Call, stats: Tensor, tile: Pipeline) -> Sums:
+    """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
+    count, size = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows), summed_columns(call) * tile.rows
+    return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
 class _Backward(NamedTuple):
@@ -102,30 +114,31 @@ class _Backward(NamedTuple):
     stats: Tensor
     bits: Bits
     grads: tuple[Maybe, ...]
+    sums: Sums | None
     scale: float
 
-    def pairs(self, tile: Pipeline, summed: bool) -> list[Tensor]:
-        """Writes d_k, d_k_t and, if `summed`, the sums of d_q and d_q_t that it returns."""
+    def pairs(self, tile: Pipeline) -> None:
+        """Writes d_k, d_k_t and, if there are sums, adds to those."""
         q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
-        call, grads = self.call, self.grads
         # Two tensors in a tile are copied in pieces of 64 columns.
         streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
-        own, outs = _whole(call, HALF, k, v, k_t, v_t), _whole(call, HALF, grads[1], grads[4])
-        count = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows)
-        sums = [self.stats.new_zeros(count, call.width * tile.rows) for _ in range(2)] if summed else []
-        args = (*own, *streamed, self._statistics(tile), *outs, *(sums or (None, None)))
-        self._of_keys(backward_pairs_kernel, "backward_pairs", args, QUERIES=summed, STAGES=tile.stages)
-        return sums
+        own = _whole(self.call, HALF, k, v, k_t, v_t)
+        args = (*own, *streamed, self._statistics(tile), *_whole(self.call, HALF, self.grads[1], self.grads[4]))
+        flags = {"QUERIES": self.sums is not None, "STAGES": tile.stages}
+        self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.sums or (None, None))), **flags)
 
-    def keys(self, tile: Pipeline, values: bool) -> None:
-        """Writes d_k, d_k_t and, with `values`, d_v, d_v_t."""
+    def keys(self, family: str, tile: Pipeline, values: bool) -> None:
+        """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are sums, adds to those."""
         q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
         own, streamed = self._described(HALF, k, v, k_t, v_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
-        args = (*own, *streamed, self._statistics(tile), *self._described(HALF, *outs))
-        flags = {"JVP": d_o_t is not None, "VALUES": values, "STAGES": tile.stages, "HELD": tile.held}
-        self._of_keys(backward_key_kernel, "backward_key", args, **flags)
+        args = (*own, *streamed, self._statistics(tile), *self._described(HALF, *outs), *(self.sums or (None, None)))
+        flags = {
+            "JVP": d_o_t is not None, "VALUES": values, "QUERIES": summed_columns(self.call) if self.sums else 0,
+            "STAGES": tile.stages, "HELD": tile.held, "PARTS": tile.parts, "SLOTS": tile.slots,
+        }  # fmt: skip
+        self._of_keys(backward_key_kernel, family, args, **flags)
 
     def values(self, tile: Pipeline) -> None:
         """Writes d_v and d_v_t."""
@@ -138,16 +151,15 @@ class _Backward(NamedTuple):
         """Writes d_q and d_q_t."""
         q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
         own, streamed = self._described(HALF, q, d_o, q_t, d_o_t), self._described(tile.rows, k, v, k_t, v_t)
-        outs = self._described(HALF, self.grads[0], self.grads[3])
-        args = (*own, *streamed, self.stats, *outs, self.bits.by_keys)
-        flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held, "VARIES": self.bits.varies}
+        args = (*own, *streamed, self.stats, *self._described(HALF, self.grads[0], self.grads[3]), self.bits.by_keys)
+        flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held}
         self._launch(backward_query_kernel, "backward_query", _query_programs(self.call), args, **flags)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: object) -> None:
-        programs, args = _key_programs(self.call), (*args, self.bits.by_queries)
-        self._launch(kernel, family, programs, args, VARIES=self.bits.varies, **flags)
+        self._launch(kernel, family, _key_programs(self.call), (*args, self.bits.by_queries), **flags)
 
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: object) -> None:
+        flags["VARIES"] = self.bits.varies
         self.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
@@ -155,10 +167,6 @@ class _Backward(NamedTuple):
 
     def _statistics(self, tile: Pipeline) -> Any:
         return statistics_descriptor(self.stats, tile.rows)
-
-
-def _is_deterministic() -> bool:
-    return torch.are_deterministic_algorithms_enabled()
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:

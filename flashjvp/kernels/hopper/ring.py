@@ -144,6 +144,18 @@ def streamed_rows(ring, stage):
 
 
 @gluon.jit
+def part_of_rows(tiles, part: gl.constexpr, PARTS: gl.constexpr):
+    """One of PARTS equal parts of each tile's rows."""
+    if PARTS == 1:
+        return tiles
+    else:
+        rows = ()
+        for i in gl.static_range(len(tiles)):
+            rows = rows + (tiles[i].slice(part * (tiles[i].shape[0] // PARTS), tiles[i].shape[0] // PARTS, 0),)
+        return rows
+
+
+@gluon.jit
 def keep_above(passed):
     """Keeps what comes before it before what comes after it: ptxas moves arithmetic behind the next wait for products,
     where nothing overlaps it, but not over a wait for a barrier, even one that has been passed: (barrier, phase)."""

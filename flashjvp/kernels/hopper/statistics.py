@@ -7,7 +7,7 @@ from torch import Tensor
 from ..launch import Call, Maybe
 from ..rowsums import row_dot
 from ..schedule import Tile
-from ..tiles import load_rows, select_head, store_rows
+from ..tiles import load_rows, scale_rows, select_head, store_rows
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
@@ -52,11 +52,27 @@ def launch_statistics(call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: May
 
 
 @triton.jit
-def load_sums(sums, ROWS: tl.constexpr):
+def _load_transposed_sums(sums, ROWS: tl.constexpr):
     """[ROWS, 128] from sums as backward_pairs.py adds them: of two consumers 64 columns each, in the order in which the
     threads of a warpgroup hold an accumulator of the transposed sums."""
     value = tl.load(sums + tl.arange(0, 128 * ROWS)).reshape((2, ROWS // 8, 4, 8, 4, 2, 2))
     return value.permute((1, 4, 6, 0, 2, 5, 3)).reshape((ROWS, 128))
+
+
+@triton.jit
+def _load_chunk_of_sums(sums, WIDTH: tl.constexpr):
+    """[64, WIDTH] from sums as query_sums.py adds them: in the order in which the threads of a warpgroup hold them."""
+    value = tl.load(sums + tl.arange(0, 64 * WIDTH)).reshape((WIDTH // 8, 4, 8, 4, 2, 2))
+    return value.permute((1, 4, 2, 0, 3, 5)).reshape((64, WIDTH))
+
+
+@triton.jit
+def load_sums(sums, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
+    """A tile's sums, as chunks of columns."""
+    if REST == 0:
+        return (_load_transposed_sums(sums, ROWS),)
+    else:
+        return _load_chunk_of_sums(sums, FIRST), _load_chunk_of_sums(sums + 64 * FIRST, REST)
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
@@ -72,15 +88,26 @@ def query_sums_kernel(
     head = (pid // tiles) % heads
     batch = pid // tiles // heads
     m0 = (pid % tiles) * ROWS
-    first = pid.to(tl.int64) * (128 * ROWS)
-    value = load_sums(sums + first, ROWS) * scale
-    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), (value,), m0, M, K_COLUMNS, REGULAR)
-    value_t = load_sums(sums_t + first, ROWS) * scale
-    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), (value_t,), m0, M, K_COLUMNS, REGULAR)
+    FIRST: tl.constexpr = K_COLUMNS[1]
+    REST: tl.constexpr = TILE[1] - FIRST
+    COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST) if REST > 0 else K_COLUMNS
+    first = pid.to(tl.int64) * (ROWS * (FIRST + REST))
+    factor = tl.full([ROWS], scale, tl.float32)
+    value = scale_rows(load_sums(sums + first, ROWS, FIRST, REST), factor)
+    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
+    value_t = scale_rows(load_sums(sums_t + first, ROWS, FIRST, REST), factor)
+    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
 
 
-def launch_query_sums(call: Call, sums: Tensor, sums_t: Tensor, d_q: Tensor, d_q_t: Tensor, scale: float) -> None:
-    """Writes d_q and d_q_t from sums [tiles, 128 * rows]."""
-    args = (sums, sums_t, *call.operands(d_q, d_q_t))
-    tile = Tile(sums.shape[-1] // 128, 0, 4, 1)
+def summed_columns(call: Call) -> int:
+    """Columns of the sums of query gradients: the padded head dim, but where half of its second chunk would do."""
+    d, first, *rest = call.k_columns
+    return call.width - rest[0] // 2 if rest and d <= first + rest[0] // 2 else call.width
+
+
+def launch_query_sums(call: Call, sums: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, scale: float) -> None:
+    """Writes d_q and d_q_t from sums [tiles, columns * rows]."""
+    args = (*sums, *call.operands(d_q, d_q_t))
+    columns = summed_columns(call)
+    tile = Tile(sums[0].shape[-1] // columns, columns, 4, 1)
     call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)
