@@ -36,8 +36,8 @@ class Provider:
     `load` imports what it needs and returns the function from inputs to outputs: (o, o_t), or (o,) where the inputs
     have no tangents; it runs in the worker process only, once for each shape. The other fields say what the
     implementation can do at all; a case outside of that is a row `unsupported`. `why_modes`, `why_plain` and
-    `why_masks` say why one is missing. From `other_kernels_from` queries on, a GPU is given other kernels, which the
-    gate judges as well. `compiles`: at its first calls, into a cache on the disk.
+    `why_masks` say why one is missing. From each of `other_kernels_from` queries on, a GPU may be given other kernels,
+    which the gate judges as well. `compiles`: at its first calls, into a cache on the disk.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Provider:
     causal: bool = True
     causal_with_mask: bool = False
     gqa: bool = True
-    other_kernels_from: int | None = None
+    other_kernels_from: tuple[int, ...] = ()
     compiles: bool = False
 
     def gate_length(self, case: Case, device: str) -> int:
         """The longest length of the gate's reduced shape, a multiple of 128, so that the case's kernels serve it."""
-        first = self.other_kernels_from
-        if device == "cpu" or first is None or case.queries < first:
+        reached = [first for first in self.other_kernels_from if case.queries >= first]
+        if device == "cpu" or not reached:
             return REDUCED_LENGTH
-        return first + 128  # with a remainder by 128, a length is reduced to less
+        return reached[-1] + 128  # with a remainder by 128, a length is reduced to less
 
     def mode_for(self, asked: str) -> str:
         """The mode that is measured where `asked` was asked for: that one, or what there is of it in part."""
@@ -200,7 +200,7 @@ def _sdpa(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, x.mask, is_causal=x.is_causal, enable_gqa=is_grouped(x))
 
 
-_OUR_KERNELS: dict[str, Any] = {"causal_with_mask": True, "other_kernels_from": 2048, "compiles": True}
+_OUR_KERNELS: dict[str, Any] = {"causal_with_mask": True, "other_kernels_from": (1024, 2048), "compiles": True}
 _FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, **_OUR_KERNELS}
 _NO_TANGENT = "it is attention without a JVP"
 _NO_GRADIENT = "its tangent output carries no gradient"

@@ -120,7 +120,7 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     recordings.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
-    with everywhere, patch.object(Call, "launch_pipeline", launch), patch.object(pipelines, "SUMS_FROM", 1):
+    with everywhere, patch.object(Call, "launch_pipeline", launch), patch.object(pipelines, "SUMS_FROM", {}):
         yield launched
 
 
@@ -144,7 +144,9 @@ def expected(inputs: Inputs, ordered: bool) -> set[str]:
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["float32", "float16", "bfloat16"]
+)
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
@@ -189,7 +191,7 @@ def test_the_emulator_sees(what: str) -> None:
 
 
 COMPILE = """
-import json, torch
+import json
 from dataclasses import asdict
 from flashjvp.kernels import schedule
 from verify import codegen, codegen_runs
@@ -198,8 +200,7 @@ found = []
 for d, tangents, ordered in (
     (64, "qkv", True), (72, "qkv", True), (72, "qkv", False), (72, "", True), (96, "qkv", False), (128, "qkv", False)
 ):
-    torch.use_deterministic_algorithms(ordered, warn_only=True)
-    found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents))
+    found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents, ordered=ordered))
 print(json.dumps([asdict(kernel) for kernel in found]))
 """
 

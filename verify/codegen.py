@@ -3,12 +3,10 @@ shared memory, tensor-core instructions and instruction set.
 
 A kernel fails if it does not compile or wants more shared memory than a block of the architecture has. On sm_90 it also
 fails if its inner loops touch spilled registers (local memory), for the Triton version that the tiles were chosen with:
-not at all in the default configuration of each head dim and type, and in at most OPTION_SPILLS of a loop's instructions
-with a mask, causal or grouped, where the few tiles that need less were measured to be slower. Warp-specialised kernels,
-whose consumers take nearly all registers there are, may touch them in at most PIPELINE_SPILLS: an address read again
-three or four times a tile, or the loop over the one or two masked tiles of a program. Other versions may in at most
-VERSION_SPILLS. Spills outside of the loops cost nothing and are only shown, like those of rows that do
-not start at multiples of 16 bytes, which are slow whatever the tile.
+not at all in the default configuration of each head dim and type, in PyTorch's deterministic mode neither, and in at
+most OPTION_SPILLS of a loop's instructions with a mask, causal or grouped, where the few tiles that need less were
+measured to be slower. Other versions may in at most VERSION_SPILLS. Spills outside of the loops cost nothing and are
+only shown, like those of rows that do not start at multiples of 16 bytes, which are slow whatever the tile.
 
 By default a deliberate sample is compiled (see `sample`), with --all the full product of head dims, types and options.
 Triton's cache is used where TRITON_CACHE_DIR says; without it, the cache is temporary.
@@ -42,7 +40,6 @@ KINDS = ("half", "tf32", "ieee")
 HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
 TUNED_VERSION = "3.6"
 OPTION_SPILLS = 1 / 128
-PIPELINE_SPILLS = 1 / 64
 VERSION_SPILLS = 1 / 16
 PROCESSES = len(os.sched_getaffinity(0))
 
@@ -52,7 +49,7 @@ class Configuration:
     """One call of attention, forward and backward: the kind of product (half is bfloat16), head dims and options.
 
     `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool" or "additive", `group` the
-    query heads of a key head.
+    query heads of a key head, `ordered` PyTorch's deterministic mode.
     """
 
     architecture: str
@@ -63,6 +60,7 @@ class Configuration:
     causal: bool = False
     mask: str = ""
     group: int = 1
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def sample(architecture: str) -> list[Configuration]:
     """bfloat16 with all tangents in every head dim, float32 in fewer, and each option once on top of that.
 
     The options are those that change the code: causal, masks, missing tangents, none at all, unequal and unaligned head
-    dims (36: rows that do not start at multiples of 16 bytes), grouped queries.
+    dims (36: rows that do not start at multiples of 16 bytes), grouped queries, deterministic mode.
     """
     dims = {"half": HEAD_DIMS, "tf32": (64, 72, 128, 256), "ieee": (64, 128, 256)}
     bases = [Configuration(architecture, kind, d, d) for kind in KINDS for d in dims[kind]]
@@ -104,6 +102,7 @@ def sample(architecture: str) -> list[Configuration]:
     extra = [Configuration(architecture, "half", 64, 64, **option) for option in options]
     extra += [Configuration(architecture, "half", d, d, **option) for d in (128, 256) for option in options[4:6]]
     extra += [Configuration(architecture, kind, 64, 64, mask="bool") for kind in KINDS[1:]]
+    extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
     extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
     return bases + extra
 
@@ -174,7 +173,7 @@ def fault(kernel: Kernel, triton_version: str) -> str:
     if kernel.shared_bytes > SHARED_BYTES[kernel.architecture]:
         return f"shared memory: at most {SHARED_BYTES[kernel.architecture]} bytes"
     default = not (kernel.causal or kernel.mask or kernel.group > 1)
-    allowed = PIPELINE_SPILLS if "warp-specialised" in kernel.family else 0.0 if default else OPTION_SPILLS
+    allowed = 0.0 if default else OPTION_SPILLS
     if not triton_version.startswith(TUNED_VERSION):
         allowed = VERSION_SPILLS
     aligned = all(width * (2 if kernel.kind == "half" else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
@@ -187,7 +186,7 @@ def options_of(kernel: Kernel) -> str:
     """The options of a kernel's configuration in words."""
     words = [f"JVP of {kernel.tangents}" if kernel.tangents else "plain"]
     words += ["causal"] * kernel.causal + [f"{kernel.mask} mask"] * bool(kernel.mask)
-    words += [f"{kernel.group} query heads a key head"] * (kernel.group > 1)
+    words += [f"{kernel.group} query heads a key head"] * (kernel.group > 1) + ["deterministic"] * kernel.ordered
     return ", ".join(words)
 
 

@@ -104,6 +104,7 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
 
 def call(configuration: Configuration) -> None:
     """Forward and backward on meta tensors."""
+    torch.use_deterministic_algorithms(configuration.ordered, warn_only=True)
     dtype = torch.bfloat16 if configuration.kind == "half" else torch.float32
     heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group}
     widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv}

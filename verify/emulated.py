@@ -87,7 +87,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
         with (
             patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
             patch.object(Call, "launch_pipeline", noted),
-            patch.object(pipelines, "SUMS_FROM", 1),
+            patch.object(pipelines, "SUMS_FROM", {}),
             patch("verify.hopper_emulator.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
             yield launched

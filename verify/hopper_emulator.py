@@ -342,6 +342,7 @@ def _modules() -> dict[str, ModuleType]:
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
         NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int64=torch.int64,
+        bfloat16=torch.bfloat16,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
         MBarrierLayout=lambda: "barriers",

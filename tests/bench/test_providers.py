@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +46,14 @@ def test_a_provider_says_what_it_cannot_do(changes: dict[str, Any], device: str,
 
 def test_the_gate_judges_the_kernels_that_are_timed() -> None:
     """From SUMS_FROM queries on, flashjvp adds query gradients up: the reduced shape must have as many, too."""
-    sizes = {"batch": 8, "heads": 2, "kv_heads": 2, "head_dim": 128}
-    for length, expected in ((2047, 255), (2048, 2048), (4100, 2052), (8192, 2176)):
-        case = Case(mode="bwd", dtype="bfloat16", causal=False, queries=length, keys=length, **sizes)
+    sizes = {"batch": 8, "heads": 2, "kv_heads": 2}
+    lengths = ((1023, 255), (1024, 1024), (2047, 1151), (2048, 2048), (4100, 2052), (8192, 2176))
+    for (length, expected), (width, first) in itertools.product(lengths, pipelines.SUMS_FROM.items()):
+        case = Case(mode="bwd", dtype="bfloat16", causal=False, queries=length, keys=length, head_dim=width, **sizes)
         for name in ("flashjvp", "flashjvp-triton", "flashjvp-func-jvp"):
             small = gate.gated(case, PROVIDERS[name].gate_length(case, "cuda"))
             assert (small.queries, small.keys) == (expected, expected)
-            assert (small.queries >= pipelines.SUMS_FROM) == (length >= pipelines.SUMS_FROM)
+            assert (small.queries >= first) == (length >= first)
         assert PROVIDERS["flashjvp"].gate_length(case, "cpu") == REDUCED_LENGTH  # where there are no such kernels
         assert PROVIDERS["math"].gate_length(case, "cuda") == REDUCED_LENGTH
 

@@ -299,7 +299,7 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
         pytest.skip("the emulator serves machines without a GPU")
     monkeypatch.setattr(tune_worker, "LENGTH", 140)
     monkeypatch.setattr(tune_worker, "HEADS", 1)
-    monkeypatch.setattr(pipelines, "SUMS_FROM", 1)
+    monkeypatch.setattr(pipelines, "SUMS_FROM", {})
     candidate = Candidate("sm_90", kind, family, head_dim, tile)
     inputs = tune_worker.inputs_of(candidate, torch.device("cpu")).map(torch.Tensor.float)
     exact = oracles.dense64(inputs)

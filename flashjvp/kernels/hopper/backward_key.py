@@ -115,8 +115,8 @@ def _tangent_tile(
     ds_t = (p * centred).to(q[0].dtype)
     weights_t = left_operands(ds_t, q)
     keep_above(passed)
-    acc_k_t = add_product(acc_k_t, weights_t, q)
     acc_k = add_product(acc_k, weights_t, q_t)
+    acc_k_t = add_product(acc_k_t, weights_t, q)
     if CHUNKS == 1:  # else there are no registers for them while S_t is awaited
         mu = statistic(stats, MU, TILE)
         delta = statistic(stats, ROW_DELTA, TILE)

@@ -31,23 +31,39 @@ from .ring import (
 )
 
 
-@gluon.jit
-def _softmax(s, m, l, scale, row0, tile, N, words, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
-    """P of a tile up to the row's sum, the tile's and the running sum, the running maximum of the scores over the
-    scale, and the factor of what was summed before. The scale is positive.
+@gluon.constexpr_function
+def _exact(dtype):
+    """Whether the maximum is subtracted from the scores before they are scaled: P of the largest one is then 1 also in
+    a type with more digits than bfloat16. Otherwise it is so up to the rounding of the scaled maximum, the same for all
+    keys of a row, and takes one instruction a score less."""
+    return dtype != gl.bfloat16
 
-    The maximum is subtracted before the scores are scaled: P of the largest one is then 1, in half types, too.
+
+@gluon.jit
+def _softmax(
+    s, m, l, scale, row0, tile, N, words, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
+    MASKED: gl.constexpr,
+):  # fmt: skip
+    """P of a tile up to the row's sum, the tile's and the running sum, the running maximum of the scores, and the
+    factor of what was summed before. The scale is positive. The maximum is of scores in base 2 or, where it is
+    `_exact`, of those before they are scaled.
     """
     scale2 = scale * 1.4426950408889634
+    EXACT: gl.constexpr = _exact(dtype)
     if MASKED:
         s = gl.where(seen(row0, tile, N, s.shape[1], LAYOUT, CAUSAL), s, float("-inf"))
     s = where_allowed(s, words, float("-inf"), LAYOUT)
-    m_new = gl.maximum(m, gl.max(s, 1))
+    top = gl.max(s, 1)
+    m_new = gl.maximum(m, top if EXACT else top * scale2)
     finite = m_new
     if len(words) > 0:  # no key so far may be allowed
         finite = gl.where(m_new > float("-inf"), m_new, 0.0)
-    alpha = gl.exp2((m - finite) * scale2)
-    p = gl.exp2((s - finite[:, None]) * scale2)
+    if EXACT:
+        alpha = gl.exp2((m - finite) * scale2)
+        p = gl.exp2((s - finite[:, None]) * scale2)
+    else:
+        alpha = gl.exp2(m - finite)
+        p = gl.exp2(s * scale2 - finite[:, None])
     mass = gl.sum(p, 1)
     return p, mass, l * alpha + mass, m_new, alpha
 
@@ -71,7 +87,7 @@ def _plain_tile(
     TILE: gl.constexpr = accumulator(KEYS)
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, own[0], k, USE_ACC=False)])
-    p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, TILE, CAUSAL, MASKED)
+    p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o = times(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
@@ -89,14 +105,14 @@ def _tangent_tile(
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
-    # P is multiplied with v_t while S_t is awaited, if the registers suffice for that.
-    EARLY: gl.constexpr = KEYS <= HALF
+    # P is multiplied with v_t while S_t is awaited: faster where a product is several, if there are registers for it.
+    EARLY: gl.constexpr = KEYS <= HALF and CHUNKS > 1
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = add_scores(zero, q, k, USE_ACC=False)
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, TILE, CAUSAL, MASKED)
+    p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = times(acc_o_t, alpha)
     acc_o = times(acc_o, alpha)
     weights = left_operands(p.to(v[0].dtype), v)
@@ -168,7 +184,8 @@ def _consume(
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
     offset = (batch.to(gl.int64) * heads + own_head) * M + rows
     norm = 1.0 / _divisor(state[1], bits)  # a row without keys has zeros, and -inf for lse
-    gl.store(statistics[0] + offset, state[0] * scale - gl.log2(norm) * 0.6931471805599453, mask=rows < M)
+    lse = (state[0] if not _exact(outs[0].dtype) else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
+    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)
     if JVP:
         gl.store(statistics[1] + offset, state[2], mask=rows < M)
     write(outs, times(accs, norm), own_tiles, place, who, CHUNKS)

@@ -78,8 +78,8 @@ def backward(
     assert o is not None and lse is not None
     tiles = _pipelines(call, d_o_t is not None)
     family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
-    in_any_order = call.sizes[0] >= pipelines.SUMS_FROM and not torch.are_deterministic_algorithms_enabled()
-    summed = family != "backward_key" and in_any_order
+    is_long = call.sizes[0] >= pipelines.SUMS_FROM.get(call.width, 1)
+    summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
     if family == "backward_sums" and not summed:
         family = "backward_key"
     bits = pack(call, by_keys=not summed, by_queries=True)
