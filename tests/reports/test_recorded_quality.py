@@ -9,6 +9,7 @@ from tvm_ref.presets import PRESETS
 NFE = [1, 2, 4]
 LEAST_ACCURACY = 0.97  # of the samples are classified as their label
 MOST_FRECHET = [0.30, 0.27, 0.25]  # distance of pixels between 0 and 1, for NFE
+MOST_SECONDS = {"digits": 240, "toy2d": 120}  # from the command to its end, on two cores
 MOST_W2 = 2.0  # of points of one evaluation, over that of as many fresh points
 
 
@@ -26,7 +27,15 @@ def test_figures_are_of_one_run_of_the_preset_as_it_is(preset: str) -> None:
     assert len(same.drop_duplicates()) == 1
     first = figures.iloc[0]
     measured = (first["preset"], first["steps"], first["seed"])
-    assert measured == (preset, run.steps, run.seed), "measure the preset anew: python -m tvm_ref.train"
+    assert measured == (preset, run.steps, run.seed), "measure the preset anew: python -m bench.train_quality"
+
+
+@pytest.mark.parametrize("preset", MOST_SECONDS)
+def test_a_run_ends_within_the_time_that_is_promised(preset: str) -> None:
+    first = recorded(preset).iloc[0]
+    assert 0 < first["seconds"] <= MOST_SECONDS[preset]
+    assert 0 < first["processor_seconds"] <= 2 * first["seconds"]  # two cores
+    assert "(2 CPUs)" in first["machine"]
 
 
 def test_digits_are_of_the_quality_that_is_promised() -> None:

@@ -1,4 +1,4 @@
-"""What `--help` of every command shows: a sentence for every setting, in lines that fit, without words for programmers."""
+"""What `--help` of every command shows: a sentence for every setting, in lines that fit, nothing for programmers."""
 
 import importlib
 import re
