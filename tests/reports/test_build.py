@@ -273,7 +273,7 @@ def test_the_quality_of_digits_has_a_line_for_each_number_of_evaluations(tmp_pat
     build.build([page], data)
     assert cells(page.read_text())[1:] == [["1", "97.4%", "0.300"], ["4", "100.0%", "0.200"]]
     for said in (
-        "a CPU; torch 2.13, commit 0123456", "--run.seed 7`: 576 steps, then 1797 samples, in 131 s (124 s of processor",
+        "a CPU; torch 2.13, commit 0123456", "--run.seed 7`: 576 steps, then 1797 samples, in 131 s (124 s of",
         "Cycle error: 0.010 from t = 0.25, 0.020 from t = 0.5, 0.030 from t = 1;", "99.0% of the",
     ):  # fmt: skip
         assert said in page.read_text()
