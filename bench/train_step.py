@@ -191,10 +191,11 @@ def _peaks(this: World) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every row was measured, 2 for settings that cannot be."""
+    """0 when every row was measured, 1 when one did not fit into memory, 2 for settings that cannot be."""
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     rows: list[StepRow] = []
+    failed = False
     try:
         configs = list(settings(options))
         with world(options.device) as this:
@@ -202,7 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start = initialised(configs[0], this).cpu()  # once: the spectral norms of large weights take seconds
             build_s = time.perf_counter() - began
             for config in configs:
-                rows.append(measure(options.preset, config, start, build_s, options.steps, this))
+                try:
+                    rows.append(measure(options.preset, config, start, build_s, options.steps, this))
+                except torch.OutOfMemoryError as error:
+                    if this.size > 1:  # the others wait for this process
+                        raise
+                    console.print(f"{_name(config, options.preset)}: {error}", style="red", markup=False)
+                    failed = True
+                    continue
                 if this.first:
                     _show(console, rows[-1])
                     if options.out:  # all that is known so far, should the time run out
@@ -210,7 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
-    return 0
+    return 1 if failed else 0
+
+
+def _name(config: TrainConfig, preset: str) -> str:
+    run = config.run
+    how = f"compile {'on' if run.compile else 'off'} checkpointing {run.checkpointing} {run.parallel}"
+    return f"{preset} {how} batch {run.batch} / {run.accumulate}"
 
 
 def _show(console: Console, row: StepRow) -> None:

@@ -25,7 +25,7 @@ def train_in_float64(config: TrainConfig) -> None:
     """Three steps; writes what they gave, and a checkpoint of what they led to, into config.run.out."""
     torch.set_default_dtype(torch.float64)
     out = Path(config.run.out)
-    with world("cpu") as this:
+    with world(config.run.device) as this:
         state, batches = State(config, this), Batches(config, open_dataset(config.data), this)
         outcomes = []
         for step in range(3):
@@ -60,6 +60,19 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         pair = [list(network.parameters()) for network in networks]
         # Read into float32: one rounding of each number is added.
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_gpus_train_like_one(tmp_path: Path, parallel: str, checkpointing: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs for nccl, and torch finds {torch.cuda.device_count()}")
+    settings = {"parallel": parallel, "checkpointing": checkpointing, "accumulate": 2, "device": "cuda"}
+    for name, size in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        together(size, train_in_float64, digits(tmp_path / name, **settings))
+    assert (tmp_path / "two/0.json").read_text() == (tmp_path / "two/1.json").read_text()
+    assert relative_error(results(tmp_path / "two", 0), results(tmp_path / "one", 0)) <= training_budget()
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
