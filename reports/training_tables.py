@@ -45,10 +45,15 @@ def _source(data: pd.DataFrame) -> str:
     first = data.iloc[0]
     cycle = ", ".join(f"{first[name]:.3f} from t = {name.removeprefix('cycle_error_t')}" for name in CYCLE)
     return (
-        f"{first['machine']}; torch {first['torch_version']}, commit {first['commit']}. By `python -m tvm_ref.train "
+        f"{first['machine']}; torch {first['torch_version']}, commit {_short(first['commit'])}. By `python -m tvm_ref.train "
         f"{first['preset']} --run.seed {first['seed']}`: {first['steps']} steps, then {first['samples']} samples, in "
         f"{first['seconds']:.0f} s ({first['processor_seconds']:.0f} s of processor time). Cycle error: {cycle}"
     )
+
+
+def _short(commit: str) -> str:
+    """Seven digits of a commit's forty."""
+    return commit[:7] if len(commit) == 40 else commit
 
 
 def step_table(data: pd.DataFrame) -> str:
@@ -61,7 +66,7 @@ def step_table(data: pd.DataFrame) -> str:
     ]
     first = data.iloc[0]
     same = ", ".join(f"{head} {first[name]}" for name, head in VARYING.items() if name not in settings)
-    commits = " and ".join(data["commit"].unique())
+    commits = " and ".join(map(_short, data["commit"].unique()))
     source = f"{first['device']}; torch {first['torch']}; code: {commits}. In every row: {same}."
     heads = [*settings.values(), "ms a step", "images/s", "peak GiB"]
     return f"{markdown(heads, lines, left=len(settings))}\n\n{source}"

@@ -3,14 +3,26 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.tvm_ref.runs import PATIENCE_SECONDS, change, command_line, digits, together, train, train_silently
+from tests.tvm_ref.runs import (
+    PATIENCE_SECONDS,
+    change,
+    command_line,
+    digits,
+    finish,
+    launch,
+    together,
+    train,
+    train_silently,
+)
 from tvm_ref.batches import Batches
 from tvm_ref.checkpoint import checkpoints, load_model, read_step, save
 from tvm_ref.config import ConfigError, TrainConfig
@@ -87,6 +99,20 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("123456")
     assert len(list((tmp_path / "samples").glob("step-00000004-nfe-*.png"))) == 3
+
+
+def test_a_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path: Path) -> None:
+    config = digits(tmp_path, steps=10**6, save_every=10**6, parallel="fsdp")
+    ranks = launch(2, train_silently, config)
+    rows = tmp_path / "metrics.csv"
+    while all(rank.is_alive() for rank in ranks) and not (rows.exists() and rows.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    assert ranks[1].pid is not None
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    finish(*ranks)
+    saved = checkpoints(tmp_path / "checkpoints")[-1]
+    assert rows.read_text().splitlines()[-1].split(",")[0] == str(read_step(saved))
+    assert len(list(saved.glob("shard-00002-*"))) > 0
 
 
 def torchrun(arguments: list[str], output: Path) -> None:
