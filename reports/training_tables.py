@@ -44,10 +44,12 @@ def _source(data: pd.DataFrame) -> str:
     """Where the samples of one run were measured, and of which run they are."""
     first = data.iloc[0]
     cycle = ", ".join(f"{first[name]:.3f} from t = {name.removeprefix('cycle_error_t')}" for name in CYCLE)
+    code = f"{first['machine']}; torch {first['torch_version']}, commit {_short(first['commit'])}"
+    command = f"`python -m tvm_ref.train {first['preset']} --run.seed {first['seed']}`"
+    seconds = f"{first['seconds']:.0f} s ({first['processor_seconds']:.0f} s of processor time)"
     return (
-        f"{first['machine']}; torch {first['torch_version']}, commit {_short(first['commit'])}. By `python -m tvm_ref.train "
-        f"{first['preset']} --run.seed {first['seed']}`: {first['steps']} steps, then {first['samples']} samples, in "
-        f"{first['seconds']:.0f} s ({first['processor_seconds']:.0f} s of processor time). Cycle error: {cycle}"
+        f"{code}. By {command}: {first['steps']} steps, then {first['samples']} samples, in {seconds}. "
+        f"Cycle error: {cycle}"
     )
 
 
