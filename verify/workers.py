@@ -21,6 +21,7 @@ Judge = Callable[[Any, Run], tuple[list[Any], bool]]  # rows of a task, and whet
 Lost = Callable[[Any, Run, str], list[Any]]  # rows of a task that came to no verdict, for a reason
 TASK_LIMIT_S = 300.0
 """Far above what any task takes, compilation included, also on a loaded machine: a kernel that hangs ends there."""
+LEAVES_S = 5.0
 MEMORY_PER_PROCESS = 2 * 2**30
 MOST_PROCESSES = 16
 CONTEXT = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
@@ -73,7 +74,7 @@ def verdicts(
                     worker.give(pending.pop())
     finally:
         for worker in workers:
-            worker.end()
+            worker.end(leaves_s=LEAVES_S if worker.task is None else 0.0)
 
 
 class _Worker:
@@ -106,10 +107,12 @@ class _Worker:
             reason = f"its process died: {_how(self.process.exitcode)}"
         return self.lost(task, self.run, reason), False
 
-    def end(self) -> None:
+    def end(self, leaves_s: float = 0.0) -> None:
+        """Ends the process; an idle one gets `leaves_s` seconds to end what it started itself."""
+        self.connection.close()
+        self.process.join(leaves_s)
         self.process.kill()
         self.process.join()
-        self.connection.close()
 
 
 def _how(code: int | None) -> str:

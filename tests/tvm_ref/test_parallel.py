@@ -1,6 +1,7 @@
 """Two processes that gloo connects train like one, replicated (DDP) or sharded (FSDP2)."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -49,6 +50,12 @@ def train_in_float64(config: TrainConfig) -> None:
     torch.set_default_dtype(torch.float32)
 
 
+def train_compiled_in_float64(config: TrainConfig) -> None:
+    """The same with compiled blocks, but for code generation, which is slow."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    train_in_float64(config)
+
+
 def results(out: Path, rank: int) -> list[torch.Tensor]:
     return list(torch.tensor(json.loads((out / f"{rank}.json").read_text()), dtype=torch.float64))
 
@@ -72,6 +79,15 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         pair = [list(network.parameters()) for network in networks]
         # Read into float32: one rounding of each number is added.
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_processes_with_compiled_blocks_train_like_one(
+    one: Path, tmp_path: Path, parallel: str, checkpointing: str
+) -> None:
+    config = digits(tmp_path, parallel=parallel, checkpointing=checkpointing, compile=True)
+    together(2, train_compiled_in_float64, config)
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
 
 
 @pytest.mark.gpu
