@@ -9,6 +9,8 @@ import torch
 from bench import train_step
 from reports.training_tables import STEP_COLUMNS, step_table
 from tests.tvm_ref.runs import together
+from tvm_ref.batches import Batches
+from tvm_ref.checkpoint import ALONE
 from tvm_ref.presets import PRESETS
 from verify.model_tolerance import training_budget
 
@@ -57,6 +59,18 @@ def test_the_objective_is_the_one_asked_for(tmp_path: Path) -> None:
     whole, detached = measured(tmp_path / "a.csv"), measured(tmp_path / "b.csv", "--detach")
     assert not whole["detach"][0] and detached["detach"][0]
     assert whole["gradient_norm"][0] != detached["gradient_norm"][0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_synthetic_items_fit_every_preset(preset: str) -> None:
+    options = train_step.parser().parse_args(["--preset", preset, "--batch", "4", "--accumulate", "2"])
+    (config,) = train_step.settings(options)
+    model = config.model
+    parts = Batches(config, train_step.Synthetic(model, 4), ALONE).draw(0)
+    assert [tuple(part.x0.shape) for part in parts] == [(2, model.channels, model.image_size, model.image_size)] * 2
+    labels = torch.cat([part.labels for part in parts])
+    assert bool((labels <= model.num_classes).all())
+    assert len({image.numpy().tobytes() for part in parts for image in part.x0}) == 4
 
 
 @pytest.mark.parametrize(
