@@ -218,7 +218,7 @@ def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tile_table.Entry
     """A line for each entry of the table: the tile in use, the fastest, and how many were tried."""
     known = {trial.candidate: trial for trial in trials}
     pipelines = any(candidate.kind in tile_table.PIPELINE_KINDS for candidate in todo)
-    sizes = "streamed rows x stages x held" if pipelines else "query rows x key rows x warps x stages"
+    sizes = "streamed rows x stages x held x parts x slots" if pipelines else "query rows x key rows x warps x stages"
     result = Table(title=f"tiles: {sizes}")
     for name in ("entry", "in use", "ms", "chosen", "ms", "timed", "skipped", "failed", "not tried"):
         result.add_column(name, justify="left" if name in ("entry", "in use", "chosen") else "right")

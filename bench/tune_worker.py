@@ -177,7 +177,8 @@ def tile_in_use(candidate: Candidate) -> Iterator[None]:
             width = candidate.entry[3]
             pipelines = {kind: dict(tiles) for kind, tiles in PIPELINES[candidate.arch][width].items()}
             pipelines[candidate.kind][candidate.family] = Pipeline(*candidate.tile)
-            patches.enter_context(deterministic(candidate.family == "backward_query"))  # else its results may be sums
+            ordered = candidate.family in ("backward_query", "backward_key")  # others may stand in for these
+            patches.enter_context(deterministic(ordered))
         else:
             entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
             patches.enter_context(patch.dict(entries, dict.fromkeys(entries, Tile(*candidate.tile))))

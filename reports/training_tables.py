@@ -4,17 +4,19 @@ import pandas as pd
 
 from .tables import markdown
 
+CYCLE = ("cycle_error_t0.25", "cycle_error_t0.5", "cycle_error_t1")  # from the data to t and back, of the network
 DIGITS_COLUMNS = (
-    "preset", "steps", "seed", "nfe", "samples", "accuracy", "frechet", "judge_accuracy", "machine", "torch_version",
-    "commit",
+    "preset", "steps", "seed", "nfe", "samples", "accuracy", "frechet", "judge_accuracy", *CYCLE, "seconds",
+    "processor_seconds", "machine", "torch_version", "commit",
 )  # fmt: skip
 TOY_COLUMNS = (
-    "preset", "steps", "seed", "nfe", "samples", "w2", "w2_fresh", "machine", "torch_version", "commit",
+    "preset", "steps", "seed", "nfe", "samples", "w2", "w2_fresh", *CYCLE, "seconds", "processor_seconds", "machine",
+    "torch_version", "commit",
 )  # fmt: skip
 STEP_COLUMNS = (
     "preset", "compile", "checkpointing", "parallel", "gpus", "batch", "accumulate", "detach", "ms_per_step",
     "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s", "first_step_s", "second_step_s",
-    "parameters", "tokens", "torch", "device", "commit",
+    "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
 )  # fmt: skip
 EVALUATIONS = "network evaluations"
 # Settings of a run whose steps were timed, and their heads; the first ones are always shown.
@@ -41,10 +43,19 @@ def toy_table(data: pd.DataFrame) -> str:
 def _source(data: pd.DataFrame) -> str:
     """Where the samples of one run were measured, and of which run they are."""
     first = data.iloc[0]
+    cycle = ", ".join(f"{first[name]:.3f} from t = {name.removeprefix('cycle_error_t')}" for name in CYCLE)
+    code = f"{first['machine']}; torch {first['torch_version']}, commit {_short(first['commit'])}"
+    command = f"`python -m tvm_ref.train {first['preset']} --run.seed {first['seed']}`"
+    seconds = f"{first['seconds']:.0f} s ({first['processor_seconds']:.0f} s of processor time)"
     return (
-        f"{first['machine']}; torch {first['torch_version']}, commit {first['commit']}. By `python -m tvm_ref.train "
-        f"{first['preset']} --run.seed {first['seed']}`: {first['steps']} steps, then {first['samples']} samples"
+        f"{code}. By {command}: {first['steps']} steps, then {first['samples']} samples, in {seconds}. "
+        f"Cycle error: {cycle}"
     )
+
+
+def _short(commit: str) -> str:
+    """Seven digits of a commit's forty."""
+    return commit[:7] if len(commit) == 40 else commit
 
 
 def step_table(data: pd.DataFrame) -> str:
@@ -57,7 +68,7 @@ def step_table(data: pd.DataFrame) -> str:
     ]
     first = data.iloc[0]
     same = ", ".join(f"{head} {first[name]}" for name, head in VARYING.items() if name not in settings)
-    commits = " and ".join(data["commit"].unique())
+    commits = " and ".join(map(_short, data["commit"].unique()))
     source = f"{first['device']}; torch {first['torch']}; code: {commits}. In every row: {same}."
     heads = [*settings.values(), "ms a step", "images/s", "peak GiB"]
     return f"{markdown(heads, lines, left=len(settings))}\n\n{source}"

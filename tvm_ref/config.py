@@ -22,7 +22,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its learning rate, and the two moving averages of the weights. Raises ConfigError."""
+    """AdamW, its learning rate, and the two moving averages of the weights.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
 
     lr: float = 1e-4  # learning rate, constant after the warm-up
     betas: tuple[float, float] = (0.9, 0.95)  # decay rates of the two moments
@@ -46,7 +50,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long, where and in which arithmetic a run trains. Raises ConfigError."""
+    """How long, where and in which arithmetic a run trains.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
 
     steps: int  # optimizer steps in total, counted from the start of the run
     batch: int  # images of one step, over all processes and micro-batches

@@ -168,7 +168,10 @@ def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
     return tensors
 
 
-def main(network: Annotated[Path, tyro.conf.Positional], weights: Annotated[Path, tyro.conf.Positional]) -> None:
+def main(
+    network: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
+    weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")],
+) -> None:
     """Convert published weights to safetensors, without executing the pickle that they come in.
 
     Args:

@@ -23,21 +23,16 @@ DataName = Literal["eight_gaussians", "moons", "checkerboard", "digits", "archiv
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A source of training data.
+    """Where the images come from.
 
-    name: a 2-D toy distribution, the handwritten digits of scikit-learn, or an archive of images or latents.
-    path: the archive, an uncompressed zip file or a folder; for "archive" only.
-    latents: None for an archive of RGB images, else which published constants normalise its latents.
-    num_classes: of an archive; labels must lie in [0, num_classes). 0: no labels are read. The other sources know
-        theirs and take no number.
-
-    Raises ValueError on a combination that has no meaning.
+    Raises:
+        ValueError: for a combination that has no meaning.
     """
 
-    name: DataName = "digits"
-    path: str = ""
-    latents: LatentStatisticsName | None = None
-    num_classes: int = 0
+    name: DataName = "digits"  # 2-D points, the digits that scikit-learn ships, or an archive of images or latents
+    path: str = ""  # of the archive, an uncompressed zip file or a folder; for "archive" only
+    latents: LatentStatisticsName | None = None  # constants that normalise an archive of latents; None: RGB images
+    num_classes: int = 0  # of an archive, whose labels must be less; 0: no labels are read. Others know theirs
 
     def __post_init__(self) -> None:
         if self.name not in get_args(DataName):

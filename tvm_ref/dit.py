@@ -38,22 +38,26 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """What a `DiT` is made of. Raises ValueError for a combination that is no network."""
+    """What the network is made of.
+
+    Raises:
+        ValueError: for a combination that is no network.
+    """
 
     image_size: int  # height and width of the images, in pixels (or latent pixels)
-    channels: int
+    channels: int  # of the images: 1 grey, 3 RGB, 4 latents, 2 points
     patch: int = 2  # edge of a patch, in pixels
     width: int  # of the tokens
-    depth: int  # blocks
-    heads: int
-    num_classes: int = 0  # 0: unconditional, without a label embedding
+    depth: int  # number of blocks
+    heads: int  # of attention; each is width / heads wide
+    num_classes: int = 0  # labels are less; 0: unconditional, without a label embedding
     guidance: bool = True  # whether beta = 1/w is an input
     mlp_ratio: float = 4.0  # width of the hidden layer of a block's MLP over `width`
-    norm: Literal["rms", "layer"] = "rms"
-    qk_norm: bool = True
-    modulation_norm: bool = True
+    norm: Literal["rms", "layer"] = "rms"  # of the tokens: RMSNorm, or the LayerNorm of a plain DiT
+    qk_norm: bool = True  # whether queries and keys get an RMSNorm over the head dim
+    modulation_norm: bool = True  # whether the modulation vectors are RMS-normalised
     spectral_time_mlp: bool = False  # initialisation of the embedders' MLPs: spectral, or N(0, 0.02)
-    attention_backend: str | None = None  # of flashjvp.attention
+    attention_backend: Literal["triton", "tiled", "reference"] | None = None  # None: the fastest that can run
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "patch", "width", "depth", "heads"):

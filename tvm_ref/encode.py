@@ -25,9 +25,9 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 class EncodeConfig:
     """Encode a folder of images with a Stable Diffusion VAE into an uncompressed zip file of latents.
 
-    Labels come from IMAGES/dataset.json where there is one, else from the folders directly under IMAGES, numbered from
-    0 in the order of their names (the layout of ImageNet). Images that lie directly in IMAGES, without dataset.json,
-    give an archive without labels. Every image is made RGB, cut to its central square and resized.
+    Labels come from IMAGES/dataset.json where there is one, else from the folders directly under IMAGES in the order
+    of their names, the first one is 0 (the layout of ImageNet). Images that lie directly in IMAGES, without
+    dataset.json, give an archive without labels. Every image is made RGB, cut to its central square and resized.
     """
 
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]

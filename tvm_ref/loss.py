@@ -61,9 +61,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which objective, and with what guidance. Raises ValueError for a value out of range."""
+    """Which objective, and with what guidance.
 
-    objective: Literal["tvm", "flow", "meanflow"] = "tvm"
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    objective: Literal["tvm", "flow", "meanflow"] = "tvm"  # Terminal Velocity Matching, flow matching, MeanFlow
     w: float = 2.0  # guidance; 1 is none
     w_random: tuple[float, float] | None = None  # (w_min, w_max): beta = 1/w uniform in [1/w_max, 1/w_min], `w` unused
     scaled: bool = True  # whether the displacement is (s - t) w F, or (s - t) F

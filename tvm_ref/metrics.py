@@ -1,11 +1,13 @@
 """Where the numbers of a run go: metrics.csv, TensorBoard, and the terminal."""
 
+import contextlib
 import csv
 import os
 import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +43,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         """Opens `path` to go on after `step`: rows of later steps are cut off, atomically."""
-        try:
+        with _named(path):
             kept = _rows_until(path, step) if path.exists() else [",".join(Row._fields) + "\n"]
             draft = path.with_name(f".{path.name}.draft")
             with draft.open("w") as stream:
@@ -50,28 +52,32 @@ class MetricsFile:
                 os.fsync(stream.fileno())
             draft.replace(path)
             self._stream = path.open("a", newline="")
-        except OSError as error:
-            raise MetricsError(f"{path} cannot be written: {error}") from error
         self._path, self._writer = path, csv.writer(self._stream, lineterminator="\n")
 
     def write(self, row: Row) -> None:
         """Appends a row, which the operating system has when this returns."""
-        try:
+        with _named(self._path):
             self._writer.writerow([repr(value) for value in row])
             self._stream.flush()
-        except OSError as error:
-            raise MetricsError(f"{self._path} cannot be written: {error}") from error
 
     def to_disk(self) -> None:
         """Returns when all rows are on the disk."""
-        try:
+        with _named(self._path):
             os.fsync(self._stream.fileno())
-        except OSError as error:
-            raise MetricsError(f"{self._path} cannot be written: {error}") from error
 
     def close(self) -> None:
         """Closes the file."""
-        self._stream.close()
+        with _named(self._path):
+            self._stream.close()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the operating system become MetricsErrors that name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise MetricsError(f"{path} cannot be written: {error}") from error
 
 
 def _rows_until(path: Path, step: int) -> list[str]:
@@ -89,18 +95,21 @@ class Board:
         """Goes on after `step`: what was written for later steps is hidden."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder = folder
+        with _named(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, row: Row, images_per_second: float) -> None:
-        """Adds the numbers of a step."""
-        for name, value in zip(row._fields[1:], row[1:], strict=True):
-            self._writer.add_scalar(name, value, row.step)
-        self._writer.add_scalar("images_per_second", images_per_second, row.step)
-        self._writer.add_scalar("peak_memory_gib", peak_memory_gib(), row.step)
+        """Adds the numbers of a step, which a thread writes: an error may be that of an earlier step."""
+        more = {"images_per_second": images_per_second, "peak_memory_gib": peak_memory_gib()}
+        with _named(self._folder):
+            for name, value in (*zip(row._fields[1:], row[1:], strict=True), *more.items()):
+                self._writer.add_scalar(name, value, row.step)
 
     def close(self) -> None:
         """Writes what is buffered."""
-        self._writer.close()
+        with _named(self._folder):
+            self._writer.close()
 
 
 class Live:

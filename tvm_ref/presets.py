@@ -53,7 +53,7 @@ def digits() -> TrainConfig:
 
 def imagenet256_w2() -> TrainConfig:
     """ImageNet at 256 pixels, DiT-XL/2, w = 2: published 1-NFE FID 3.29, 2-NFE 2.80."""
-    return _imagenet(256, w=2.0)
+    return _imagenet(256, w=2.0, spectral_time_mlp=True)
 
 
 def imagenet256_w175() -> TrainConfig:

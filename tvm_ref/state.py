@@ -16,12 +16,14 @@ from .step import Objective
 class State:
     """Everything that a checkpoint holds, and the loss as a module that works on it."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        """The state before the first step, a function of config.run.seed; every process has the same."""
+    def __init__(self, config: TrainConfig, world: World, network: DiT | None = None) -> None:
+        """The state before the first step; every process has the same.
+
+        network: what training starts from, by default `initialised`; it is on the device of this process and becomes
+            part of the state.
+        """
         run = config.run
-        torch.manual_seed(run.seed)
-        with world.device:
-            self.network = DiT(config.model)
+        self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
         objective = Objective(self.network, config, world.device)
@@ -62,6 +64,13 @@ class State:
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         optimizer: dict[str, Any] = get_optimizer_state_dict(self.network, self.optimizer, options=options)
         return tensors | {f"optimizer.{name}": x for name, x in optimizer.items() if name.startswith("state.")}
+
+
+def initialised(config: TrainConfig, world: World) -> DiT:
+    """The network before the first step, a function of config.run.seed, on the device of this process."""
+    torch.manual_seed(config.run.seed)
+    with world.device:
+        return DiT(config.model)
 
 
 def _adamw(parameters: list[torch.nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:

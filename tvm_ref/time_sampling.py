@@ -20,26 +20,28 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
-    """The law of (t, s, s'). logit-normal(mu, sigma) is the law of sigmoid(N(mu, sigma^2)).
+    """How the times t > s of a jump, and s' of the flow-matching term, are drawn (Zhou et al., arXiv 2511.19797).
 
-    gap:     g ~ logit-normal(gap), s ~ logit-normal(s) truncated to [0, 1 - g], t = s + g
-    gap*:    the same, and s' ~ logit-normal(s), independent of t and s; for every other kind s' = s
-    trunc:   t ~ logit-normal(t), s ~ logit-normal(s) truncated to [0, t]
-    clamp:   t ~ logit-normal(t), s = min(t, s1), s1 ~ logit-normal(s)
-    uniform: t and s are the larger and the smaller of two uniform numbers
+    - gap: g ~ LN(gap), s ~ LN(s) truncated to [0, 1 - g], t = s + g, s' = s
+    - gap*: the same, and s' ~ LN(s), independent of t and s
+    - trunc: t ~ LN(t), s ~ LN(s) truncated to [0, t], s' = s
+    - clamp: t ~ LN(t), s = min(t, s1) with s1 ~ LN(s), s' = s
+    - uniform: t and s are the larger and the smaller of two uniform numbers, s' = s
 
-    Afterwards s = t with probability `equal_share`; that leaves t and s' as drawn. Raises ValueError for a value out of
-    range. Zhou et al., arXiv 2511.19797.
+    LN, logit-normal, is the law of sigmoid(N(mu, sigma^2)).
+
+    Raises:
+        ValueError: for a value out of range.
     """
 
-    kind: Kind = "gap*"
-    gap_mu: float = -0.8
-    gap_sigma: float = 1.0
-    s_mu: float = -0.4
-    s_sigma: float = 1.0
-    t_mu: float = 1.0
-    t_sigma: float = 1.0
-    equal_share: float = 0.0
+    kind: Kind = "gap*"  # one of the laws above
+    gap_mu: float = -0.8  # mean of logit(g)
+    gap_sigma: float = 1.0  # standard deviation of logit(g)
+    s_mu: float = -0.4  # mean of logit(s), and of logit(s')
+    s_sigma: float = 1.0  # standard deviation of logit(s), and of logit(s')
+    t_mu: float = 1.0  # mean of logit(t), for trunc and clamp
+    t_sigma: float = 1.0  # standard deviation of logit(t), for trunc and clamp
+    equal_share: float = 0.0  # probability of s = t afterwards, which leaves t and s' as drawn
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -18,7 +18,11 @@ from .step import NonFiniteError
 DEFAULT = "digits"
 DESCRIPTION = """Terminal Velocity Matching: trains a network that samples in one step.
 
-Choose a preset (without one: digits), then change what you like: python -m tvm_ref.train digits --run.steps 100.
+Choose a preset (without one: digits), then change what you like:
+
+- python -m tvm_ref.train digits --run.steps 100 --run.out runs/short
+- python -m tvm_ref.train digits --help lists every setting
+
 A run that is found in --run.out goes on where it stopped."""
 
 

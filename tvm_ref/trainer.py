@@ -14,7 +14,7 @@ from .batches import Batches
 from .config import ConfigError, TrainConfig, differences, load_config
 from .data import open_dataset
 from .loss import Batch
-from .metrics import Board, Live, MetricsFile, Row
+from .metrics import Board, Live, MetricsError, MetricsFile, Row
 from .parallel import World
 from .report import final_figures, sample_grids
 from .state import State
@@ -39,11 +39,15 @@ class Outputs:
             self.file.write(row)
             self._board.write(row, speed)
 
-    def close(self) -> None:
-        """Writes what is buffered."""
-        self.live.close()
-        self._board.close()
-        self.file.close()
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Writes what is buffered. What cannot be written does not take the place of the error that ended the run."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(*([MetricsError] if kind else [])))
+            for end in (self.file.close, self._board.close, self.live.close):
+                stack.callback(end)
 
 
 class Trainer:
@@ -82,9 +86,9 @@ class Trainer:
         stop = False
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._signals())
-            outputs = Outputs(self.config, state.step, self.console) if self.world.first else None
-            if outputs:
-                stack.callback(outputs.close)
+            outputs = None
+            if self.world.first:
+                outputs = stack.enter_context(Outputs(self.config, state.step, self.console))
             steps = stack.enter_context(contextlib.closing(self.batches.steps(state.step)))
             while state.step < run.steps and not stop:
                 stop = self._step(next(steps), outputs)

@@ -1,6 +1,6 @@
 """`python -m verify` verifies this installation; `python -m verify model` whole networks and their training losses;
-`python -m verify faults` shows that planted bugs are caught, and `python -m verify codegen` what the kernels compile
-to, without a GPU."""
+`python -m verify faults` shows that planted bugs are caught, `python -m verify codegen` what the kernels compile to,
+without a GPU, and `python -m verify published` that tvm_ref gives the numbers of the published code."""
 
 import sys
 
@@ -15,6 +15,10 @@ def main(arguments: list[str]) -> int:
         from . import model
 
         return model.main(rest)
+    if command == "published":
+        from . import published
+
+        return published.main(rest)
     if command == "codegen":
         from . import codegen
 

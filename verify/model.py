@@ -3,7 +3,7 @@ them, against an independent dense network in float64; as tables, CSV and an exi
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from reports.environment import DATA, machine, now, slug
 from reports.schema import write_rows
 from reports.verification import worst
 
+from . import workers
 from .arguments import a_device, announce, device_for, missing
 from .judge import Run
 from .model_cases import PARTS, ModelCase, model_plan
-from .model_judge import COLUMNS, ModelVerdict, failed, judge_model
+from .model_judge import COLUMNS, ModelVerdict, judge_case, judge_model, lost
 from .run import FAILED, HELD, INTERRUPTED, UNUSABLE, WIDTH
 from .table import BAD, GOOD
 
@@ -42,11 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"--case {options.case}: no such case on {device}", style="red", highlight=False)
         return UNUSABLE
     announce(console, run.columns, run.seed, plan.skipped)
+    path = None
+    if options.out is not None or options.case is None:
+        folder = options.out or DATA / slug(machine(torch.device(run.device)))
+        path = folder / f"verify-model-{slug(run.columns['run'])}.csv"
+    found: dict[ModelCase, list[ModelVerdict]] = {}
     try:
-        rows = [row for case in track(cases, "verifying", console=console) for row in judged(case, run, options.case)]
+        judged = alone(cases, run) if options.case is not None else together(cases, run)
+        for case, rows in track(judged, "verifying", total=len(cases), console=console):
+            found[case] = rows
+            if path is not None:  # what is known so far outlives a run that is cut off
+                write_rows(path, [_Line(row, run) for row in in_order(cases, found)], (*COLUMNS, *run.columns))
     except KeyboardInterrupt:
         return INTERRUPTED
-    return report(rows, cases, run, options, console)
+    return report(in_order(cases, found), path, run, options, console)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,18 +77,27 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def judged(case: ModelCase, run: Run, alone: str | None) -> list[ModelVerdict]:
-    """The rows of a case. An exception is a failing row; of a case asked for alone, a traceback."""
-    try:
-        return judge_model(case, run.device, run.seed)
-    except Exception as error:
-        if alone is not None:
-            raise
-        return [failed(case, run.device, run.seed, error)]
+Judged = Iterator[tuple[ModelCase, list[ModelVerdict]]]
 
 
-def report(rows: Rows, cases: Sequence[ModelCase], run: Run, options: argparse.Namespace, console: Console) -> int:
-    """Tables, the file and the summary line; the exit status."""
+def alone(cases: Sequence[ModelCase], run: Run) -> Judged:
+    """Cases with their rows, judged in this process: an exception ends it, with its traceback."""
+    return ((case, judge_model(case, run.device, run.seed)) for case in cases)
+
+
+def together(cases: Sequence[ModelCase], run: Run) -> Judged:
+    """Cases with their rows, as they come from several processes; an exception is a failing row."""
+    longest_first = sorted(cases, key=lambda case: (case.compiled != "inductor", case.network != "XL/2 width"))
+    return workers.verdicts(longest_first, run, workers.count(run.device), judge=judge_case, lost=lost)
+
+
+def in_order(cases: Sequence[ModelCase], found: dict[ModelCase, list[ModelVerdict]]) -> list[ModelVerdict]:
+    """The rows that there are, whatever process was quicker."""
+    return [row for case in cases for row in found.get(case, [])]
+
+
+def report(rows: Rows, path: Path | None, run: Run, options: argparse.Namespace, console: Console) -> int:
+    """Tables and the summary line; the exit status."""
     failing = [row for row in rows if not row.ok]
     for row in failing:
         what = f"{row.part}, {row.network}, {row.precision}, {row.backend}, {row.way}: {row.quantity}"
@@ -86,16 +105,14 @@ def report(rows: Rows, cases: Sequence[ModelCase], run: Run, options: argparse.N
         for text, style in ((f"failed: {what}: {row.reason}{size}", BAD), (f"  {row.reproduce}", "cyan")):
             console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
     console.print(table(rows, every=options.case is not None))
-    if options.out is not None or options.case is None:
-        folder = options.out or DATA / slug(machine(torch.device(run.device)))
-        path = folder / f"verify-model-{slug(run.columns['run'])}.csv"
-        write_rows(path, [_Line(row, run) for row in rows], (*COLUMNS, *run.columns))
+    if path is not None:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     share = worst(row.share for row in rows)
     said = f"{len(failing)} of {len(rows)} rows FAILED" if failing else f"all {len(rows)} rows held"
     nearest = "" if share is None else f"; largest error over budget {share:.2f}"
     style = BAD if failing else f"bold {GOOD}"
-    summary = f"{said} ({len(cases)} cases on {run.device}, seed {run.seed}{nearest})"
+    cases = len({row.reproduce for row in rows})
+    summary = f"{said} ({cases} cases on {run.device}, seed {run.seed}{nearest})"
     console.print(summary, style=style, highlight=False, soft_wrap=True)
     return FAILED if failing else HELD
 

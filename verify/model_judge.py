@@ -1,5 +1,6 @@
 """From a case of a whole network to the rows of its verdicts."""
 
+import contextlib
 import functools
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from tvm_ref.dit import DiT
 
+from .judge import Run
 from .model_cases import ModelCase, Part
 from .model_subject import Call, Found, Setting, dense, evaluate, make_setting
 from .model_tolerance import network_budget, relative_error
@@ -69,10 +71,22 @@ def judge_model(case: ModelCase, device: str, seed: int) -> list[ModelVerdict]:
     return rows
 
 
-def failed(case: ModelCase, device: str, seed: int, error: BaseException) -> ModelVerdict:
+def judge_case(case: ModelCase, run: Run) -> tuple[list[ModelVerdict], bool]:
+    """The verdicts of a case, and whether the process may go on to another. An exception is a failing row."""
+    try:
+        return judge_model(case, run.device, run.seed), True
+    except Exception as error:
+        usable = not isinstance(error, torch.AcceleratorError)  # the GPU context is lost
+        return lost(case, run, f"{type(error).__name__}: {error}"), usable
+    finally:
+        if torch.device(run.device).type == "cuda":
+            with contextlib.suppress(torch.AcceleratorError):
+                torch.cuda.empty_cache()  # memory is shared with the other processes
+
+
+def lost(case: ModelCase, run: Run, reason: str) -> list[ModelVerdict]:
     """The failing row of a case that came to no verdict."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return _row(case, device, seed, "call", ok=False, reason=reason)
+    return [_row(case, run.device, run.seed, "call", ok=False, reason=" ".join(reason.split())[:300])]
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
@@ -16,9 +17,11 @@ from reports.verification import Verdict
 from .judge import Run, failed, judge_all
 from .plan import Task
 
-Judge = Callable[[Task, Run], tuple[list[Verdict], bool]]
+Judge = Callable[[Any, Run], tuple[list[Any], bool]]  # rows of a task, and whether the process can take another
+Lost = Callable[[Any, Run, str], list[Any]]  # rows of a task that came to no verdict, for a reason
 TASK_LIMIT_S = 300.0
 """Far above what any task takes, compilation included, also on a loaded machine: a kernel that hangs ends there."""
+LEAVES_S = 5.0
 MEMORY_PER_PROCESS = 2 * 2**30
 MOST_PROCESSES = 16
 CONTEXT = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
@@ -32,13 +35,23 @@ def count(device: str) -> int:
     return max(most, 1)
 
 
+def without_verdict(task: Task, run: Run, reason: str) -> list[Verdict]:
+    """A failing row for each backend of a task."""
+    return [failed(task, run, reason, backend) for backend in task.backends]
+
+
 def verdicts(
-    tasks: Sequence[Task], run: Run, processes: int, judge: Judge = judge_all, limit_s: float = TASK_LIMIT_S
-) -> Iterator[tuple[Task, list[Verdict]]]:
-    """Every task with its rows, as they come."""
+    tasks: Sequence[Any],
+    run: Run,
+    processes: int,
+    judge: Judge = judge_all,
+    limit_s: float = TASK_LIMIT_S,
+    lost: Lost = without_verdict,
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Every task with its rows, as they come. `judge` is a function at the top of a module."""
 
     def start() -> _Worker:
-        return _Worker(judge, run, limit_s)
+        return _Worker(judge, run, limit_s, lost)
 
     pending = list(reversed(tasks))
     workers = [start() for _ in range(min(processes, len(pending)))]
@@ -61,27 +74,27 @@ def verdicts(
                     worker.give(pending.pop())
     finally:
         for worker in workers:
-            worker.end()
+            worker.end(leaves_s=LEAVES_S if worker.task is None else 0.0)
 
 
 class _Worker:
     """One process that judges one task at a time."""
 
-    def __init__(self, judge: Judge, run: Run, limit_s: float) -> None:
-        self.run, self.limit_s = run, limit_s
-        self.task: Task | None = None
+    def __init__(self, judge: Judge, run: Run, limit_s: float, lost: Lost) -> None:
+        self.run, self.limit_s, self.lost = run, limit_s, lost
+        self.task: Any = None
         self.deadline = 0.0
         self.connection, far = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_serve, args=(far, judge, run), daemon=True)
         self.process.start()
         far.close()
 
-    def give(self, task: Task) -> None:
+    def give(self, task: Any) -> None:
         self.task, self.deadline = task, time.monotonic() + self.limit_s
         with contextlib.suppress(BrokenPipeError):  # it has died: take() finds the end of the pipe
             self.connection.send(task)
 
-    def take(self) -> tuple[list[Verdict], bool]:
+    def take(self) -> tuple[list[Any], bool]:
         """The rows of the task it was given, and whether it can be given another."""
         task, self.task = self.task, None
         assert task is not None
@@ -92,12 +105,14 @@ class _Worker:
         except (EOFError, ConnectionResetError):
             self.process.join()
             reason = f"its process died: {_how(self.process.exitcode)}"
-        return [failed(task, self.run, reason, backend) for backend in task.backends], False
+        return self.lost(task, self.run, reason), False
 
-    def end(self) -> None:
+    def end(self, leaves_s: float = 0.0) -> None:
+        """Ends the process; an idle one gets `leaves_s` seconds to end what it started itself."""
+        self.connection.close()
+        self.process.join(leaves_s)
         self.process.kill()
         self.process.join()
-        self.connection.close()
 
 
 def _how(code: int | None) -> str:

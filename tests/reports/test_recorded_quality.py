@@ -2,13 +2,16 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from reports.build import DATA
 from tvm_ref.presets import PRESETS
+from verify.model_tolerance import training_budget
 
 NFE = [1, 2, 4]
 LEAST_ACCURACY = 0.97  # of the samples are classified as their label
 MOST_FRECHET = [0.30, 0.27, 0.25]  # distance of pixels between 0 and 1, for NFE
+MOST_SECONDS = {"digits": 240, "toy2d": 120}  # from the command to its end, on two cores
 MOST_W2 = 2.0  # of points of one evaluation, over that of as many fresh points
 
 
@@ -26,7 +29,25 @@ def test_figures_are_of_one_run_of_the_preset_as_it_is(preset: str) -> None:
     assert len(same.drop_duplicates()) == 1
     first = figures.iloc[0]
     measured = (first["preset"], first["steps"], first["seed"])
-    assert measured == (preset, run.steps, run.seed), "measure the preset anew: python -m tvm_ref.train"
+    assert measured == (preset, run.steps, run.seed), "measure the preset anew: python -m bench.train_quality"
+
+
+@pytest.mark.parametrize("preset", MOST_SECONDS)
+def test_a_run_ends_within_the_time_that_is_promised(preset: str) -> None:
+    first = recorded(preset).iloc[0]
+    assert 0 < first["seconds"] <= MOST_SECONDS[preset]
+    assert 0 < first["processor_seconds"] <= 2 * first["seconds"]  # two cores
+    assert "(2 CPUs)" in first["machine"]
+
+
+def test_recorded_steps_of_one_global_batch_agree_however_they_were_made() -> None:
+    """Blocks compiled, recomputed or neither, on one GPU or several: in bfloat16, added in another order."""
+    (file,) = DATA.glob("*/xl2-step.csv")
+    rows = pd.read_csv(file).dropna(subset=["loss", "gradient_norm"])
+    for _, same in rows.groupby(["preset", "batch", "detach"]):
+        for name in ("loss", "gradient_norm"):
+            first = same[name].iloc[0]
+            assert (same[name] - first).abs().max() <= training_budget(torch.bfloat16) * first
 
 
 def test_digits_are_of_the_quality_that_is_promised() -> None:

@@ -135,14 +135,18 @@ def finish(*children: BaseProcess, code: int = 0) -> None:
     )
 
 
-def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Runs work(*arguments) in `size` processes that gloo connects, like torchrun."""
+def launch(size: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """Children that run work(*arguments) in `size` processes that are connected, like torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    ranks = [start(work, *arguments, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
-    finish(*ranks)
+    return [start(work, *arguments, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
+
+
+def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Runs work(*arguments) in `size` processes that are connected, to their end."""
+    finish(*launch(size, work, *arguments))
 
 
 def train_silently(config: TrainConfig) -> None:

@@ -1,16 +1,29 @@
 """Two processes that gloo connects train like one, replicated (DDP) or sharded (FSDP2)."""
 
 import dataclasses
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.tvm_ref.runs import PATIENCE_SECONDS, change, command_line, digits, together, train, train_silently
+from tests.tvm_ref.runs import (
+    PATIENCE_SECONDS,
+    change,
+    command_line,
+    digits,
+    finish,
+    launch,
+    together,
+    train,
+    train_silently,
+)
 from tvm_ref.batches import Batches
 from tvm_ref.checkpoint import checkpoints, load_model, read_step, save
 from tvm_ref.config import ConfigError, TrainConfig
@@ -25,7 +38,7 @@ def train_in_float64(config: TrainConfig) -> None:
     """Three steps; writes what they gave, and a checkpoint of what they led to, into config.run.out."""
     torch.set_default_dtype(torch.float64)
     out = Path(config.run.out)
-    with world("cpu") as this:
+    with world(config.run.device) as this:
         state, batches = State(config, this), Batches(config, open_dataset(config.data), this)
         outcomes = []
         for step in range(3):
@@ -35,6 +48,12 @@ def train_in_float64(config: TrainConfig) -> None:
         save(out, 3, state.tensors(), config, this)
         (out / f"{this.rank}.json").write_text(json.dumps(outcomes))
     torch.set_default_dtype(torch.float32)
+
+
+def train_compiled_in_float64(config: TrainConfig) -> None:
+    """The same with compiled blocks, but for code generation, which is slow."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    train_in_float64(config)
 
 
 def results(out: Path, rank: int) -> list[torch.Tensor]:
@@ -62,6 +81,28 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_processes_with_compiled_blocks_train_like_one(
+    one: Path, tmp_path: Path, parallel: str, checkpointing: str
+) -> None:
+    config = digits(tmp_path, parallel=parallel, checkpointing=checkpointing, compile=True)
+    together(2, train_compiled_in_float64, config)
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_gpus_train_like_one(tmp_path: Path, parallel: str, checkpointing: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs for nccl, and torch finds {torch.cuda.device_count()}")
+    settings = {"parallel": parallel, "checkpointing": checkpointing, "accumulate": 2, "device": "cuda"}
+    for name, size in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        together(size, train_in_float64, digits(tmp_path / name, **settings))
+    assert (tmp_path / "two/0.json").read_text() == (tmp_path / "two/1.json").read_text()
+    assert relative_error(results(tmp_path / "two", 0), results(tmp_path / "one", 0)) <= training_budget()
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     config = digits(tmp_path, steps=2, parallel="fsdp")
     train(config)
@@ -74,6 +115,20 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("123456")
     assert len(list((tmp_path / "samples").glob("step-00000004-nfe-*.png"))) == 3
+
+
+def test_a_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path: Path) -> None:
+    config = digits(tmp_path, steps=10**6, save_every=10**6, parallel="fsdp")
+    ranks = launch(2, train_silently, config)
+    rows = tmp_path / "metrics.csv"
+    while all(rank.is_alive() for rank in ranks) and not (rows.exists() and rows.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    assert ranks[1].pid is not None
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    finish(*ranks)
+    saved = checkpoints(tmp_path / "checkpoints")[-1]
+    assert rows.read_text().splitlines()[-1].split(",")[0] == str(read_step(saved))
+    assert len(list(saved.glob("shard-00002-*"))) > 0
 
 
 def torchrun(arguments: list[str], output: Path) -> None:

@@ -24,7 +24,7 @@ def test_published_settings(name: str) -> None:
         depth=28,
         heads=18,
         num_classes=1000,
-        spectral_time_mlp=name == "imagenet512-w2.25",
+        spectral_time_mlp=name in ("imagenet256-w2", "imagenet512-w2.25"),
     )
     assert config.loss.w == float(name.split("-w")[1])
     assert config.loss.scaled == (name != "imagenet512-w2.5")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.tvm_ref.runs import (
     CHILDREN,
@@ -27,7 +28,7 @@ from tests.tvm_ref.runs import (
     train,
     train_silently,
 )
-from tvm_ref import step
+from tvm_ref import checkpoint, step
 from tvm_ref import train as command
 from tvm_ref.checkpoint import CheckpointError, checkpoints, load_model, read_step
 from tvm_ref.config import ConfigError, TrainConfig
@@ -148,13 +149,13 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def on_a_full_disk(arguments: list[str], name: str) -> None:
-    """The command, where the disk is full once files called name... of a checkpoint are written."""
+def on_a_full_disk(arguments: list[str], place: str) -> None:
+    """The command, where the disk is full once files called place... ("folder/start of the name") are written."""
     whole = io.open
 
     def opened(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        path = Path(str(file))
-        if not ("w" in mode and path.parent.name == ".draft" and path.name.startswith(name)):
+        path = Path(os.fsdecode(file) if isinstance(file, bytes | str | os.PathLike) else str(file))
+        if not (set(mode) & {"w", "a"} and f"{path.parent.name}/{path.name}".startswith(place)):
             return whole(file, mode, *rest, **options)
         stream = io.BufferedWriter(FullDisk(path, "w"))
         return stream if "b" in mode else io.TextIOWrapper(stream)
@@ -166,7 +167,7 @@ def on_a_full_disk(arguments: list[str], name: str) -> None:
 @pytest.mark.parametrize("name", ["shard-", "config.json", "manifest.json"])
 def test_no_space_left_ends_the_command_and_leaves_the_checkpoints_before_it(tmp_path: Path, name: str) -> None:
     finish(start(run_command, command_line(tmp_path, steps=2)))
-    child = start(on_a_full_disk, command_line(tmp_path, steps=6), name)
+    child = start(on_a_full_disk, command_line(tmp_path, steps=6), f".draft/{name}")
     finish(child, code=1)
     folder = tmp_path / "checkpoints"
     message = f"error: checkpoint {folder}/step-00000004 could not be written: [Errno 28] No space left on device"
@@ -175,6 +176,30 @@ def test_no_space_left_ends_the_command_and_leaves_the_checkpoints_before_it(tmp
     load_model(tmp_path, device=torch.device("cpu"))
     finish(start(run_command, command_line(tmp_path, steps=6)))
     assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().split()[1:]] == list("123456")
+
+
+def test_no_space_left_for_tensorboard_ends_the_command_and_is_named(tmp_path: Path) -> None:
+    child = start(on_a_full_disk, command_line(tmp_path, steps=10**6), "tensorboard/events")
+    finish(child, code=1)
+    assert f"error: {tmp_path}/tensorboard cannot be written: [Errno 28] No space left" in printed_by(child)
+    saved = checkpoints(tmp_path / "checkpoints")
+    step = read_step(saved[-1]) if saved else 0
+    finish(start(run_command, command_line(tmp_path, steps=step + 2)))
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[-1].startswith(f"{step + 2},")
+
+
+def test_the_error_that_ended_a_run_is_the_one_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is full, closing the other files fails as well."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "close", full)
+    with pytest.raises(MetricsError, match=r"tensorboard cannot be written: .* No space left on device"):
+        train(toy(tmp_path, steps=1))  # nothing else went wrong
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    with pytest.raises(CheckpointError, match=r"step-00000002 could not be written: .*No space left on device"):
+        train(toy(tmp_path))
 
 
 def test_metrics_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:

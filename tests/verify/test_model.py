@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tvm_ref import dual, loss
 from tvm_ref.dual import Dual
 from verify import __main__ as command_line
 from verify import model, model_cases, model_judge
+from verify.judge import Run
 from verify.model_cases import NETWORKS, PARTS, SMALL, ModelCase, model_plan
 from verify.model_judge import COLUMNS, judge_model
 from verify.stock_norms import stock_norms
@@ -38,9 +39,16 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+def in_this_process(cases: Sequence[ModelCase], run: Run, processes: int, *, judge: Any, lost: Any) -> Iterator[Any]:
+    """In place of workers.verdicts: no processes, to which what is planted here would be unknown."""
+    for case in cases:
+        yield case, judge(case, run)[0]
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole verification is two cases."""
+    """A whole verification is two cases, in this process."""
+    monkeypatch.setattr(model.workers, "verdicts", in_this_process)
     monkeypatch.setattr(
         model, "model_plan", lambda device, quick: model_cases.ModelPlan(device, QUICK[:2], ["a reason"])
     )
@@ -266,6 +274,37 @@ def test_an_exception_is_a_failing_row_and_with_case_a_traceback(
     assert "RuntimeError: no such kernel" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="no such kernel"):
         model.main(["--device", "cpu", "--case", QUICK[0].name])
+
+
+def test_cases_are_spread_over_processes_and_rows_are_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [ModelCase("operators", "one token"), *QUICK[:2]]
+    monkeypatch.setattr(model, "model_plan", lambda device, quick: model_cases.ModelPlan(device, cases))
+    monkeypatch.setattr(model.workers, "count", lambda device: 2)
+    monkeypatch.setattr(model_judge, "evaluate", None)  # would fail here
+    assert model.main(["--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert "all 7 rows held (3 cases" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.csv")
+    assert list(pd.read_csv(path)["part"]) == ["operators"] + 3 * [cases[1].part] + 3 * [cases[2].part]
+
+
+def test_a_process_that_dies_is_a_failing_row_and_a_run_that_is_cut_off_leaves_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(cases: Sequence[ModelCase], run: Run, *rest: Any, judge: Any, lost: Any) -> Iterator[Any]:
+        yield cases[1], lost(cases[1], run, "its process died: SIGSEGV")
+        yield cases[0], judge(cases[0], run)[0]
+        raise KeyboardInterrupt
+
+    cases = [*QUICK[:3]]
+    monkeypatch.setattr(model, "model_plan", lambda device, quick: model_cases.ModelPlan(device, cases))
+    monkeypatch.setattr(model.workers, "verdicts", cut_off)
+    assert model.main(["--device", "cpu", "--out", str(tmp_path)]) == 130
+    (path,) = tmp_path.glob("*.csv")
+    rows = pd.read_csv(path)
+    assert list(rows["ok"]) == [True, True, True, False]
+    assert list(rows["quantity"][2:]) == ["gradients", "call"] and rows["reason"][3] == "its process died: SIGSEGV"
 
 
 def test_an_unknown_case_or_device_is_said(capsys: pytest.CaptureFixture[str]) -> None:

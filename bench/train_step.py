@@ -1,0 +1,241 @@
+"""`python -m bench.train_step`: time and memory of a training step of a preset, on synthetic data; a row of CSV each.
+
+Rows come one after the other in one process, or with torchrun in one process a GPU:
+
+    python -m bench.train_step --preset imagenet256-w2 --checkpointing none,selective,full --batch 64 --out steps.csv
+    torchrun --standalone --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp --batch 128 --out steps.csv
+
+The global batch of a step is a function of its number alone, so rows of equal preset and batch must agree in `loss` and
+`gradient_norm`, both of the third step, whatever their other settings.
+"""
+
+import argparse
+import copy
+import dataclasses
+import gc
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Generator, Tensor
+
+from reports.environment import commit, machine
+from reports.schema import write_rows
+from reports.training_tables import STEP_COLUMNS
+from tvm_ref.batches import Batches
+from tvm_ref.config import ConfigError, RunConfig, TrainConfig
+from tvm_ref.dit import DiT, DiTConfig
+from tvm_ref.loss import Batch
+from tvm_ref.metrics import peak_memory_gib
+from tvm_ref.noise import indexed_normals
+from tvm_ref.parallel import World, world
+from tvm_ref.presets import PRESETS
+from tvm_ref.state import State, initialised
+from tvm_ref.step import gradient
+from verify.arguments import names_out_of
+
+WARM_STEPS = 2  # the first one compiles, the second may
+COMPARED = 3  # the step whose loss and gradient norm a row holds
+
+
+class Synthetic:
+    """As many items as a step takes, of the network's shape: N(0, 1) numbers, with labels in turn."""
+
+    def __init__(self, model: DiTConfig, count: int) -> None:
+        self.shape = (model.channels, model.image_size, model.image_size)
+        self.num_classes = model.num_classes
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def get(self, indices: np.ndarray, draw: Generator) -> tuple[Tensor, Tensor]:
+        """Items float32 [n, C, H, W] and labels int64 [n]."""
+        labels = torch.from_numpy(indices) % max(self.num_classes, 1)
+        return indexed_normals(0, indices.tolist(), self.shape), labels
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """What STEP_COLUMNS of reports.training_tables hold: settings, then ms, images/s and GiB (the worst process's peak
+    above what was in memory before), then seconds to build the state, to do the first and to do the second step."""
+
+    preset: str
+    compile: str
+    checkpointing: str
+    parallel: str
+    gpus: int
+    batch: int
+    accumulate: int
+    detach: bool
+    ms_per_step: float
+    ms_fastest: float
+    ms_slowest: float
+    images_per_s: float
+    peak_gib: float
+    reserved_gib: float
+    build_s: float
+    first_step_s: float
+    second_step_s: float
+    parameters: int
+    tokens: int
+    loss: float
+    gradient_norm: float
+    torch: str
+    device: str
+    commit: str
+
+
+def parser() -> argparse.ArgumentParser:
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    options = argparse.ArgumentParser(
+        prog="python -m bench.train_step",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
+    options.add_argument("--preset", choices=PRESETS, default="imagenet256-w2", help="whose step (imagenet256-w2)")
+    for name, allowed in kinds.items():
+        options.add_argument(
+            f"--{name}", type=names_out_of(allowed), default=[allowed[0]], metavar="LIST",
+            help=f"out of {', '.join(allowed)}; a row for each combination ({allowed[0]})",
+        )  # fmt: skip
+    options.add_argument("--batch", type=int, default=64, metavar="N", help="images over all processes (64)")
+    options.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches of a process (1)")
+    options.add_argument("--detach", action="store_true", help="no gradient through dF/ds")
+    options.add_argument("--steps", type=int, default=10, metavar="N", help="timed, after two that warm up (10)")
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+    options.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; default: none, rows are only shown")
+    return options
+
+
+def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
+    """A configuration for each row. Raises ValueError for one that cannot be."""
+    if options.steps < 1:
+        raise ValueError(f"--steps: expected at least 1, got {options.steps}")
+    preset = PRESETS[options.preset]()
+    for compiled, checkpointing, parallel in itertools.product(
+        options.compile, options.checkpointing, options.parallel
+    ):
+        run: dict[str, Any] = {"batch": options.batch, "accumulate": options.accumulate, "device": options.device}
+        run |= {"compile": compiled == "on", "checkpointing": checkpointing, "parallel": parallel}
+        yield dataclasses.replace(
+            preset,
+            loss=dataclasses.replace(preset.loss, detach=options.detach),
+            run=RunConfig(**(vars(preset.run) | run)),
+        )
+
+
+def measure(preset: str, config: TrainConfig, start: DiT, build_s: float, steps: int, this: World) -> StepRow:
+    """The row of a configuration, on every process, of a copy of `start`, which took `build_s` to build."""
+    before = _memory(this)
+    batches = Batches(config, Synthetic(config.model, config.run.batch), this)
+    draws = [batches.draw(step) for step in range(WARM_STEPS + steps)]
+    began = time.perf_counter()
+    state = State(config, this, copy.deepcopy(start).to(this.device))
+    _wait(this)
+    build_s += time.perf_counter() - began
+    seconds, outcomes = [], []
+    for draw in draws:
+        began = time.perf_counter()
+        moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
+        outcomes.append(gradient(state.objective, state.target, moved, this, clip=config.optim.clip))
+        state.advance()
+        _wait(this)
+        seconds.append(time.perf_counter() - began)
+    timed, run = seconds[WARM_STEPS:], config.run
+    peak, reserved = (max(values) for values in zip(*this.gather(_peaks(this)), strict=True))
+    median = statistics.median(timed)
+    return StepRow(
+        preset=preset, compile="on" if run.compile else "off", checkpointing=run.checkpointing, parallel=run.parallel,
+        gpus=this.size, batch=run.batch, accumulate=run.accumulate, detach=config.loss.detach,
+        ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
+        images_per_s=run.batch / median, peak_gib=peak - before, reserved_gib=reserved,
+        build_s=build_s, first_step_s=seconds[0], second_step_s=seconds[1],
+        parameters=sum(p.numel() for p in state.target.parameters()), tokens=config.model.grid**2,
+        loss=outcomes[COMPARED - 1].loss, gradient_norm=outcomes[COMPARED - 1].gradient_norm,
+        torch=torch.__version__, device=machine(this.device), commit=commit(),
+    )  # fmt: skip
+
+
+def _wait(this: World) -> None:
+    if this.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _memory(this: World) -> float:
+    """GiB in use, once everything that nobody needs is gone; peaks are counted anew from here."""
+    torch._dynamo.reset()  # what one row compiled counts against the limit of the next
+    gc.collect()
+    if this.device.type != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 2**30
+
+
+def _peaks(this: World) -> tuple[float, float]:
+    """GiB of tensors, and with what the allocator keeps for later, at the most."""
+    if this.device.type != "cuda":
+        return peak_memory_gib(), peak_memory_gib()
+    return peak_memory_gib(), torch.cuda.max_memory_reserved() / 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when every row was measured, 1 when one did not fit into memory, 2 for settings that cannot be."""
+    options = parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    rows: list[StepRow] = []
+    failed = False
+    try:
+        configs = list(settings(options))
+        with world(options.device) as this:
+            began = time.perf_counter()
+            start = initialised(configs[0], this).cpu()  # once: the spectral norms of large weights take seconds
+            build_s = time.perf_counter() - began
+            for config in configs:
+                try:
+                    rows.append(measure(options.preset, config, start, build_s, options.steps, this))
+                except torch.OutOfMemoryError as error:
+                    if this.size > 1:  # the others wait for this process
+                        raise
+                    console.print(f"{_name(config, options.preset)}: {error}", style="red", markup=False)
+                    failed = True
+                    continue
+                if this.first:
+                    _show(console, rows[-1])
+                    if options.out:  # all that is known so far, should the time run out
+                        write_rows(options.out, rows, STEP_COLUMNS)
+    except (ConfigError, ValueError) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 1 if failed else 0
+
+
+def _name(config: TrainConfig, preset: str) -> str:
+    run = config.run
+    how = f"compile {'on' if run.compile else 'off'} checkpointing {run.checkpointing} {run.parallel}"
+    return f"{preset} {how} batch {run.batch} / {run.accumulate}"
+
+
+def _show(console: Console, row: StepRow) -> None:
+    console.print(
+        f"{row.preset} compile {row.compile} checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} batch "
+        f"{row.batch} / {row.accumulate}: {row.ms_per_step:.1f} ms ({row.ms_fastest:.1f} to {row.ms_slowest:.1f}), "
+        f"{row.images_per_s:.1f} images/s, {row.peak_gib:.2f} GiB, first step {row.first_step_s:.1f} s, "
+        f"step {COMPARED}: loss {row.loss:.6g}, gradient {row.gradient_norm:.6g}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""`python -m bench.train_step`: rows that are true, whatever way the steps are made."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from bench import train_step
+from reports.training_tables import STEP_COLUMNS, step_table
+from tests.tvm_ref.runs import together
+from tvm_ref.batches import Batches
+from tvm_ref.checkpoint import ALONE
+from tvm_ref.presets import PRESETS
+from verify.model_tolerance import training_budget
+
+SMALL = ["--preset", "digits", "--batch", "8", "--steps", "1", "--compile", "off", "--device", "cpu"]
+
+
+def measured(out: Path, *arguments: str) -> pd.DataFrame:
+    assert train_step.main([*SMALL, *arguments, "--out", str(out)]) == 0
+    return pd.read_csv(out)
+
+
+def in_each(out: Path) -> None:
+    """As the work of a child."""
+    assert train_step.main([*SMALL, "--parallel", "ddp,fsdp", "--out", str(out)]) == 0
+
+
+def assert_agree(rows: pd.DataFrame) -> None:
+    """In what the third step gave; float32 sums in another order."""
+    for name in ("loss", "gradient_norm"):
+        first = rows[name].iloc[0]
+        assert (rows[name] - first).abs().max() <= training_budget(torch.float32) * first
+
+
+def test_a_row_for_each_way_to_run_the_blocks(tmp_path: Path) -> None:
+    rows = measured(tmp_path / "rows.csv", "--checkpointing", "none,selective", "--accumulate", "2")
+    assert tuple(rows.columns) == STEP_COLUMNS
+    assert list(rows["checkpointing"]) == ["none", "selective"]
+    assert (rows[["gpus", "batch", "accumulate", "tokens"]] == [1, 8, 2, 4]).all(axis=None)
+    digits = PRESETS["digits"]().model
+    assert (rows["parameters"] > 12 * digits.depth * digits.width**2).all()
+    assert (rows[["ms_per_step", "first_step_s", "second_step_s", "build_s", "reserved_gib"]] > 0).all(axis=None)
+    assert (rows["ms_fastest"] <= rows["ms_per_step"]).all() and (rows["ms_per_step"] <= rows["ms_slowest"]).all()
+    assert rows["images_per_s"].tolist() == pytest.approx((8e3 / rows["ms_per_step"]).tolist())
+    assert_agree(rows)
+    assert "selective" in step_table(rows)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    together(2, in_each, tmp_path / "two.csv")
+    two, one = pd.read_csv(tmp_path / "two.csv"), measured(tmp_path / "one.csv")
+    assert list(two["parallel"]) == ["ddp", "fsdp"] and list(two["gpus"]) == [2, 2]
+    assert_agree(pd.concat([one, two]))
+
+
+def test_the_objective_is_the_one_asked_for(tmp_path: Path) -> None:
+    whole, detached = measured(tmp_path / "a.csv"), measured(tmp_path / "b.csv", "--detach")
+    assert not whole["detach"][0] and detached["detach"][0]
+    assert whole["gradient_norm"][0] != detached["gradient_norm"][0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_synthetic_items_fit_every_preset(preset: str) -> None:
+    options = train_step.parser().parse_args(["--preset", preset, "--batch", "4", "--accumulate", "2"])
+    (config,) = train_step.settings(options)
+    model = config.model
+    parts = Batches(config, train_step.Synthetic(model, 4), ALONE).draw(0)
+    assert [tuple(part.x0.shape) for part in parts] == [(2, model.channels, model.image_size, model.image_size)] * 2
+    labels = torch.cat([part.labels for part in parts])
+    assert bool((labels <= model.num_classes).all())
+    assert len({image.numpy().tobytes() for part in parts for image in part.x0}) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--steps", "0"], "--steps: expected at least 1, got 0"), (["--accumulate", "3"], "cannot be split evenly")],
+)
+def test_what_cannot_be_measured_is_said(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_step.main([*SMALL, *arguments, "--out", str(tmp_path / "rows.csv")]) == 2
+    assert message in capsys.readouterr().out
+    assert not (tmp_path / "rows.csv").exists()
