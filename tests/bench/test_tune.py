@@ -16,7 +16,7 @@ from bench.tile_table import current
 from bench.trials import COLUMNS, Candidate, Trial, candidates, read_trials, winners, write_trials
 from flashjvp.kernels import pipelines, schedule
 from flashjvp.kernels.launch import Call
-from flashjvp.kernels.pipelines import PIPELINES
+from flashjvp.kernels.pipelines import PIPELINES, Pipeline
 from flashjvp.kernels.schedule import Tile
 from reports.schema import DamagedError, VersionError
 from verify import oracles, tolerance
@@ -285,6 +285,8 @@ def test_a_family_is_launched_once_with_the_candidates_tile(family: str, monkeyp
     [
         ("tangents", "forward", 128, (32, 3, 0)),
         ("tangents", "backward_key", 64, (64, 3, 2)),
+        ("tangents", "backward_key", 72, (64, 2, 1, 2)),  # which sums would stand in for
+        ("tangents", "backward_sums", 72, (64, 2, 1, 2, 2)),
         ("tangents", "backward_pairs", 128, (64, 3, 0)),
         ("tangents", "backward_value", 128, (32, 4, 0)),
         ("tangents", "backward_query", 128, (64, 2, 1)),  # which sums would stand in for
@@ -310,7 +312,8 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
 
     def seen(call: Call, kernel: Any, family: str, programs: int, args: Any, *rest: Any, **constants: Any) -> None:
         rows = {x.block_shape[2] for x in args if hasattr(x, "block_shape") and len(x.block_shape) == 4}
-        used.append((family, rows, constants["STAGES"], constants.get("HELD", 0)))
+        flags = [constants.get(name, default) for name, default in (("HELD", 0), ("PARTS", 1), ("SLOTS", 0))]
+        used.append((family, rows, constants["STAGES"], *flags))
         original(call, kernel, family, programs, args, *rest, **constants)
 
     monkeypatch.setattr(Call, "launch_pipeline", seen)
@@ -319,7 +322,7 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
         (again,) = tune_worker.captured(candidate, inputs)
         used.clear()
         again()
-    assert used == [(family, {64, tile[0]}, *tile[1:])]  # tiles of 64 rows are a consumer's own
+    assert used == [(family, {64, tile[0]}, *Pipeline(*tile)[1:])]  # tiles of 64 rows are a consumer's own
     assert set(results) == {x for x in oracles.NAMES if (x[0] == "o") == (family == "forward") and
                             (kind == "tangents" or not x.endswith("_t"))}  # fmt: skip
     checked = {name: budgets[name] for name in results}
