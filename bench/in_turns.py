@@ -1,0 +1,165 @@
+"""`python -m bench.in_turns`: attention and a large matrix product, measured in turns; a row of CSV each.
+
+A card under load lowers its clocks, and a sweep measures its ceiling before the card is warm. Here each call is timed
+between two products, so that both meet the same clocks: `of_ceiling` is the rate of the call over that of the products
+before and after it. Shapes are those that docs/performance.md judges the kernels by. Results are not judged here:
+`python -m verify` does that.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from reports.environment import commit, machine, version
+from reports.schema import write_rows
+
+from .cases import DTYPES, Case, make_inputs, operations, require_gradients
+from .environment import CEILING_SIZE
+from .measure import Work, latency, work
+from .providers import PROVIDERS
+
+ROUNDS = 2
+SHAPES = (
+    (1, 24, 8192, 128),
+    (1, 24, 8192, 64),
+    (32, 18, 1024, 64),
+    (64, 18, 256, 64),
+    (1, 24, 1024, 128),
+    (8, 16, 4096, 64),
+    (8, 16, 4096, 72),
+)
+TF32 = (1, 24, 4096, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One call. `products` is `ieee`, or `tf32` where float32 inputs are rounded for the tensor cores; `deterministic`
+    is PyTorch's mode. Medians over ROUNDS of latencies and of rates in TFLOP/s."""
+
+    provider: str
+    mode: str
+    batch: int
+    heads: int
+    queries: int
+    head_dim: int
+    dtype: str
+    products: str
+    deterministic: bool
+    latency_ms: float
+    tflops: float
+    product_tflops: float
+    of_ceiling: float
+    machine: str
+    torch_version: str
+    triton_version: str
+    commit: str
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Turn))
+
+
+def plan() -> Iterator[tuple[str, Case, bool]]:
+    """Providers, what they are asked for, and whether in deterministic mode."""
+    for shape in SHAPES:
+        for mode in ("fwd", "bwd"):
+            yield "flashjvp", case_of(shape, mode), False
+    yield "flashjvp", case_of(SHAPES[0], "bwd"), True
+    for shape in SHAPES[:2]:
+        for mode in ("plain-fwd", "plain-bwd"):
+            yield "flashjvp", case_of(shape, mode), False
+            yield "plain-flash", case_of(shape, mode), False
+    for mode in ("fwd", "bwd"):
+        yield "flashjvp", case_of(TF32, mode, "float32"), False
+        yield "math", case_of(TF32, mode, "float32"), False
+
+
+def case_of(shape: Sequence[int], mode: str, dtype: str = "bfloat16") -> Case:
+    """A square case without a mask."""
+    batch, heads, length, head_dim = shape
+    return Case(
+        mode=mode, batch=batch, heads=heads, kv_heads=heads, queries=length, keys=length, head_dim=head_dim,
+        dtype=dtype, causal=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def settings(deterministic: bool) -> Iterator[None]:
+    """TF32 for float32 products, and PyTorch's deterministic mode or not, in this block."""
+    was_on, precision = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.fp32_precision
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=warn_only)
+        torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def measured(provider: str, case: Case, deterministic: bool, device: torch.device) -> Turn:
+    """Times a call and the matrix product in turns; float32 in TF32, as the product is."""
+    inputs = make_inputs(case, device)
+    if case.backward:
+        require_gradients(inputs)
+    size, dtype = CEILING_SIZE[device.type], DTYPES[case.dtype]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    call, product = work(PROVIDERS[provider].load(), inputs, case.mode), Work(lambda _: a @ b)
+    with settings(deterministic):
+        products, calls = [latency(product, device).p50_ms], []
+        for _ in range(ROUNDS):
+            calls.append(latency(call, device).p50_ms)
+            products.append(latency(product, device).p50_ms)
+    ms, product_tflops = statistics.median(calls), 2 * size**3 / (statistics.median(products) * 1e9)
+    tflops = operations(case) / (ms * 1e9)
+    return Turn(
+        provider=provider, mode=case.mode, batch=case.batch, heads=case.heads, queries=case.queries,
+        head_dim=case.head_dim, dtype=case.dtype, products="tf32" if case.dtype == "float32" else "ieee",
+        deterministic=deterministic, latency_ms=ms, tflops=tflops, product_tflops=product_tflops,
+        of_ceiling=tflops / product_tflops, machine=machine(device), torch_version=torch.__version__,
+        triton_version=version("triton"), commit=commit(),
+    )  # fmt: skip
+
+
+def table(turns: Sequence[Turn]) -> Table:
+    """A line a call."""
+    found = Table(title="calls and a matrix product in turns")
+    for name in ("B, H, N, D", "mode", "provider", "ms", "TFLOP/s", "product TFLOP/s", "of ceiling"):
+        found.add_column(name, justify="left" if name in ("mode", "provider") else "right")
+    for x in turns:
+        shape = f"{x.batch}, {x.heads}, {x.queries}, {x.head_dim}"
+        kind = f"{x.provider}{', TF32' * (x.products == 'tf32')}{', deterministic' * x.deterministic}"
+        numbers = (f"{x.latency_ms:.3f}", f"{x.tflops:.0f}", f"{x.product_tflops:.0f}", f"{x.of_ceiling:.2f}")
+        found.add_row(shape, x.mode, kind, *numbers)
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.in_turns", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--out", type=Path, metavar="CSV", required=True, help="written anew after every call")
+    path = parser.parse_args(argv).out
+    if not torch.cuda.is_available():
+        parser.error("expected a CUDA GPU, found none: elsewhere `python -m bench.sweep` says what there is")
+    turns: list[Turn] = []
+    console = Console()
+    for provider, case, deterministic in plan():
+        turns.append(measured(provider, case, deterministic, torch.device("cuda")))
+        write_rows(path, turns, COLUMNS)
+        x = turns[-1]
+        console.print(
+            f"{provider} {case.mode} {case.queries} {case.head_dim}: {x.latency_ms:.3f} ms, {x.of_ceiling:.2f}"
+        )
+    console.print(table(turns))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""A call and the matrix product are timed in turns, under the same settings, and the settings are put back."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import in_turns
+from bench.measure import Latency, Work
+
+CPU = torch.device("cpu")
+
+
+def test_calls_stand_between_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, str]] = []
+
+    def latency(work: Work, device: torch.device) -> Latency:
+        is_product = isinstance(work(), torch.Tensor)
+        assert torch.are_deterministic_algorithms_enabled()
+        seen.append((is_product, torch.backends.cuda.matmul.fp32_precision))
+        ms = 2.0 if is_product else 4.0
+        return Latency(ms, ms, ms, 1)
+
+    monkeypatch.setattr(in_turns, "latency", latency)
+    monkeypatch.setattr(in_turns, "CEILING_SIZE", {"cpu": 8})
+    before = torch.backends.cuda.matmul.fp32_precision
+    turn = in_turns.measured("flashjvp", in_turns.case_of((1, 2, 16, 8), "bwd", "float32"), True, CPU)
+    assert seen == [(True, "tf32")] + [(False, "tf32"), (True, "tf32")] * in_turns.ROUNDS
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert turn.latency_ms == 4.0
+    assert turn.tflops == pytest.approx(30 * 2 * 16 * 16 * 8 / 4e9)
+    assert turn.product_tflops == pytest.approx(2 * 8**3 / 2e9)
+    assert turn.of_ceiling == pytest.approx(turn.tflops / turn.product_tflops)
+
+
+def test_what_is_measured() -> None:
+    plan = list(in_turns.plan())
+    assert len({(provider, case, deterministic) for provider, case, deterministic in plan}) == len(plan)
+    for shape in in_turns.SHAPES:
+        for mode in ("fwd", "bwd"):
+            assert ("flashjvp", in_turns.case_of(shape, mode), False) in plan
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what it needs where there is no GPU")
+def test_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        in_turns.main(["--out", str(tmp_path / "turns.csv")])
+    assert "expected a CUDA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "turns.csv").exists()
+
+
+@pytest.mark.gpu
+def test_rows_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_turns, "plan", lambda: iter([("flashjvp", in_turns.case_of((1, 2, 256, 64), "fwd"), False)]))
+    assert in_turns.main(["--out", str(tmp_path / "turns.csv")]) == 0
+    (row,) = csv.DictReader((tmp_path / "turns.csv").open())
+    assert float(row["of_ceiling"]) > 0
