@@ -7,12 +7,10 @@ before and after it. Shapes are those that docs/performance.md judges the kernel
 """
 
 import argparse
-import dataclasses
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from rich.table import Table
 
 from reports.environment import commit, machine, version
 from reports.schema import write_rows
+from reports.turns import TURN_COLUMNS, Turn
 
 from .cases import DTYPES, Case, make_inputs, operations, require_gradients
 from .environment import CEILING_SIZE
@@ -38,33 +37,6 @@ SHAPES = (
     (8, 16, 4096, 72),
 )
 TF32 = (1, 24, 4096, 128)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One call. `products` is `ieee`, or `tf32` where float32 inputs are rounded for the tensor cores; `deterministic`
-    is PyTorch's mode. Medians over ROUNDS of latencies and of rates in TFLOP/s."""
-
-    provider: str
-    mode: str
-    batch: int
-    heads: int
-    queries: int
-    head_dim: int
-    dtype: str
-    products: str
-    deterministic: bool
-    latency_ms: float
-    tflops: float
-    product_tflops: float
-    of_ceiling: float
-    machine: str
-    torch_version: str
-    triton_version: str
-    commit: str
-
-
-COLUMNS = tuple(field.name for field in dataclasses.fields(Turn))
 
 
 def plan() -> Iterator[tuple[str, Case, bool]]:
@@ -152,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     for provider, case, deterministic in plan():
         turns.append(measured(provider, case, deterministic, torch.device("cuda")))
-        write_rows(path, turns, COLUMNS)
+        write_rows(path, turns, TURN_COLUMNS)
         x = turns[-1]
         console.print(
             f"{provider} {case.mode} {case.queries} {case.head_dim}: {x.latency_ms:.3f} ms, {x.of_ceiling:.2f}"

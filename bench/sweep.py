@@ -152,13 +152,13 @@ class Sweep:
         self._say(f"figure: {plot_sweep(self.rows, self.path.with_suffix('.png'))}")
 
     def _groups(self, cells: list[Cell]) -> list[list[Cell]]:
-        """Cells that share a process as long as it lives: those of one provider.
+        """Cells that share a process as long as it lives: those of one provider and head dim.
 
         On a CPU each cell is alone, to measure its memory.
         """
         if self.device == "cpu":
             return [[cell] for cell in cells]
-        return [list(group) for _, group in itertools.groupby(cells, lambda cell: cell.provider)]
+        return [list(group) for _, group in itertools.groupby(cells, lambda cell: (cell.provider, cell.case.head_dim))]
 
     def _measure_group(self, group: list[Cell], end: float | None, progress: Progress, bar: TaskID) -> int:
         """Measures the cells of a group until `end`; how many it did."""

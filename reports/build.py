@@ -1,4 +1,4 @@
-"""`python -m reports.build`: the tables of README.md and docs/training.md, and the figures, from reports/data/*/*.csv.
+"""`python -m reports.build`: the tables of README.md and docs/, and the figures, from reports/data/*/*.csv.
 
 A page says where a table goes, of which file it is, and which rows it shows:
 
@@ -31,9 +31,10 @@ from .schema import Row, SchemaError, read_rows
 from .style import STYLE, whole_mode
 from .tables import sweep_table, verification_table
 from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_table, step_table, toy_table
+from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "training.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "performance.md")
 BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
 
 
@@ -43,6 +44,7 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     DIGITS_COLUMNS: digits_table,
     TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
+    TURN_COLUMNS: turns_table,
 }
 
 
@@ -131,7 +133,7 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
 
 def sweeps(data: Path) -> list[Path]:
     """The files of sweeps, of whatever version, in order. Others, such as verifications, have other columns."""
-    return [csv for csv in sorted(data.glob("*/*.csv")) if {"provider", "mode"} <= set(_header(csv))]
+    return [csv for csv in sorted(data.glob("*/*.csv")) if {"provider", "mode", "status"} <= set(_header(csv))]
 
 
 def rows_of_one_run(csv: Path) -> list[Row]:

@@ -1,5 +1,7 @@
 """Markdown tables of training: the quality of samples of digits and of points in the plane, and what a step takes."""
 
+import re
+
 import pandas as pd
 
 from .tables import markdown
@@ -55,7 +57,7 @@ def _source(data: pd.DataFrame) -> str:
 
 def _short(commit: str) -> str:
     """Seven digits of a commit's forty."""
-    return commit[:7] if len(commit) == 40 else commit
+    return commit[:7] if re.fullmatch("[0-9a-f]{40}", commit) else commit
 
 
 def step_table(data: pd.DataFrame) -> str:

@@ -1,0 +1,52 @@
+"""What a row of `python -m bench.in_turns` is, and the table of such rows."""
+
+from dataclasses import dataclass, fields
+
+import pandas as pd
+
+from .tables import markdown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One call, timed in turns with a large matrix product.
+
+    `products` is `ieee`, or `tf32` where float32 inputs are rounded for the tensor cores; `deterministic` is PyTorch's
+    mode. Medians over the turns of the latency and of the product's rate; rates in TFLOP/s, counted as in
+    reports.schema; `of_ceiling` is the call's rate over that of the product.
+    """
+
+    provider: str
+    mode: str
+    batch: int
+    heads: int
+    queries: int
+    head_dim: int
+    dtype: str
+    products: str
+    deterministic: bool
+    latency_ms: float
+    tflops: float
+    product_tflops: float
+    of_ceiling: float
+    machine: str
+    torch_version: str
+    triton_version: str
+    commit: str
+
+
+TURN_COLUMNS = tuple(field.name for field in fields(Turn))
+
+
+def turns_table(data: pd.DataFrame) -> str:
+    """A line for each call: `data` has the columns TURN_COLUMNS, all rows of one run."""
+    lines = []
+    for row in data.itertuples():
+        kind = [row.mode, *["TF32"] * (row.products == "tf32"), *["deterministic"] * bool(row.deterministic)]
+        shape = f"{row.batch}, {row.heads}, {row.queries}, {row.head_dim}"
+        numbers = (f"{row.latency_ms:.3g}", f"{row.tflops:.0f}", f"{row.product_tflops:.0f}", f"{row.of_ceiling:.2f}")
+        lines.append([shape, ", ".join(kind), row.provider, *numbers])
+    first = data.iloc[0]
+    heads = ["B, H, N, D", "call", "provider", "ms", "TFLOP/s", "matrix product, TFLOP/s", "of it"]
+    source = f"{first['machine']}; torch {first['torch_version']}, triton {first['triton_version']}"
+    return f"{markdown(heads, lines, left=3)}\n\n{source}, commit {first['commit']}. By `python -m bench.in_turns`."
