@@ -135,12 +135,12 @@ def _tangent_tile(
 
 @gluon.jit
 def _walk(
-    accs, state, shared, scale, row0, N, first, last, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
+    accs, state, tiles, scale, row0, N, first, last, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
     CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Adds the tiles from `first` to `last`. Where no tile has a masked key, a loop without masks: a condition in the
     loop would become a selection for each score."""
-    held, own_tiles, ring, full, empty, bits = shared
+    held, own_tiles, ring, full, empty, bits = tiles
     KEYS: gl.constexpr = ring[0].shape[3]
     row = row0 + who * HALF
     for tile in range(first, last):
@@ -161,10 +161,11 @@ def _walk(
 
 @gluon.jit
 def _consume(
-    outs, statistics, own_tiles, ring, bits, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
-    STAGES: gl.constexpr, CAUSAL: gl.constexpr, HELD: gl.constexpr,
+    shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: 64 queries."""
+    outs, statistics, own_tiles, ring, bits, bars, place, walk = shared
     own_full, full, empty = bars
     batch, own_head, row0 = place
     last, heads = walk[3], walk[4]
@@ -178,9 +179,9 @@ def _consume(
     mbarrier.wait(own_full.index(0), 0)
     held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
     whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
-    shared = (held, own_tiles, ring, full, empty, bits)
-    accs, state = _walk(accs, state, shared, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
-    accs, state = _walk(accs, state, shared, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
+    tiles = (held, own_tiles, ring, full, empty, bits)
+    accs, state = _walk(accs, state, tiles, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
+    accs, state = _walk(accs, state, tiles, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
     offset = (batch.to(gl.int64) * heads + own_head) * M + rows
     norm = 1.0 / _divisor(state[1], bits)  # a row without keys has zeros, and -inf for lse
@@ -215,51 +216,12 @@ def forward_kernel(
     ring = tiles_for(streamed, STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
+    shared = (outs, statistics, own_tiles, ring, bits, bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
-            (
-                _consume,
-                (
-                    outs,
-                    statistics,
-                    own_tiles,
-                    ring,
-                    bits,
-                    bars,
-                    place,
-                    walk,
-                    scale,
-                    M,
-                    N,
-                    0,
-                    CHUNKS,
-                    STAGES,
-                    CAUSAL,
-                    HELD,
-                ),
-            ),
-            (
-                _consume,
-                (
-                    outs,
-                    statistics,
-                    own_tiles,
-                    ring,
-                    bits,
-                    bars,
-                    place,
-                    walk,
-                    scale,
-                    M,
-                    N,
-                    1,
-                    CHUNKS,
-                    STAGES,
-                    CAUSAL,
-                    HELD,
-                ),
-            ),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD)),
         ],
         [4, 4],
         [240, 240],
