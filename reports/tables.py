@@ -123,14 +123,22 @@ def _source(rows: Sequence[Row], run: Sequence[Row]) -> str:
         legend.append("without JVP: neither tangents nor their gradients")
     if any(row.mode.startswith("approx-") for row in rows):
         legend.append(f"{look('finite-difference').label} only approximates the tangent")
-    ceilings = dict.fromkeys((row.dtype, row.ceiling_tflops) for row in rows)
-    products = [f"{number(tflops)} TFLOP/s" + f" ({dtype})" * (len(ceilings) > 1) for dtype, tflops in ceilings]
+    ceilings: dict[str, list[float]] = {}
+    for row in rows:
+        ceilings.setdefault(row.dtype, []).append(row.ceiling_tflops)
+    products = [_rates(rates) + f" ({dtype})" * (len(ceilings) > 1) for dtype, rates in ceilings.items()]
     return (
         f"{', '.join(x for x in fixed if x)}; driver {first.driver}, torch {first.torch_version}, "
         f"triton {first.triton_version}, commit {short(first.commit)}, {first.date_utc[:10]}; in the same run a matrix "
         f"product ran at {' and '.join(products)} and a copy at {number(first.ceiling_gbs)} GB/s. "
         f"By `{command(run)}`. {'; '.join(legend)}."
     )
+
+
+def _rates(tflops: Sequence[float]) -> str:
+    """One rate, or the least and the greatest: each start of a resumed run measures its ceiling."""
+    ends = dict.fromkeys((number(min(tflops)), number(max(tflops))))
+    return f"{' to '.join(ends)} TFLOP/s"
 
 
 def _cell(rows: pd.DataFrame, ours: float | None) -> str:

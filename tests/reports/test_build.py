@@ -1,5 +1,6 @@
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ def test_below_a_table_stand_machine_commit_ceiling_and_command() -> None:
     ):
         assert said in table
     assert "`python -m bench.sweep --preset paper --providers flashjvp,math`" in table
+
+
+def test_every_start_of_a_resumed_run_has_its_ceiling() -> None:
+    rows = [replace(row, ceiling_tflops=rate) for row, rate in zip(rows_of(), (705.0, 698.0, 700.0), strict=False)]
+    assert "a matrix product ran at 698 to 705 TFLOP/s and a copy" in sweep_table(rows, rows)
+    other = replace(rows[0], dtype="float32", ceiling_tflops=350.0)
+    assert "698 to 705 TFLOP/s (bfloat16) and 350 TFLOP/s (float32)" in sweep_table([*rows, other], [*rows, other])
 
 
 def test_the_command_names_every_shape_and_peer() -> None:
