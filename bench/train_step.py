@@ -36,7 +36,7 @@ from tvm_ref.dit import DiT, DiTConfig
 from tvm_ref.loss import Batch
 from tvm_ref.metrics import peak_memory_gib
 from tvm_ref.noise import indexed_normals
-from tvm_ref.parallel import World, world
+from tvm_ref.parallel import World, leave, world
 from tvm_ref.presets import PRESETS
 from tvm_ref.state import State, initialised
 from tvm_ref.step import gradient
@@ -238,4 +238,4 @@ def _show(console: Console, row: StepRow) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -11,7 +11,7 @@ from rich.console import Console
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .metrics import MetricsError
-from .parallel import world
+from .parallel import leave, world
 from .presets import PRESETS
 from .step import NonFiniteError
 
@@ -56,3 +56,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

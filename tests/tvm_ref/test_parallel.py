@@ -178,6 +178,16 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_only_a_process_alone_is_torn_down(processes: str) -> None:
+    """What runs at the interpreter's exit does not, in one of several; what was printed is there, and the status."""
+    code = "import atexit; from tvm_ref.parallel import leave; atexit.register(print, 'end'); print('work'); leave(3)"
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stdout.split() == (["work", "end"] if processes == "1" else ["work"])
+
+
 def test_a_process_alone_needs_no_connection() -> None:
     with world("cpu") as this:
         assert dataclasses.astuple(this)[:2] == (0, 1)
