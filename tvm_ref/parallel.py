@@ -89,8 +89,8 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process. One of several skips the interpreter's teardown, in which a thread of gloo that asks for the
-    interpreter's lock would abort the process, at random, after all of its work is done."""
+    """Ends the process. One of several skips the interpreter's teardown: with gloo, C++ ended such a process there at
+    random ("terminate called without an active exception"), after all of its work was done."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
