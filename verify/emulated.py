@@ -5,16 +5,19 @@ Each takes the inputs of a call and a subject and returns an Identity for each q
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import tolerance
+from .arithmetic import to_11_bits
 from .cases import Inputs
 from .compiled import compiling
 from .hopper_emulator import EmulationError, emulated
-from .oracles import Subject, dense64, dense_same_type
+from .oracles import Results, Subject, dense64, dense_same_type
 from .properties import Property
 from .tolerance import Identity
 from .wiring import repeated
@@ -22,10 +25,43 @@ from .wiring import repeated
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
 
 
-def against_float64(inputs: Inputs, subject: Subject) -> list[Identity]:
+class RoundedProducts(TorchDispatchMode):
+    """float32 products as a GPU computes them where TF32 is allowed, but for the order of their sums."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        factors = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}.get(func._schema.name)
+        if factors is not None and args[-1].dtype == torch.float32:
+            args = (*args[:factors], *map(to_11_bits, args[factors:]))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """In this block float32 products may be rounded on the CPU as they may be on a GPU, by the kernels as well."""
+    from flashjvp.kernels import schedule
+
+    def kind(dtype: torch.dtype, device: torch.device) -> str:
+        return "tf32" if dtype == torch.float32 else "half"
+
+    with (
+        patch.object(schedule, "kind_of_product", kind),
+        patch("verify.rounding.are_factors_rounded", lambda inputs: inputs.q.dtype == torch.float32),
+    ):
+        yield
+
+
+def dense_tf32(inputs: Inputs) -> Results:
+    """PyTorch's dense attention with rounded products."""
+    with RoundedProducts():
+        return dense_same_type(inputs)
+
+
+def against_float64(
+    inputs: Inputs, subject: Subject, dense: Callable[[Inputs], Results] = dense_same_type
+) -> list[Identity]:
     """All results against dense attention: whole tensors, then their worst rows."""
     exact = dense64(inputs)
-    budgets = tolerance.budget(inputs, exact, dense_same_type(inputs))
+    budgets = tolerance.budget(inputs, exact, dense(inputs))
     return [
         Identity(row.tensor, error, budget, row.ok)
         for row in tolerance.check(subject.results(inputs), exact, budgets)
@@ -43,6 +79,18 @@ def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:
     return _emulated(against_float64, inputs, subject, ordered=False)
 
 
+def rescaled(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The same of float32 tensors that may be rounded, which the kernels read as float16 in units of their own."""
+    with tf32():
+        return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=False)
+
+
+def rescaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """And without sums in global memory."""
+    with tf32():
+        return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
+
+
 def played(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Calls played from recordings give what the first calls gave."""
 
@@ -52,17 +100,19 @@ def played(inputs: Inputs, subject: Subject) -> list[Identity]:
         assert plays, "expected calls that are played from recordings, got none"
         return found
 
-    return _emulated(played_ones, inputs, subject, ordered=True)
+    return _emulated(played_ones, inputs, subject, ordered=True, with_launches=False)
 
 
-def _emulated(check: Property, inputs: Inputs, subject: Subject, ordered: bool) -> list[Identity]:
+def _emulated(
+    check: Property, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True
+) -> list[Identity]:
     """What a check finds in the emulator. A kernel that does what a GPU would not survive fails it."""
     with emulated(), _pipelines(ordered) as launched:
         try:
             found = check(inputs, subject)
         except EmulationError as error:
             return [Identity(str(error), None, None, False)]
-    assert launched or check is not against_float64, "expected warp-specialised kernels to serve the call"
+    assert launched or not with_launches, "expected warp-specialised kernels to serve the call"
     return found
 
 
@@ -96,4 +146,10 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
         recordings.forget()
 
 
-EMULATED: dict[str, Property] = {"emulated": in_order, "emulated-sums": in_any_order, "played": played}
+EMULATED: dict[str, Property] = {
+    "emulated": in_order,
+    "emulated-sums": in_any_order,
+    "rescaled": rescaled,
+    "rescaled-in-order": rescaled_in_order,
+    "played": played,
+}

@@ -1,7 +1,7 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
-from .fault_list_gpu import OF_PIPELINES, OF_RECORDINGS
+from .fault_list_gpu import OF_PIPELINES, OF_RECORDINGS, OF_RESCALED
 
 FORWARD, ROWSUMS = "kernels/forward.py", "kernels/rowsums.py"
 QUERY, KEY, TILE = "kernels/backward_query.py", "kernels/backward_key.py", "kernels/backward_tile.py"
@@ -313,4 +313,4 @@ _OF_WIRING = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING)

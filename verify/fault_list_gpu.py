@@ -7,12 +7,16 @@ FORWARD, QUERY, KEY = HOPPER + "forward.py", HOPPER + "backward_query.py", HOPPE
 VALUE, PAIRS, STATISTICS = HOPPER + "backward_value.py", HOPPER + "backward_pairs.py", HOPPER + "statistics.py"
 SUMS = HOPPER + "query_sums.py"
 RING, CHUNKS, LAUNCH = HOPPER + "ring.py", HOPPER + "chunks.py", HOPPER + "launch.py"
-BITS = HOPPER + "bits.py"
+BITS, RESCALED = HOPPER + "bits.py", HOPPER + "rescaled.py"
 RECORDINGS, DIRECT = "kernels/recordings.py", "kernels/direct.py"
 
 
 def _pipeline(name: str, file: str, old: str, new: str, case: str = "hopper_64", check: str = "emulated") -> Fault:
     return Fault(f"pipelines: {name}", "pipelines", file, old, new, case, check)
+
+
+def _rescaled(name: str, file: str, old: str, new: str, case: str = "hopper_64", check: str = "rescaled") -> Fault:
+    return Fault(f"rescaled: {name}", "pipelines", file, old, new, case, check)
 
 
 def _repeated(name: str, file: str, old: str, new: str, case: str = "hopper_heads") -> Fault:
@@ -160,7 +164,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "second column chunk written at a wrong column", RING,
-        "i % CHUNKS * WIDTH], tile)", "i % CHUNKS * WIDTH // 2], tile)", "hopper_72",
+        "who * HALF, i % CHUNKS * WIDTH]", "who * HALF, i % CHUNKS * WIDTH // 2]", "hopper_72",
     ),
     _pipeline(
         "tile freed before it is read", RING,
@@ -178,6 +182,25 @@ OF_PIPELINES = [
     _pipeline(
         "last keys without a program", LAUNCH,
         "call.kv_heads * -(-call.sizes[1] // OWN)", "call.kv_heads * max(1, call.sizes[1] // OWN)",
+    ),
+]  # fmt: skip
+
+OF_RESCALED = [
+    _rescaled("scale in true units", RESCALED, "scale * _power(u_q + u_k)", "scale * _power(0 * u_q)"),
+    _rescaled("o_t in the unit of o", RESCALED, "_power(u_v + r))", "_power(u_v))"),
+    _rescaled("mu saved in its unit", RESCALED, "factors + MU, _power(r)", "factors + MU, _power(0 * r)"),
+    _rescaled("d_v with the shift of P", RESCALED, "_power(u_g - SHIFT)", "_power(u_g)"),
+    _rescaled("d_q_t in the unit of d_q", RESCALED, "_power(u_t + u_v - u_q", "_power(u_g + u_v - u_q"),
+    _rescaled("k_t in a unit of its own", RESCALED, "_power(-u_k - r)", "_power(-u_k - r - 1)"),
+    _rescaled("v in the unit of k", RESCALED, "OF_KEYS + 1, _power(-u_v)", "OF_KEYS + 1, _power(-u_k)"),
+    _rescaled("delta in true units", STATISTICS, "delta *= tl.load(factors + OWN_O)", "pass"),
+    _rescaled("a in true units", STATISTICS, "row_a *= tl.load(factors + OWN_O)", "pass"),
+    _rescaled("shift of P left out", STATISTICS, "lse_rows -= SHIFT", "pass"),
+    _rescaled("sums of d_q_t in the unit of d_q", STATISTICS, "factors + D_Q_T)", "factors + D_Q)", "hopper_128"),
+    _rescaled("factor of another tensor", RING, "FIRST + i // CHUNKS * STEP", "FIRST + i * STEP", "hopper_72"),
+    _rescaled("half of the columns written twice", RING, "column + COLUMNS], room)", "column], room)", "hopper_72"),
+    _rescaled(
+        "d_k_t with the factor of d_v", KEY, "D_K, 1 if VALUES else 2)", "D_K, 1)", "hopper_72", "rescaled-in-order"
     ),
 ]  # fmt: skip
 

@@ -139,6 +139,9 @@ class Shared:
     def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
         return Shared(self.data.narrow(dim, start, length))
 
+    def _reinterpret(self, dtype: torch.dtype, shape: Sequence[int], layout: object) -> "Shared":
+        return Shared(self.data.view(dtype).view(*shape))
+
     def load(self, layout: object) -> Tensor:
         return self.data.clone()
 
@@ -166,9 +169,7 @@ class Product:
 
 
 def _in_flight() -> list[Product]:
-    if not hasattr(PARTITION, "products"):
-        PARTITION.products = []
-    return PARTITION.products
+    return PARTITION.__dict__.setdefault("products", [])
 
 
 def warpgroup_mma(
@@ -197,7 +198,7 @@ class Pointer:
         self.memory, self.offsets = memory, offsets
 
     def __add__(self, offsets: Any) -> "Pointer":
-        return Pointer(self.memory, self.offsets + offsets)
+        return Pointer(self.memory, self.offsets + getattr(offsets, "value", offsets))  # of a tl.constexpr
 
 
 class TensorDescriptor:
@@ -221,8 +222,7 @@ class TensorDescriptor:
         """The part of a tile that lies in the tensor, and where that is in the tile."""
         tensor = self.base.detach().as_strided(tuple(self.shape), tuple(self.strides))
         start = [int(x) for x in first]
-        stop = [min(x + b, n) for x, b, n in zip(start, self.block_shape, self.shape, strict=True)]
-        stop = [max(x, y) for x, y in zip(start, stop, strict=True)]
+        stop = [max(x, min(x + b, n)) for x, b, n in zip(start, self.block_shape, self.shape, strict=True)]
         inside = tuple(slice(x, y) for x, y in zip(start, stop, strict=True))
         return tensor[inside], tuple(slice(0, y - x) for x, y in zip(start, stop, strict=True))
 

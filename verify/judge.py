@@ -1,6 +1,8 @@
 """From a task to the rows of its verdicts: what a worker process does."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from reports.verification import Verdict
 
 from .cases import Case, Inputs, make_inputs
 from .oracles import Backend, Results, Subject, dense64, dense_same_type
-from .plan import DTYPES, FLOAT64, Task
+from .plan import DTYPES, FLOAT64, TF32, Task
 from .properties import GRADCHECKS, PROPERTIES
 from .tolerance import Budgets, budget, check
 
@@ -43,20 +45,32 @@ class Run:
 def judge(task: Task, run: Run, backend: Backend) -> list[Verdict]:
     """The verdicts on one backend of a task; whatever it raises is raised."""
     subject = Subject(backend)
-    if task.check == FLOAT64:
-        return against_float64(task, run, subject)
-    inputs = make_inputs(task.case, DTYPES[task.dtype], run.device, run.seed)
-    found = (PROPERTIES | GRADCHECKS)[task.check](inputs, subject)
+    with products_of(task.dtype):
+        if task.check == FLOAT64:
+            return against_float64(task, run, subject)
+        inputs = make_inputs(task.case, DTYPES[task.dtype], run.device, run.seed)
+        found = (PROPERTIES | GRADCHECKS)[task.check](inputs, subject)
     return [
         _row(task, run, backend, x.quantity, error=x.error, budget=x.budget, ok=x.ok, reason=x.reason or _why(x.ok))
         for x in found
     ]
 
 
+@contextlib.contextmanager
+def products_of(dtype: str) -> Iterator[None]:
+    """PyTorch's precision setting as a type of the plan wants it."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == TF32 else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def against_float64(task: Task, run: Run, subject: Subject) -> list[Verdict]:
     """One row for each output and gradient of a case."""
     assert subject.backend is not None
-    inputs, exact, budgets = _oracle(task.case, DTYPES[task.dtype], run.device, run.seed)
+    inputs, exact, budgets = _oracle(task.case, task.dtype, run.device, run.seed)
     rows = check(subject.results(inputs), exact, budgets)
     return [
         _row(
@@ -101,9 +115,9 @@ def command(task: Task, run: Run, backend: Backend) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _oracle(case: Case, dtype: torch.dtype, device: str, seed: int) -> tuple[Inputs, Results, Budgets]:
+def _oracle(case: Case, dtype: str, device: str, seed: int) -> tuple[Inputs, Results, Budgets]:
     """What all backends are judged by."""
-    inputs = make_inputs(case, dtype, device, seed)
+    inputs = make_inputs(case, DTYPES[dtype], device, seed)
     exact = dense64(inputs)
     return inputs, exact, budget(inputs, exact, dense_same_type(inputs))
 

@@ -20,7 +20,9 @@ DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "tf32": torch.float32,  # where PyTorch's precision setting allows TF32
 }
+TF32 = "tf32"
 FLOAT64 = "float64"
 """The check of every tensor against float64 dense attention; the others are named in properties.py."""
 
@@ -113,6 +115,8 @@ def sweep_cases(device: str) -> list[Case]:
 def obstacles(device: str, chosen: Sequence[Backend], dtypes: Sequence[str]) -> dict[tuple[Backend, str], str]:
     """Why a backend cannot be verified in a type on this device; empty where all can."""
     reasons = {(b, t): backends.obstacle(b, torch.device(device), DTYPES[t]) for b in chosen for t in dtypes}
+    if torch.device(device).type == "cpu":
+        reasons |= {(b, TF32): "float32 products are rounded on a GPU only" for b in chosen if TF32 in dtypes}
     return {pair: reason for pair, reason in reasons.items() if reason is not None}
 
 
@@ -141,16 +145,21 @@ class Plan:
         """The whole verification, or the quick one."""
         samples = [case for case in CASES if case.name in SAMPLE]
         structures = [case for case in CASES if case.name in STRUCTURES]
+        # Kernels of another precision are compiled once more: of all cases only if nothing else is.
+        sampled = [dtype for dtype in self.dtypes if dtype == TF32]
+        exact = [dtype for dtype in self.dtypes if dtype != TF32]
         if self.quick:
             self._add(FLOAT64, samples, self.dtypes)
             self._add(FLOAT64, [case for case in CASES if case.name not in SAMPLE], self.dtypes, "triton")
             structures = [case for case in structures if case.name == "causal_33_80"]
         else:
-            self._add(FLOAT64, CASES, self.dtypes)
-            self._add(FLOAT64, sweep_cases(self.device), self.dtypes)
+            self._add(FLOAT64, CASES, exact)
+            self._add(FLOAT64, samples if exact else CASES, sampled)
+            self._add(FLOAT64, sweep_cases(self.device), exact)
+        served = [dtype for dtype in self.dtypes if self.serving(dtype)] or self.dtypes
         drawn = random_cases(self.seed)[: RANDOM_CASES["quick" if self.quick else "full"]]
         for i, case in enumerate(drawn):
-            self._add(FLOAT64, [case], [self.dtypes[i % len(self.dtypes)]])
+            self._add(FLOAT64, [case], [served[i % len(served)]])
         for check in PROPERTIES:
             self._add(check, structures, self.dtypes, *(("reference",) if check == "agreement" else ()))
         if "float64" in self.dtypes:
@@ -163,6 +172,8 @@ class Plan:
 
     def _say_what_is_sampled(self, samples: int, drawn: int) -> None:
         self.skipped.append(f"random cases are judged in one type each: {drawn} of them, types in turn")
+        if {TF32} < {*self.dtypes} and self.serving(TF32) and not self.quick:
+            self.skipped.append(f"{TF32} on {samples} of the {len(CASES)} fixed cases; all with --dtype {TF32}")
         self.skipped.append(f"gradcheck needs float64: {len(TINY)} tiny cases on reference and tiled")
         if not self.quick:
             return

@@ -14,6 +14,9 @@ significand bits a value in [2^E, 2^(E+1)) is rounded with variance (2^(E-p))^2 
 - in the input type: the tiles p, p (S_t - shift), P, P (S_t - mu), dS_t and dS before their products, and o, o_t and
   the gradients when stored. shift lies within a standard deviation (under P) or so of mu. Float32 tiles count as
   float32;
+- where PyTorch allows TF32, both factors of every product, to 11 bits: those that are inputs, too. An input's rounding
+  moves all that it is multiplied with, so it moves a row's lse and mu as well. Tiles may then be float16 in units
+  (flashjvp/kernels/hopper/rescaled.py), which bounds what the smallest of their numbers lose;
 - o and o_t enter a = rowsum(T O), delta = rowsum(G O + T O_t) as stored. The error of a, delta, mu and lse is one
   number a query row: it moves P (A - a) and P (S_t - mu) (A - a) + P (B - delta) over all keys together, which is
   what costs digits where these cancel.
@@ -36,11 +39,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arithmetic import Arithmetic, are_factors_rounded
 from .cases import Inputs
 from .oracles import QUERY_SIDE, allowed
 
 STANDARD_DEVIATIONS = 4.5
-MEAN_SQUARE = 0.541
 EXP_VARIANCE = 8.0  # of exp2 on hardware, in units of eps^2: an error of 2^-22.5 at most
 
 
@@ -116,46 +119,6 @@ def _quantile(total: Tensor, squares: Tensor, z: float) -> Tensor:
     return (total * (1 - spread + z * spread.sqrt()) ** 3).sqrt()
 
 
-@dataclass(frozen=True)
-class _Arithmetic:
-    """Relative variances of rounding in float32 (`eps`) and to the input type (`tile`), the least variance (`tiny`) and
-    the smallest normal float32 (float64 for float64 inputs)."""
-
-    dtype: torch.dtype
-    eps: float
-    tile: float
-    tiny: float
-    smallest: float
-
-    @classmethod
-    def of(cls, dtype: torch.dtype) -> "_Arithmetic":
-        info = torch.finfo(dtype)
-        wide = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
-        # subnormals of the type are absolute; float32 subnormals may be flushed to zero
-        tiny = (info.smallest_normal * info.eps) ** 2 / 12 + wide.smallest_normal**2
-        doubled = 2.0 if dtype == torch.float64 else 1.0  # the exact results have the same errors
-        eps, tile = doubled * (wide.eps / 2) ** 2 / 3, doubled * (info.eps / 2) ** 2 / 3 * MEAN_SQUARE
-        return cls(dtype, eps, tile, tiny, wide.smallest_normal)
-
-    def tiles(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """Variance of x after rounding x / scale to the input type."""
-        return torch.where(x != 0, self.tile * x.square() + self.tiny * (scale * torch.ones_like(x)).square(), 0.0)
-
-    def rounded_product(self, x: Tensor, y: Tensor) -> Tensor:
-        """Variance of x @ y after rounding x. Equal elements (constant keys) round alike: x's own errors count."""
-        own = x - x.to(self.dtype)
-        return torch.maximum(self.tiles(x) @ y.square(), own.square() @ y.square())
-
-    def stored(self, x: Tensor) -> Tensor:
-        """Variance of rounding a result x to the input type; equal elements round alike, so x's own errors count."""
-        info = torch.finfo(self.dtype)
-        spacing = torch.ldexp(torch.full_like(x, info.eps), torch.frexp(x).exponent - 1)
-        spacing = spacing.clamp(min=info.smallest_normal * info.eps)
-        variance = torch.where(x != 0, spacing.square() / (6 if self.dtype == torch.float64 else 12), 0.0)
-        own = (x - x.to(self.dtype)).square().sum() / variance.sum()
-        return variance * own.nan_to_num(1.0).clamp(min=1.0)
-
-
 def _sum_variance(x: Tensor, y: Tensor) -> Tensor:
     """Variance, in eps^2, of x @ y: of partial sums L/2 sum (x y)^2 + L/3 (x @ y)^2, and of each product."""
     length = x.shape[-1]
@@ -166,6 +129,15 @@ def _centered(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """sum over n of weight[m, n] (x[n, d] - y[m, d])^2."""
     squares = weight @ x.square() - 2 * y * (weight @ x) + y.square() * weight.sum(-1, keepdim=True)
     return squares.clamp(min=0)
+
+
+def _longest(x: Tensor) -> float:
+    """The greatest length of a row."""
+    return x.norm(dim=-1).max().item()
+
+
+def _ratio(x: float, y: float) -> float:
+    return x / y if y > 0 else 0.0
 
 
 def _alignment(*factors: Tensor) -> Tensor:
@@ -192,7 +164,7 @@ class _Model:
     def __init__(self, inputs: Inputs) -> None:
         q, k, v, q_t, k_t, v_t, G, T = self._operands(inputs)
         self.q, self.k, self.v, self.q_t, self.k_t, self.v_t, self.G, self.T = q, k, v, q_t, k_t, v_t, G, T
-        self.c, self.type = inputs.c, _Arithmetic.of(inputs.q.dtype)
+        self.c, self.type = inputs.c, Arithmetic.of(inputs.q.dtype, are_factors_rounded(inputs))
         self.groups = q.shape[-3] // max(inputs.k.shape[-3], 1)
         c, eps, keep = self.c, self.type.eps, allowed(inputs)
         products = c * (q @ k.mT)
@@ -208,8 +180,12 @@ class _Model:
         self.O_t = (P * z) @ v + P @ v_t
         length = P.shape[-1] / 3 + 3  # variance of a sum of N like terms, in eps^2 of the sum
         self.var_log = eps * (c**2 * _sum_variance(q, k.mT) + 3 * products.square() + S.square() + EXP_VARIANCE)
+        self.R = self._unit_of_S_t()
+        self.inputs = self._inputs()
+        self.var_log += c**2 * self._of_inputs("q", "k")
         self.var_log += torch.lt(P, self.type.smallest).double()  # flushed to zero: all of it is error
         self.var_S_t = eps * (c**2 * (_sum_variance(q_t, k.mT) + _sum_variance(q, k_t.mT)) + 3 * self.S_t.square())
+        self.var_S_t += c**2 * (self._of_inputs("q_t", "k") + self._of_inputs("q", "k_t"))
         W = P.square() * self.var_log
         self.var_lse = W.sum(-1, keepdim=True) + eps * (length + 3 * self.lse.square())
         mu_sum = (1 + P.shape[-1] / 2) * (P * self.S_t).square().sum(-1, keepdim=True) + length * self.mu.square()
@@ -217,6 +193,7 @@ class _Model:
         # S_t less the shift, the step of the shift and their difference, before the largest p is met
         mu_sum += 3 * start
         self.var_mu = (W * z.square() + P.square() * self.var_S_t).sum(-1, keepdim=True) + eps * mu_sum
+        self._add_rows_of_inputs()
         self.o = self._o(W, length)
         self.o_t = self._o_t(W, length, eps * mu_sum)
 
@@ -230,6 +207,49 @@ class _Model:
         k, v, k_t, v_t = (x.repeat_interleave(heads, dim=-3) for x in (k, v, k_t, v_t))
         return [q, k, v, q_t, k_t, v_t, G, T]
 
+    def _add_rows_of_inputs(self) -> None:
+        """A rounding of q or q_t moves the scores of a row together."""
+        P, c2, of_q, of_q_t = self.P, self.c**2, self.inputs["q"], self.inputs["q_t"]
+        mean, mean_t, spread = P @ self.k, P @ self.k_t, (P * self.z) @ self.k
+        self.var_lse = self.var_lse + c2 * (of_q * mean.square()).sum(-1, keepdim=True)
+        of_mu = of_q * (mean_t.square() + spread.square()) + of_q_t * mean.square()
+        self.var_mu = self.var_mu + c2 * of_mu.sum(-1, keepdim=True)
+
+    def _unit_of_S_t(self) -> float:
+        """At least the unit of S_t - mu where tensors are rescaled, else 1; without tangents 0."""
+        if self.type.factor == 0:
+            return 1.0
+        q, k, v, q_t, k_t, v_t, G, T = map(_longest, self._all())
+        ratios = [_ratio(v_t, v), _ratio(G, T), 2.0**-15 * _ratio(q_t, q), 2.0**-15 * _ratio(k_t, k)]
+        return max(16 * self.c * max(q_t * k, q * k_t), *(2 * x for x in ratios))
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.q, self.k, self.v, self.q_t, self.k_t, self.v_t, self.G, self.T
+
+    def _inputs(self) -> dict[str, Tensor]:
+        """Variances of inputs as factors, in at most the units of the rescaled backward: rescaled.py has the powers."""
+        q, k, v, _, _, _, G, T = map(_longest, self._all())
+        digits = 2.0 ** min(max(math.log2(self.c * q * k) + 15, 0), 8) if self.c * q * k > 0 else 1.0
+        q, k, v, G = 2 * q / digits, 2 * k / digits, 16 * v, max(G, self.R * T) / 16
+        units = (q, k, v, self.R * q, self.R * k, self.R * v, G, T / 16)
+        names = ("q", "k", "v", "q_t", "k_t", "v_t", "G", "T")
+        return {
+            name: self.type.of_input(x, unit) for name, x, unit in zip(names, self._all(), units, strict=True)
+        }  # fmt: skip
+
+    def _of_inputs(self, x: str, y: str) -> Tensor:
+        """Variance of x @ y.T after rounding both, inputs."""
+        x_, y_ = getattr(self, x), getattr(self, y)
+        return self.inputs[x] @ y_.square().mT + x_.square() @ self.inputs[y].mT
+
+    def _of_input(self, x: Tensor, y: str, fold: bool = False) -> Tensor:
+        """Variance of x @ y after rounding the input y, whose own errors count: equal rows have the same."""
+        y_, variance = getattr(self, y), self.inputs[y]
+        own = y_ - self.type.rounded(y_) if self.type.factor > 0 else torch.zeros_like(y_)
+        if fold:
+            variance, own = self._fold(variance), self._fold(own)
+        return torch.maximum(x.square() @ variance, (x @ own).square())
+
     def _query_side(self, value: Tensor, spread: Tensor, shared: Tensor, *factors: Tensor) -> _Noise:
         one, stored = torch.ones_like(self.lse[..., 0]), self.type.stored(value)
         return _Noise(spread, _sources(self.P, -1), shared, one, stored, one.numel(), _alignment(*factors))
@@ -237,6 +257,7 @@ class _Model:
     def _o(self, W: Tensor, length: float) -> _Noise:
         eps, P, v, O = self.type.eps, self.P, self.v, self.O
         spread = _centered(W, v, O) + self._p_tiles() @ v.square() + eps * _sum_variance(P, v)
+        spread += self._of_input(P, "v")
         return self._query_side(O, spread, eps * length * O.square(), v)
 
     def _o_t(self, W: Tensor, length: float, var_mu_sum: Tensor) -> _Noise:
@@ -245,16 +266,17 @@ class _Model:
         spread = _centered(W * z.square(), v, O) + _centered(W, v_t, O_t)
         spread += _centered(P.square() * self.var_S_t, v, O)
         shifted = P * (z.square() + 2 * (P * z.square()).sum(-1, keepdim=True)).sqrt()
-        spread += self._forward_tiles(shifted) @ v.square() + self._p_tiles() @ v_t.square()
+        spread += self._forward_tiles(shifted, self.R) @ v.square() + self._p_tiles() @ v_t.square()
+        spread += self._of_input(P * z, "v") + self._of_input(P, "v_t")
         spread += eps * (
             _sum_variance(P * self.S_t, v) + self.mu.square() * _sum_variance(P, v) + _sum_variance(P, v_t)
         )
         shared = var_mu_sum * O.square() + eps * (3 * (self.mu * O).square() + length * O_t.square())
         return self._query_side(O_t, spread, shared, v, v_t)
 
-    def _forward_tiles(self, x: Tensor) -> Tensor:
+    def _forward_tiles(self, x: Tensor, unit: float = 1.0) -> Tensor:
         """Variance of a tile that is rounded relative to the largest p of its row, as the forward pass does."""
-        return self.type.tiles(x, self.P.amax(-1, keepdim=True))
+        return self.type.tiles(x, self.P.amax(-1, keepdim=True) * unit * self.type.lost)
 
     def _p_tiles(self) -> Tensor:
         """The same of p itself; the largest p of a row is 1, which rounding keeps."""
@@ -285,8 +307,12 @@ class _Model:
         var_a += eps * width / 3 * a.square()
         own = eps * (1 + width / 2) * ((G * O).square() + (T * O_t).square()) + T.square() * var_o_t
         var_delta = (G.square() * var_o + own).sum(-1, keepdim=True) + eps * width / 3 * delta.square()
-        var_A = eps * _sum_variance(T, v.mT)
+        var_A = eps * _sum_variance(T, v.mT) + self._of_inputs("T", "v")
         var_B = eps * (_sum_variance(G, v.mT) + _sum_variance(T, self.v_t.mT))
+        var_B += self._of_inputs("G", "v") + self._of_inputs("T", "v_t")
+        of_G, of_T = self.inputs["G"], self.inputs["T"]
+        var_a += (of_T * O.square()).sum(-1, keepdim=True)
+        var_delta += (of_G * O.square() + of_T * O_t.square()).sum(-1, keepdim=True)
         var_z = self.var_S_t + eps * z.square()
         P2 = P.square()
         var_dS_t = P2 * (self.var_log * D.square() + var_A + 3 * eps * D.square())
@@ -298,16 +324,26 @@ class _Model:
         grads |= self._key_gradients(dS, dS_t, (var_dS, row_dS), (var_dS_t, row_dS_t))
         return grads | self._value_gradients(var_z)
 
+    def _units(self) -> tuple[float, float]:
+        """The same of dS and of dS_t."""
+        if self.type.factor == 0:
+            return 1.0, 1.0
+        of_T = _longest(self.v) * _longest(self.T)
+        return max(_longest(self.v) * _longest(self.G), self.R * of_T), of_T
+
     def _query_gradients(
         self, dS: Tensor, dS_t: Tensor, var_dS: Tensor, var_dS_t: Tensor, var_a: Tensor, var_delta: Tensor
     ) -> dict[str, _Noise]:
         eps, P, k, k_t, rounded = self.type.eps, self.P, self.k, self.k_t, self.type.rounded_product
+        unit, unit_t = self._units()
         d_q, d_q_t = dS @ k + dS_t @ k_t, dS_t @ k
         spread = var_dS @ k.square() + var_dS_t @ k_t.square() + eps * (_sum_variance(dS, k) + _sum_variance(dS_t, k_t))
-        spread += rounded(dS, k) + rounded(dS_t, k_t)
+        spread += rounded(dS, k, unit) + rounded(dS_t, k_t, unit_t)
+        spread += self._of_input(dS, "k") + self._of_input(dS_t, "k_t")
         shared = self.var_lse * d_q.square() + self.var_mu * d_q_t.square() + var_delta * (P @ k).square()
         shared += var_a * ((P * self.z) @ k + P @ k_t).square()
-        spread_t = var_dS_t @ k.square() + eps * _sum_variance(dS_t, k) + rounded(dS_t, k)
+        spread_t = var_dS_t @ k.square() + eps * _sum_variance(dS_t, k) + rounded(dS_t, k, unit_t)
+        spread_t += self._of_input(dS_t, "k")
         shared_t = self.var_lse * d_q_t.square() + var_a * (P @ k).square()
         c, c2 = self.c, self.c**2
         return {
@@ -327,11 +363,14 @@ class _Model:
         self, dS: Tensor, dS_t: Tensor, noise: tuple[Tensor, Tensor], noise_t: tuple[Tensor, Tensor]
     ) -> dict[str, _Noise]:
         eps, c, c2, rounded = self.type.eps, self.c, self.c**2, self.type.rounded_product
+        unit, unit_t = self._units()
         q, q_t = self._fold(self.q), self._fold(self.q_t)
         dS, dS_t, var_dS, row_dS, var_dS_t, row_dS_t = (self._fold(x).mT for x in (dS, dS_t, *noise, *noise_t))
-        spread_t = var_dS_t @ q.square() + eps * _sum_variance(dS_t, q) + rounded(dS_t, q)
-        spread = var_dS @ q.square() + eps * _sum_variance(dS, q) + rounded(dS, q)
-        spread += var_dS_t @ q_t.square() + eps * _sum_variance(dS_t, q_t) + rounded(dS_t, q_t)
+        spread_t = var_dS_t @ q.square() + eps * _sum_variance(dS_t, q) + rounded(dS_t, q, unit_t)
+        spread_t += self._of_input(dS_t, "q", fold=True)
+        spread = var_dS @ q.square() + eps * _sum_variance(dS, q) + rounded(dS, q, unit)
+        spread += var_dS_t @ q_t.square() + eps * _sum_variance(dS_t, q_t) + rounded(dS_t, q_t, unit_t)
+        spread += self._of_input(dS, "q", fold=True) + self._of_input(dS_t, "q_t", fold=True)
         shared = row_dS @ q.square() + row_dS_t @ q_t.square()
         return {
             "d_k": self._key_side(c * (dS @ q + dS_t @ q_t), c2 * spread, c2 * shared, q, q_t),
@@ -348,8 +387,10 @@ class _Model:
         )  # fmt: skip
         G, T = self._fold(self.G), self._fold(self.T)
         spread = var_P @ G.square() + var_Pz @ T.square() + eps * (_sum_variance(P, G) + _sum_variance(Pz, T))
-        spread += rounded(P, G) + rounded(Pz, T)
+        spread += rounded(P, G) + rounded(Pz, T, self.R)
+        spread += self._of_input(P, "G", fold=True) + self._of_input(Pz, "T", fold=True)
         spread_t = var_P @ T.square() + eps * _sum_variance(P, T) + rounded(P, T)
+        spread_t += self._of_input(P, "T", fold=True)
         return {
             "d_v": self._key_side(P @ G + Pz @ T, spread, row_P @ G.square() + row_Pz @ T.square(), G, T),
             "d_v_t": self._key_side(P @ T, spread_t, row_P @ T.square(), T),

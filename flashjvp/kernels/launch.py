@@ -155,7 +155,7 @@ class _Geometry(NamedTuple):
     batch_shape: tuple[int, ...]  # of odd sizes, from last to first
     k_columns: tuple[int, ...]
     v_columns: tuple[int, ...]
-    width: int
+    width: int  # the larger head dim, padded as tensor cores of the half types have it
     special: object  # what Triton compiles for
 
 
@@ -179,7 +179,7 @@ def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], kind: 
     sizes = (m, n, heads, heads // max(kv_heads, 1))
     k_columns = (d, *schedule.chunk_widths(d, kind))
     v_columns = (dv, *schedule.chunk_widths(dv, kind))
-    width = max(sum(k_columns[1:]), sum(v_columns[1:]))
+    width = max(sum(schedule.chunk_widths(columns, "half")) for columns in (d, dv))
     special = _special(kind, k_columns, v_columns, sizes[3], *_widths((*batch_shape, *sizes)))
     return _Geometry(sizes, kv_heads, programs, batch_shape, k_columns, v_columns, width, special)
 

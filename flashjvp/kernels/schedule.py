@@ -92,9 +92,9 @@ def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
 def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families]:
     """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it.
 
-    The interpreter (CPU tensors) does not run them.
+    The interpreter (CPU tensors) does not run them. They multiply float32 numbers where these may be rounded.
     """
-    if kind != "half" or device.type == "cpu" or not _IS_VERIFIED_TRITON:
+    if kind == "ieee" or device.type == "cpu" or not _IS_VERIFIED_TRITON:
         return {}
     return PIPELINES.get(architecture(device), {}).get(width, {})
 

@@ -18,7 +18,18 @@ from verify import faults, oracles, run, workers
 from verify.cases import CASES
 from verify.judge import Run, judge_all
 from verify.oracles import NAMES
-from verify.plan import BACKENDS, DTYPES, GROUPS, SAMPLE, STRUCTURES, Plan, UnknownCaseError, random_cases, sweep_cases
+from verify.plan import (
+    BACKENDS,
+    DTYPES,
+    GROUPS,
+    SAMPLE,
+    STRUCTURES,
+    TF32,
+    Plan,
+    UnknownCaseError,
+    random_cases,
+    sweep_cases,
+)
 from verify.properties import GRADCHECKS, PROPERTIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +176,9 @@ def test_the_module_runs() -> None:
     assert "all 8 rows held" in ended.stdout
 
 
+EXACT = [dtype for dtype in DTYPES if dtype != TF32]
+
+
 def planned(quick: bool) -> Plan:
     return Plan("cpu", quick, BACKENDS, list(DTYPES), 0).everything()
 
@@ -176,7 +190,7 @@ def test_the_plan_has_every_case_check_backend_and_type(quick: bool, monkeypatch
     pairs = {(task.check, task.case.name, backend, task.dtype) for task in plan.tasks for backend in task.backends}
     assert len(pairs) == sum(len(task.backends) for task in plan.tasks)
     for backend in ("reference", "tiled"):
-        assert {("float64", case.name, backend, dtype) for case in CASES for dtype in DTYPES} <= pairs
+        assert {("float64", case.name, backend, dtype) for case in CASES for dtype in EXACT} <= pairs
     interpreted = SAMPLE if quick else [case.name for case in CASES]
     assert {("float64", name, "triton", dtype) for name in interpreted for dtype in ("float32", "float16")} <= pairs
     assert {task.check for task in plan.tasks} == {"float64", *PROPERTIES, *GRADCHECKS}
@@ -184,7 +198,16 @@ def test_the_plan_has_every_case_check_backend_and_type(quick: bool, monkeypatch
         "error against length", "error against head dim", "error against scores"
     }  # fmt: skip
     assert any("triton in bfloat16" in reason for reason in plan.skipped)
+    assert any("tiled in tf32: float32 products are rounded on a GPU only" in reason for reason in plan.skipped)
     assert any("quick: triton on" in reason for reason in plan.skipped) == quick
+
+
+def test_a_gpu_has_a_sample_in_tf32_and_all_cases_where_nothing_else_is_asked_for() -> None:
+    for dtypes, names in ((list(DTYPES), SAMPLE), ([TF32], [case.name for case in CASES])):
+        plan = Plan("cuda", False, ("reference", "tiled"), dtypes, 0).everything()
+        of_tf32 = {task.case.name for task in plan.tasks if task.dtype == TF32 and task.check == "float64"}
+        assert {name for name in of_tf32 if not name.startswith("random")} == {*names}
+        assert any("tf32 on" in reason for reason in plan.skipped) == (len(dtypes) > 1)
 
 
 def test_every_task_can_be_named_again() -> None:

@@ -11,8 +11,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .bits import given, load_words, where_allowed, words_by_queries
+from .bits import load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
+from .factors import D_K
 from .query_sums import finish, leave_nothing, pass_on, room_for
 from .ring import (
     HALF,
@@ -22,12 +23,14 @@ from .ring import (
     ROW_DELTA,
     accumulator,
     barriers,
+    given,
     held_rows,
     keep_above,
     of_keys,
     own_rows,
     part_of_rows,
     produce,
+    scale_of,
     statistic,
     streamed_rows,
     tiles_for,
@@ -147,12 +150,12 @@ def _consume(
     VALUES: gl.constexpr, QUERIES: gl.constexpr, HELD: gl.constexpr, PARTS: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, queries, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
+    outs, queries, own_tiles, ring, stats_ring, mask, factors, bars, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
     ROWS: gl.constexpr = ring[0].shape[3]
-    accs = zeros(outs)
+    accs = zeros(own_tiles[: len(outs)])
     mbarrier.wait(own_full.index(0), 0)
     held = held_rows(own_tiles[: HELD * CHUNKS], who, ROWS // PARTS)
     at = 0
@@ -190,13 +193,13 @@ def _consume(
     grads = ()
     for i in gl.static_range(len(accs)):
         grads = grads + (accs[i] if VALUES and i // CHUNKS % 2 == 1 else accs[i] * scale,)
-    write(outs, grads, own_tiles, place, who, CHUNKS)
+    write(outs, grads, own_tiles, place, factors, who, CHUNKS, D_K, 1 if VALUES else 2)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, mask,
+    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, mask, factors,
     scale, M, N, heads, group,
     JVP: gl.constexpr, VALUES: gl.constexpr, QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
     HELD: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr, VARIES: gl.constexpr,
@@ -221,6 +224,7 @@ def backward_key_kernel(
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
+    scale = scale_of(factors, scale)
     place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
@@ -230,7 +234,7 @@ def backward_key_kernel(
     if QUERIES > 0:
         queries = room_for((d_q, d_q_t), own_tiles[:CHUNKS], own_tiles[2 * CHUNKS : 3 * CHUNKS], ROWS, PARTS, SLOTS)
     fence_async_shared()
-    shared = (outs, queries, own_tiles, ring, stats_ring, given(mask), bars, place, walk)
+    shared = (outs, queries, own_tiles, ring, stats_ring, given(mask), given(factors), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),

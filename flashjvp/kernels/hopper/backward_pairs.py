@@ -19,7 +19,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
-from .bits import given, load_words, where_allowed, words_by_queries
+from .bits import load_words, where_allowed, words_by_queries
+from .factors import D_K
 from .query_sums import add_to_sum
 from .ring import (
     HALF,
@@ -30,12 +31,14 @@ from .ring import (
     STATISTICS,
     accumulator,
     barriers,
+    given,
     keep_above,
     left_operand,
     load_own,
     load_tile,
     of_keys,
     own_rows,
+    scale_of,
     statistic,
     streamed_rows,
     tiles_for,
@@ -185,7 +188,7 @@ def _consume(
     VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
+    outs, own_tiles, ring, stats_ring, mask, factors, bars, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
@@ -217,12 +220,12 @@ def _consume(
         # The other consumer may still read this one's keys.
         mbarrier.arrive(done.index(0), count=1)
         mbarrier.wait(done.index(0), 0)
-    write(outs, (accs[0] * scale, accs[1] * scale), own_tiles, place, who, 1)
+    write(outs, (accs[0] * scale, accs[1] * scale), own_tiles, place, factors, who, 1, D_K, 2)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_pairs_kernel(
-    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, scale, M, N, heads, group,
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, factors, scale, M, N, heads, group,
     QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads; with QUERIES, d_q and d_q_t are sums, in
@@ -232,6 +235,7 @@ def backward_pairs_kernel(
     streamed = (q, q_t, T, G)
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
+    scale = scale_of(factors, scale)
     place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = _pairs_for(streamed, STAGES)
@@ -244,7 +248,7 @@ def backward_pairs_kernel(
         deltas = gl.allocate_shared_memory(q.dtype, [2 * SLOTS, HALF, 2 * ROWS], DELTA)
         queries = ((d_q, d_q_t), deltas, barriers(SLOTS, 2), barriers(SLOTS, 2))
     fence_async_shared()
-    shared = ((d_k, d_k_t), own_tiles, ring, stats_ring, given(mask), bars, place, walk)
+    shared = ((d_k, d_k_t), own_tiles, ring, stats_ring, given(mask), given(factors), bars, place, walk)
     gl.warp_specialize(
         [
             (_produce, (own, streamed, stats, own_tiles, ring, stats_ring, bars, place, walk, STAGES)),

@@ -13,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .bits import load_words, where_allowed, words_by_keys
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, scaled, zeros
+from .factors import D_Q
 from .ring import (
     HALF,
     LSE,
@@ -22,11 +23,13 @@ from .ring import (
     STATISTICS,
     accumulator,
     barriers,
+    given,
     held_rows,
     keep_above,
     of_queries,
     own_rows,
     produce,
+    scale_of,
     seen,
     streamed_rows,
     tiles_for,
@@ -132,10 +135,11 @@ def _walk(
 
 @gluon.jit
 def _consume(
-    outs, own_tiles, ring, stats, bits, bars, place, walk, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr,
-    STAGES: gl.constexpr, CAUSAL: gl.constexpr, HELD: gl.constexpr,
+    shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
+    outs, own_tiles, ring, stats, bits, factors, bars, place, walk = shared
     own_full, full, empty = bars
     batch, own_head, row0 = place
     last, heads = walk[3], walk[4]
@@ -150,20 +154,20 @@ def _consume(
         _row_statistic(stats, head, padded, numbers, ROW_A),
         _row_statistic(stats, head, padded, numbers, ROW_DELTA),
     )
-    accs = zeros(outs)
+    accs = zeros(own_tiles[: len(outs)])
     mbarrier.wait(own_full.index(0), 0)
     held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
     whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
     shared = (held, own_tiles, ring, rows, full, empty, bits)
     accs = _walk(accs, shared, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
     accs = _walk(accs, shared, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
-    write(outs, scaled(accs, scale), own_tiles, place, who, CHUNKS)
+    write(outs, scaled(accs, scale), own_tiles, place, factors, who, CHUNKS, D_Q, 1)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
     q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, stats,
-    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, scale, M, N, heads, group,
+    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, factors, scale, M, N, heads, group,
     JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. `stats` cover whole programs, rows beyond the end, too.
@@ -180,23 +184,19 @@ def backward_query_kernel(
         outs = outs + chunks(d_q_t, d_q_t_rest)
     KEYS: gl.constexpr = k.block_shape[2]
     gdc_launch_dependents()
+    scale = scale_of(factors, scale)
     place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
     bits = words_by_keys(mask, place[0], place[1], heads, M, N, VARIES)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
+    shared = (outs, own_tiles, ring, stats, bits, given(factors), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
-            (
-                _consume,
-                (outs, own_tiles, ring, stats, bits, bars, place, walk, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD),
-            ),
-            (
-                _consume,
-                (outs, own_tiles, ring, stats, bits, bars, place, walk, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD),
-            ),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD)),
         ],
         [4, 4],
         [240, 240],

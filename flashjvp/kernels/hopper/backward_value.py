@@ -10,18 +10,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
-from .bits import given, load_words, where_allowed, words_by_queries
+from .bits import load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
+from .factors import D_V
 from .ring import (
     HALF,
     LSE,
     MU,
     accumulator,
     barriers,
+    given,
     keep_above,
     of_keys,
     own_rows,
     produce,
+    scale_of,
     statistic,
     streamed_rows,
     tiles_for,
@@ -65,12 +68,12 @@ def _consume(
     VARIES: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    outs, own_tiles, ring, stats_ring, mask, bars, place, walk = shared
+    outs, own_tiles, ring, stats_ring, mask, factors, bars, place, walk = shared
     own_full, full, empty = bars
     batch, row0 = place[0], place[2]
     other_head, heads_shared, first, last, heads = walk
     ROWS: gl.constexpr = ring[0].shape[3]
-    accs = zeros(outs)
+    accs = zeros(own_tiles[: len(outs)])
     mbarrier.wait(own_full.index(0), 0)
     at = 0
     for member in range(heads_shared):
@@ -87,13 +90,13 @@ def _consume(
             accs = _tile(acc, own, streamed, stats, words, passed, scale, row0, tile, who, CAUSAL)
             mbarrier.arrive(empty.index(stage), count=1)
             at += 1
-    write(outs, accs, own_tiles, place, who, CHUNKS)
+    write(outs, accs, own_tiles, place, factors, who, CHUNKS, D_V, 2)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_value_kernel(
     k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
-    mask, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
+    mask, factors, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -105,13 +108,14 @@ def backward_value_kernel(
     CHUNKS: gl.constexpr = len(own) // 2
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_launch_dependents()
+    scale = scale_of(factors, scale)
     place, walk = of_keys(M, N, heads, group, ROWS, CAUSAL)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     stats_ring = tiles_for((stats,), STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
-    shared = (outs, own_tiles, ring, stats_ring, given(mask), bars, place, walk)
+    shared = (outs, own_tiles, ring, stats_ring, given(mask), given(factors), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (stats,), own_tiles, ring, stats_ring, bars, place, walk, CHUNKS, STAGES)),

@@ -87,15 +87,6 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> Bits:
 
 
 @gluon.jit
-def given(mask):
-    """(mask,), or () without one: partitions take no None."""
-    if mask is None:
-        return ()
-    else:
-        return (mask,)
-
-
-@gluon.jit
 def words_by_keys(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     """Of the queries of a head: (pointer, words of a block, words from a block to the next), or ()."""
     if mask is None:

@@ -40,11 +40,11 @@ def zero(WIDTH: gl.constexpr):
 
 
 @gluon.jit
-def zeros(outs):
-    """Accumulators of 64 rows for what descriptors write."""
+def zeros(tiles):
+    """Accumulators of 64 rows, as wide as the tiles [..., D]."""
     found = ()
-    for i in gl.static_range(len(outs)):
-        found = found + (zero(outs[i].block_shape[3]),)
+    for i in gl.static_range(len(tiles)):
+        found = found + (zero(tiles[i].shape[4]),)
     return found
 
 

@@ -10,14 +10,17 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
 def rows_descriptors(x: Tensor, rows: int, widths: tuple[int, ...]) -> list[TensorDescriptor]:
-    """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor of 16-bit numbers, by column chunks.
+    """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor, by column chunks.
 
     The widths of the chunks are powers of two and cover D.
     """
     shape, strides = list(x.shape), list(x.stride())
     if len(shape) == 3:
         shape, strides = [1, *shape], [shape[0] * strides[0], *strides]
-    return [_descriptor(x, shape, strides, [1, 1, rows, w], _layout(min(2 * w, 128), 16, 4)) for w in widths]
+    size = x.element_size()
+    return [
+        _descriptor(x, shape, strides, [1, 1, rows, w], _layout(min(size * w, 128), 8 * size, 4)) for w in widths
+    ]  # fmt: skip
 
 
 def statistics_descriptor(x: Tensor, rows: int) -> TensorDescriptor:

@@ -14,15 +14,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .bits import load_words, where_allowed, words_by_keys
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, minus, times, zeros
+from .factors import MU, O
 from .ring import (
     HALF,
     accumulator,
     barriers,
+    given,
     held_rows,
     keep_above,
     of_queries,
     own_rows,
     produce,
+    scale_of,
     seen,
     streamed_rows,
     tiles_for,
@@ -165,14 +168,14 @@ def _consume(
     HELD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: 64 queries."""
-    outs, statistics, own_tiles, ring, bits, bars, place, walk = shared
+    outs, statistics, own_tiles, ring, bits, factors, bars, place, walk = shared
     own_full, full, empty = bars
     batch, own_head, row0 = place
     last, heads = walk[3], walk[4]
     JVP: gl.constexpr = len(statistics) == 2
     KEYS: gl.constexpr = ring[0].shape[3]
     ROW: gl.constexpr = gl.SliceLayout(1, accumulator(KEYS))
-    accs = zeros(outs)
+    accs = zeros(own_tiles[: len(outs)])
     state = (gl.full([HALF], float("-inf"), gl.float32, ROW), gl.zeros([HALF], gl.float32, ROW))
     if JVP:
         state = state + (gl.zeros([HALF], gl.float32, ROW),)
@@ -185,17 +188,20 @@ def _consume(
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
     offset = (batch.to(gl.int64) * heads + own_head) * M + rows
     norm = 1.0 / _divisor(state[1], bits)  # a row without keys has zeros, and -inf for lse
-    lse = (state[0] if not _exact(outs[0].dtype) else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
+    lse = (state[0] if not _exact(own_tiles[0].dtype) else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
     gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)
     if JVP:
-        gl.store(statistics[1] + offset, state[2], mask=rows < M)
-    write(outs, times(accs, norm), own_tiles, place, who, CHUNKS)
+        mu = state[2]
+        if len(factors) > 0:
+            mu = mu * gl.load(factors[0] + MU)
+        gl.store(statistics[1] + offset, mu, mask=rows < M)
+    write(outs, times(accs, norm), own_tiles, place, factors, who, CHUNKS, O, 1)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
-    mask, scale, M, N, heads, group,
+    mask, factors, scale, M, N, heads, group,
     JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. A `_rest` is a tensor's second chunk, if it has one."""
@@ -210,13 +216,14 @@ def forward_kernel(
         outs = outs + chunks(o_t, o_t_rest)
         statistics = statistics + (mu,)
     KEYS: gl.constexpr = k.block_shape[2]
+    scale = scale_of(factors, scale)
     place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
     bits = words_by_keys(mask, place[0], place[1], heads, M, N, VARIES)
     own_tiles = tiles_for(own, 2)
     ring = tiles_for(streamed, STAGES)
     bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
-    shared = (outs, statistics, own_tiles, ring, bits, bars, place, walk)
+    shared = (outs, statistics, own_tiles, ring, bits, given(factors), bars, place, walk)
     gl.warp_specialize(
         [
             (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),

@@ -16,6 +16,7 @@ from .backward_value import backward_value_kernel
 from .bits import Bits, can_pack, pack
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
+from .rescaled import Operands, rescale
 from .statistics import launch_query_sums, launch_statistics, summed_columns
 
 Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
@@ -28,16 +29,17 @@ def serves(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...],
     """Whether the kernels are written for this call, whose head dims are padded to one that schedule.py names.
 
     `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask but a boolean
-    one, a positive scale, tensors that TMA can address: the inputs and, whose rows are packed, the results.
+    one, a positive scale, tensors that TMA can address: the inputs, unless they are rescaled, and, whose rows are
+    packed, the results.
     """
     q = inputs[0]
     assert q is not None
     complete = all(x is None for x in inputs[3:]) or all(x is not None for x in inputs[3:])
-    whole = call.k_columns == call.v_columns and q.shape[-1] * q.element_size() % 16 == 0
+    whole = call.k_columns == call.v_columns and q.shape[-1] % 8 == 0
     maskable = call.mask is None or can_pack(call)
     if not complete or not whole or not maskable or len(call.batch_shape) != 1 or not scale > 0:
         return False
-    return all(x is None or fits(x) for x in (*inputs, *cotangents))
+    return call.kind == "tf32" or all(x is None or fits(x) for x in (*inputs, *cotangents))
 
 
 def fits(x: Tensor) -> bool:
@@ -50,15 +52,16 @@ def fits(x: Tensor) -> bool:
 
 def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without tangents)."""
-    q, k, v, q_t, k_t, v_t = inputs
-    assert q is not None and v is not None
+    like, given = inputs[0], _as_read(call, inputs, (), scale)
+    call, (q, k, v, q_t, k_t, v_t) = given.call, given.inputs
+    assert like is not None
     jvp = q_t is not None
     tile = _pipelines(call, jvp)["forward"]
-    o, lse = empty_rows(q, v.shape[-1]), empty_statistic(q)
-    o_t, mu = (empty_rows(q, v.shape[-1]), empty_statistic(q)) if jvp else (None, None)
-    own, outs = _described(call, HALF, q, q_t), _described(call, HALF, o, o_t)
+    o, lse = empty_rows(like, like.shape[-1]), empty_statistic(like)
+    o_t, mu = (empty_rows(like, like.shape[-1]), empty_statistic(like)) if jvp else (None, None)
+    own, outs = _described(call, HALF, q, q_t), _written(given, o, o_t)
     bits = pack(call, by_keys=True, by_queries=False)
-    args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys)
+    args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys, given.factors)
     flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
     call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
     return o, o_t, lse, mu
@@ -76,6 +79,10 @@ def backward(
     o, o_t, lse, mu = results
     d_o, d_o_t = cotangents
     assert o is not None and lse is not None
+    given = _as_read(call, inputs, cotangents, scale)
+    call, (d_o, d_o_t) = given.call, given.cotangents
+    assert d_o is not None
+    stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu, given.factors)
     tiles = _pipelines(call, d_o_t is not None)
     family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
     is_long = call.sizes[0] >= pipelines.SUMS_FROM.get(call.width, 1)
@@ -83,10 +90,9 @@ def backward(
     if family == "backward_sums" and not summed:
         family = "backward_key"
     bits = pack(call, by_keys=not summed, by_queries=True)
-    stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu)
     grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
     sums = _sums(call, stats, tiles[family]) if summed else None
-    work = _Backward(call, (*inputs, *cotangents), stats, bits, grads, sums, scale)
+    work = _Backward(given, stats, bits, grads, sums, scale)
     if family == "backward_pairs":
         work.pairs(tiles[family])
     else:
@@ -94,7 +100,7 @@ def backward(
     if "backward_value" in tiles:
         work.values(tiles["backward_value"])
     if sums is not None:
-        launch_query_sums(call, sums, grads[0], grads[3], scale)
+        launch_query_sums(call, sums, grads[0], grads[3], given.factors, scale)
     else:
         work.queries(tiles["backward_query"])
     return grads
@@ -107,10 +113,9 @@ def _sums(call: Call, stats: Tensor, tile: Pipeline) -> Sums:
 
 
 class _Backward(NamedTuple):
-    """The launches of a backward pass, and what they share: q, k, v, q_t, k_t, v_t, d_o, d_o_t and six gradients."""
+    """The launches of a backward pass, and what they share."""
 
-    call: Call
-    tensors: tuple[Maybe, ...]
+    given: Operands
     stats: Tensor
     bits: Bits
     grads: tuple[Maybe, ...]
@@ -119,54 +124,61 @@ class _Backward(NamedTuple):
 
     def pairs(self, tile: Pipeline) -> None:
         """Writes d_k, d_k_t and, if there are sums, adds to those."""
-        q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
+        (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         # Two tensors in a tile are copied in pieces of 64 columns.
         streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
-        own = _whole(self.call, HALF, k, v, k_t, v_t)
-        args = (*own, *streamed, self._statistics(tile), *_whole(self.call, HALF, self.grads[1], self.grads[4]))
+        own, outs = self._described(HALF, k, v, k_t, v_t)[::2], _written(self.given, self.grads[1], self.grads[4])[::2]
+        args = (*own, *streamed, self._statistics(tile), *outs)
         flags = {"QUERIES": self.sums is not None, "STAGES": tile.stages}
         self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.sums or (None, None))), **flags)
 
     def keys(self, family: str, tile: Pipeline, values: bool) -> None:
         """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are sums, adds to those."""
-        q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
+        (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
         own, streamed = self._described(HALF, k, v, k_t, v_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
-        args = (*own, *streamed, self._statistics(tile), *self._described(HALF, *outs), *(self.sums or (None, None)))
+        written = _written(self.given, *outs)
+        args = (*own, *streamed, self._statistics(tile), *written, *(self.sums or (None, None)))
         flags = {
-            "JVP": d_o_t is not None, "VALUES": values, "QUERIES": summed_columns(self.call) if self.sums else 0,
+            "JVP": d_o_t is not None, "VALUES": values, "QUERIES": summed_columns(self.given.call) if self.sums else 0,
             "STAGES": tile.stages, "HELD": tile.held, "PARTS": tile.parts, "SLOTS": tile.slots,
         }  # fmt: skip
         self._of_keys(backward_key_kernel, family, args, **flags)
 
     def values(self, tile: Pipeline) -> None:
         """Writes d_v and d_v_t."""
-        q, k, _, q_t, k_t, _, d_o, d_o_t = self.tensors
+        (q, k, _, q_t, k_t, _), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         own, streamed = self._described(HALF, k, k_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
-        args = (*own, *streamed, self._statistics(tile), *self._described(HALF, self.grads[2], self.grads[5]))
+        args = (*own, *streamed, self._statistics(tile), *_written(self.given, self.grads[2], self.grads[5]))
         self._of_keys(backward_value_kernel, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
-        q, k, v, q_t, k_t, v_t, d_o, d_o_t = self.tensors
+        (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         own, streamed = self._described(HALF, q, d_o, q_t, d_o_t), self._described(tile.rows, k, v, k_t, v_t)
-        args = (*own, *streamed, self.stats, *self._described(HALF, self.grads[0], self.grads[3]), self.bits.by_keys)
+        args = (*own, *streamed, self.stats, *_written(self.given, self.grads[0], self.grads[3]), self.bits.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held}
-        self._launch(backward_query_kernel, "backward_query", _query_programs(self.call), args, **flags)
+        self._launch(backward_query_kernel, "backward_query", _query_programs(self.given.call), args, **flags)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: object) -> None:
-        self._launch(kernel, family, _key_programs(self.call), (*args, self.bits.by_queries), **flags)
+        self._launch(kernel, family, _key_programs(self.given.call), (*args, self.bits.by_queries), **flags)
 
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: object) -> None:
         flags["VARIES"] = self.bits.varies
-        self.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
+        args = (*args, self.given.factors)
+        self.given.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-        return _described(self.call, rows, *tensors)
+        return _described(self.given.call, rows, *tensors)
 
     def _statistics(self, tile: Pipeline) -> Any:
         return statistics_descriptor(self.stats, tile.rows)
+
+
+def _as_read(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
+    """A call with the tensors as the kernels read them."""
+    return rescale(call, inputs, cotangents, scale) if call.kind == "tf32" else Operands(call, inputs, cotangents)
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:
@@ -183,9 +195,15 @@ def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _whole(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-    """One descriptor of each tensor, of all of its columns."""
-    return tuple([None if x is None else rows_descriptors(x, rows, (call.width,))[0] for x in tensors])
+def _written(given: Operands, *tensors: Maybe) -> tuple[Any, ...]:
+    """The same of results. A tile in shared memory has room for half the columns of float32 ones: `ring.write`."""
+    if given.factors is None:
+        return _described(given.call, HALF, *tensors)
+    found: list[Any] = []
+    for x in tensors:
+        widths = [columns // 2 for columns in given.call.k_columns[1:]]
+        found += (*([] if x is None else rows_descriptors(x, HALF, tuple(widths))), None, None)[:2]
+    return tuple(found)
 
 
 def _query_programs(call: Call) -> int:

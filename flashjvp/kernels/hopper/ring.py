@@ -13,6 +13,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from .factors import SIGMA
+
 # Triton 3.9 gave the copies other names.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
@@ -35,6 +37,24 @@ def accumulator(width):
 def left_operand(width):
     """The layout of weights in registers whose product has `width` columns."""
     return gl.DotOperandLayout(0, accumulator(width), 2)
+
+
+@gluon.jit
+def given(x):
+    """(x,), or () without it: partitions take no None."""
+    if x is None:
+        return ()
+    else:
+        return (x,)
+
+
+@gluon.jit
+def scale_of(factors, scale):
+    """The softmax scale: of tensors that were rescaled, as rescaled.py measured it."""
+    if factors is None:
+        return scale
+    else:
+        return gl.load(factors + SIGMA)
 
 
 @gluon.jit
@@ -218,13 +238,41 @@ def produce(
 
 
 @gluon.jit
-def write(outs, values, tiles, place, who: gl.constexpr, CHUNKS: gl.constexpr):
-    """Writes a consumer's rows through own tiles, in shared memory, that nobody reads any more."""
+def _store_rows(out, value, coordinates, tile):
+    """Writes 64 rows through a tile of shared memory, which is free again afterwards."""
+    rows_of(tile).store(value.to(out.dtype))
+    fence_async_shared()
+    store_tile(out, coordinates, tile)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _store_in_halves(out, value, coordinates, tile):
+    """Writes 64 float32 rows through a tile of 16-bit numbers: half of the columns at a time, which `out` describes."""
+    batch, head, row, column = coordinates
+    COLUMNS: gl.constexpr = out.block_shape[3]
+    room = tile._reinterpret(out.dtype, out.block_shape, out.layout)
+    left, right = gl.split(value.reshape([HALF, 2, COLUMNS]).permute((0, 2, 1)))
+    _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], room)
+    _store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], room)
+
+
+@gluon.jit
+def write(
+    outs, values, tiles, place, factors, who: gl.constexpr, CHUNKS: gl.constexpr, FIRST: gl.constexpr,
+    STEP: gl.constexpr,
+):  # fmt: skip
+    """Writes a consumer's rows through own tiles, in shared memory, that nobody reads any more.
+
+    With `factors` (rescaled.py) the results are float32, each times its tensor's factor: number FIRST and so on in
+    steps.
+    """
     batch, own_head, row0 = place
-    WIDTH: gl.constexpr = outs[0].block_shape[3]
+    WIDTH: gl.constexpr = tiles[0].shape[4]
     for i in gl.static_range(len(outs)):
-        tile = tiles[i].index(who)
-        rows_of(tile).store(values[i].to(outs[i].dtype))
-        fence_async_shared()
-        store_tile(outs[i], [batch, own_head, row0 + who * HALF, i % CHUNKS * WIDTH], tile)
-        tma.store_wait(0)
+        coordinates = [batch, own_head, row0 + who * HALF, i % CHUNKS * WIDTH]
+        if len(factors) == 0:
+            _store_rows(outs[i], values[i], coordinates, tiles[i].index(who))
+        else:
+            factor = gl.load(factors[0] + (FIRST + i // CHUNKS * STEP))
+            _store_in_halves(outs[i], values[i] * factor, coordinates, tiles[i].index(who))

@@ -8,15 +8,20 @@ from ..launch import Call, Maybe
 from ..rowsums import row_dot
 from ..schedule import Tile
 from ..tiles import load_rows, scale_rows, select_head, store_rows
+from .factors import D_Q, D_Q_T, OWN_MU, OWN_O, OWN_O_T, SHIFT, SIGMA
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def statistics_kernel(
-    d_o, d_o_t, o, o_t, lse, mu, packed, scale, batch_shape, M, N, heads, group,
+    d_o, d_o_t, o, o_t, lse, mu, packed, factors, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: lse * log2(e), mu, a and delta (11), (12) of 128 rows of one head, zeros beyond the last row."""
+    """One program: lse * log2(e), mu, a and delta (11), (12) of 128 rows of one head, zeros beyond the last row.
+
+    With `factors`, of rescaled cotangents and true results, in the units of the former; lse is then as far off as makes
+    P 2^SHIFT times as large.
+    """
     ROWS: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
@@ -30,23 +35,36 @@ def statistics_kernel(
     G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
     o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
     delta = row_dot(G, o_rows)
+    if factors is not None:
+        delta *= tl.load(factors + OWN_O)
+    lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0) * 1.4426950408889634
     if d_o_t is not None:
         T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
         o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
-        delta += row_dot(T, o_t_rows)
-        tl.store(packed + place + ROWS * tiles, tl.load(mu + number * M + rows, mask=rows < M, other=0.0))
-        tl.store(packed + place + 2 * ROWS * tiles, row_dot(T, o_rows))
-    lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0)
-    tl.store(packed + place, lse_rows * 1.4426950408889634)
+        delta_t = row_dot(T, o_t_rows)
+        mu_rows = tl.load(mu + number * M + rows, mask=rows < M, other=0.0)
+        row_a = row_dot(T, o_rows)
+        if factors is not None:
+            mu_rows *= tl.load(factors + OWN_MU)
+            row_a *= tl.load(factors + OWN_O)
+            delta_t *= tl.load(factors + OWN_O_T)
+        delta += delta_t
+        tl.store(packed + place + ROWS * tiles, mu_rows)
+        tl.store(packed + place + 2 * ROWS * tiles, row_a)
+    if factors is not None:
+        lse_rows -= SHIFT
+    tl.store(packed + place, lse_rows)
     tl.store(packed + place + 3 * ROWS * tiles, delta)
 
 
-def launch_statistics(call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe) -> Tensor:
+def launch_statistics(
+    call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, factors: Maybe
+) -> Tensor:
     """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
     m, _, heads, _ = call.sizes
     make = lse.new_empty if d_o_t is not None else lse.new_zeros
     packed = make((call.programs * heads * 4, -(-m // 128) * 128))
-    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, packed)
+    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, packed, factors)
     call.launch(statistics_kernel, "statistics", call.query_programs, args, 0.0, Tile(128, 0, 8, 1))
     return packed
 
@@ -77,7 +95,7 @@ def load_sums(sums, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr)
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def query_sums_kernel(
-    sums, sums_t, d_q, d_q_t, scale, batch_shape, M, N, heads, group,
+    sums, sums_t, d_q, d_q_t, factors, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
@@ -93,9 +111,14 @@ def query_sums_kernel(
     COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST) if REST > 0 else K_COLUMNS
     first = pid.to(tl.int64) * (ROWS * (FIRST + REST))
     factor = tl.full([ROWS], scale, tl.float32)
+    factor_t = factor
+    if factors is not None:
+        sigma = tl.load(factors + SIGMA)
+        factor = tl.full([ROWS], sigma * tl.load(factors + D_Q), tl.float32)
+        factor_t = tl.full([ROWS], sigma * tl.load(factors + D_Q_T), tl.float32)
     value = scale_rows(load_sums(sums + first, ROWS, FIRST, REST), factor)
     store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
-    value_t = scale_rows(load_sums(sums_t + first, ROWS, FIRST, REST), factor)
+    value_t = scale_rows(load_sums(sums_t + first, ROWS, FIRST, REST), factor_t)
     store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
 
 
@@ -105,9 +128,11 @@ def summed_columns(call: Call) -> int:
     return call.width - rest[0] // 2 if rest and d <= first + rest[0] // 2 else call.width
 
 
-def launch_query_sums(call: Call, sums: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, scale: float) -> None:
+def launch_query_sums(
+    call: Call, sums: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, factors: Maybe, scale: float
+) -> None:
     """Writes d_q and d_q_t from sums [tiles, columns * rows]."""
-    args = (*sums, *call.operands(d_q, d_q_t))
+    args = (*sums, *call.operands(d_q, d_q_t), factors)
     columns = summed_columns(call)
     tile = Tile(sums[0].shape[-1] // columns, columns, 4, 1)
     call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)
