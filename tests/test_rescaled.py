@@ -61,6 +61,13 @@ def test_compiled(case: Case, ordered: bool, allowed: None) -> None:
     judge(case, ordered, dense_same_type, "cuda")
 
 
+@ON_CPU
+@pytest.mark.parametrize("case", [case for case in NOT_SERVED if case.name != "broadcast"], ids=str)
+def test_other_calls_are_rounded_as_well(case: Case) -> None:
+    with emulated(), tf32():
+        judge(case, True, dense_tf32, "cpu", families=False)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [case for case in NOT_SERVED if case.name != "broadcast"], ids=str)
 def test_other_calls_take_the_other_kernels(case: Case, allowed: None) -> None:

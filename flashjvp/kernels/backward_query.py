@@ -6,7 +6,7 @@ import triton.language as tl
 from ..layout import empty_rows
 from .backward_tile import load_statistic, probabilities, score_gradients
 from .launch import Call, Maybe
-from .tiles import add_product, load_rows, scale_rows, select_head, store_rows, zero_rows
+from .tiles import add_product, load_factors, scale_rows, select_head, store_rows, zero_rows
 
 
 @triton.jit
@@ -19,14 +19,14 @@ def _query_tile(
     q, q_t, G, T = query
     lse, mu, row_a, row_delta = statistics
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    k = load_rows(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR)
-    k_t = load_rows(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR)
+    k = load_factors(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t = load_factors(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
         False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
-    v = load_rows(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR)
-    v_t = load_rows(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR)
+    v = load_factors(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v_t = load_factors(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, False, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
     if len(ds) > 1 and len(k_t) > 0:
@@ -52,10 +52,16 @@ def backward_query_kernel(
     batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
-    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
-    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
-    G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
-    T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
+    q_rows = load_factors(
+        select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    q_t_rows = load_factors(
+        select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    G = load_factors(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    T = load_factors(
+        select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
+    )
     query = (q_rows, q_t_rows, G, T)
     base = (batch.to(tl.int64) * heads + head) * M
     statistics = (

@@ -11,7 +11,7 @@ from .tiles import (
     add_product,
     add_scaled_rows,
     apply_mask,
-    load_rows,
+    load_factors,
     scale_rows,
     scores,
     scores_and_tangent,
@@ -31,8 +31,8 @@ def _forward_tile(
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, c) after it; (7'')."""
     acc_o, acc_o_t, m, l, c = state
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    k_rows = load_rows(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
-    k_t_rows = load_rows(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR)
+    k_rows = load_factors(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t_rows = load_factors(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
     SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
     JOINT: tl.constexpr = q_rows[0].dtype == tl.float32 and PRECISION == "ieee"
@@ -49,7 +49,7 @@ def _forward_tile(
     p = tl.exp2(s - m_safe[:, None])
     alpha = tl.exp2(m - m_safe)
     l = l * alpha + tl.sum(p, 1)
-    v_rows = load_rows(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR)
+    v_rows = load_factors(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     if JVP:
         acc_o_t = scale_rows(acc_o_t, alpha)
     if FIRST + SECOND > 0:
@@ -61,7 +61,7 @@ def _forward_tile(
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
     if len(v_t) > 0:
-        v_t_rows = load_rows(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR)
+        v_t_rows = load_factors(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
         acc_o_t = add_product(acc_o_t, p, v_t_rows, PRECISION)
     acc_o = add_product(scale_rows(acc_o, alpha), p, v_rows, PRECISION)
     return acc_o, acc_o_t, m_new, l, c
@@ -84,8 +84,12 @@ def forward_kernel(
     batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
-    q_rows = load_rows(select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
-    q_t_rows = load_rows(select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR)
+    q_rows = load_factors(
+        select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    q_t_rows = load_factors(
+        select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
     k_head = select_head(k, batch, head // group, batch_shape, REGULAR)
     v_head = select_head(v, batch, head // group, batch_shape, REGULAR)
     k_t_head = select_head(k_t, batch, head // group, batch_shape, REGULAR)

@@ -98,6 +98,30 @@ def load_rows(x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULA
 
 
 @triton.jit
+def _rounded(x, PRECISION: tl.constexpr):
+    """x as a factor of products: float32 to the nearest number of 11 significant bits in TF32, since tensor cores cut
+    off what they do not read, which is twice as far off and always towards zero."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.uint32, bitcast=True)
+        is_finite = (bits & 0x7F800000) != 0x7F800000
+        return tl.where(is_finite, bits + 0x1000 & 0xFFFFE000, bits).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
+def load_factors(
+    x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr, PRECISION: tl.constexpr
+):
+    """`load_rows` of a factor of products."""
+    tile = load_rows(x, first, limit, ROWS, COLUMNS, REGULAR)
+    rounded = ()
+    for i in tl.static_range(len(tile)):
+        rounded = rounded + (_rounded(tile[i], PRECISION),)
+    return rounded
+
+
+@triton.jit
 def _store_chunk(
     x, chunk, first, limit, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, REGULAR: tl.constexpr
 ):
@@ -201,9 +225,10 @@ def scores_and_tangent(a, b, a_t, b_t, FIRST: tl.constexpr, SECOND: tl.constexpr
 @triton.jit
 def add_product(tile, weights, x, PRECISION: tl.constexpr):
     """tile + weights @ x with the weights rounded to x's type."""
+    factor = _rounded(weights.to(x[0].dtype), PRECISION)
     total = ()
     for i in tl.static_range(len(tile)):
-        total = total + (tl.dot(weights.to(x[i].dtype), x[i], tile[i], input_precision=PRECISION),)
+        total = total + (tl.dot(factor, x[i], tile[i], input_precision=PRECISION),)
     return total
 
 
