@@ -69,12 +69,15 @@ def attention(
 
     Numerics:
         float16 and bfloat16: P is rounded to the input dtype before P @ v, everything else is float32. float32: IEEE
-        products, TF32 only where `torch.backends.cuda.matmul` allows it. float64: float64 throughout.
+        products, TF32 only where `torch.backends.cuda.matmul` allows it; factors of products then have 11 significant
+        bits, sums are float32. For that, the kernels for Hopper GPUs read float16 copies in units that they measure:
+        these take half the bytes of the inputs while a pass runs, rows may be 2^-100 to 2^100 long, and those far
+        shorter than the longest one of their tensor lose digits. float64: float64 throughout.
         Under `torch.autocast` float16, bfloat16 and float32 inputs are cast to its dtype; float64 inputs, boolean masks
         and float32 masks are left alone.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17).
+        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
     """
     given, options = (q, k, v, attn_mask), (is_causal, scale, enable_gqa, backend)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := shortcuts.find(operators.FORWARD, given, options)):
@@ -150,11 +153,12 @@ def attention_jvp(
     Numerics:
         float16 and bfloat16: P and P * S_t are rounded to the input dtype before their products, in the backward pass
         dS and dS_t too; everything else is float32. float32, float64 and `torch.autocast`, which casts tangents with
-        their primals, as in `attention`. Two runs give the same bits, but for d_q and d_q_t of long sequences of a head
-        dim above 64 on Hopper GPUs, unless `torch.are_deterministic_algorithms_enabled()`.
+        their primals, as in `attention`; in TF32 tangents and cotangents are rounded, and copied, as q, k and v are.
+        Two runs give the same bits, but for d_q and d_q_t of long sequences of a head dim above 64 on Hopper GPUs,
+        unless `torch.are_deterministic_algorithms_enabled()`.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(20).
+        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
     """
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, enable_gqa, backend)
     if run := shortcuts.find(operators.FORWARD_JVP, given, options):
