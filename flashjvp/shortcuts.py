@@ -36,14 +36,17 @@ def find(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> Run | Non
 
 
 def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: tuple[Any, ...]) -> None:
-    """After a call that raised nothing: remembers it, if its operator took the tensors as they came, as `canonical`."""
+    """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came. The
+    mask alone may have been viewed."""
     key = _key(op, tensors, options)
-    if key is None or any(x is not y for x, y in zip(tensors, canonical, strict=True)):
+    if key is None or any(x is not y for x, y in zip(tensors[:-1], canonical[:-1], strict=True)):
         return
-    mask, given = tensors[-1], [x for x in tensors if x is not None]
-    if (mask is not None and mask.requires_grad) or not _KNOWN.saw(key):
+    mask, viewed, given = tensors[-1], canonical[-1], [x for x in tensors if x is not None]
+    if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
         return
-    run = _run(op, tensors, options)
+    run = _run(op, canonical, options)
+    if viewed is not None and viewed is not mask:
+        run = _with_mask_of(run, viewed.shape)
     if torch.is_autocast_enabled(given[0].device.type):  # the casts were made, or the tensors would not be as they came
         run = _without_autocast(run)
     with _ExcludeDispatchKeyGuard(_AUTOCAST):
@@ -72,6 +75,11 @@ def _run(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Run:
     if not any(x is not None and x.requires_grad for x in tensors):
         return below
     return lambda given: autograd.record(op, below, given, others) if torch.is_grad_enabled() else below(given)
+
+
+def _with_mask_of(run: Run, shape: torch.Size) -> Run:
+    """For masks without the leading dims of size 1 that operators take."""
+    return lambda tensors: run((*tensors[:-1], *[x.view(shape) for x in tensors[-1:] if x is not None]))
 
 
 def _without_autocast(run: Run) -> Run:

@@ -236,6 +236,24 @@ def test_no_error_is_lost(name: str, dispatched: list[str]) -> None:
         call(tensors())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(7, 9), (1, 9), (4, 7, 9)], ids=str)
+def test_masks_of_fewer_dims_take_the_short_way(backend: str, shape: tuple[int, ...], dispatched: list[str]) -> None:
+    """And give what a mask of all dims gives, derivatives included."""
+
+    def gradients(seed: int, rank: int) -> Any:
+        x, mask = tensors(seed).leaves(), torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.3
+        o, o_t = explicit(x, backend, attn_mask=mask.view((1,) * (rank - len(shape)) + shape))
+        return o, o_t, torch.autograd.grad((o.sin() + o_t.cos()).sum(), x)
+
+    assert tensors().q.shape[:-1] == (2, 4, 7)
+    exact = [gradients(seed, 4) for seed in range(4)]
+    dispatched.clear()
+    found = [gradients(seed, len(shape)) for seed in range(4)]
+    assert dispatched == ["attention_jvp"]  # the key of the calls came before
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
+
+
 def test_a_mask_that_comes_to_need_a_gradient_is_refused(dispatched: list[str]) -> None:
     mask = torch.zeros(7, 9, dtype=torch.float64)[None, None]
     warm(attn_mask=mask)
