@@ -117,8 +117,8 @@ OF_PIPELINES = [
         "hopper_96", "emulated-sums",
     ),
     # Row statistics and sums of query gradients
-    _pipeline("lse of the backward in the wrong base", STATISTICS, "lse_rows * 1.4426950408889634", "lse_rows"),
-    _pipeline("delta without T * O_t", STATISTICS, "delta += row_dot(T, o_t_rows)", "pass"),
+    _pipeline("lse of the backward in the wrong base", STATISTICS, "other=0.0) * 1.4426950408889634", "other=0.0)"),
+    _pipeline("delta without T * O_t", STATISTICS, "delta += delta_t", "pass"),
     _pipeline(
         "stale statistic: mu of the previous row", STATISTICS,
         "tl.load(mu + number * M + rows,", "tl.load(mu + number * M + tl.maximum(rows - 1, 0),",
