@@ -193,6 +193,7 @@ OF_RESCALED = [
     _rescaled("d_q_t in the unit of d_q", RESCALED, "_power(u_t + u_v - u_q", "_power(u_g + u_v - u_q"),
     _rescaled("k_t in a unit of its own", RESCALED, "_power(-u_k - r)", "_power(-u_k - r - 1)"),
     _rescaled("v in the unit of k", RESCALED, "OF_KEYS + 1, _power(-u_v)", "OF_KEYS + 1, _power(-u_k)"),
+    _rescaled("two factors in one place", HOPPER + "factors.py", "D_V_T = tl.constexpr(9)", "D_V_T = tl.constexpr(8)"),
     _rescaled("delta in true units", STATISTICS, "delta *= tl.load(factors + OWN_O)", "pass"),
     _rescaled("a in true units", STATISTICS, "row_a *= tl.load(factors + OWN_O)", "pass"),
     _rescaled("shift of P left out", STATISTICS, "lse_rows -= SHIFT", "pass"),
