@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_hopper import CASES, NOT_SERVED, expected, pipelines_in_use
+from verify.arithmetic import to_11_bits
 from verify.cases import Case, Inputs, make_inputs
 from verify.emulated import RoundedProducts, dense_tf32, played, tf32
 from verify.hopper_emulator import emulated
@@ -64,8 +65,14 @@ def test_compiled(case: Case, ordered: bool, allowed: None) -> None:
 @ON_CPU
 @pytest.mark.parametrize("case", [case for case in NOT_SERVED if case.name != "broadcast"], ids=str)
 def test_other_calls_are_rounded_as_well(case: Case) -> None:
+    """To the nearest: numbers that are rounded already give the same outputs, bit by bit."""
+    inputs = make_inputs(case, torch.float32)
+    before = inputs.map(lambda x: to_11_bits(x) if x.dtype == torch.float32 and x is not inputs.mask else x)
     with emulated(), tf32():
         judge(case, True, dense_tf32, "cpu", families=False)
+        first, second = run(inputs, "triton"), run(before, "triton")
+    assert torch.equal(first.o, second.o) and not torch.equal(inputs.q, before.q)
+    assert first.o_t is None or torch.equal(first.o_t, second.o_t)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
@@ -148,6 +155,19 @@ def test_zeros_have_any_unit(name: str) -> None:
         exact = dense64(inputs)
         budgets = budget(inputs, exact, dense_tf32(inputs))
     assert not [row for row in check(results_of(inputs), exact, budgets) if not row.ok]
+
+
+@ON_CPU
+@pytest.mark.parametrize("row", [3, 60])
+@pytest.mark.parametrize("name", ["q", "k", "v", "q_t", "k_t", "v_t", "d_o", "d_o_t"])
+def test_one_row_may_be_far_longer(name: str, row: int) -> None:
+    """It sets the unit, whichever program reads it; in that of the others it would be infinite."""
+    inputs = make_inputs(replace(SMALL, m=70, n=70), torch.float32)
+    getattr(inputs, name)[..., row, :] *= 2.0**10
+    with tf32():
+        exact = dense64(inputs)
+        budgets = budget(inputs, exact, dense_tf32(inputs))
+    assert not [verdict for verdict in check(results_of(inputs), exact, budgets) if not verdict.ok]
 
 
 @ON_CPU

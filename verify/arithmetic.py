@@ -76,6 +76,6 @@ class Arithmetic:
 
 
 def to_11_bits(x: Tensor) -> Tensor:
-    """x rounded to 11 significant bits."""
+    """x rounded to 11 significant bits, away from zero where two are as near: as GPUs round to TF32."""
     digits, exponent = torch.frexp(x)
-    return torch.ldexp((digits * 2**11).round() / 2**11, exponent)
+    return torch.ldexp((digits.abs() * 2**11 + 0.5).floor() * digits.sign() / 2**11, exponent)

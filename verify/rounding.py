@@ -233,19 +233,22 @@ class _Model:
         q, k, v, G = 2 * q / digits, 2 * k / digits, 16 * v, max(G, self.R * T) / 16
         units = (q, k, v, self.R * q, self.R * k, self.R * v, G, T / 16)
         names = ("q", "k", "v", "q_t", "k_t", "v_t", "G", "T")
-        return {
-            name: self.type.of_input(x, unit) for name, x, unit in zip(names, self._all(), units, strict=True)
-        }  # fmt: skip
+        given = zip(names, self._all(), units, strict=True)
+        return {name: self.type.of_input(x, unit) for name, x, unit in given}
 
     def _of_inputs(self, x: str, y: str) -> Tensor:
         """Variance of x @ y.T after rounding both, inputs."""
+        if self.type.factor == 0:
+            return torch.zeros((), dtype=torch.float64, device=self.q.device)
         x_, y_ = getattr(self, x), getattr(self, y)
         return self.inputs[x] @ y_.square().mT + x_.square() @ self.inputs[y].mT
 
     def _of_input(self, x: Tensor, y: str, fold: bool = False) -> Tensor:
         """Variance of x @ y after rounding the input y, whose own errors count: equal rows have the same."""
+        if self.type.factor == 0:
+            return torch.zeros((), dtype=torch.float64, device=self.q.device)
         y_, variance = getattr(self, y), self.inputs[y]
-        own = y_ - self.type.rounded(y_) if self.type.factor > 0 else torch.zeros_like(y_)
+        own = y_ - self.type.rounded(y_)
         if fold:
             variance, own = self._fold(variance), self._fold(own)
         return torch.maximum(x.square() @ variance, (x @ own).square())

@@ -4,7 +4,7 @@ import triton.language as tl
 
 SIGMA = tl.constexpr(0)  # the softmax scale of the rescaled q and k
 MU = tl.constexpr(1)
-# Kernels write every one or every other of a row of results.
+# What a kernel writes has places one after the other, or every other one.
 O = tl.constexpr(2)
 O_T = tl.constexpr(3)
 D_Q = tl.constexpr(4)
