@@ -16,7 +16,8 @@ import torch
 from flashjvp.kernels.pipelines import PIPELINES as TABLES
 from flashjvp.kernels.schedule import chunk_widths
 from verify.cases import Case, Inputs, make_inputs
-from verify.hopper_emulator import EmulationError, emulated
+from verify.hopper_emulator import emulated
+from verify.hopper_machine import EmulationError
 from verify.oracles import dense64, dense_same_type, run
 from verify.tolerance import budget, check
 
@@ -194,7 +195,7 @@ def test_the_emulator_sees(what: str) -> None:
                 twice(barrier, count=2 * count)
 
             change = patch.object(ring.mbarrier, "arrive", arrive)
-        patience = patch("verify.hopper_emulator.PATIENCE_SECONDS", 2.0)
+        patience = patch("verify.hopper_machine.PATIENCE_SECONDS", 2.0)
         with change, patience, pytest.raises((EmulationError, AssertionError, TypeError, AttributeError)):
             judge(CASES[1], torch.float32, True)
 

@@ -209,13 +209,14 @@ def _make_mask(case: Case, dtype: torch.dtype, device: torch.device | str, gener
 
 def _cases() -> list[Case]:
     small: dict[str, Any] = {"batch": (1,), "m": 33, "n": 40, "d": 16, "dv": 16}
+    plain: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
     line: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1, "d": 16, "dv": 16}
     masks: tuple[MaskKind, ...] = ("bool", "additive", "additive_float32")
     mask_shapes: tuple[MaskShape, ...] = (
         "full", "per_key", "per_row", "per_head", "per_batch", "matrix", "empty_rows",
     )  # fmt: skip
     layouts: tuple[Layout, ...] = ("sequence_major", "expanded", "padded", "column_major")
-    cases = [Case("square"), Case("plain", tangents=(), cotangents=("o",))]
+    cases = [Case("square"), Case("plain", **plain)]
     for d, dv in ((1, 1), (40, 40), (72, 72), (80, 80), (96, 96), (128, 128), (256, 256), (64, 24), (24, 72), (1, 33)):
         cases.append(Case(f"dims_{d}_{dv}", batch=(1,), q_heads=1, kv_heads=1, m=40, n=48, d=d, dv=dv))
     for m, n in ((1, 1), (1, 31), (31, 1), (257, 33), (33, 257), (1, 1000), (1000, 1), (65, 64), (80, 31)):
@@ -226,7 +227,7 @@ def _cases() -> list[Case]:
         for shape in mask_shapes if kind != "additive_float32" else ("full", "matrix"):
             cases.append(Case(f"mask_{kind}_{shape}", **small | {"batch": (2,)}, mask=kind, mask_shape=shape))
     cases += [
-        Case("mask_plain_empty_rows", **small, mask="bool", mask_shape="empty_rows", tangents=(), cotangents=("o",)),
+        Case("mask_plain_empty_rows", **small, mask="bool", mask_shape="empty_rows", **plain),
         Case("mask_causal", **small, mask="bool", is_causal=True),
         Case("mask_causal_additive", **small, mask="additive", mask_shape="matrix", is_causal=True),
         # Masks whose rows start and end at multiples of 16 elements are read by wide loads.
@@ -235,9 +236,17 @@ def _cases() -> list[Case]:
         Case("mask_aligned_per_batch", **small | {"batch": (2,), "n": 80}, mask="bool", mask_shape="per_batch"),
         Case("mask_aligned_causal", **small | {"m": 70, "n": 80}, mask="bool", is_causal=True),
         Case("mask_gqa_per_head", **small, q_heads=4, kv_heads=2, mask="bool", mask_shape="per_head"),
+        # Head dims that a GPU may have other kernels for, and masks whose rows start anywhere.
+        Case("mask_dims_64", **line | {"m": 130, "n": 150, "d": 64, "dv": 64}, mask="bool"),
+        Case("mask_dims_64_plain", **line | {"m": 70, "n": 150, "d": 64, "dv": 64}, mask="bool", **plain),
+        Case(
+            "mask_dims_72_per_key", **line | {"m": 70, "n": 141, "d": 72, "dv": 72}, mask="bool", mask_shape="per_key"
+        ),
+        Case("mask_dims_128_aligned", **line | {"m": 70, "n": 160, "d": 128, "dv": 128}, mask="bool"),
+        Case("mqa_dims_64_causal", **line | {"q_heads": 3, "m": 140, "n": 150, "d": 64, "dv": 64}, is_causal=True),
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),
         Case("mqa_causal", q_heads=3, kv_heads=1, m=40, n=40, d=16, dv=16, is_causal=True),
-        Case("gqa_plain", **small, q_heads=4, kv_heads=2, tangents=(), cotangents=("o",)),
+        Case("gqa_plain", **small, q_heads=4, kv_heads=2, **plain),
         Case("batch_none", **small | {"batch": ()}),
         Case("batch_many", **small | {"batch": (2, 1, 3), "m": 17, "n": 19}, q_heads=1, kv_heads=1, mask="bool"),
         Case("batch_empty", **small | {"batch": (0,)}),
@@ -245,7 +254,7 @@ def _cases() -> list[Case]:
         Case("scale_half", **small, scale=0.5),
         Case("scale_negative", **small, scale=-0.3),
         Case("packed", m=40, n=40, layout="packed", tangent_layout="packed"),
-        Case("packed_plain", m=40, n=40, d=24, dv=24, layout="packed", tangents=(), cotangents=("o",)),
+        Case("packed_plain", m=40, n=40, d=24, dv=24, layout="packed", **plain),
         Case("packed_causal_padded_tangents", m=65, n=65, layout="packed", tangent_layout="padded", is_causal=True),
         Case("tangents_expanded", **small | {"batch": (2,)}, tangent_layout="expanded"),
         # The tiled backend streams over keys only beyond 2048 of them.

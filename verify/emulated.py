@@ -16,7 +16,8 @@ from . import tolerance
 from .arithmetic import to_11_bits
 from .cases import Inputs
 from .compiled import compiling
-from .hopper_emulator import EmulationError, emulated
+from .hopper_emulator import emulated
+from .hopper_machine import EmulationError
 from .oracles import Results, Subject, dense64, dense_same_type
 from .properties import Property
 from .tolerance import Identity
@@ -138,7 +139,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
             patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
             patch.object(Call, "launch_pipeline", noted),
             patch.object(pipelines, "SUMS_FROM", {}),
-            patch("verify.hopper_emulator.PATIENCE_SECONDS", PATIENCE_SECONDS),
+            patch("verify.hopper_machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
             yield launched
     finally:

@@ -29,6 +29,7 @@ HOPPER_CASES = (
     Case("hopper_128_plain", **_ONE, m=130, n=150, d=128, dv=128, **_PLAIN),
     Case("hopper_mask", batch=(1,), m=70, n=150, d=64, dv=64, mask="bool"),
     Case("hopper_mask_128", **_ONE, m=70, n=150, d=128, dv=128, mask="bool"),
+    Case("hopper_mask_plain", **_ONE, m=70, n=300, d=64, dv=64, mask="bool", **_PLAIN),
     Case("hopper_mask_per_key", **_ONE, m=140, n=150, d=64, dv=64, mask="bool", mask_shape="per_key"),
     Case("hopper_mask_empty_rows", **_ONE, m=70, n=80, d=64, dv=64, mask="bool", mask_shape="empty_rows"),
     Case("hopper_sequence_major", batch=(1,), m=33, n=65, d=64, dv=64, layout="sequence_major"),

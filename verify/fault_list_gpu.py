@@ -129,9 +129,11 @@ OF_PIPELINES = [
     ),
     # Masks
     _pipeline("mask of the first head for all", BITS, "number + head if", "number + 0 * head if", "hopper_mask"),
-    _pipeline("mask of the first keys for all", BITS, "block = tile * COUNT", "block = 0 * tile", "hopper_mask"),
-    _pipeline("pairs of columns share a bit", BITS, ">> (pair * 2)", ">> pair", "hopper_mask"),
-    _pipeline("bits of the next query", BITS, "(seen << (query % 32)", "(seen << ((query + 1) % 32)", "hopper_mask"),
+    _pipeline("mask of the first keys for all", BITS, "tile * COLUMNS // 128 * step", "0 * tile", "hopper_mask"),
+    _pipeline("bits of a block's first tile for all", BITS, "(tile * COLUMNS % 128 // 4)", "0", "hopper_mask"),
+    _pipeline("pairs of columns share a bit", BITS, "None, None] * 2", "None, None]", "hopper_mask"),
+    _pipeline("words of queries packed as of keys", BITS, "words_of(tl.trans(seen)", "words_of(seen", "hopper_mask"),
+    _pipeline("words of a tile ahead for all", FORWARD, "gl.minimum(tile + 1, last - 1)", "tile", "hopper_mask_plain"),
     _pipeline(
         "a mask of keys alone packed for the first query", BITS, "M, m0 + SIDE)", "M, 1)", "hopper_mask_per_key"
     ),

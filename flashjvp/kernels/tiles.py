@@ -233,6 +233,25 @@ def add_product(tile, weights, x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
+    """A tile of a mask from query m0 and key n0 on, 0 beyond query M and key N; `row` and `column` count from there.
+
+    `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, and whether its rows start and end at
+    multiples of 16 elements less than 2^23 apart, which makes its loads wide.
+    """
+    if MASK_LAYOUT[1]:
+        stride = tl.cast(mask[1], tl.uint32)
+        tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride + tl.cast(n0, tl.uint32), 16)
+        offsets = tl.multiple_of(row.to(tl.uint32) * stride, (16, 16)) + column.to(tl.uint32)
+        inside = (row < M - m0) & (column // 16 < (N - n0) // 16)
+    else:
+        tile = mask[0] + tl.cast(m0, tl.int64) * mask[1] + n0 * MASK_LAYOUT[0]
+        offsets = row.to(tl.int64) * mask[1] + column * MASK_LAYOUT[0]
+        inside = (row < M - m0) & (column < N - n0)
+    return tl.load(tile + offsets, mask=inside, other=0)
+
+
+@triton.jit
 def apply_mask(
     s, mask, m0, n0, row, column, M, N, at_border,
     MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
@@ -240,21 +259,11 @@ def apply_mask(
     """Base-2 scores `s` with the mask and, `at_border`, the end of the keys (EDGE) and the causal diagonal (DIAGONAL).
 
     The tile starts at query m0 and key n0; `row` and `column` count from there, shaped to broadcast to `s` in either
-    orientation. `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, and whether its rows start
-    and end at multiples of 16 elements less than 2^23 apart, which makes its loads wide. One loop that branches here
-    takes fewer registers than a loop over the full tiles and a second one over those at a border.
+    orientation. One loop that branches here takes fewer registers than a loop over the full tiles and a second one over
+    those at a border.
     """
     if len(mask) > 0:
-        if MASK_LAYOUT[1]:
-            stride = tl.cast(mask[1], tl.uint32)
-            tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride + tl.cast(n0, tl.uint32), 16)
-            offsets = tl.multiple_of(row.to(tl.uint32) * stride, (16, 16)) + column.to(tl.uint32)
-            inside = (row < M - m0) & (column // 16 < (N - n0) // 16)
-        else:
-            tile = mask[0] + tl.cast(m0, tl.int64) * mask[1] + n0 * MASK_LAYOUT[0]
-            offsets = row.to(tl.int64) * mask[1] + column * MASK_LAYOUT[0]
-            inside = (row < M - m0) & (column < N - n0)
-        bias = tl.load(tile + offsets, mask=inside, other=0)
+        bias = load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT)
         if bias.dtype.is_floating():
             s += bias.to(tl.float32) * 1.4426950408889634
         else:

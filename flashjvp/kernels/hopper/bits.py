@@ -1,8 +1,9 @@
 """Boolean masks as the warp-specialised kernels read them: a bit for each query and key, 32 in a word.
 
-Words lie along the rows of a tile, so that a warp reads neighbours: `by_keys` [head, block of 32 keys, query]
-for tiles [queries, keys] and `by_queries` [head, block of 32 queries, key] for tiles [keys, queries]. Keys beyond the
-end have the bit 0. What a mask repeats is packed once.
+Words lie along the rows of a tile, so that a warp reads neighbours: `by_keys` [head, block of 128 keys, quarter, query]
+for tiles [queries, keys] and `by_queries` [head, block of 128 queries, quarter, key] for tiles [keys, queries]. A
+quarter is what one thread holds of a row of an accumulator: of every 8 columns two. Keys beyond the end have the bit 0.
+What a mask repeats is packed once.
 """
 
 from typing import NamedTuple
@@ -15,10 +16,13 @@ from triton.experimental.gluon import language as gl
 
 from ..launch import Call, Maybe
 from ..schedule import Tile
-from ..tiles import from_odd, odd, select_head
+from ..tiles import from_odd, load_mask, odd, select_head
 from .ring import HALF
 
 BLOCK = 128  # queries and keys that a program packs
+# $1 where the word $3 has the bit $4, else $2. LLVM would make vectors of such tests in the forward pass, three times
+# the instructions; from this ptxas moves seven bits of a byte to predicates at once.
+SELECT = gl.constexpr("{.reg .pred p; .reg .b32 t; and.b32 t, $3, $4; setp.ne.b32 p, t, 0; selp.f32 $0, $1, $2, p;}")
 
 
 class Bits(NamedTuple):
@@ -37,7 +41,6 @@ def pack_kernel(
 ):  # fmt: skip
     """One program: a square of the mask, read once. An absent result is None."""
     SIDE: tl.constexpr = TILE[0]
-    WORDS: tl.constexpr = SIDE // 32
     rows = tl.where(mask.strides[0] != 0, M, 1)
     heads = tl.where(from_odd(mask.strides[1]) != 0, heads, 1)
     across, down = tl.cdiv(N, SIDE), tl.cdiv(rows, SIDE)
@@ -45,21 +48,28 @@ def pack_kernel(
     n0 = (pid % across) * SIDE
     m0 = (pid // across % down) * SIDE
     number = pid // across // down
-    first, stride = select_head(mask, number // heads, number % heads, batch_shape, False)
+    head = select_head(mask, number // heads, number % heads, batch_shape, False)
 
-    query, key = m0 + tl.arange(0, SIDE), n0 + tl.arange(0, SIDE)
-    there = (query < tl.where(mask.strides[0] != 0, M, m0 + SIDE))[:, None] & (key < N)[None, :]
-    seen = tl.load(first + query.to(tl.int64)[:, None] * stride + (key * MASK_LAYOUT[0])[None, :], mask=there, other=0)
-    seen = (seen != 0).to(tl.int32)
-    word = tl.arange(0, WORDS)
+    side, quarter = tl.arange(0, SIDE), tl.arange(0, 4)
+    last = tl.where(mask.strides[0] != 0, M, m0 + SIDE)
+    seen = load_mask(head, m0, n0, side[:, None], side[None, :], last, N, MASK_LAYOUT) != 0
+    query, key = m0 + side, n0 + side
     if by_keys is not None:
-        packed = tl.sum((seen << (key % 32)[None, :]).reshape((SIDE, WORDS, 32)), 2)
-        place = by_keys + number.to(tl.int64) * (across * WORDS * rows) + (n0 // 32 + word).to(tl.int64)[None, :] * rows
-        tl.store(place + query[:, None], packed, mask=(query < rows)[:, None])
+        place = by_keys + number.to(tl.int64) * (across * 4 * rows) + (n0 // 32 + quarter).to(tl.int64)[None, :] * rows
+        tl.store(place + query[:, None], words_of(seen, SIDE), mask=(query < rows)[:, None])
     if by_queries is not None:
-        packed = tl.sum((seen << (query % 32)[:, None]).reshape((WORDS, 32, SIDE)), 1)
-        place = by_queries + number.to(tl.int64) * (down * WORDS * N) + (m0 // 32 + word).to(tl.int64)[:, None] * N
-        tl.store(place + key[None, :], packed, mask=(key < N)[None, :])
+        place = by_queries + number.to(tl.int64) * (down * 4 * N) + (m0 // 32 + quarter).to(tl.int64)[None, :] * N
+        tl.store(place + key[:, None], words_of(tl.trans(seen), SIDE), mask=(key < N)[:, None])
+
+
+@triton.jit
+def words_of(seen, SIDE: tl.constexpr):
+    """[SIDE, quarters] of [SIDE, 128 columns]: of every 8 columns the two of a quarter are two bits of its word."""
+    column = tl.arange(0, 128)
+    bit = column // 8 * 2 + column % 2
+    bits = tl.where(seen, (1 << bit)[None, :], 0).reshape((SIDE, 16, 4, 2))
+    # Two sums: over dims merged to one, Triton 3.6 adds up wrong threads if others lie between those of a sum.
+    return tl.sum(tl.sum(bits, 3), 1)
 
 
 def can_pack(call: Call) -> bool:
@@ -88,13 +98,13 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> Bits:
 
 @gluon.jit
 def words_by_keys(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
-    """Of the queries of a head: (pointer, words of a block, words from a block to the next), or ()."""
+    """Of the queries of a head: (pointer, words of a quarter, words from a block to the next), or ()."""
     if mask is None:
         return ()
     else:
         rows = M if VARIES[2] else 1
         first = mask + _number(batch, head, heads, VARIES) * (gl.cdiv(N, 128) * 4 * rows)
-        return (first, rows, rows)
+        return (first, rows, 4 * rows)
 
 
 @gluon.jit
@@ -105,7 +115,7 @@ def words_by_queries(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     else:
         blocks = gl.cdiv(M, 128) * 4 if VARIES[2] else 4
         first = mask[0] + _number(batch, head, heads, VARIES) * (blocks * N)
-        return (first, N, N if VARIES[2] else 0)
+        return (first, N, 4 * N if VARIES[2] else 0)
 
 
 @gluon.jit
@@ -117,19 +127,18 @@ def _number(batch, head, heads, VARIES: gl.constexpr):
 
 
 @gluon.constexpr_function
-def _by_bits(words):
-    """The layout of a [64, 32 * words] accumulator as [row, word, 8 columns, pair of columns, column]."""
-    registers = [[0, 0, 0, 0, 1], [8, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 2, 0, 0]]
-    registers += [[0, 1 << i, 0, 0, 0] for i in range(words.bit_length() - 1)]
-    lanes = [[0, 0, 0, 1, 0], [0, 0, 0, 2, 0], [1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [4, 0, 0, 0, 0]]
-    warps = [[16, 0, 0, 0, 0], [32, 0, 0, 0, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, warps, [], [64, words, 4, 4, 2])
+def _by_bits(pairs):
+    """The layout of a [64, 8 * pairs] accumulator as [row, 8 columns, quarter, column]."""
+    registers = [[0, 0, 0, 1], [8, 0, 0, 0]] + [[0, 1 << i, 0, 0] for i in range(pairs.bit_length() - 1)]
+    lanes = [[0, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]]
+    warps = [[16, 0, 0, 0], [32, 0, 0, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [64, pairs, 4, 2])
 
 
 @gluon.constexpr_function
 def _along(layout, dims):
     """The layout of what lies along some of the dims, in order, without the others."""
-    for dim in reversed(range(5)):
+    for dim in reversed(range(4)):
         if dim not in dims:
             layout = gl.SliceLayout(dim, layout)
     return layout
@@ -137,16 +146,16 @@ def _along(layout, dims):
 
 @gluon.jit
 def load_words(words, row0, tile, COLUMNS: gl.constexpr):
-    """Of a tile of COLUMNS columns and the 64 rows from `row0` on: ([64, words],), or () without a mask."""
+    """Of a tile of COLUMNS columns and the 64 rows from `row0` on: ([64, quarters],), or () without a mask. The bits
+    of the tile are the lowest."""
     if len(words) == 0:
         return ()
     else:
-        first, rows, stride = words
-        COUNT: gl.constexpr = COLUMNS // 32
-        BITS: gl.constexpr = _by_bits(COUNT)
-        row = gl.minimum(row0 + gl.arange(0, HALF, _along(BITS, (0,))), rows - 1)
-        block = tile * COUNT + gl.arange(0, COUNT, _along(BITS, (1,)))
-        return (gl.load(first + ((block * stride)[None, :] + row[:, None])),)
+        first, rows, step = words
+        WORDS: gl.constexpr = _along(_by_bits(COLUMNS // 8), (0, 2))
+        row = gl.minimum(row0 + gl.arange(0, HALF, gl.SliceLayout(1, WORDS)), rows - 1)
+        quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + tile * COLUMNS // 128 * step
+        return (gl.load(first + (quarter[None, :] + row[:, None])) >> (tile * COLUMNS % 128 // 4),)
 
 
 @gluon.jit
@@ -155,13 +164,13 @@ def where_allowed(x, words, other, LAYOUT: gl.constexpr):
     if len(words) == 0:
         return x
     else:
-        COUNT: gl.constexpr = x.shape[1] // 32
-        BITS: gl.constexpr = _by_bits(COUNT)
-        # The first shift depends on the thread; after it every bit has a place that the compiler knows.
-        pair = gl.arange(0, 4, _along(BITS, (3,)))[None, None, None, :, None]
-        place = gl.arange(0, 4, _along(BITS, (2,)))[None, None, :, None, None] * 8
-        place = place + gl.arange(0, 2, _along(BITS, (4,)))[None, None, None, None, :]
-        shifted = words[0][:, :, None, None, None] >> (pair * 2)
-        allowed = ((shifted >> place) & 1) != 0
-        parts = gl.convert_layout(x.reshape([HALF, COUNT, 4, 4, 2]), BITS)
-        return gl.convert_layout(gl.where(allowed, parts, other).reshape([HALF, 32 * COUNT]), LAYOUT)
+        PAIRS: gl.constexpr = x.shape[1] // 8
+        BITS: gl.constexpr = _by_bits(PAIRS)
+        pair = gl.arange(0, PAIRS, _along(BITS, (1,)))[None, :, None, None] * 2
+        bit = 1 << (pair + gl.arange(0, 2, _along(BITS, (3,)))[None, None, None, :])
+        parts = gl.convert_layout(x.reshape([HALF, PAIRS, 4, 2]), BITS)
+        other = gl.full(parts.shape, other, gl.float32, BITS)
+        parts = gl.inline_asm_elementwise(
+            SELECT, "=f,f,f,r,r", [parts, other, words[0][:, None, :, None], bit], gl.float32, is_pure=True, pack=1
+        )
+        return gl.convert_layout(parts.reshape([HALF, x.shape[1]]), LAYOUT)

@@ -142,14 +142,21 @@ def _walk(
     CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Adds the tiles from `first` to `last`. Where no tile has a masked key, a loop without masks: a condition in the
-    loop would become a selection for each score."""
+    loop would become a selection for each score. Words of a mask are loaded a tile ahead without tangents; beside them
+    registers are short."""
     held, own_tiles, ring, full, empty, bits = tiles
     KEYS: gl.constexpr = ring[0].shape[3]
     row = row0 + who * HALF
+    AHEAD: gl.constexpr = len(state) == 2
+    coming = load_words(bits, row, gl.minimum(first, last - 1), KEYS) if AHEAD else ()
     for tile in range(first, last):
         stage = tile % STAGES
         passed = (full.index(stage), (tile // STAGES) & 1)
-        words = load_words(bits, row, tile, KEYS)
+        if AHEAD:
+            words = coming
+            coming = load_words(bits, row, gl.minimum(tile + 1, last - 1), KEYS)
+        else:
+            words = load_words(bits, row, tile, KEYS)
         mbarrier.wait(passed[0], passed[1])
         own = by_tensor(held + own_rows(own_tiles[len(held) :], who, tile), CHUNKS)
         streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
