@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -71,8 +72,13 @@ def latency(work: Work, device: torch.device) -> Latency:
 
 def host_us(work: Work, device: torch.device) -> float:
     """Wall time until a call returns to the host, which on a GPU is before its kernels end: median over batches."""
+    return statistics.median(host_samples_us(work, device, HOST_BATCHES))
+
+
+def host_samples_us(work: Work, device: torch.device, batches: int) -> list[float]:
+    """The same of each batch of calls; one before them warms up."""
     samples = []
-    for _ in range(1 + HOST_BATCHES):
+    for _ in range(1 + batches):
         prepared = [work.prepare() for _ in range(HOST_CALLS)]
         _wait(device)
         start = time.perf_counter()
@@ -80,7 +86,7 @@ def host_us(work: Work, device: torch.device) -> float:
             work.run(state)
         samples.append((time.perf_counter() - start) / HOST_CALLS * 1e6)
         _wait(device)
-    return sorted(samples[1:])[HOST_BATCHES // 2]  # the first batch warms up
+    return samples[1:]
 
 
 def peak_mib(work: Work, device: torch.device) -> float:

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .environment import DATA, ROOT
+from .host_times import HOST_COLUMNS, host_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
@@ -45,6 +46,7 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
     TURN_COLUMNS: turns_table,
+    HOST_COLUMNS: host_table,
 }
 
 

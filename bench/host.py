@@ -1,0 +1,217 @@
+"""`python -m bench.host`: where the host's time of a call goes; a row of CSV for each call and each of its parts.
+
+Parts are timed alone: the tensors that a call allocates, its launches, and of those what Triton's C code and the driver
+take. Beside them stands what PyTorch takes for the same call of a function that does nothing, or of its own attention,
+and what the GPU takes without a host, which is the replay of a CUDA graph. Times are of wall clock until a call
+returns, over batches of calls between which the GPU is waited for; a call and its parts take turns, batch by batch,
+because the speed of a host that others share drifts.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn.functional import scaled_dot_product_attention
+
+from flashjvp.kernels.direct import Launch
+from flashjvp.kernels.recordings import Recording
+from reports.environment import commit, machine, version
+from reports.host_times import HOST_COLUMNS, HostTime
+from reports.schema import write_rows
+from verify.cases import Inputs
+
+from .cases import Case, differentiable, make_inputs, require_gradients
+from .in_turns import case_of
+from .measure import Work, host_samples_us, latency, work
+from .providers import PROVIDERS
+
+BATCHES = 40
+SHAPE = (1, 24, 1024, 128)
+WARM_CALLS = 3  # the first is checked and compiled, the second recorded
+PLAN = (  # a call, the mode that it is a case of, its mask
+    ("fwd", "fwd", "none"),
+    ("fwd", "fwd", "bool"),
+    ("fwd, node", "fwd", "none"),
+    ("func.jvp", "fwd", "none"),
+    ("bwd", "bwd", "none"),
+    ("bwd", "bwd", "bool"),
+    ("plain-fwd", "plain-fwd", "none"),
+    ("plain-fwd", "plain-fwd", "bool"),
+    ("plain-bwd", "plain-bwd", "none"),
+    ("plain-bwd", "plain-bwd", "bool"),
+)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a call does below PyTorch: the tensors that it allocates, its launches, and what they give to C."""
+
+    recordings: list[Recording]
+    launches: list[Callable[[], object]]
+    given_to_c: list[Callable[[], object]]
+
+    def allocate(self) -> None:
+        for recording in self.recordings:
+            for shape, strides, dtype, _ in recording._buffers:
+                recording._allocate(shape, strides, dtype)
+
+
+class _Empty(Function):
+    """Nothing, of as many inputs, outputs and gradients as attention has."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*inputs)
+        return tuple([torch.empty_like(x) for x in inputs[:outputs]])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        return None, *ctx.saved_tensors
+
+
+def parts(call: str, case: Case, device: torch.device) -> Iterator[tuple[str, int, Work]]:
+    """The name of each part, how many there are of it, and the part as work."""
+    inputs = make_inputs(case, device)
+    if case.backward or call == "fwd, node":
+        require_gradients(inputs)
+    attention = PROVIDERS["flashjvp-func-jvp" if call == "func.jvp" else "flashjvp"].load()
+    whole = work(attention, inputs, case.mode)
+    yield "all", 1, whole
+    if (empty := _empty(call, inputs)) is not None:
+        yield "empty", 1, empty
+    if case.plain:
+        yield "sdpa", 1, work(lambda x: (scaled_dot_product_attention(x.q, x.k, x.v, x.mask),), inputs, case.mode)
+    played = _played(whole)
+    yield "buffers", sum(len(recording._buffers) for recording in played.recordings), Work(lambda _: played.allocate())
+    yield "launches", len(played.launches), Work(lambda _: [launch() for launch in played.launches])
+    yield "driver", len(played.given_to_c), Work(lambda _: [launch() for launch in played.given_to_c])
+
+
+def _empty(call: str, x: Inputs) -> Work | None:
+    """What PyTorch does around such a call; None where there is nothing."""
+    if call == "func.jvp":
+        primals, tangents = (x.q, x.k, x.v), (x.q_t, x.k_t, x.v_t)
+        return Work(lambda _: torch.func.jvp(lambda q, k, v: q, primals, tangents))
+    if x.q.requires_grad:
+        tensors = differentiable(x)
+        outputs = len(tensors) // 3
+        cotangents = [y for y in (x.d_o, x.d_o_t) if y is not None]
+        forward = partial(_Empty.apply, outputs, *tensors)
+        if not cotangents:
+            return Work(lambda _: forward())
+        return Work(lambda outputs: torch.autograd.grad(outputs, tensors, cotangents), forward)
+    return None
+
+
+def _played(call: Work) -> Played:
+    """Watches one call, after enough others that it is played from recordings."""
+    recordings: list[Recording] = []
+    launches: list[Callable[[], object]] = []
+    given: list[Callable[[], object]] = []
+    play, launch = Recording._play, Launch.__call__
+
+    def seen_play(self: Recording, tensors: Any, addresses: Any) -> Any:
+        recordings.append(self)
+        return play(self, tensors, addresses)
+
+    def seen_launch(self: Launch, tensors: Any, addresses: Any, stream: int) -> None:
+        launches.append(partial(launch, self, tensors, addresses, stream))
+        direct: Any = self._direct
+        c = direct._launch
+
+        def seen_by_c(*args: Any) -> None:
+            given.append(partial(c, *args))
+            c(*args)
+
+        with mock.patch.object(direct, "_launch", seen_by_c):
+            launch(self, tensors, addresses, stream)
+
+    for _ in range(WARM_CALLS):
+        state = call.prepare()
+        call.run(state)
+    state = call.prepare()
+    with mock.patch.object(Recording, "_play", seen_play), mock.patch.object(Launch, "__call__", seen_launch):
+        call.run(state)
+    torch.cuda.synchronize()
+    if not recordings:
+        raise RuntimeError("expected a call that is played from a recording, got one that is not")
+    return Played(recordings, launches, given)
+
+
+def device_us(call: Work, device: torch.device) -> float:
+    """Median time of a call's kernels on the GPU, replayed from a CUDA graph with a cold L2."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # a backward pass runs where its forward did
+        for _ in range(WARM_CALLS):
+            call()
+        state = call.prepare()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        kept = call.run(state)
+    us = latency(Work(lambda _: graph.replay()), device).p50_ms * 1e3
+    del kept
+    return us
+
+
+def measured(call: str, case: Case, device: torch.device) -> list[HostTime]:
+    """The rows of a call."""
+    found = list(parts(call, case, device))
+    samples: list[list[float]] = [[] for _ in found]
+    for _ in range(BATCHES):
+        for (_, _, run), times in zip(found, samples, strict=True):
+            times += host_samples_us(run, device, 1)
+    rows = []
+    for (part, count, run), times in zip(found, samples, strict=True):
+        p20, p50, p80 = statistics.quantiles(times, n=10)[1::3]
+        row = HostTime(
+            call=call, mask=case.mask, part=part, batch=case.batch, heads=case.heads, queries=case.queries,
+            head_dim=case.head_dim, dtype=case.dtype, count=count, p20_us=p20, p50_us=p50, p80_us=p80,
+            device_us=device_us(run, device) if part == "all" else None,
+            latency_us=latency(run, device).p50_ms * 1e3 if part == "all" else None,
+            host=machine(torch.device("cpu")), machine=machine(device), torch_version=torch.__version__,
+            triton_version=version("triton"), commit=commit(),
+        )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.host", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--out", type=Path, metavar="CSV", required=True, help="written anew after every call")
+    default = ",".join(map(str, SHAPE))
+    parser.add_argument(
+        "--shape", type=_shape, metavar="B,H,N,D", default=SHAPE, help=f"of q, k, v (default {default})"
+    )
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("expected a CUDA GPU, found none: calls on a CPU have no launches")
+    rows: list[HostTime] = []
+    console = Console()
+    for call, mode, mask in PLAN:
+        found = measured(call, replace(case_of(options.shape, mode), mask=mask), torch.device("cuda"))
+        write_rows(options.out, rows := [*rows, *found], HOST_COLUMNS)
+        times = ", ".join(f"{row.part} {row.p50_us:.1f}" for row in found)
+        console.print(f"{call}, mask {mask}: {times} us", highlight=False)
+    return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.split(","))
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected four sizes B,H,N,D, got {text!r}")
+    return sizes
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

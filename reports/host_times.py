@@ -1,0 +1,63 @@
+"""What a row of `python -m bench.host` is, and the table of such rows."""
+
+from dataclasses import dataclass, fields
+
+import pandas as pd
+
+from .tables import markdown
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostTime:
+    """A call, or a part of it alone, and how long it takes the host until it returns.
+
+    `call` is a mode of reports.schema, `fwd, node` where gradients will be asked for, or `func.jvp`, a forward under
+    that transform. `part` is `all`; `buffers`, the tensors that the call allocates; `launches`, of kernels; `driver`,
+    what Triton's C code and the driver take of them; `empty`, what PyTorch takes for such a call of a function that
+    does nothing; or `sdpa`, PyTorch's own attention, by the backend of its choice. `count` is how many buffers or
+    launches there are. Medians and percentiles over batches, in microseconds. Of `all` also `device_us`, the GPU's time
+    of a replay from a CUDA graph, and `latency_us`, what a sweep calls the latency; medians.
+    """
+
+    call: str
+    mask: str
+    part: str
+    batch: int
+    heads: int
+    queries: int
+    head_dim: int
+    dtype: str
+    count: int
+    p20_us: float
+    p50_us: float
+    p80_us: float
+    device_us: float | None
+    latency_us: float | None
+    host: str
+    machine: str
+    torch_version: str
+    triton_version: str
+    commit: str
+
+
+HOST_COLUMNS = tuple(field.name for field in fields(HostTime))
+
+
+def host_table(data: pd.DataFrame) -> str:
+    """A line for each call: `data` has the columns HOST_COLUMNS, all rows of one run."""
+    lines = []
+    for (call, mask), rows in data.groupby(["call", "mask"], sort=False):
+        parts = rows.set_index("part")
+        time = {name: f"{parts.p50_us[name]:.0f}" if name in parts.index else "" for name in parts.index}
+        whole = parts.loc["all"]
+        name = call if mask == "none" else f"{call}, {mask} mask"
+        beside = " / ".join(time[name] for name in ("empty", "sdpa") if name in time)
+        launches = f"{time['launches']} ({time['driver']}), {parts['count']['launches']}" if "launches" in time else ""
+        device, latency = (f"{x:.0f}" if pd.notna(x) else "" for x in (whole.device_us, whole.latency_us))
+        lines.append([name, time["all"], beside, time.get("buffers", ""), launches, device, latency])
+    first = data.iloc[0]
+    heads = ["call", "all, us", "PyTorch's own", "buffers", "launches (driver), how many", "GPU alone", "latency"]
+    shape = f"{first['batch']}, {first['heads']}, {first['queries']}, {first['head_dim']}, {first['dtype']}"
+    source = f"B, H, N, D = {shape}; {first['machine']}, {first['host']}; torch {first['torch_version']}, triton "
+    source += f"{first['triton_version']}, commit {first['commit']}. By `python -m bench.host`."
+    return f"{markdown(heads, lines, left=1)}\n\n{source}"
