@@ -81,11 +81,7 @@ class _Empty(Function):
 
 def parts(call: str, case: Case, device: torch.device) -> Iterator[tuple[str, int, Work]]:
     """The name of each part, how many there are of it, and the part as work."""
-    inputs = make_inputs(case, device)
-    if case.backward or call == "fwd, node":
-        require_gradients(inputs)
-    attention = PROVIDERS["flashjvp-func-jvp" if call == "func.jvp" else "flashjvp"].load()
-    whole = work(attention, inputs, case.mode)
+    inputs, whole = _whole(call, case, device)
     yield "all", 1, whole
     if (empty := _empty(call, inputs)) is not None:
         yield "empty", 1, empty
@@ -95,6 +91,15 @@ def parts(call: str, case: Case, device: torch.device) -> Iterator[tuple[str, in
     yield "buffers", sum(len(recording._buffers) for recording in played.recordings), Work(lambda _: played.allocate())
     yield "launches", len(played.launches), Work(lambda _: [launch() for launch in played.launches])
     yield "driver", len(played.given_to_c), Work(lambda _: [launch() for launch in played.given_to_c])
+
+
+def _whole(call: str, case: Case, device: torch.device) -> tuple[Inputs, Work]:
+    """A call, and what it is of."""
+    inputs = make_inputs(case, device)
+    if case.backward or call == "fwd, node":
+        require_gradients(inputs)
+    attention = PROVIDERS["flashjvp-func-jvp" if call == "func.jvp" else "flashjvp"].load()
+    return inputs, work(attention, inputs, case.mode)
 
 
 def _empty(call: str, x: Inputs) -> Work | None:
@@ -148,17 +153,17 @@ def _played(call: Work) -> Played:
     return Played(recordings, launches, given)
 
 
-def device_us(call: Work, device: torch.device) -> float:
+def device_us(call: str, case: Case, device: torch.device) -> float:
     """Median time of a call's kernels on the GPU, replayed from a CUDA graph with a cold L2."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # a backward pass runs where its forward did
+    with torch.cuda.stream(stream):  # a backward pass runs where its forward did, and ends where its leaves were made
+        _, run = _whole(call, case, device)
         for _ in range(WARM_CALLS):
-            call()
-        state = call.prepare()
+            run()
+        state = run.prepare()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        kept = call.run(state)
+        kept = run.run(state)
     us = latency(Work(lambda _: graph.replay()), device).p50_ms * 1e3
     del kept
     return us
@@ -177,7 +182,7 @@ def measured(call: str, case: Case, device: torch.device) -> list[HostTime]:
         row = HostTime(
             call=call, mask=case.mask, part=part, batch=case.batch, heads=case.heads, queries=case.queries,
             head_dim=case.head_dim, dtype=case.dtype, count=count, p20_us=p20, p50_us=p50, p80_us=p80,
-            device_us=device_us(run, device) if part == "all" else None,
+            device_us=device_us(call, case, device) if part == "all" else None,
             latency_us=latency(run, device).p50_ms * 1e3 if part == "all" else None,
             host=machine(torch.device("cpu")), machine=machine(device), torch_version=torch.__version__,
             triton_version=version("triton"), commit=commit(),

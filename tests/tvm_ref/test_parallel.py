@@ -28,6 +28,7 @@ from tvm_ref.batches import Batches
 from tvm_ref.checkpoint import checkpoints, load_model, read_step, save
 from tvm_ref.config import ConfigError, TrainConfig
 from tvm_ref.data import open_dataset
+from tvm_ref.loss import Batch
 from tvm_ref.parallel import world
 from tvm_ref.state import State
 from tvm_ref.step import gradient
@@ -42,7 +43,7 @@ def train_in_float64(config: TrainConfig) -> None:
         state, batches = State(config, this), Batches(config, open_dataset(config.data), this)
         outcomes = []
         for step in range(3):
-            draws = batches.draw(step)
+            draws = [Batch(*(x.to(this.device) for x in batch)) for batch in batches.draw(step)]
             outcomes.append(gradient(state.objective, state.target, draws, this, clip=config.optim.clip)[:4])
             state.advance()
         save(out, 3, state.tensors(), config, this)
