@@ -83,8 +83,12 @@ def parts(call: str, case: Case, device: torch.device) -> Iterator[tuple[str, in
     """The name of each part, how many there are of it, and the part as work."""
     inputs, whole = _whole(call, case, device)
     yield "all", 1, whole
+    if case.backward:
+        yield "one thread", 1, _in_one_thread(whole)
     if (empty := _empty(call, inputs)) is not None:
         yield "empty", 1, empty
+        if case.backward:
+            yield "empty, one thread", 1, _in_one_thread(empty)
     if case.plain:
         yield "sdpa", 1, work(lambda x: (scaled_dot_product_attention(x.q, x.k, x.v, x.mask),), inputs, case.mode)
     played = _played(whole)
@@ -116,6 +120,16 @@ def _empty(call: str, x: Inputs) -> Work | None:
             return Work(lambda _: forward())
         return Work(lambda outputs: torch.autograd.grad(outputs, tensors, cotangents), forward)
     return None
+
+
+def _in_one_thread(call: Work) -> Work:
+    """A backward pass in the thread that asks for it: PyTorch has one for each GPU, which it wakes for each pass."""
+
+    def run(state: Any) -> object:
+        with torch.autograd.set_multithreading_enabled(False):
+            return call.run(state)
+
+    return Work(run, call.prepare)
 
 
 def _played(call: Work) -> Played:

@@ -94,10 +94,10 @@ def _load_flashjvp(backend: str | None) -> Attention:
     import flashjvp
 
     def call(x: Inputs) -> tuple[Tensor, ...]:
-        options: dict[str, Any] = {"is_causal": x.is_causal, "enable_gqa": is_grouped(x), "backend": backend}
         if x.q_t is None:
-            return (flashjvp.attention(x.q, x.k, x.v, x.mask, **options),)
-        return flashjvp.attention_jvp(x.q, x.k, x.v, x.q_t, x.k_t, x.v_t, x.mask, **options)
+            return (flashjvp.attention(x.q, x.k, x.v, x.mask, 0.0, x.is_causal, None, True, backend=backend),)
+        tangents = x.q_t, x.k_t, x.v_t
+        return flashjvp.attention_jvp(x.q, x.k, x.v, *tangents, x.mask, x.is_causal, None, True, backend=backend)
 
     return call
 
@@ -107,7 +107,7 @@ def _load_flashjvp_func_jvp() -> Attention:
 
     def call(x: Inputs) -> tuple[Tensor, ...]:
         def primal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return flashjvp.attention(q, k, v, x.mask, 0.0, x.is_causal, None, is_grouped(x))
+            return flashjvp.attention(q, k, v, x.mask, 0.0, x.is_causal, None, True)
 
         return torch.func.jvp(primal, (x.q, x.k, x.v), (x.q_t, x.k_t, x.v_t))[:2]
 

@@ -56,7 +56,7 @@ def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: t
 
 def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """None where a call has to take the dispatcher, or may have an argument of a wrong type."""
-    if is_watched() or may_hold_tangents():
+    if may_hold_tangents() or is_watched():
         return None
     q, k = tensors[0], tensors[1]
     is_causal, scale, enable_gqa, backend = options

@@ -14,9 +14,10 @@ class HostTime:
     `call` is a mode of reports.schema, `fwd, node` where gradients will be asked for, or `func.jvp`, a forward under
     that transform. `part` is `all`; `buffers`, the tensors that the call allocates; `launches`, of kernels; `driver`,
     what Triton's C code and the driver take of them; `empty`, what PyTorch takes for such a call of a function that
-    does nothing; or `sdpa`, PyTorch's own attention, by the backend of its choice. `count` is how many buffers or
-    launches there are. Medians and percentiles over batches, in microseconds. Of `all` also `device_us`, the GPU's time
-    of a replay from a CUDA graph, and `latency_us`, what a sweep calls the latency; medians.
+    does nothing; or `sdpa`, PyTorch's own attention, by the backend of its choice. Backward passes run in a thread of
+    PyTorch's for each GPU; `one thread` and `empty, one thread` run in the one that asks for them. `count` is how many
+    buffers or launches there are. Medians and percentiles over batches, in microseconds. Of `all` also `device_us`, the
+    GPU's time of a replay from a CUDA graph, and `latency_us`, what a sweep calls the latency; medians.
     """
 
     call: str
@@ -54,9 +55,19 @@ def host_table(data: pd.DataFrame) -> str:
         beside = " / ".join(time[name] for name in ("empty", "sdpa") if name in time)
         launches = f"{time['launches']} ({time['driver']}), {parts['count']['launches']}" if "launches" in time else ""
         device, latency = (f"{x:.0f}" if pd.notna(x) else "" for x in (whole.device_us, whole.latency_us))
-        lines.append([name, time["all"], beside, time.get("buffers", ""), launches, device, latency])
+        one = " / ".join(time[name] for name in ("one thread", "empty, one thread") if name in time)
+        lines.append([name, time["all"], beside, one, time.get("buffers", ""), launches, device, latency])
     first = data.iloc[0]
-    heads = ["call", "all, us", "PyTorch's own", "buffers", "launches (driver), how many", "GPU alone", "latency"]
+    heads = [
+        "call",
+        "all, us",
+        "PyTorch's own",
+        "the same in one thread",
+        "buffers",
+        "launches (driver), how many",
+        "GPU alone",
+        "latency",
+    ]
     shape = f"{first['batch']}, {first['heads']}, {first['queries']}, {first['head_dim']}, {first['dtype']}"
     source = f"B, H, N, D = {shape}; {first['machine']}, {first['host']}; torch {first['torch_version']}, triton "
     source += f"{first['triton_version']}, commit {first['commit']}. By `python -m bench.host`."

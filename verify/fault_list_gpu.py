@@ -239,12 +239,12 @@ OF_RECORDINGS = [
         "short_heads",
     ),
     _repeated(
-        "descriptors found by address alone", DIRECT,
-        "_ENCODED.get((address, encoder))", "next((x for (a, _), x in _ENCODED.items() if a == address), None)",
+        "descriptors found by geometry alone", DIRECT,
+        "encoder[addresses[source]]", "encoder[next(iter(encoder), addresses[source])]",
     ),
     _repeated(
-        "descriptors found by geometry alone", DIRECT,
-        "_ENCODED.get((address, encoder))", "next((x for (_, e), x in _ENCODED.items() if e is encoder), None)",
+        "encoders shared by tiles of other sizes", DIRECT,
+        "repr((descriptor.shape, descriptor.strides, signature, meta))", "repr((descriptor.shape, descriptor.strides))",
     ),
     _repeated(
         "encoders shared by tensors of other strides", DIRECT,

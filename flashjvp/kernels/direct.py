@@ -17,12 +17,10 @@ from triton import knobs
 from triton.runtime import driver
 
 _NVIDIA = "triton.backends.nvidia.driver"
-# (address, geometry) -> the encoded descriptor, which names memory but does not own it
-_ENCODED: dict[tuple[int, object], Any] = {}
-_MOST_ENCODED = 1 << 13
-# geometry -> what encodes descriptors of it
+# geometry -> descriptors of it, by address
 _ENCODERS: dict[str, "_Encoder"] = {}
 _MOST_GEOMETRIES = 1 << 10
+_MOST_ENCODED = 1 << 10  # of one geometry
 _HERE = nullcontext()
 # without the check of torch.cuda that CUDA was initialised: there are tensors on it
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
@@ -70,14 +68,19 @@ def current_stream(device: int) -> int:
     return stream
 
 
-def is_current(device: torch.device) -> bool:
-    """Whether Triton, and what allocates directly, takes a tensor's device: the current one."""
-    return device.type != "cuda" or device.index == _current_device()
+def index_of(device: torch.device) -> int | None:
+    """The number of a GPU, None for a CPU. To be asked once: PyTorch makes a string of a device's type each time."""
+    return device.index if device.type == "cuda" else None
+
+
+def is_current(index: int | None) -> bool:
+    """Whether Triton, and what allocates directly, takes the device with this index: the current one."""
+    return index is None or index == _current_device()
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Makes the tensors' device the current one."""
-    return _HERE if is_current(device) else torch.cuda.device(device)
+    return _HERE if is_current(index_of(device)) else torch.cuda.device(device)
 
 
 def _is_hooked() -> bool:
@@ -151,9 +154,7 @@ class _Direct:
         for position, source, strides in self._addresses:
             values[position] = addresses[source] if strides is None else (addresses[source], strides)
         for position, source, encoder in self._described:
-            address = addresses[source]
-            encoded = _ENCODED.get((address, encoder))
-            values[position] = encoder(address) if encoded is None else encoded
+            values[position] = encoder[addresses[source]]
         if self._nested:
             before = self._before.copy()
             before[self._stream] = stream
@@ -163,22 +164,23 @@ class _Direct:
             self._launch(*values)
 
 
-class _Encoder:
-    """Encodes descriptors of one geometry."""
+class _Encoder(dict[int, Any]):
+    """Encoded descriptors of one geometry by address, each made when it is asked for. They do not own the memory."""
 
     def __init__(self, descriptor: Any, signature: str, meta: Any, head: tuple[Any, ...], nested: bool) -> None:
+        super().__init__()
         self._descriptor, self._head, self._nested = descriptor, head, nested
         wrap = sys.modules[_NVIDIA].wrap_handle_tensordesc
         self._expand = wrap(lambda *args: args[-1] if nested else args[len(head) :], {0: signature}, [meta])
 
-    def __call__(self, address: int) -> Any:
+    def __missing__(self, address: int) -> Any:
         described = _with_base(self._descriptor, _Address(address))
         encoded, *rest = self._expand(*self._head, (described,) if self._nested else described)
         if type(encoded).__name__ != "PyCUtensorMap" or rest != [*described.shape, *described.strides]:
             raise TypeError(f"expected an encoded descriptor, its shape and strides, got {encoded}, {rest}")
-        if len(_ENCODED) >= _MOST_ENCODED:
-            _ENCODED.clear()
-        _ENCODED[address, self] = encoded
+        if len(self) >= _MOST_ENCODED:
+            self.clear()
+        self[address] = encoded
         return encoded
 
 

@@ -6,6 +6,7 @@ more than allocate, view and launch is not recorded. A recording holds no tensor
 """
 
 import functools
+import operator
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..guards import Remembered
 from . import schedule
-from .direct import Launch, Place, current_stream, is_current
+from .direct import Launch, Place, current_stream, index_of, is_current
 
 try:  # what inductor's programs allocate with: without the dispatcher, at a third of its host time
     from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
@@ -53,7 +54,7 @@ class Recording:
         self, device: torch.device, buffers: Sequence[_Buffer], launches: Sequence[Launch],
         results: Sequence[int | None],
     ) -> None:  # fmt: skip
-        self._device, self._buffers, self._launches, self._results = device, buffers, launches, results
+        self._index, self._buffers, self._launches, self._results = index_of(device), buffers, launches, results
         self._allocate = _allocator(device)
 
     def play(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
@@ -61,9 +62,9 @@ class Recording:
         addresses = _addresses(tensors)
         if not self._launches or not _are_aligned(addresses):
             return None
-        if is_current(self._device):
+        if is_current(self._index):
             return self._play([*tensors], addresses)
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._index):
             return self._play([*tensors], addresses)
 
     def _play(self, tensors: list[Maybe], addresses: list[int]) -> tuple[Maybe, ...]:
@@ -75,7 +76,7 @@ class Recording:
                 made.zero_()
             tensors.append(made)
             addresses.append(made.data_ptr())
-        stream = current_stream(self._device.index or 0)
+        stream = current_stream(self._index or 0)
         for launch in self._launches:
             launch(tensors, addresses, stream)
         return tuple([None if place is None else tensors[place] for place in self._results])
@@ -246,7 +247,4 @@ def _addresses(tensors: Sequence[Maybe]) -> list[int]:
 
 def _are_aligned(addresses: Sequence[int]) -> bool:
     """Of the operands of a call, the mask last."""
-    bits = 0
-    for address in addresses:
-        bits |= address
-    return bits % 16 == 0 and addresses[-1] % _MASK_ALIGNMENT == 0
+    return functools.reduce(operator.or_, addresses) % 16 == 0 and addresses[-1] % _MASK_ALIGNMENT == 0

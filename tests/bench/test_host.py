@@ -27,6 +27,8 @@ def test_an_empty_backward_gives_as_many_gradients(mode: str, gradients: int) ->
     assert len(outputs) == gradients // 3 and all(x.requires_grad for x in outputs)
     found = empty.run(outputs)
     assert isinstance(found, tuple) and len(found) == gradients
+    alone = host._in_one_thread(empty)
+    assert len(alone()) == gradients  # type: ignore[arg-type]
     assert len(host_samples_us(empty, CPU, 2)) == 2
 
 
@@ -46,14 +48,15 @@ def test_an_empty_forward() -> None:
 
 def test_table() -> None:
     common = {name: 1 for name in HOST_COLUMNS} | {"call": "bwd", "dtype": "bfloat16", "machine": "GPU", "host": "CPU"}
-    times = {"all": 200.4, "empty": 100.4, "buffers": 20.4, "launches": 40.4, "driver": 30.4}
+    times = {"all": 200.4, "one thread": 90.4, "empty": 100.4, "empty, one thread": 60.4}
+    times |= {"buffers": 20.4, "launches": 40.4, "driver": 30.4}
     rows = [
         common | {"mask": mask, "part": part, "p50_us": us, "count": 4, "device_us": 300.4 if part == "all" else None}
         for mask in ("none", "bool")
         for part, us in times.items()
     ]
     lines = host_table(pd.DataFrame(rows)).split("\n")
-    assert lines[2] == "| bwd | 200 | 100 | 20 | 40 (30), 4 | 300 | 1 |"
+    assert lines[2] == "| bwd | 200 | 100 | 90 / 60 | 20 | 40 (30), 4 | 300 | 1 |"
     assert lines[3].startswith("| bwd, bool mask | 200 |")
     assert lines[-1].startswith("B, H, N, D = 1, 1, 1, 1, bfloat16; GPU, CPU;")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench import sweep
+from reports.environment import ROOT
 from reports.schema import Row, read_rows
 
 FAKE = """
@@ -91,6 +92,20 @@ def test_resume_measures_only_what_is_missing(tmp_path: Path, out: Path) -> None
     assert rows[: len(before)] == before
     assert [identity(row)[:2] for row in rows[len(before) :]] == [("flashjvp", "fwd+bwd"), ("math", "fwd+bwd")]
     assert len({row.run for row in rows}) == 1
+
+
+def test_sweeps_of_other_sizes_go_on_with_one_run_side_by_side(tmp_path: Path, out: Path) -> None:
+    worker = fake_worker(tmp_path)
+    sweep.main(["--seq", "64", "--modes", "fwd", "--providers", "flashjvp", "--out", str(out)], worker)
+    code = "import sys; from bench import sweep; sys.exit(sweep.main(sys.argv[2:], (sys.executable, sys.argv[1])))"
+    shapes = [["--seq", length, "--heads", heads] for length, heads in (("64", "1"), ("128", "1"), ("64,128", "3"))]
+    command = [sys.executable, "-c", code, worker[1], "--resume", "--out", str(out)]
+    running = [subprocess.Popen([*command, *shape], cwd=ROOT, stdout=subprocess.DEVNULL) for shape in shapes]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    rows = read_rows(out)
+    assert len({row.run for row in rows}) == 1
+    found = [(*identity(row), row.heads) for row in rows]
+    assert len(found) == len({*found}) == 2 * 2 * 4  # providers, modes, shapes
 
 
 def test_resume_in_another_environment_starts_a_new_run(
