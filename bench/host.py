@@ -30,13 +30,15 @@ from reports.host_times import HOST_COLUMNS, HostTime
 from reports.schema import write_rows
 from verify.cases import Inputs
 
-from .cases import Case, differentiable, make_inputs, require_gradients
+from .cases import Case, differentiable, make_inputs, reduced, require_gradients
 from .in_turns import case_of
 from .measure import Work, host_samples_us, latency, work
-from .providers import PROVIDERS
+from .providers import PROVIDERS, Attention
 
 BATCHES = 40
 SHAPE = (1, 24, 1024, 128)
+LAYERS = 28  # of a chain, as of DiT-XL
+CHAINED = "bwd, of a layer"
 WARM_CALLS = 3  # the first is checked and compiled, the second recorded
 PLAN = (  # a call, the mode that it is a case of, its mask
     ("fwd", "fwd", "none"),
@@ -49,6 +51,7 @@ PLAN = (  # a call, the mode that it is a case of, its mask
     ("plain-fwd", "plain-fwd", "bool"),
     ("plain-bwd", "plain-bwd", "none"),
     ("plain-bwd", "plain-bwd", "bool"),
+    (CHAINED, "bwd", "none"),
 )
 
 
@@ -81,6 +84,12 @@ class _Empty(Function):
 
 def parts(call: str, case: Case, device: torch.device) -> Iterator[tuple[str, int, Work]]:
     """The name of each part, how many there are of it, and the part as work."""
+    if call == CHAINED:
+        for part, one in (("all", PROVIDERS["flashjvp"].load()), ("empty", _nothing)):
+            whole = _chained(one, case, device)
+            yield part, LAYERS, whole
+            yield "one thread" if part == "all" else f"{part}, one thread", LAYERS, _in_one_thread(whole)
+        return
     inputs, whole = _whole(call, case, device)
     yield "all", 1, whole
     if case.backward:
@@ -106,19 +115,40 @@ def _whole(call: str, case: Case, device: torch.device) -> tuple[Inputs, Work]:
     return inputs, work(attention, inputs, case.mode)
 
 
+def _chained(one: Attention, case: Case, device: torch.device) -> Work:
+    """The backward pass of LAYERS calls, o and o_t of each the q and q_t of the next."""
+    layers = [make_inputs(case, device, seed) for seed in range(LAYERS)]
+    for x in layers:
+        require_gradients(x)
+    later = [y for x in layers[1:] for i, y in enumerate(differentiable(x)) if i % 3]  # q and q_t are no leaves there
+    leaves = [*differentiable(layers[0]), *later]
+    cotangents = [y for y in (layers[0].d_o, layers[0].d_o_t) if y is not None]
+
+    def forward() -> tuple[Tensor, ...]:
+        results = one(layers[0])
+        for x in layers[1:]:
+            results = one(replace(x, q=results[0], q_t=results[1]))
+        return results
+
+    return Work(lambda results: torch.autograd.grad(results, leaves, cotangents), forward)
+
+
+def _nothing(x: Inputs) -> tuple[Tensor, ...]:
+    tensors = differentiable(x)
+    found: tuple[Tensor, ...] = _Empty.apply(len(tensors) // 3, *tensors)
+    return found
+
+
 def _empty(call: str, x: Inputs) -> Work | None:
     """What PyTorch does around such a call; None where there is nothing."""
     if call == "func.jvp":
         primals, tangents = (x.q, x.k, x.v), (x.q_t, x.k_t, x.v_t)
         return Work(lambda _: torch.func.jvp(lambda q, k, v: q, primals, tangents))
     if x.q.requires_grad:
-        tensors = differentiable(x)
-        outputs = len(tensors) // 3
         cotangents = [y for y in (x.d_o, x.d_o_t) if y is not None]
-        forward = partial(_Empty.apply, outputs, *tensors)
         if not cotangents:
-            return Work(lambda _: forward())
-        return Work(lambda outputs: torch.autograd.grad(outputs, tensors, cotangents), forward)
+            return Work(lambda _: _nothing(x))
+        return Work(lambda results: torch.autograd.grad(results, differentiable(x), cotangents), partial(_nothing, x))
     return None
 
 
@@ -184,20 +214,20 @@ def device_us(call: str, case: Case, device: torch.device) -> float:
 
 
 def measured(call: str, case: Case, device: torch.device) -> list[HostTime]:
-    """The rows of a call."""
-    found = list(parts(call, case, device))
+    """The rows of a call; of a chain of them, by their number."""
+    found, alone = list(parts(call, case, device)), call != CHAINED
     samples: list[list[float]] = [[] for _ in found]
     for _ in range(BATCHES):
         for (_, _, run), times in zip(found, samples, strict=True):
             times += host_samples_us(run, device, 1)
     rows = []
     for (part, count, run), times in zip(found, samples, strict=True):
-        p20, p50, p80 = statistics.quantiles(times, n=10)[1::3]
+        p20, p50, p80 = (us / (1 if alone else count) for us in statistics.quantiles(times, n=10)[1::3])
         row = HostTime(
             call=call, mask=case.mask, part=part, batch=case.batch, heads=case.heads, queries=case.queries,
             head_dim=case.head_dim, dtype=case.dtype, count=count, p20_us=p20, p50_us=p50, p80_us=p80,
-            device_us=device_us(call, case, device) if part == "all" else None,
-            latency_us=latency(run, device).p50_ms * 1e3 if part == "all" else None,
+            device_us=device_us(call, case, device) if part == "all" and alone else None,
+            latency_us=latency(run, device).p50_ms * 1e3 if part == "all" and alone else None,
             host=machine(torch.device("cpu")), machine=machine(device), torch_version=torch.__version__,
             triton_version=version("triton"), commit=commit(),
         )  # fmt: skip
@@ -218,7 +248,9 @@ def main(argv: Sequence[str]) -> int:
     rows: list[HostTime] = []
     console = Console()
     for call, mode, mask in PLAN:
-        found = measured(call, replace(case_of(options.shape, mode), mask=mask), torch.device("cuda"))
+        case = replace(case_of(options.shape, mode), mask=mask)
+        # in a chain the host would wait for long kernels: launches that were not started yet are limited in number
+        found = measured(call, reduced(case) if call == CHAINED else case, torch.device("cuda"))
         write_rows(options.out, rows := [*rows, *found], HOST_COLUMNS)
         times = ", ".join(f"{row.part} {row.p50_us:.1f}" for row in found)
         console.print(f"{call}, mask {mask}: {times} us", highlight=False)

@@ -46,6 +46,19 @@ def test_an_empty_forward() -> None:
     assert o.grad_fn is o_t.grad_fn is not None
 
 
+def test_a_chain_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "LAYERS", 3)
+    case = case_of(SHAPE, "bwd", "float32")
+    found = {part: (count, run) for part, count, run in host.parts(host.CHAINED, case, CPU)}
+    assert {*found} == {"all", "one thread", "empty", "empty, one thread"}
+    for count, run in found.values():
+        gradients = run()
+        assert count == 3 and isinstance(gradients, tuple) and len(gradients) == 2 + 3 * 4
+    times = iter([3e-3] * 1000)
+    monkeypatch.setattr(host, "host_samples_us", lambda run, device, batches: [next(times)])
+    assert {row.p50_us for row in host.measured(host.CHAINED, case, CPU)} == {1e-3}
+
+
 def test_table() -> None:
     common = {name: 1 for name in HOST_COLUMNS} | {"call": "bwd", "dtype": "bfloat16", "machine": "GPU", "host": "CPU"}
     times = {"all": 200.4, "one thread": 90.4, "empty": 100.4, "empty, one thread": 60.4}
@@ -59,6 +72,8 @@ def test_table() -> None:
     assert lines[2] == "| bwd | 200 | 100 | 90 / 60 | 20 | 40 (30), 4 | 300 | 1 |"
     assert lines[3].startswith("| bwd, bool mask | 200 |")
     assert lines[-1].startswith("B, H, N, D = 1, 1, 1, 1, bfloat16; GPU, CPU;")
+    longer = pd.DataFrame([*rows, rows[0] | {"call": "fwd", "queries": 7}])
+    assert host_table(longer).split("\n")[4].startswith("| fwd (1, 1, 7, 1) |")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it needs where there is no GPU")
@@ -83,7 +98,7 @@ def test_parts_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     found = {(row["call"], row["mask"], row["part"]): row for row in rows}
     assert {key[:2] for key in found} == {(call, mask) for call, _, mask in host.PLAN}
     assert all(float(row["p50_us"]) > 0 for row in rows)
-    whole = [row for row in rows if row["part"] == "all"]
+    whole = [row for row in rows if row["part"] == "all" and row["call"] != host.CHAINED]
     assert all(float(row["device_us"]) > 0 and float(row["latency_us"]) > 0 for row in whole)
     launches = {key[:2]: int(row["count"]) for key, row in found.items() if key[2] == "launches"}
     assert launches["fwd", "none"] == 1 and launches["plain-bwd", "none"] >= 2
