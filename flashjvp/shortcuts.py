@@ -56,9 +56,8 @@ def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: t
 
 def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """None where a call has to take the dispatcher, or may have an argument of a wrong type."""
-    if (
-        is_watched() or may_hold_tangents()
-    ):  # in this order: torch.compile, which is_watched sees, cannot trace the rest
+    # In this order: torch.compile, which the first one sees, could not trace the second.
+    if is_watched() or may_hold_tangents():
         return None
     q, k = tensors[0], tensors[1]
     is_causal, scale, enable_gqa, backend = options

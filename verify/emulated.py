@@ -75,6 +75,18 @@ def in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
     return _emulated(against_float64, inputs, subject, ordered=True)
 
 
+def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """In order, with the maximum of scores as bfloat16 has it: scaled before it is subtracted, and following late."""
+
+    def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
+        from flashjvp.kernels.hopper import forward
+
+        with patch.object(forward, "_exact", lambda dtype: False):
+            return against_float64(inputs, subject)
+
+    return _emulated(scaled_first, inputs, subject, ordered=True)
+
+
 def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:
     """The same, with those sums where there is a kernel for them."""
     return _emulated(against_float64, inputs, subject, ordered=False)
@@ -149,6 +161,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
 
 EMULATED: dict[str, Property] = {
     "emulated": in_order,
+    "emulated-bfloat16": as_bfloat16,
     "emulated-sums": in_any_order,
     "rescaled": rescaled,
     "rescaled-in-order": rescaled_in_order,

@@ -11,7 +11,7 @@ Stage = Literal[
 ]  # fmt: skip
 
 # Checks of emulated.py, which run on the CPU everywhere: a planted race could hang a GPU.
-EMULATED_CHECKS = ("emulated", "emulated-sums", "rescaled", "rescaled-in-order", "played")
+EMULATED_CHECKS = ("emulated", "emulated-bfloat16", "emulated-sums", "rescaled", "rescaled-in-order", "played")
 
 _ONE: dict[str, Any] = {"batch": (1,), "q_heads": 1, "kv_heads": 1}
 _PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}

@@ -27,16 +27,26 @@ OF_PIPELINES = [
     # Forward and JVP
     _pipeline("lse in the wrong base", FORWARD, "lse * 0.6931471805599453", "lse"),
     _pipeline("alpha dropped from l", FORWARD, "l * alpha + mass", "l + mass"),
+    _pipeline(
+        "a warp asks whether half of its rows moved", CHUNKS,
+        "setp.neu.or.f32 p, ${2 * count + 2}", "setp.neu.or.f32 p, ${2 * count}", "hopper_64_long",
+    ),
+    _pipeline("rescaled where no row moved", CHUNKS, "@!p bra.uni SAME", "@p bra.uni SAME"),
+    _pipeline(
+        "the maximum follows late, what was summed at once", FORWARD,
+        "alpha = gl.exp2(m - finite)", "alpha = gl.exp2(m - gl.maximum(m, top * scale2))", "hopper_64",
+        "emulated-bfloat16",
+    ),
     _pipeline("mu not subtracted", FORWARD, "(s_t * scale - c[:, None])", "(s_t * scale)"),
     _pipeline(
         "o_t centred on a stale mean", FORWARD,
-        "minus(complete(acc_o_t), times(acc_o, step))", "complete(acc_o_t)", "hopper_72",
+        "plus(complete(acc_o_t), times(acc_o, -step))", "complete(acc_o_t)", "hopper_72",
     ),
     _pipeline("scale missing from the mean", FORWARD, "(gl.sum(p * s_t, 1) * scale", "(gl.sum(p * s_t, 1)"),
     _pipeline(
         "tangent of v ignored", FORWARD,
-        "acc_o_t = add_product(minus(acc_o_t, times(acc_o, step)), weights, v_t)",
-        "acc_o_t = minus(acc_o_t, times(acc_o, step))",
+        "acc_o_t = add_product(plus(acc_o_t, times(acc_o, -step)), weights, v_t)",
+        "acc_o_t = plus(acc_o_t, times(acc_o, -step))",
     ),
     _pipeline(
         "S_t without q k_t", FORWARD, "s_t = add_scores(s_t, q, k_t)", "s_t = add_scores(s_t, q_t, k_t)", "hopper_128",

@@ -9,6 +9,7 @@ instruction wants it, only the compiler and the GPU judge. Numbers keep their ty
 
 import importlib
 import math
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,10 +160,20 @@ def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
 
 
 def _asm(text: str, constraints: str, args: Sequence[Tensor], *rest: object, **options: object) -> Tensor:
-    """Of assembly only what `hopper/bits.py` selects by."""
-    if "selp.f32 $0, $1, $2, p" not in text:
-        raise EmulationError(f"assembly that is not known here: {text}")
-    return torch.where((args[2] & args[3]) != 0, args[0], args[1])
+    """Of assembly only what `hopper/bits.py` selects by and `hopper/chunks.py` multiplies by."""
+    if "selp.f32 $0, $1, $2, p" in text:
+        return torch.where((args[2] & args[3]) != 0, args[0], args[1])
+    if "vote.sync.any.pred p, p, -1" in text:
+        return _times_unless_one(text, *args)
+    raise EmulationError(f"assembly that is not known here: {text}")
+
+
+def _times_unless_one(text: str, x: Tensor, factor: Tensor) -> Tensor:
+    """Of 64 rows a warp has 16, and a thread two that are 8 apart: it asks for factors by the number of an operand."""
+    asked = [int(operand) // 2 % 2 for operand in re.findall(r"setp\S+ p, \$(\d+)", text)]
+    other = torch.stack([factor.reshape(4, 2, 8)[:, half] != 1 for half in asked]).any(0).any(1)
+    multiplies = other if "@!p bra" in text else ~other
+    return torch.where(multiplies.repeat_interleave(16)[:, None], x * factor, x)
 
 
 def _atomic_add(pointer: Pointer, value: Tensor, sem: str) -> None:

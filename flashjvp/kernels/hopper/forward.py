@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bits import load_words, where_allowed, words_by_keys
-from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, minus, times, zeros
+from .chunks import add_product, add_scores, by_tensor, chunks, complete, follow, left_operands, plus, times, zeros
 from .factors import MU, O
 from .ring import (
     HALF,
@@ -33,6 +33,10 @@ from .ring import (
     write,
 )
 
+# In base 2, how far scores may be above the "maximum" that P is taken from before that follows: P stays below 256 then,
+# and what was summed before is seldom rescaled.
+LAG = gl.constexpr(8.0)
+
 
 @gluon.constexpr_function
 def _exact(dtype):
@@ -48,8 +52,8 @@ def _softmax(
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """P of a tile up to the row's sum, the tile's and the running sum, the running maximum of the scores, and the
-    factor of what was summed before. The scale is positive. The maximum is of scores in base 2 or, where it is
-    `_exact`, of those before they are scaled.
+    factor of what was summed before. The scale is positive. The maximum is of scores in base 2, and follows them with
+    a LAG, or, where it is `_exact`, of those before they are scaled.
     """
     scale2 = scale * 1.4426950408889634
     EXACT: gl.constexpr = _exact(dtype)
@@ -57,7 +61,7 @@ def _softmax(
         s = gl.where(seen(row0, tile, N, s.shape[1], LAYOUT, CAUSAL), s, float("-inf"))
     s = where_allowed(s, words, float("-inf"), LAYOUT)
     top = gl.max(s, 1)
-    m_new = gl.maximum(m, top if EXACT else top * scale2)
+    m_new = gl.maximum(m, top) if EXACT else gl.where(top * scale2 > m + LAG, top * scale2, m)
     finite = m_new
     if len(words) > 0:  # no key so far may be allowed
         finite = gl.where(m_new > float("-inf"), m_new, 0.0)
@@ -91,7 +95,7 @@ def _plain_tile(
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, own[0], k, USE_ACC=False)])
     p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
-    acc_o = times(accs[0], alpha)
+    acc_o = follow(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
 
@@ -116,8 +120,8 @@ def _tangent_tile(
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
-    acc_o_t = times(acc_o_t, alpha)
-    acc_o = times(acc_o, alpha)
+    acc_o_t = follow(acc_o_t, alpha)
+    acc_o = follow(acc_o, alpha)
     weights = left_operands(p.to(v[0].dtype), v)
     keep_above(passed)
     if EARLY:
@@ -128,9 +132,9 @@ def _tangent_tile(
     weights_t = left_operands((p * (s_t * scale - c[:, None])).to(v[0].dtype), v)
     if EARLY:
         keep_above(passed)
-        acc_o_t = minus(complete(acc_o_t), times(acc_o, step))
+        acc_o_t = plus(complete(acc_o_t), times(acc_o, -step))
     else:
-        acc_o_t = add_product(minus(acc_o_t, times(acc_o, step)), weights, v_t)
+        acc_o_t = add_product(plus(acc_o_t, times(acc_o, -step)), weights, v_t)
     acc_o_t = add_product(acc_o_t, weights_t, v)
     acc_o = add_product(acc_o, weights, v)
     return complete(acc_o + acc_o_t), (m, l, c)
