@@ -124,7 +124,7 @@ def _in_place(count):
 def _follow(acc, factor):
     COUNT: gl.constexpr = acc.shape[1] // 2  # of a thread, one of 128 for 64 rows
     row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc.shape[1])))[:, None]
-    if COUNT < 16:
+    if COUNT < 16:  # about as many products as instructions to branch around them
         return acc * row
     else:
         return gl.inline_asm_elementwise(
