@@ -144,12 +144,13 @@ class Sweep:
         return {"id": number, "provider": cell.provider, "paths": paths, "case": case}
 
     def report(self) -> None:
-        """The table of the run, the paths of its CSV and of its figure."""
+        """The table of the run, the paths of its CSV and of its figure; with the rows of sweeps beside this one."""
         if not self.rows:
             return
-        self.console.print(table(self.rows))
+        rows = [row for row in read_rows(self.path) if row.run == self.run]
+        self.console.print(table(rows))
         self._say(f"rows:   {self.path}")
-        self._say(f"figure: {plot_sweep(self.rows, self.path.with_suffix('.png'))}")
+        self._say(f"figure: {plot_sweep(rows, self.path.with_suffix('.png'))}")
 
     def _groups(self, cells: list[Cell]) -> list[list[Cell]]:
         """Cells that share a process as long as it lives: those of one provider and head dim.

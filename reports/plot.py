@@ -1,5 +1,6 @@
 """Figures of a sweep: latency, memory and throughput against the length, speed-ups, and bars for a single length."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ def plot_sweep(rows: Sequence[Row], path: Path) -> Path:
 
 
 def save(figure: Figure, path: Path, source: str = "") -> None:
-    """Writes a PNG under a temporary name and renames it into place; `source` goes into its metadata."""
+    """Writes a PNG under a name of this process's own and renames it into place; `source` goes into its metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, dpi=DPI, format="png", metadata={"Source": source} if source else None)
     plt.close(figure)
     temporary.replace(path)

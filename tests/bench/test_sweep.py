@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -106,6 +107,22 @@ def test_sweeps_of_other_sizes_go_on_with_one_run_side_by_side(tmp_path: Path, o
     assert len({row.run for row in rows}) == 1
     found = [(*identity(row), row.heads) for row in rows]
     assert len(found) == len({*found}) == 2 * 2 * 4  # providers, modes, shapes
+    assert {*tmp_path.glob("rows*")} == {out, out.with_suffix(".png")}
+
+
+def test_a_report_has_the_rows_of_a_sweep_beside_it(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = sweep.append_row
+
+    def both_append(path: Path, row: Row) -> None:
+        append(path, row)
+        append(path, dataclasses.replace(row, queries=512, keys=512))
+
+    monkeypatch.setattr(sweep, "append_row", both_append)
+    sweep.main(["--seq", "64", "--modes", "fwd", "--out", str(out)], fake_worker(tmp_path))
+    printed = capsys.readouterr().out
+    assert "B=1 H=1 N=512 D=64" in printed.split("attention with its JVP")[-1]
 
 
 def test_resume_in_another_environment_starts_a_new_run(
