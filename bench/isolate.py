@@ -32,7 +32,8 @@ class WorkerError(RuntimeError):
 
 def environment(device: str | None, dtype: str | None, limit_s: float, worker: tuple[str, ...] = WORKER) -> Event:
     """The environment columns, measured in a child so that the parent never touches the device."""
-    with _Child(worker, {"device": device, "dtype": dtype, "cells": []}) as child:
+    with _Child(worker) as child:
+        child.give({"device": device, "dtype": dtype, "cells": []})
         event = child.next_event(limit_s)
         if event is None:
             raise WorkerError(child.why_it_ended())
@@ -46,7 +47,7 @@ def outcomes(
     device: str,
     limit_s: float,
     on_start: Callable[[Event], None],
-    worker: tuple[str, ...] = WORKER,
+    worker: "tuple[str, ...] | Spare" = WORKER,
 ) -> Generator[tuple[Event, Event]]:
     """Yields (cell, outcome) for every cell, whatever its process does.
 
@@ -58,7 +59,8 @@ def outcomes(
     while pending:
         settled = started = False
         task = {"device": device, "dtype": None, "cells": pending, "memory_limit_mib": _memory_limit_mib(device)}
-        with _Child(worker, task) as child:
+        with worker.take() if isinstance(worker, Spare) else _Child(worker) as child:
+            child.give(task)
             while pending:
                 event = child.next_event(limit_s)
                 if event is None:
@@ -85,7 +87,8 @@ def side_by_side(parts: Sequence[list[Event]], device: str, limit_s: float, work
 
     def serve(cells: list[Event]) -> None:
         task = {"device": device, "dtype": None, "cells": cells, "compile_only": True}
-        with _Child(worker, task, ONE_THREAD) as child:
+        with _Child(worker, ONE_THREAD) as child:
+            child.give(task)
             while time.monotonic() < end and not stopped.is_set():
                 if child.next_event(POLL_S) is None:
                     return
@@ -102,10 +105,40 @@ def _memory_limit_mib(device: str) -> float | None:
     return None if available is None else MEMORY_SHARE * available
 
 
+class Spare:
+    """A worker that is started before there is work for it, so that it has imported PyTorch when there is.
+
+    It takes no memory of a GPU. Leaving the context kills one that was not taken.
+    """
+
+    def __init__(self, command: tuple[str, ...]):
+        self._command = command
+        self._child: _Child | None = None
+
+    def __enter__(self) -> "Spare":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._child is not None:
+            self._child.__exit__()
+
+    def start(self) -> None:
+        """Starts one, unless one waits."""
+        if self._child is None:
+            self._child = _Child(self._command)
+
+    def take(self) -> "_Child":
+        """The one that waits, else a fresh one."""
+        self.start()
+        child, self._child = self._child, None
+        assert child is not None
+        return child
+
+
 class _Child:
     """One worker and its events; leaving the context kills it and whatever it started."""
 
-    def __init__(self, command: tuple[str, ...], task: Event, environment: dict[str, str] | None = None):
+    def __init__(self, command: tuple[str, ...], environment: dict[str, str] | None = None):
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             command,
@@ -119,8 +152,11 @@ class _Child:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
+
+    def give(self, task: Event) -> None:
+        """Its one task."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended at once: next_event says so
+        with contextlib.suppress(BrokenPipeError):  # it ended already: next_event says so
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
 

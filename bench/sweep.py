@@ -28,6 +28,7 @@ from .providers import PROVIDERS
 from .table import describe_row, table
 
 ENVIRONMENT_LIMIT_S = 120.0
+AHEAD = 4  # cells of a process left when the next one is started, which imports for about as long as they take
 SAME_CARD = 0.05  # cards of one name differ by more; the ceiling of one card from run to run by less
 
 
@@ -110,11 +111,11 @@ class Sweep:
         left = len(cells)
         if self.compile_s is not None and self.device != "cpu" and not self._compile(cells, self.compile_s):
             return True
-        with Progress(*columns, console=self.console) as progress:
+        with Progress(*columns, console=self.console) as progress, isolate.Spare(self.worker) as spare:
             bar = progress.add_task("starting", total=len(cells))
             try:
                 for group in self._groups(cells):
-                    left -= self._measure_group(group, end, progress, bar)
+                    left -= self._measure_group(group, end, progress, bar, spare)
             except KeyboardInterrupt:
                 self._say("interrupted: --resume continues this run")
                 return True
@@ -161,8 +162,13 @@ class Sweep:
             return [[cell] for cell in cells]
         return [list(group) for _, group in itertools.groupby(cells, lambda cell: (cell.provider, cell.case.head_dim))]
 
-    def _measure_group(self, group: list[Cell], end: float | None, progress: Progress, bar: TaskID) -> int:
-        """Measures the cells of a group until `end`; how many it did."""
+    def _measure_group(
+        self, group: list[Cell], end: float | None, progress: Progress, bar: TaskID, spare: isolate.Spare
+    ) -> int:
+        """Measures the cells of a group until `end`; how many it did.
+
+        On a GPU the next group's process starts beside the last cells of this one, on a CPU nothing runs beside them.
+        """
         if _is_over(end):
             return 0
         count = 0
@@ -176,8 +182,10 @@ class Sweep:
         def on_start(task: isolate.Event) -> None:
             cell = group[task["id"]]
             progress.update(bar, description=f"{cell.provider} {cell.case.mode} N={cell.case.queries}")
+            if self.device != "cpu" and task in tasks[-AHEAD:]:
+                spare.start()
 
-        outcomes = isolate.outcomes(tasks, self.device, self.limit_s, on_start, self.worker)
+        outcomes = isolate.outcomes(tasks, self.device, self.limit_s, on_start, spare)
         with contextlib.closing(outcomes):
             for task, outcome in outcomes:
                 count += self._add(group[task["id"]], outcome, progress, bar)

@@ -121,3 +121,20 @@ def test_leaving_early_kills_the_process(tmp_path: Path) -> None:
     while Path(f"/proc/{first['pid']}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{first['pid']}").exists()
+
+
+def test_a_spare_worker_serves_the_next_cells_and_ends_if_there_are_none(tmp_path: Path) -> None:
+    """Those that misbehave, too; one that is not taken is gone when the context is left."""
+    with isolate.Spare(program(tmp_path, "killed")) as spare:
+        spare.start()
+        spare.start()
+        assert spare._child is not None
+        waits = spare._child._process.pid
+        tasks = [{"id": i} for i in range(3)]
+        found = [outcome for _, outcome in isolate.outcomes(tasks, "cpu", 60.0, lambda _: None, spare)]
+        assert [outcome["status"] for outcome in found] == ["ok", "crashed", "ok"]
+        assert found[0]["pid"] == waits != found[2]["pid"]
+        spare.start()
+        left = spare._child._process
+        assert left.poll() is None
+    assert left.returncode is not None

@@ -232,6 +232,26 @@ def test_on_a_gpu_the_shapes_of_a_provider_and_head_dim_share_a_process(tmp_path
     assert {row.host_us for row in rows} == {2.0}
 
 
+@pytest.mark.parametrize(("device", "begun"), [("cuda", [0, 2, 8]), ("cpu", [*range(12)])])
+def test_on_a_gpu_a_process_starts_beside_the_last_cells_of_the_one_before(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, device: str, begun: list[int]
+) -> None:
+    """Two providers with six cells each: after how many rows each process starts; the last one is for no cells."""
+    starts: list[int] = []
+    start = sweep.isolate._Child.__init__
+
+    def seen(self: Any, *args: Any) -> None:
+        starts.append(len(read_rows(out)) if out.exists() else 0)
+        start(self, *args)
+
+    monkeypatch.setattr(sweep.isolate._Child, "__init__", seen)
+    arguments = ["--preset", "paper", "--seq", "128,256", "--heads", "1", "--providers", "flashjvp,math"]
+    arguments += ["--modes", "fwd,bwd,fwd+bwd", "--dtype", "bfloat16", "--out", str(out)]
+    assert sweep.main(arguments, fake_worker(tmp_path, device=device)) == 0
+    assert len(read_rows(out)) == 12
+    assert starts[1:] == begun  # the first one is for the environment
+
+
 def test_what_compiles_does_so_before_anything_is_measured(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,10 +92,11 @@ def _plain_tile(
     k, v = streamed
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
+    WIDE: gl.constexpr = v[0].shape[1] > HALF  # else a branch takes longer than the products that it skips
     zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, own[0], k, USE_ACC=False)])
     p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
-    acc_o = follow(accs[0], alpha)
+    acc_o = follow(accs[0], alpha) if WIDE else times(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
 
