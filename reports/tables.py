@@ -51,7 +51,8 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
         lines.append(cells + [_cell(same[same["series"] == name], ours) for name in names])
     heads = [*(SHAPE[name] for name in varying), "", *(look(name).label for name in names)]
     table = markdown(heads, lines, left=len(varying) + 1)
-    parts = [table, _reasons(data[~absent]), _without_column(data[absent]), _source(rows, run)]
+    source = _source(rows, run, any("" in cells[len(varying) + 1 :] for cells in lines))
+    parts = [table, _reasons(data[~absent]), _without_column(data[absent]), source]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -103,7 +104,7 @@ def short(commit: str) -> str:
     return digits[:7] + (f"-{state}" if state else "")
 
 
-def _source(rows: Sequence[Row], run: Sequence[Row]) -> str:
+def _source(rows: Sequence[Row], run: Sequence[Row], has_empty_cells: bool) -> str:
     """Where the rows of a run were measured, by which command, and how to read them."""
     first = rows[0]
     fixed = [
@@ -123,6 +124,8 @@ def _source(rows: Sequence[Row], run: Sequence[Row]) -> str:
         legend.append("without JVP: neither tangents nor their gradients")
     if any(row.mode.startswith("approx-") for row in rows):
         legend.append(f"{look('finite-difference').label} only approximates the tangent")
+    if has_empty_cells:
+        legend.append("an empty cell: no row, as where a preset has no such mode")
     ceilings: dict[str, list[float]] = {}
     for row in rows:
         ceilings.setdefault(row.dtype, []).append(row.ceiling_tflops)

@@ -87,6 +87,7 @@ def test_a_failure_is_its_status_with_its_reason_below() -> None:
     assert [line[-2:] for line in found[1:]] == [["oom", "unsupported"], ["", "crashed"], ["", ""], ["", ""]]
     assert r"- rCM, forward + JVP: unsupported, no \| gradient" in table
     assert "17 GiB" not in table
+    assert "an empty cell: no row" in table and "an empty cell" not in sweep_table(rows_of(), rows_of())
 
 
 def test_a_provider_that_is_unsupported_in_all_rows_is_named_with_its_reasons_below() -> None:
