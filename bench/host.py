@@ -248,7 +248,7 @@ def main(argv: Sequence[str]) -> int:
     rows: list[HostTime] = []
     console = Console()
     for call, mode, mask in PLAN:
-        case = replace(case_of(options.shape, mode), mask=mask)
+        case = case_of(options.shape, mode, mask=mask)
         # in a chain the host would wait for long kernels: launches that were not started yet are limited in number
         found = measured(call, reduced(case) if call == CHAINED else case, torch.device("cuda"))
         write_rows(options.out, rows := [*rows, *found], HOST_COLUMNS)

@@ -11,7 +11,9 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +21,7 @@ from rich.table import Table
 
 from reports.environment import commit, machine, version
 from reports.schema import write_rows
-from reports.turns import TURN_COLUMNS, Turn
+from reports.turns import TURN_COLUMNS, Turn, call_name
 
 from .cases import DTYPES, Case, make_inputs, operations, require_gradients
 from .environment import CEILING_SIZE
@@ -45,22 +47,29 @@ def plan() -> Iterator[tuple[str, Case, bool]]:
         for mode in ("fwd", "bwd"):
             yield "flashjvp", case_of(shape, mode), False
     yield "flashjvp", case_of(SHAPES[0], "bwd"), True
+    for change in ({"kv_heads": 8}, {"dtype": "float16"}):
+        for mode in ("fwd", "bwd"):
+            yield "flashjvp", case_of(SHAPES[0], mode, **change), False
     for shape in SHAPES[:2]:
+        for mode in ("fwd", "bwd", "plain-fwd", "plain-bwd"):
+            yield "flashjvp", case_of(shape, mode, mask="bool"), False
+    for shape in SHAPES[:5]:
         for mode in ("plain-fwd", "plain-bwd"):
             yield "flashjvp", case_of(shape, mode), False
             yield "plain-flash", case_of(shape, mode), False
     for mode in ("fwd", "bwd"):
-        yield "flashjvp", case_of(TF32, mode, "float32"), False
-        yield "math", case_of(TF32, mode, "float32"), False
+        yield "flashjvp", case_of(TF32, mode, dtype="float32"), False
+        yield "math", case_of(TF32, mode, dtype="float32"), False
 
 
-def case_of(shape: Sequence[int], mode: str, dtype: str = "bfloat16") -> Case:
-    """A square case without a mask."""
+def case_of(shape: Sequence[int], mode: str, **change: Any) -> Case:
+    """A square case in bfloat16 without a mask, but for a `change` of its fields."""
     batch, heads, length, head_dim = shape
-    return Case(
+    case = Case(
         mode=mode, batch=batch, heads=heads, kv_heads=heads, queries=length, keys=length, head_dim=head_dim,
-        dtype=dtype, causal=False,
+        dtype="bfloat16", causal=False,
     )  # fmt: skip
+    return replace(case, **change)
 
 
 @contextmanager
@@ -93,24 +102,23 @@ def measured(provider: str, case: Case, deterministic: bool, device: torch.devic
     ms, product_tflops = statistics.median(calls), 2 * size**3 / (statistics.median(products) * 1e9)
     tflops = operations(case) / (ms * 1e9)
     return Turn(
-        provider=provider, mode=case.mode, batch=case.batch, heads=case.heads, queries=case.queries,
-        head_dim=case.head_dim, dtype=case.dtype, products="tf32" if case.dtype == "float32" else "ieee",
-        deterministic=deterministic, latency_ms=ms, tflops=tflops, product_tflops=product_tflops,
-        of_ceiling=tflops / product_tflops, machine=machine(device), torch_version=torch.__version__,
-        triton_version=version("triton"), commit=commit(),
+        provider=provider, mode=case.mode, batch=case.batch, heads=case.heads, kv_heads=case.kv_heads,
+        queries=case.queries, head_dim=case.head_dim, mask=case.mask, dtype=case.dtype,
+        products="tf32" if case.dtype == "float32" else "ieee", deterministic=deterministic, latency_ms=ms,
+        tflops=tflops, product_tflops=product_tflops, of_ceiling=tflops / product_tflops, machine=machine(device),
+        torch_version=torch.__version__, triton_version=version("triton"), commit=commit(),
     )  # fmt: skip
 
 
 def table(turns: Sequence[Turn]) -> Table:
     """A line a call."""
     found = Table(title="calls and a matrix product in turns")
-    for name in ("B, H, N, D", "mode", "provider", "ms", "TFLOP/s", "product TFLOP/s", "of ceiling"):
-        found.add_column(name, justify="left" if name in ("mode", "provider") else "right")
+    for name in ("B, H, N, D", "call", "provider", "ms", "TFLOP/s", "product TFLOP/s", "of ceiling"):
+        found.add_column(name, justify="left" if name in ("call", "provider") else "right")
     for x in turns:
         shape = f"{x.batch}, {x.heads}, {x.queries}, {x.head_dim}"
-        kind = f"{x.provider}{', TF32' * (x.products == 'tf32')}{', deterministic' * x.deterministic}"
         numbers = (f"{x.latency_ms:.3f}", f"{x.tflops:.0f}", f"{x.product_tflops:.0f}", f"{x.of_ceiling:.2f}")
-        found.add_row(shape, x.mode, kind, *numbers)
+        found.add_row(shape, call_name(x), x.provider, *numbers)
     return found
 
 
@@ -127,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         write_rows(path, turns, TURN_COLUMNS)
         x = turns[-1]
         console.print(
-            f"{provider} {case.mode} {case.queries} {case.head_dim}: {x.latency_ms:.3f} ms, {x.of_ceiling:.2f}"
+            f"{provider} {call_name(x)} {case.queries} {case.head_dim}: {x.latency_ms:.3f} ms, {x.of_ceiling:.2f}"
         )
     console.print(table(turns))
     return 0

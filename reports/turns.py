@@ -1,6 +1,7 @@
 """What a row of `python -m bench.in_turns` is, and the table of such rows."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pandas as pd
 
@@ -11,17 +12,19 @@ from .tables import markdown
 class Turn:
     """One call, timed in turns with a large matrix product.
 
-    `products` is `ieee`, or `tf32` where float32 inputs are rounded for the tensor cores; `deterministic` is PyTorch's
-    mode. Medians over the turns of the latency and of the product's rate; rates in TFLOP/s, counted as in
-    reports.schema; `of_ceiling` is the call's rate over that of the product.
+    `mask` is one of reports.schema.MASKS; `products` is `ieee`, or `tf32` where float32 inputs are rounded for the
+    tensor cores; `deterministic` is PyTorch's mode. Medians over the turns of the latency and of the product's rate;
+    rates in TFLOP/s, counted as in reports.schema; `of_ceiling` is the call's rate over that of the product.
     """
 
     provider: str
     mode: str
     batch: int
     heads: int
+    kv_heads: int
     queries: int
     head_dim: int
+    mask: str
     dtype: str
     products: str
     deterministic: bool
@@ -38,14 +41,27 @@ class Turn:
 TURN_COLUMNS = tuple(field.name for field in fields(Turn))
 
 
+def call_name(turn: Any) -> str:
+    """What was called: the mode and whatever sets the call of a Turn, or of a row with its columns, apart."""
+    found = [turn.mode]
+    if turn.kv_heads != turn.heads:
+        found.append(f"{turn.kv_heads} key heads")
+    if turn.mask != "none":
+        found.append(f"{turn.mask} mask")
+    if turn.dtype != "bfloat16":
+        found.append("TF32" if turn.products == "tf32" else turn.dtype)
+    if turn.deterministic:
+        found.append("deterministic")
+    return ", ".join(found)
+
+
 def turns_table(data: pd.DataFrame) -> str:
     """A line for each call: `data` has the columns TURN_COLUMNS, all rows of one run."""
     lines = []
     for row in data.itertuples():
-        kind = [row.mode, *["TF32"] * (row.products == "tf32"), *["deterministic"] * bool(row.deterministic)]
         shape = f"{row.batch}, {row.heads}, {row.queries}, {row.head_dim}"
         numbers = (f"{row.latency_ms:.3g}", f"{row.tflops:.0f}", f"{row.product_tflops:.0f}", f"{row.of_ceiling:.2f}")
-        lines.append([shape, ", ".join(kind), row.provider, *numbers])
+        lines.append([shape, call_name(row), row.provider, *numbers])
     first = data.iloc[0]
     heads = ["B, H, N, D", "call", "provider", "ms", "TFLOP/s", "matrix product, TFLOP/s", "of it"]
     source = f"{first['machine']}; torch {first['torch_version']}, triton {first['triton_version']}"

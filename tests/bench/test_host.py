@@ -19,7 +19,7 @@ SHAPE = (1, 2, 16, 8)
 
 @pytest.mark.parametrize(("mode", "gradients"), [("bwd", 6), ("plain-bwd", 3)])
 def test_an_empty_backward_gives_as_many_gradients(mode: str, gradients: int) -> None:
-    inputs = make_inputs(case_of(SHAPE, mode, "float32"), CPU)
+    inputs = make_inputs(case_of(SHAPE, mode, dtype="float32"), CPU)
     require_gradients(inputs)
     empty = host._empty(mode, inputs)
     assert empty is not None
@@ -33,7 +33,7 @@ def test_an_empty_backward_gives_as_many_gradients(mode: str, gradients: int) ->
 
 
 def test_an_empty_forward() -> None:
-    inputs = make_inputs(case_of(SHAPE, "fwd", "float32"), CPU)
+    inputs = make_inputs(case_of(SHAPE, "fwd", dtype="float32"), CPU)
     assert host._empty("fwd", inputs) is None
     under = host._empty("func.jvp", inputs)
     assert under is not None and inputs.q_t is not None
@@ -52,7 +52,7 @@ def test_an_empty_forward() -> None:
 
 def test_a_chain_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "LAYERS", 3)
-    case = case_of(SHAPE, "bwd", "float32")
+    case = case_of(SHAPE, "bwd", dtype="float32")
     found = {part: (count, run) for part, count, run in host.parts(host.CHAINED, case, CPU)}
     assert {*found} == {"all", "one thread", "empty", "empty, one thread"}
     for count, run in found.values():

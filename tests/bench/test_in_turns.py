@@ -3,11 +3,14 @@
 import csv
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from bench import in_turns
+from bench.cases import Case
 from bench.measure import Latency, Work
+from reports.turns import Turn, turns_table
 
 CPU = torch.device("cpu")
 
@@ -25,7 +28,7 @@ def test_calls_stand_between_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_turns, "latency", latency)
     monkeypatch.setattr(in_turns, "CEILING_SIZE", {"cpu": 8})
     before = torch.backends.cuda.matmul.fp32_precision
-    turn = in_turns.measured("flashjvp", in_turns.case_of((1, 2, 16, 8), "bwd", "float32"), True, CPU)
+    turn = in_turns.measured("flashjvp", in_turns.case_of((1, 2, 16, 8), "bwd", dtype="float32"), True, CPU)
     assert seen == [(True, "tf32")] + [(False, "tf32"), (True, "tf32")] * in_turns.ROUNDS
     assert torch.backends.cuda.matmul.fp32_precision == before
     assert turn.latency_ms == 4.0
@@ -40,6 +43,24 @@ def test_what_is_measured() -> None:
     for shape in in_turns.SHAPES:
         for mode in ("fwd", "bwd"):
             assert ("flashjvp", in_turns.case_of(shape, mode), False) in plan
+
+
+def turn_of(case: Case, deterministic: bool) -> Turn:
+    return Turn(
+        provider="flashjvp", mode=case.mode, batch=case.batch, heads=case.heads, kv_heads=case.kv_heads,
+        queries=case.queries, head_dim=case.head_dim, mask=case.mask, dtype=case.dtype,
+        products="tf32" if case.dtype == "float32" else "ieee", deterministic=deterministic, latency_ms=2.0,
+        tflops=300.0, product_tflops=600.0, of_ceiling=0.5, machine="GPU", torch_version="2", triton_version="3",
+        commit="0000000",
+    )  # fmt: skip
+
+
+def test_a_table_tells_the_calls_of_the_plan_apart() -> None:
+    turns = [turn_of(case, ordered) for provider, case, ordered in in_turns.plan() if provider == "flashjvp"]
+    table = turns_table(pd.DataFrame(turns))
+    assert len({tuple(line.split("|")[1:3]) for line in table.splitlines() if "flashjvp" in line}) == len(turns)
+    for call in ("bwd, deterministic", "fwd, 8 key heads", "bwd, float16", "plain-bwd, bool mask", "fwd, TF32"):
+        assert f"| {call} |" in table
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it needs where there is no GPU")
