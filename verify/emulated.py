@@ -76,15 +76,15 @@ def in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 
 def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """In order, with the maximum of scores as bfloat16 has it: following late."""
+    """In order, with the maximum of scores as bfloat16 has it: scaled before it is subtracted, and following late."""
 
-    def following_late(inputs: Inputs, subject: Subject) -> list[Identity]:
+    def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
         from flashjvp.kernels.hopper import forward
 
-        with patch.object(forward, "_lag", lambda dtype: 8.0):
+        with patch.object(forward, "_exact", lambda dtype: False):
             return against_float64(inputs, subject)
 
-    return _emulated(following_late, inputs, subject, ordered=True)
+    return _emulated(scaled_first, inputs, subject, ordered=True)
 
 
 def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:

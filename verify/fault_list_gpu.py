@@ -25,7 +25,7 @@ def _repeated(name: str, file: str, old: str, new: str, case: str = "hopper_head
 
 OF_PIPELINES = [
     # Forward and JVP
-    _pipeline("lse in the wrong base", FORWARD, "gl.log2(norm)) * 0.6931471805599453", "gl.log2(norm))"),
+    _pipeline("lse in the wrong base", FORWARD, "lse * 0.6931471805599453", "lse"),
     _pipeline("alpha dropped from l", FORWARD, "l * alpha + mass", "l + mass"),
     _pipeline(
         "a warp asks whether half of its rows moved", CHUNKS,
@@ -34,7 +34,7 @@ OF_PIPELINES = [
     _pipeline("rescaled where no row moved", CHUNKS, "@!p bra.uni SAME", "@p bra.uni SAME"),
     _pipeline(
         "the maximum follows late, what was summed at once", FORWARD,
-        "alpha = gl.exp2(m - finite)", "alpha = gl.exp2(m - gl.maximum(m, top))", "hopper_64",
+        "alpha = gl.exp2(m - finite)", "alpha = gl.exp2(m - gl.maximum(m, top * scale2))", "hopper_64",
         "emulated-bfloat16",
     ),
     _pipeline("mu not subtracted", FORWARD, "(s_t * scale - c[:, None])", "(s_t * scale)"),

@@ -33,15 +33,17 @@ from .ring import (
     write,
 )
 
+# In base 2, how far scores may be above the "maximum" that P is taken from before that follows: P stays below 256 then,
+# and what was summed before is seldom rescaled.
+LAG = gl.constexpr(8.0)
+
 
 @gluon.constexpr_function
-def _lag(dtype):
-    """In base 2, how far scores may be above the "maximum" that P is taken from before that follows.
-
-    In bfloat16 P stays below 256 then, and what was summed before is seldom rescaled. In float16 P (S_t - c) would
-    overflow that much sooner.
-    """
-    return 8.0 if dtype == gl.bfloat16 else 0.0
+def _exact(dtype):
+    """Whether the maximum is subtracted from the scores before they are scaled: P of the largest one is then 1 also in
+    a type with more digits than bfloat16. Otherwise it is so up to the rounding of the scaled maximum, the same for all
+    keys of a row, and takes one instruction a score less."""
+    return dtype != gl.bfloat16
 
 
 @gluon.jit
@@ -51,19 +53,24 @@ def _softmax(
 ):  # fmt: skip
     """P of a tile up to the row's sum, the tile's and the running sum, the running maximum of the scores, and the
     factor of what was summed before. The scale is positive. The maximum is of scores in base 2, and follows them with
-    a `_lag`. It is scaled and rounded first, the same for all keys of a row: so P takes one multiply-add a score.
+    a LAG, or, where it is `_exact`, of those before they are scaled.
     """
     scale2 = scale * 1.4426950408889634
+    EXACT: gl.constexpr = _exact(dtype)
     if MASKED:
         s = gl.where(seen(row0, tile, N, s.shape[1], LAYOUT, CAUSAL), s, float("-inf"))
     s = where_allowed(s, words, float("-inf"), LAYOUT)
-    top = gl.max(s, 1) * scale2
-    m_new = gl.where(top > m + _lag(dtype), top, m)
+    top = gl.max(s, 1)
+    m_new = gl.maximum(m, top) if EXACT else gl.where(top * scale2 > m + LAG, top * scale2, m)
     finite = m_new
     if len(words) > 0:  # no key so far may be allowed
         finite = gl.where(m_new > float("-inf"), m_new, 0.0)
-    alpha = gl.exp2(m - finite)
-    p = gl.exp2(s * scale2 - finite[:, None])
+    if EXACT:
+        alpha = gl.exp2((m - finite) * scale2)
+        p = gl.exp2((s - finite[:, None]) * scale2)
+    else:
+        alpha = gl.exp2(m - finite)
+        p = gl.exp2(s * scale2 - finite[:, None])
     mass = gl.sum(p, 1)
     return p, mass, l * alpha + mass, m_new, alpha
 
@@ -193,7 +200,8 @@ def _consume(
     rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
     offset = (batch.to(gl.int64) * heads + own_head) * M + rows
     norm = 1.0 / _divisor(state[1], bits)  # a row without keys has zeros, and -inf for lse
-    gl.store(statistics[0] + offset, (state[0] - gl.log2(norm)) * 0.6931471805599453, mask=rows < M)
+    lse = (state[0] if not _exact(own_tiles[0].dtype) else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
+    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)
     if JVP:
         mu = state[2]
         if len(factors) > 0:
