@@ -167,6 +167,18 @@ def test_scores_whose_maximum_is_scaled_first(case: Case, lag: float | None) -> 
 
 
 @interpreted
+def test_float16_needs_the_maximum_subtracted_before_scores_are_scaled() -> None:
+    """Else what the scaled maximum lost to rounding is left in the exponent of one-hot rows, as a GPU found first."""
+    case = next(case for case in CASES if case.name == "scores_1e4")
+    with emulated():
+        from flashjvp.kernels.hopper import forward
+
+        scaled_first = patch.object(forward, "_exact", lambda dtype: False)
+        with scaled_first, patch.object(forward, "LAG", 0.0), pytest.raises(AssertionError, match="tensor='o'"):
+            judge(case, torch.float16, True)
+
+
+@interpreted
 @pytest.mark.parametrize("case", NOT_SERVED, ids=str)
 def test_other_calls_take_the_other_kernels(case: Case) -> None:
     with emulated(), pipelines_in_use(True) as launched:

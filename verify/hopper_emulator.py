@@ -4,7 +4,8 @@ The partitions of a warp-specialised kernel are threads and barriers block them.
 here: a product of a warpgroup when a wait asks for it, a copy into shared memory after a random delay. So a missing
 wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a deadlock, which is found after
 PATIENCE_SECONDS. Fresh shared memory is NaN. Layouts mean nothing here: that a tile is distributed and swizzled as an
-instruction wants it, only the compiler and the GPU judge. Numbers keep their types; products add up in float32.
+instruction wants it, only the compiler and the GPU judge. Numbers keep their types; products of tiles add up in
+float32, and other products are contracted with the sum that they enter.
 """
 
 import importlib
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .contraction import Contracted
 from .hopper_machine import RUNNING, Barrier, EmulationError, Program, Shared
 
 PACKAGE = "flashjvp.kernels.hopper"
@@ -125,7 +127,8 @@ def _warp_specialize(partitions: Sequence[tuple[Any, Any]], warps: object, regis
 
     def run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         try:
-            function(*arguments)
+            with Contracted():
+                function(*arguments)
         except BaseException as error:  # raised again below
             errors.append(error)
             RUNNING[-1].failed = True
