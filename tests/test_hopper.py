@@ -168,7 +168,7 @@ def test_scores_whose_maximum_is_scaled_first(case: Case, lag: float | None) -> 
 
 @interpreted
 def test_float16_needs_the_maximum_subtracted_before_scores_are_scaled() -> None:
-    """Else what the scaled maximum lost to rounding is left in the exponent of one-hot rows, as a GPU found first."""
+    """Else what the scaled maximum lost to rounding is left in the exponent of one-hot rows."""
     case = next(case for case in CASES if case.name == "scores_1e4")
     with emulated():
         from flashjvp.kernels.hopper import forward

@@ -18,29 +18,28 @@ class Contracted(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._factors = WeakTensorKeyDictionary()  # of each product that is still in use
+        self._products = WeakTensorKeyDictionary()  # of each that is still in use, its version and the exact numbers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = func._schema.name
+        result = func(*args, **(kwargs or {}))
         if not isinstance(result, Tensor) or result.dtype != torch.float32 or kwargs:
             return result
         if name == "aten::mul":
-            self._factors[result] = args
+            self._products[result] = (result._version, _wide(args[0]) * _wide(args[1]))
         elif name in SIGNS:
             x, y = args
-            if self._is_product(x):
-                return (self._exact(x) + SIGNS[name] * _wide(y)).float()
-            if self._is_product(y):
-                return (_wide(x) + SIGNS[name] * self._exact(y)).float()
+            exact_x, exact_y = self._exact(x), self._exact(y)
+            if exact_x is not None:
+                return (exact_x + SIGNS[name] * _wide(y)).float()
+            if exact_y is not None:
+                return (_wide(x) + SIGNS[name] * exact_y).float()
         return result
 
-    def _is_product(self, x: object) -> bool:
-        return isinstance(x, Tensor) and x in self._factors
-
-    def _exact(self, product: Tensor) -> Tensor:
-        x, y = self._factors[product]
-        return _wide(x) * _wide(y)
+    def _exact(self, x: Any) -> Tensor | None:
+        """The exact numbers of a product; None of what is none, or was changed in place since."""
+        version, exact = self._products.get(x, (None, None)) if isinstance(x, Tensor) else (None, None)
+        return exact if version is not None and x._version == version else None
 
 
 def _wide(x: Tensor | float) -> Tensor:

@@ -48,6 +48,17 @@ def test_other_arithmetic_is_pytorchs() -> None:
         assert torch.equal(x.double() * y.double() - z, (x.double() * y.double()).clone() - z)
 
 
+def test_what_was_changed_in_place_counts_as_it_is() -> None:
+    x, y, z = numbers()
+    factor = x.clone()
+    with Contracted():
+        product, other = x * y, factor * y
+        product += 1.0
+        factor += 1.0
+        assert torch.equal(product - z, (z + 1.0) - z)
+        assert torch.equal(other - z, (x.double() * y.double() - z.double()).float())
+
+
 def test_it_ends_with_its_block() -> None:
     x, y, z = numbers()
     with Contracted():
