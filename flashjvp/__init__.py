@@ -1,7 +1,14 @@
 """FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
 
 from .api import attention, attention_jvp
-from .errors import ArgumentTypeError, ArgumentValueError, FlashJVPError, SecondOrderError, UnsupportedError
+from .errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    FlashJVPError,
+    FlashJVPPerformanceWarning,
+    SecondOrderError,
+    UnsupportedError,
+)
 
 __version__ = "0.1.0"
 
@@ -9,6 +16,7 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "FlashJVPError",
+    "FlashJVPPerformanceWarning",
     "SecondOrderError",
     "UnsupportedError",
     "attention",

@@ -1,11 +1,12 @@
 """The public functions: signatures, documentation, checks, autocast, and the views that the operators take."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, lowering, operators, shortcuts
+from . import causal_bias, checks, derivatives, lowering, operators, shortcuts
 
 Maybe = Tensor | None
 
@@ -37,11 +38,12 @@ def attention(
     Args:
         q: queries [*batch, Hq, M, D], or [M, D] for one head; M >= 1, D in 1..256. float16, bfloat16, float32, or
             float64 (not on triton). Any strides: packed qkv views cost nothing, a last stride other than 1 one copy.
-        k: keys [*batch, Hkv, N, D], N >= 1; the rank, dtype and device of q.
-        v: values [*batch, Hkv, N, Dv], Dv in 1..256; the rank, dtype and device of q. Batch dims broadcast across
-            q, k, v, and so do heads: equal numbers, or 1 (for other numbers see `enable_gqa`).
+        k: keys [*batch, Hkv, N, D], N >= 1; the dtype and device of q.
+        v: values [*batch, Hkv, N, Dv], Dv in 1..256; the dtype and device of q. Batch dims, aligned at the right,
+            broadcast across q, k, v, and so do heads: equal numbers, or 1 (for other numbers see `enable_gqa`).
         attn_mask: a tensor on q's device that broadcasts, aligned at the right, to [*batch, Hq, M, N]. bool: True = the
-            key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats). Must need no gradient.
+            key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats); any finite number, also
+            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`. Must need no gradient.
         dropout_p: 0.0, a probability; no other value is implemented.
         is_causal: True lets query m see keys n <= m only, aligned at the top left also where M != N. With `attn_mask`
             given too, both apply (an extension: PyTorch documents an error).
@@ -51,8 +53,8 @@ def attention(
             on a GPU and dtype that it supports, else tiled. A backend asked for by name serves the call or raises.
 
     Returns:
-        o [*batch, Hq, M, Dv] ([M, Dv] for q [M, D]), of q's dtype and device, its head and row dims in the order that q
-        has them in memory. Zeros for a query that may see no key.
+        o [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype and device, its head and row dims in
+        the order that q has them in memory. Zeros for a query that may see no key.
 
     Derivatives:
         Reverse mode (`backward`, `torch.func.grad`) in q, k, v. Forward mode (`torch.func.jvp`,
@@ -79,6 +81,7 @@ def attention(
     Source:
         FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
     """
+    attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, attn_mask), (is_causal, scale, enable_gqa, backend)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := shortcuts.find(operators.FORWARD, given, options)):
         o: Tensor = run(given)[0]
@@ -91,9 +94,9 @@ def attention(
         if (dual := lowering.under_jvp(below, (q, k, v))) is not None:
             return dual
     (q_, k_, v_, *_), mask = _canonical((q, k, v, None, None, None), attn_mask, enable_gqa, backend)
-    o = operators.attention(q_, k_, v_, mask, is_causal, _scale(scale), backend)
+    o = derivatives.attention(q_, k_, v_, mask, is_causal, _scale(scale), backend)
     shortcuts.keep(operators.FORWARD, given, (q_, k_, v_, mask), options)
-    return o.squeeze(0) if q.ndim == 2 else o
+    return o.squeeze(0) if _is_one_head(q, k, v) else o
 
 
 def attention_jvp(
@@ -123,22 +126,23 @@ def attention_jvp(
 
     Args:
         q: queries [*batch, Hq, M, D], or [M, D] for one head; sizes, dtypes and strides as in `attention`.
-        k: keys [*batch, Hkv, N, D]; the rank, dtype and device of q.
-        v: values [*batch, Hkv, N, Dv]; the rank, dtype and device of q. Batch dims and heads broadcast likewise.
+        k: keys [*batch, Hkv, N, D]; the dtype and device of q.
+        v: values [*batch, Hkv, N, Dv]; the dtype and device of q. Batch dims and heads broadcast likewise.
         q_t: tangent of q, in q's unit per unit of the variable of differentiation: the shape (before broadcasting),
             dtype and device of q, with strides of its own. None = zero, and costs nothing.
         k_t: tangent of k, likewise.
         v_t: tangent of v, likewise.
-        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S). It has no tangent.
+        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), or a causal bias. It
+            has no tangent.
         is_causal: as in `attention`: n <= m, aligned at the top left; applies together with `attn_mask`.
         scale: as in `attention`: c, a finite real number without unit; None = D**-0.5. It has no tangent.
         enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
 
     Returns:
-        o and o_t, each [*batch, Hq, M, Dv] ([M, Dv] for q [M, D]), of q's dtype and device, laid out like q; o_t in o's
-        unit per unit of the variable of differentiation. Both are zero for a query that may see no key, and o_t is zero
-        when no tangent is given.
+        o and o_t, each [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype and device, laid out
+        like q; o_t in o's unit per unit of the variable of differentiation. Both are zero for a query that may see no
+        key, and o_t is zero when no tangent is given.
 
     Derivatives:
         Reverse mode in q, k, v, q_t, k_t, v_t through o and o_t together, in one backward launch. Forward mode would be
@@ -160,6 +164,7 @@ def attention_jvp(
     Source:
         FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
     """
+    attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, enable_gqa, backend)
     if run := shortcuts.find(operators.FORWARD_JVP, given, options):
         o, o_t, _, _ = run(given)
@@ -167,15 +172,28 @@ def attention_jvp(
     checks.options(0.0, is_causal, scale, enable_gqa)
     arguments, mask = _canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
     q_, k_, v_, q_t_, k_t_, v_t_ = arguments
-    o, o_t = operators.attention_jvp(q_, k_, v_, q_t_, k_t_, v_t_, mask, is_causal, _scale(scale), backend)
+    o, o_t = derivatives.attention_jvp(q_, k_, v_, q_t_, k_t_, v_t_, mask, is_causal, _scale(scale), backend)
     if not (q_t is None and k_t is None and v_t is None):
         shortcuts.keep(operators.FORWARD_JVP, given, (*arguments, mask), options)
-    return (o.squeeze(0), o_t.squeeze(0)) if q.ndim == 2 else (o, o_t)
+    return (o.squeeze(0), o_t.squeeze(0)) if _is_one_head(q, k, v) else (o, o_t)
+
+
+def _is_one_head(*qkv: Tensor) -> bool:
+    """Operators take a head dim; the public functions also tensors without."""
+    return all(x.ndim == 2 for x in qkv)
 
 
 def _scale(scale: float | None) -> float | None:
     """Operators take a float; the public functions any real number."""
     return scale if scale is None else float(scale)
+
+
+def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, bool]:
+    """A causal bias of PyTorch's as what it means; any other mask as it is."""
+    if mask is None or type(mask) is Tensor or not isinstance(mask, causal_bias.CausalBias):
+        return mask, is_causal
+    plain, causal = causal_bias.meaning(mask, q, k)
+    return plain, True if causal and is_causal is False else is_causal
 
 
 def _canonical(
@@ -185,6 +203,7 @@ def _canonical(
     checks.tensors(tensors, mask)
     tensors, mask = _autocast(tensors, mask)
     checks.dtypes_and_devices(tensors, mask, backend)
+    tensors = _of_one_rank(tensors)
     leading = checks.shapes(tensors, enable_gqa)
     if leading is not None:
         of_q, of_kv = leading
@@ -197,6 +216,13 @@ def _canonical(
     if mask is not None and mask.ndim < tensors[0].ndim:
         mask = mask.view((1,) * (tensors[0].ndim - mask.ndim) + mask.shape)
     return tensors, mask
+
+
+def _of_one_rank(tensors: checks.Arguments) -> checks.Arguments:
+    """The arguments with leading dims of size 1, where their ranks differ: aligned at the right, as they broadcast."""
+    checks.ranks_and_tangents(tensors)
+    rank = max(x.ndim for x in tensors if x is not None)
+    return tuple(x if x is None or x.ndim == rank else x[(None,) * (rank - x.ndim)] for x in tensors)
 
 
 def _expand(x: Maybe, leading: checks.Shape) -> Maybe:

@@ -18,6 +18,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_HEAD_DIM = 256
 REAL: Any = (float, int, torch.SymFloat, torch.SymInt, numbers.Real)  # the frequent ones first
 
+# What types of tensors have as __torch_function__ that do nothing there.
+_PLAIN_FUNCTIONS = (getattr(Tensor.__torch_function__, "__func__", None), torch.nn.Parameter.__torch_function__)
+
 NAMES = ("q", "k", "v", "q_t", "k_t", "v_t")
 PRIMALS = NAMES[:3]
 
@@ -72,18 +75,25 @@ def dtypes_and_devices(arguments: Arguments, attn_mask: Maybe, backend: object) 
         backends.check(backend, device, dtype)
 
 
-def shapes(arguments: Arguments, enable_gqa: bool) -> tuple[Shape, Shape] | None:
-    """q [*batch, Hq, M, D], k [*batch, Hkv, N, D], v [*batch, Hkv, N, Dv], or rank 2; tangents likewise.
-
-    Returns [*batch, Hq] and [*batch, Hkv] after broadcasting, or None where all the dims before the last two agree.
-    """
-    q, k, v = arguments[0].shape, arguments[1].shape, arguments[2].shape
-    _rows_and_widths(q, k, v)
+def ranks_and_tangents(arguments: Arguments) -> None:
+    """q, k and v have two dims or more, and a tangent the shape of its primal."""
+    for name, x in zip(PRIMALS, arguments[:3], strict=True):
+        if x.ndim < 2:
+            raise ArgumentValueError(_message(name, "at least 2 dims, [rows, D] or [..., H, rows, D]", _shape(x.shape)))
     for i in (3, 4, 5):
         x = arguments[i]
         if x is not None and x.shape != arguments[i - 3].shape:
             expected = f"the shape of {NAMES[i - 3]}, {_sizes(arguments[i - 3].shape)}"
             raise ArgumentValueError(_message(NAMES[i], expected, _shape(x.shape)))
+
+
+def shapes(arguments: Arguments, enable_gqa: bool) -> tuple[Shape, Shape] | None:
+    """q [*batch, Hq, M, D], k [*batch, Hkv, N, D], v [*batch, Hkv, N, Dv], or rank 2, all of one rank.
+
+    Returns [*batch, Hq] and [*batch, Hkv] after broadcasting, or None where all the dims before the last two agree.
+    """
+    q, k, v = arguments[0].shape, arguments[1].shape, arguments[2].shape
+    _rows_and_widths(q, k, v)
     if q[:-2] == k[:-2] == v[:-2]:
         return None
     return _leading_dims(q, k, v, enable_gqa)
@@ -102,9 +112,24 @@ def mask_shape(shape: Shape, scores: Shape) -> None:
 def _tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(_message(name, "a tensor", _type(x)))
+    if type(x) is not Tensor:
+        _subclass(name, x)
     if x.layout is not torch.strided or x.is_nested:
         came = f"a {'nested ' if x.is_nested else ''}tensor of layout {x.layout}"
         raise UnsupportedError(_message(name, "a tensor of layout torch.strided, not nested", came))
+
+
+def _subclass(name: str, x: Tensor) -> None:
+    """Of the subclasses of Tensor, those that mean what their memory holds, or that the dispatcher asks what to do."""
+    kind = type(x)
+    if kind.__module__.startswith("torch.distributed.tensor"):
+        expected = "a local tensor (x.to_local(), or torch.distributed.tensor.experimental.local_map)"
+        raise UnsupportedError(_message(name, expected, "a DTensor"))
+    is_wrapper = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    has_own_functions = getattr(kind.__torch_function__, "__func__", kind.__torch_function__) not in _PLAIN_FUNCTIONS
+    if kind.__module__.startswith("torch.masked") or (name == "attn_mask" and has_own_functions and not is_wrapper):
+        expected = "a torch.Tensor" + (" or a causal bias of torch.nn.attention.bias" if name == "attn_mask" else "")
+        raise ArgumentTypeError(_message(name, expected, f"a {kind.__name__}, whose memory means something else"))
 
 
 def _mask(attn_mask: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -119,13 +144,6 @@ def _mask(attn_mask: Tensor, dtype: torch.dtype, device: torch.device) -> None:
 
 def _rows_and_widths(q: Shape, k: Shape, v: Shape) -> None:
     """Shapes of equal length that end in [M, D], [N, D], [N, Dv], with M, N >= 1 and D, Dv in 1..256."""
-    rank = len(q)
-    if rank < 2:
-        raise ArgumentValueError(_message("q", "at least 2 dims, [M, D] or [..., Hq, M, D]", _shape(q)))
-    if len(k) != rank:
-        raise ArgumentValueError(_message("k", f"as many dims as q {_sizes(q)}, {rank}", _shape(k)))
-    if len(v) != rank:
-        raise ArgumentValueError(_message("v", f"as many dims as q {_sizes(q)}, {rank}", _shape(v)))
     if k[-1] != q[-1]:
         raise ArgumentValueError(_message("k", f"the head dim of q {_sizes(q)}, {q[-1]}", _shape(k)))
     if v[-2] != k[-2]:

@@ -4,47 +4,54 @@ Where nothing does, the dispatcher of PyTorch would lead straight from autograd 
 and a call may go there without it.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch._C import (
-    DispatchKey,
-    DispatchKeySet,
-    _are_functorch_transforms_active,
-    _dispatch_keys,
-    _dispatch_tls_local_exclude_set,
-    _dispatch_tls_local_include_set,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._functorch import eager_transforms
-from torch.autograd import _profiler_enabled, forward_ad
+
+from . import _torch
 
 # By device type, the keyset of an operator with nothing but its implementation below its derivatives: no transform,
 # mode or subclass.
-KEYSETS = {
-    "cpu": DispatchKeySet(DispatchKey.CPU) | DispatchKeySet(DispatchKey.AutogradCPU),
-    "cuda": DispatchKeySet(DispatchKey.CUDA) | DispatchKeySet(DispatchKey.AutogradCUDA),
-}
+KEYSETS: dict[str, Any] = {}
 # What plain calls have besides: nothing that an operator of this package acts on.
-_IDLE = DispatchKeySet(DispatchKey.BackendSelect) | DispatchKeySet(DispatchKey.ADInplaceOrView)
+_IDLE: Any = None
+if _torch.PER_LEVEL:
+    KEYSETS = {"cpu": _torch.keyset("CPU", "AutogradCPU"), "cuda": _torch.keyset("CUDA", "AutogradCUDA")}
+    _IDLE = _torch.keyset("BackendSelect", "ADInplaceOrView")
+
+# What a thread is doing: "public" is a call of `attention` while some thread is in a dual level, "split" an operator of
+# the primals and tangents of one, "lowered" a call below func.jvp, which took all tangents off (lowering.py).
+State = Literal["public", "split", "lowered"]
+_THREAD = threading.local()
+
+
+@contextmanager
+def marked(state: State) -> Iterator[None]:
+    """This thread is doing so."""
+    before = getattr(_THREAD, state, False)
+    setattr(_THREAD, state, True)
+    try:
+        yield
+    finally:
+        setattr(_THREAD, state, before)
+
+
+def is_marked(state: State) -> bool:
+    """Whether this thread is doing so."""
+    return getattr(_THREAD, state, False)
 
 
 def may_hold_tangents() -> bool:
-    """Whether a dual level may be active. AOT replay raises the level in C++ only, hence the dispatch modes.
+    """Whether tensors of this thread may be dual at its present level.
 
-    The level of func.jvp concerns what functorch wraps; tensors below all transforms have no tangents of it.
+    A dual level is of all threads, so a level says little and each tensor has to be asked.
     """
-    if _are_functorch_transforms_active() or _len_torch_dispatch_stack() > 0:
+    if _torch.transforms_active() or _torch.dispatch_modes_active():
         return True
-    return forward_ad._current_level >= 0 and eager_transforms.JVP_NESTING == 0
-
-
-def is_watched() -> bool:
-    """Whether something wants to see the operators of a call that it sees in the dispatcher, or traces its Python."""
-    watched: bool = torch.compiler.is_compiling() or _len_torch_function_stack() > 0 or _profiler_enabled()
-    return watched
+    return _torch.dual_level_active() and not is_marked("lowered")
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
@@ -56,5 +63,5 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     if keyset is None:
         return False
     allowed = keyset | _IDLE
-    included, excluded = _dispatch_tls_local_include_set(), _dispatch_tls_local_exclude_set()
-    return all((((_dispatch_keys(x) | included) - excluded) | allowed) == allowed for x in tensors)
+    included, excluded = _torch.included_keys(), _torch.excluded_keys()
+    return all((((_torch.dispatch_keys(x) | included) - excluded) | allowed) == allowed for x in tensors)

@@ -19,3 +19,15 @@ class UnsupportedError(FlashJVPError, NotImplementedError):
 
 class SecondOrderError(UnsupportedError):
     """A derivative beyond one JVP followed by one backward pass was asked for."""
+
+
+class FlashJVPPerformanceWarning(UserWarning):
+    """A call is served by something slower than it might be, for a reason that the user can change."""
+
+
+def second_order(name: str) -> SecondOrderError:
+    """The error of operator `name`, which is a derivative already."""
+    return SecondOrderError(
+        f"{name}: expected at most one JVP followed by one backward pass, got a derivative of that; "
+        "leave the forward-mode level (torch.func.jvp, dual_level) before the backward pass"
+    )

@@ -10,10 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-try:
-    from torch._C._dynamo import guards as _guards
-except ImportError:  # private
-    _guards = None  # type: ignore[assignment]
+from . import _torch
 
 Value = TypeVar("Value")
 _MOST_KEYS, _MOST_GUARDS = 1 << 10, 8
@@ -46,9 +43,8 @@ class Remembered(Generic[Value]):
 
     def keep(self, key: Hashable, tensors: Sequence[Tensor], value: Value) -> None:
         """Remembers `value`, and of many kept with one key the latest. Two tensors that are one object never match."""
-        make = getattr(_guards, "TensorGuards", None)
-        if make is not None:  # else nothing is ever remembered, and every call takes the long way
-            guard = make(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        if _torch.TensorGuards is not None:  # else nothing is ever remembered, and every call takes the long way
+            guard = _torch.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
             self._entries[key] = ((guard, value), *self._entries.get(key, ())[: _MOST_GUARDS - 1])
 
     def clear(self) -> None:

@@ -47,3 +47,18 @@ def rows(value: Tensor, like: Tensor) -> Tensor:
 def empty_statistic(q: Tensor) -> Tensor:
     """Unwritten row statistic `[..., Hq, M]` of q: float32, or float64 for float64 queries."""
     return q.new_empty(q.shape[:-1], dtype=STATISTIC_DTYPE[q.dtype])
+
+
+def empty_lse(q: Tensor, mask: Tensor | None) -> Tensor:
+    """Unwritten log-sum-exp of the scores of each query: `[..., Hq, M]`, or `[..., Hq, M, 2]` with an additive mask.
+
+    The two numbers are the largest score m and log(sum(exp(S - m))). Their sum would not do: next to a bias of -1e9 the
+    second one rounds away, and with it the number of keys that share the row (MATH.md, section 6).
+    """
+    shape = (*q.shape[:-1], 2) if is_additive(mask) else q.shape[:-1]
+    return q.new_empty(shape, dtype=STATISTIC_DTYPE[q.dtype])
+
+
+def is_additive(mask: Tensor | None) -> bool:
+    """Whether a mask is a bias on the scores, rather than a choice of keys."""
+    return mask is not None and mask.dtype != torch.bool

@@ -7,23 +7,14 @@ the tangents are taken off, the transform is left, as a custom Function leaves i
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
-from torch._C._functorch import (
-    CJvpInterpreterPtr,
-    TransformType,
-    _unwrap_for_grad,
-    peek_interpreter_stack,
-    pop_dynamic_layer_stack,
-    push_dynamic_layer_stack,
-)
 
-from .eager import is_watched
+from . import _torch, derivatives
+from .eager import marked
 
 Maybe = Tensor | None
-_unpack_dual, _make_dual = torch._VF._unpack_dual, torch._VF._make_dual
-_JVP = TransformType.Jvp.value  # numbers compare in a third of the time that members of this enumeration take
+# Numbers compare in a third of the time that members of this enumeration take.
+_JVP = _torch.TransformType.Jvp.value if derivatives.BY_LEVEL and _torch.CAN_LOWER_JVP else None
 
 
 def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Any]) -> Tensor | None:
@@ -31,28 +22,28 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
 
     `attention_jvp` takes q, k, v, q_t, k_t, v_t and is called below the transform.
     """
-    if not _are_functorch_transforms_active() or is_watched() or _len_torch_dispatch_stack():
+    if _JVP is None or not _torch.transforms_active() or _torch.is_watched() or _torch.dispatch_modes_active():
         return None
-    transform = peek_interpreter_stack()
+    transform = _torch.innermost_transform()
     if transform.key().value != _JVP or not all([type(x) is Tensor for x in tensors]):
         return None
     if any([x.requires_grad for x in tensors]):  # at the level of the transform, where only an operator is recorded
         return None
     level = transform.level()
     tangents = [_tangent(x, level) for x in tensors]
-    if all([x is None for x in tangents]) or not CJvpInterpreterPtr(transform).prevFwdGradMode():
+    if all([x is None for x in tangents]) or not _torch.JvpInterpreter(transform).prevFwdGradMode():
         return None
-    primals = [_unwrap_for_grad(x, level) for x in tensors]
-    layer = pop_dynamic_layer_stack()
+    primals = [_torch.unwrap_level(x, level) for x in tensors]
+    layer = _torch.pop_transform()
     try:
-        o, o_t = attention_jvp(*primals, *tangents)
+        with marked("lowered"):
+            o, o_t = attention_jvp(*primals, *tangents)
     finally:
-        push_dynamic_layer_stack(layer)
-    dual: Tensor = _make_dual(o, o_t, level=0)
-    return dual
+        _torch.push_transform(layer)
+    return _torch.make_dual(o, o_t)
 
 
 def _tangent(x: Tensor, level: int) -> Maybe:
-    """As `level` wraps it, taken out; one known to be zero counts as none."""
-    tangent = _unpack_dual(x, level=0)[1]
-    return None if tangent is None or tangent._is_zerotensor() else _unwrap_for_grad(tangent, level)
+    """As `level` wraps it, taken out."""
+    tangent = _torch.unpack_dual(x)[1]
+    return None if tangent is None else _torch.unwrap_level(tangent, level)

@@ -2,7 +2,7 @@
 
 An operator takes the canonical arguments of the backends (see reference.py) and adds `backend` (None = the best for the
 device) and `scale` None = D**-0.5. Results of a backward operator that are not `wanted` come back as empty tensors,
-because a dispatcher operator cannot return None. The derivatives are in autograd.py.
+because a dispatcher operator cannot return None. The derivatives are in derivatives.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .layout import empty_rows, empty_statistic
+from .layout import empty_lse, empty_rows, empty_statistic
 
 Maybe = Tensor | None
 
@@ -36,30 +36,14 @@ FORWARD = torch.ops.flashjvp.forward.default
 BACKWARD = torch.ops.flashjvp.backward.default
 FORWARD_JVP = torch.ops.flashjvp.forward_jvp.default
 BACKWARD_JVP = torch.ops.flashjvp.backward_jvp.default
-
-
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None
-) -> Tensor:
-    """o of canonical arguments, differentiable in both modes."""
-    return FORWARD(q, k, v, mask, is_causal, scale, backend)[0]
-
-
-def attention_jvp(
-    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float |
-    None, backend: str | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """o and o_t of canonical arguments, differentiable in reverse mode."""
-    if q_t is None and k_t is None and v_t is None:
-        o = attention(q, k, v, mask, is_causal, scale, backend)
-        return o, torch.zeros_like(o)
-    o, o_t, _, _ = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, backend)
-    return o, o_t
+_NAMES = {FORWARD: "forward", BACKWARD: "backward", FORWARD_JVP: "forward_jvp", BACKWARD_JVP: "backward_jvp"}
 
 
 # Implementations: pick the backend, fill in the scale, replace unwanted gradients by empty tensors.
 
-_Q = {FORWARD: 0, BACKWARD: 1, FORWARD_JVP: 0, BACKWARD_JVP: 2}  # where q comes among the tensors
+# where q and the mask come among the tensors
+_Q = {FORWARD: 0, BACKWARD: 1, FORWARD_JVP: 0, BACKWARD_JVP: 2}
+_MASK = {FORWARD: 3, BACKWARD: 6, FORWARD_JVP: 6, BACKWARD_JVP: 12}
 
 
 def _of_backend(
@@ -71,7 +55,7 @@ def _of_backend(
     assert q is not None
     module = backends.resolve(backend, q.device, q.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return getattr(module, op._opname), (is_causal, scale)
+    return getattr(module, _NAMES[op]), (is_causal, scale)
 
 
 def bound(
@@ -117,12 +101,12 @@ def _fill_unwanted(q: Tensor, grads: Sequence[Maybe]) -> tuple[Tensor, ...]:
 
 
 def _fake_forward(q, k, v, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
-    return empty_rows(q, v.shape[-1]), empty_statistic(q)
+    return empty_rows(q, v.shape[-1]), empty_lse(q, mask)
 
 
 def _fake_forward_jvp(q, k, v, q_t, k_t, v_t, mask, is_causal, scale, backend):  # type: ignore[no-untyped-def]
     width = v.shape[-1]
-    return empty_rows(q, width), empty_rows(q, width), empty_statistic(q), empty_statistic(q)
+    return empty_rows(q, width), empty_rows(q, width), empty_lse(q, mask), empty_statistic(q)
 
 
 def _fake_backward(d_o, q, k, v, o, lse, mask, is_causal, scale, backend, wanted):  # type: ignore[no-untyped-def]
@@ -145,24 +129,25 @@ def _fake_gradients(inputs: Sequence[Maybe], wanted: Sequence[bool]) -> tuple[Te
 # vmap rules: the mapped dim becomes the leading batch dim of every tensor.
 
 
-def _vmap_rule(
-    op: Callable[..., tuple[Tensor, ...]],
-) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
-    is_backward = op in (BACKWARD, BACKWARD_JVP)
-    names = [argument.name for argument in op._schema.arguments]  # type: ignore[attr-defined]
+def mapped(op: Any, batch_size: int, in_dims: Sequence[Any], tensors: Sequence[Any]) -> list[Any]:
+    """The arguments of an operator with the mapped dim in front, and tensors that have none expanded to it. Its
+    arguments without a dim in `in_dims`, that are no tensors, stay as they are."""
+    moved = []
+    for i, (x, dim) in enumerate(zip(tensors, in_dims, strict=False)):
+        if not isinstance(x, Tensor):
+            moved.append(x)
+        elif dim is not None:
+            moved.append(x.movedim(dim, 0))
+        else:
+            x = x.unsqueeze(0)
+            moved.append(x if i == _MASK[op] else x.expand(batch_size, *x.shape[1:]))
+    return moved
 
+
+def _vmap_rule(op: Any) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
     def rule(info, in_dims, *args):  # type: ignore[no-untyped-def]
-        moved = []
-        for name, x, dim in zip(names, args, in_dims, strict=True):
-            if not isinstance(x, Tensor):
-                moved.append(x)
-            elif dim is not None:
-                moved.append(x.movedim(dim, 0))
-            else:
-                x = x.unsqueeze(0)
-                moved.append(x if name == "mask" else x.expand(info.batch_size, *x.shape[1:]))
-        results = op(*moved)
-        if not is_backward:
+        results = op(*mapped(op, info.batch_size, in_dims, args))
+        if op not in (BACKWARD, BACKWARD_JVP):
             return results, (0,) * len(results)
         return results, tuple(0 if want else None for want in args[-1])
 
@@ -185,18 +170,3 @@ for _op, _implementation in IMPLEMENTATIONS.items():
     library.impl(_op, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(_op.name(), _FAKES[_op], lib=library)
     torch.library.register_vmap(_op.name(), _vmap_rule(_op), lib=library)
-
-from . import autograd as _autograd  # noqa: E402  registers the derivatives of the operators defined above
-
-__all__ = [
-    "BACKWARD",
-    "BACKWARD_JVP",
-    "FORWARD",
-    "FORWARD_JVP",
-    "IMPLEMENTATIONS",
-    "_autograd",
-    "attention",
-    "attention_jvp",
-    "bound",
-    "library",
-]

@@ -3,7 +3,7 @@
 Needs O(M N) memory. Every function takes tensors of equal rank, q [..., Hq, M, D], k [..., Hkv, N, D] and
 v [..., Hkv, N, Dv] with Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M, N] (boolean,
 True = take part, or additive), any float type, any device. Half types are computed in float32, the others in their own
-type. `lse` is the natural logarithm.
+type. `lse` is log(sum(exp(S))) of each row, or with an additive mask the two numbers of `layout.empty_lse`.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import STATISTIC_DTYPE, rows
+from .layout import STATISTIC_DTYPE, is_additive, rows
 
 Maybe = Tensor | None
 
@@ -28,7 +28,7 @@ def forward_jvp(
     """o, o_t, lse and mu; MATH.md (1)-(7)."""
     heads = q.shape[-3]
     q_, k_, v_, q_t_, k_t_, v_t_ = _widen(heads, q, k, v, q_t, k_t, v_t)
-    P, lse = _softmax(_scores(q_, k_, mask, is_causal, scale))
+    P, lse = _softmax(_scores(q_, k_, mask, is_causal, scale), is_additive(mask))
     S_t = _score_tangent(q_, k_, q_t_, k_t_, scale, P)
     mu = (P * S_t).sum(-1)  # (5)
     P_t = P * (S_t - mu[..., None])  # (6)
@@ -42,7 +42,7 @@ def backward(
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v; MATH.md (9)-(17) with no tangent."""
-    mu = torch.zeros_like(lse)
+    mu = q.new_zeros(q.shape[:-1], dtype=lse.dtype)
     grads = backward_jvp(
         d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, is_causal, scale, (*wanted, False, False, False)
     )
@@ -57,13 +57,13 @@ def backward_jvp(
     heads, kv_heads = q.shape[-3], k.shape[-3]
     q_, k_, v_, q_t_, k_t_, v_t_ = _widen(heads, q, k, v, q_t, k_t, v_t)
     G, T, O, O_t = _widen(heads, d_o, d_o_t, o, o_t)
-    P = torch.exp(_scores(q_, k_, mask, is_causal, scale) - lse.masked_fill(lse.isneginf(), 0.0)[..., None])
+    P = _probabilities(_scores(q_, k_, mask, is_causal, scale), lse)
     S_t = _score_tangent(q_, k_, q_t_, k_t_, scale, P)
     P_t = P * (S_t - mu[..., None])  # (6)
     A = _product(T, _transpose(v_), like=P)  # (9)
     B = _product(G, _transpose(v_), like=P) + _product(T, _transpose(v_t_), like=P)  # (10)
-    a = _row_product(T, O, like=lse)  # (11)
-    delta = _row_product(G, O, like=lse) + _row_product(T, O_t, like=lse)  # (12)
+    a = _row_product(T, O, like=mu)  # (11)
+    delta = _row_product(G, O, like=mu) + _row_product(T, O_t, like=mu)  # (12)
     dS_t = scale * P * (A - a[..., None])  # (13), times c
     dS = scale * (P_t * (A - a[..., None]) + P * (B - delta[..., None]))  # (14), times c
     d_q = dS @ k_ + _product(dS_t, k_t_)  # (15)
@@ -103,11 +103,28 @@ def _scores(q: Tensor, k: Tensor, mask: Maybe, is_causal: bool, scale: float) ->
     return S.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else S + mask
 
 
-def _softmax(S: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(S: Tensor, additive: bool) -> tuple[Tensor, Tensor]:
     """P and lse; a row with no allowed key has P = 0 and lse = -inf."""
-    lse = torch.logsumexp(S, dim=-1)
     P = torch.softmax(S, dim=-1)  # (2)
-    return P.masked_fill(lse.isneginf()[..., None], 0.0), lse
+    if not additive:
+        lse = torch.logsumexp(S, dim=-1)
+        return P.masked_fill(lse.isneginf()[..., None], 0.0), lse
+    m = S.amax(-1)
+    log_l = torch.logsumexp(S - _finite(m)[..., None], dim=-1)
+    return P.masked_fill(m.isneginf()[..., None], 0.0), torch.stack((m, log_l), dim=-1)
+
+
+def _probabilities(S: Tensor, lse: Tensor) -> Tensor:
+    """P again: S - lse, or (S - m) - log(l), each from scores that are the same numbers as in the forward pass."""
+    if lse.ndim < S.ndim:
+        return torch.exp(S - _finite(lse)[..., None])
+    m, log_l = _finite(lse).unbind(-1)
+    return torch.exp((S - m[..., None]) - log_l[..., None])
+
+
+def _finite(x: Tensor) -> Tensor:
+    """x with 0 for -inf, the statistic of a row without a key."""
+    return x.masked_fill(x.isneginf(), 0.0)
 
 
 def _score_tangent(q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, scale: float, like: Tensor) -> Tensor:

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 
-from . import autograd, operators
-from .eager import is_plain, is_watched, may_hold_tangents
+from . import _torch, derivatives, operators
+from .eager import KEYSETS, is_plain, may_hold_tangents
 from .guards import Remembered
 
 Maybe = Tensor | None
 Run = Callable[[Sequence[Maybe]], Any]
 
-_AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
+_CAN_SKIP_DISPATCHER = derivatives.BY_LEVEL and _torch.CAN_SKIP_DISPATCHER
+_AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA") if _CAN_SKIP_DISPATCHER else None
 _KNOWN: Remembered[Run] = Remembered()
 
 
@@ -42,6 +42,8 @@ def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: t
     if key is None or any(x is not y for x, y in zip(tensors[:-1], canonical[:-1], strict=True)):
         return
     mask, viewed, given = tensors[-1], canonical[-1], [x for x in tensors if x is not None]
+    if given[0].device.type not in KEYSETS:  # a meta tensor, say
+        return
     if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
         return
     run = _run(op, canonical, options)
@@ -49,7 +51,7 @@ def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: t
         run = _with_mask_of(run, viewed.shape)
     if torch.is_autocast_enabled(given[0].device.type):  # the casts were made, or the tensors would not be as they came
         run = _without_autocast(run)
-    with _ExcludeDispatchKeyGuard(_AUTOCAST):
+    with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
         if is_plain(given):
             _KNOWN.keep(key, given, run)
 
@@ -57,7 +59,7 @@ def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: t
 def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """None where a call has to take the dispatcher, or may have an argument of a wrong type."""
     # In this order: torch.compile, which the first one sees, could not trace the second.
-    if is_watched() or may_hold_tangents():
+    if not _CAN_SKIP_DISPATCHER or _torch.is_watched() or may_hold_tangents():
         return None
     q, k = tensors[0], tensors[1]
     is_causal, scale, enable_gqa, backend = options
@@ -65,7 +67,10 @@ def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any
         return None
     if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
         return None
-    return op, *options, q.shape, k.shape, *[x is None for x in tensors]
+    try:
+        return op, *options, q.shape, k.shape, *[x is None for x in tensors]
+    except RuntimeError:  # a nested tensor has no shape
+        return None
 
 
 def _run(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Run:
@@ -75,7 +80,7 @@ def _run(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Run:
     below = operators.bound(op, tensors, others)
     if not any(x is not None and x.requires_grad for x in tensors):
         return below
-    return lambda given: autograd.record(op, below, given, others) if torch.is_grad_enabled() else below(given)
+    return lambda given: derivatives.record(op, below, given, others) if torch.is_grad_enabled() else below(given)
 
 
 def _with_mask_of(run: Run, shape: torch.Size) -> Run:
@@ -85,7 +90,7 @@ def _with_mask_of(run: Run, shape: torch.Size) -> Run:
 
 def _without_autocast(run: Run) -> Run:
     def excluding(tensors: Sequence[Maybe]) -> Any:
-        with _ExcludeDispatchKeyGuard(_AUTOCAST):
+        with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
             return run(tensors)
 
     return excluding

@@ -15,7 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from .layout import STATISTIC_DTYPE, empty_rows, empty_statistic
+from .layout import STATISTIC_DTYPE, empty_lse, empty_rows, empty_statistic, is_additive
 
 Maybe = Tensor | None
 Box = tuple[slice, ...]
@@ -43,14 +43,15 @@ def forward_jvp(
     """o, o_t, lse and mu; MATH.md (1)-(7)."""
     grid = _Grid.of(q, k, mask, is_causal)
     o, o_t = empty_rows(q, v.shape[-1]), empty_rows(q, v.shape[-1])
-    lse, mu = empty_statistic(q), empty_statistic(q)
+    lse, mu = empty_lse(q, mask), empty_statistic(q)
     workspace = grid.workspace(3, like=q)
     for box in grid.boxes():
         key_side = (grid.load_keys(k, box), grid.load_keys(v, box), grid.load_keys(k_t, box), grid.load_keys(v_t, box))
         for rows in grid.query_tiles():
             q_, q_t_ = scale * grid.load_rows(q, box, rows), _scaled(grid.load_rows(q_t, box, rows), scale)
             results = _forward_rows(grid, box, rows, q_, q_t_, key_side, workspace)
-            for out, value in zip((o, o_t, lse[..., None], mu[..., None]), results, strict=True):
+            columns = lse if is_additive(mask) else lse[..., None]
+            for out, value in zip((o, o_t, columns, mu[..., None]), results, strict=True):
                 grid.store_rows(out, box, rows, value)
     return o, o_t, lse, mu
 
@@ -90,7 +91,8 @@ def _forward_rows(
         _add_product_(acc_o_t, p, v_t_n)  # (7)
         _add_product_(acc_o.mul_(alpha), p, v_n)  # (3)
     l.clamp_(min=1.0)  # 0 in a row without a key; at least 1 in any other, where the largest score adds exp(0)
-    return acc_o.div_(l), acc_o_t.div_(l), m + l.log(), mu
+    lse = torch.cat((m, l.log()), -1) if is_additive(grid.mask) else m + l.log()
+    return acc_o.div_(l), acc_o_t.div_(l), lse, mu
 
 
 def backward(
@@ -98,8 +100,9 @@ def backward(
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v; MATH.md (9)-(17) with no tangent."""
+    mu = empty_statistic(q)  # which nothing reads without tangents
     grads = backward_jvp(
-        d_o, None, q, k, v, None, None, None, o, None, lse, lse, mask, is_causal, scale, (*wanted, False, False, False)
+        d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, is_causal, scale, (*wanted, False, False, False)
     )
     return grads[0], grads[1], grads[2]
 
@@ -125,9 +128,10 @@ def backward_jvp(
             query_sums = (grid.zero_rows(d_q, box, rows), grid.zero_rows(d_q_t, box, rows))
             G, T = grid.load_rows(d_o, box, rows), grid.load_rows(d_o_t, box, rows)
             O, O_t = grid.load_rows(o, box, rows), grid.load_rows(o_t, box, rows)
-            lse_, mu_ = grid.load_rows(lse[..., None], box, rows), grid.load_rows(mu[..., None], box, rows)
-            row_a = _row_product(T, O, like=lse_)  # (11)
-            row_delta = _row_product(G, O, like=lse_) + _row_product(T, O_t, like=lse_)  # (12)
+            columns = lse if is_additive(mask) else lse[..., None]
+            lse_, mu_ = grid.load_rows(columns, box, rows), grid.load_rows(mu[..., None], box, rows)
+            row_a = _row_product(T, O, like=mu_)  # (11)
+            row_delta = _row_product(G, O, like=mu_) + _row_product(T, O_t, like=mu_)  # (12)
             statistics = (_finite(lse_), mu_, row_a, row_delta)
             query_side = (q_, q_t_, G, T)
             _backward_rows(grid, box, rows, query_side, statistics, key_side, query_sums, key_sums, workspace)
@@ -160,7 +164,10 @@ def _backward_rows(
         k_n, v_n, k_t_n, v_t_n = (_take(x, keys) for x in key_side)
         d_k_n, d_v_n, d_k_t_n, d_v_t_n = (_take(x, keys) for x in key_sums)
         P, S_t, A, B = grid.tiles(workspace, box, rows, keys)
-        grid.mask_(_products_(P, (q, k_n)), box, rows, keys).sub_(lse).exp_()  # (1), (2)
+        grid.mask_(_products_(P, (q, k_n)), box, rows, keys)  # (1)
+        for part in lse.split(1, -1):
+            P.sub_(part)
+        P.exp_()  # (2)
         _add_product_(d_v_n, P.mT, G)  # (17)
         _add_product_(d_v_t_n, P.mT, T)  # (20)
         if wants_S_t:

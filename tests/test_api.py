@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 import flashjvp
-from flashjvp import attention, attention_jvp, operators, shortcuts
+from flashjvp import attention, attention_jvp, derivatives, shortcuts
 
 B, H, M, N, D, DV = 2, 4, 6, 5, 8, 3
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "tiled", None])
@@ -171,7 +171,7 @@ def test_a_missing_tangent_is_zero(backend: str | None) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """Arguments of the calls to operators.attention and operators.attention_jvp, which still do their work."""
+    """Arguments of the calls to derivatives.attention and derivatives.attention_jvp, which still do their work."""
     seen: list[tuple[Any, ...]] = []
 
     def spy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,8 +182,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
         return called
 
     shortcuts.forget()
-    monkeypatch.setattr(operators, "attention", spy(operators.attention))
-    monkeypatch.setattr(operators, "attention_jvp", spy(operators.attention_jvp))
+    monkeypatch.setattr(derivatives, "attention", spy(derivatives.attention))
+    monkeypatch.setattr(derivatives, "attention_jvp", spy(derivatives.attention_jvp))
     yield seen
 
 
@@ -325,7 +325,7 @@ def test_fake_tensors_follow_autocast() -> None:
 
 def test_what_the_package_exports() -> None:
     errors = {"FlashJVPError", "ArgumentTypeError", "ArgumentValueError", "UnsupportedError", "SecondOrderError"}
-    assert set(flashjvp.__all__) == {"attention", "attention_jvp", *errors}
+    assert set(flashjvp.__all__) == {"attention", "attention_jvp", "FlashJVPPerformanceWarning", *errors}
     assert flashjvp.__version__ == "0.1.0"
     builtins = {
         "ArgumentTypeError": TypeError,

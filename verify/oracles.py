@@ -76,7 +76,8 @@ class Subject:
         if mask is not None:
             mask = mask[(None,) * (inputs.q.ndim - mask.ndim)]
         q, k, v, q_t, k_t, v_t = _operands(inputs)
-        return Forward(*FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, inputs.is_causal, inputs.scale, self.backend))
+        o, o_t, lse, mu = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, inputs.is_causal, inputs.scale, self.backend)
+        return Forward(o, o_t, lse if lse.ndim == mu.ndim else lse.sum(-1), mu)  # with an additive mask m and log(l)
 
 
 NAMES = tuple(field.name for field in fields(Results))

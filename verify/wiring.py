@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from flashjvp import SecondOrderError, guards
+from flashjvp import SecondOrderError, _torch
 
 from . import tolerance
 from .cases import Inputs, place
@@ -94,7 +94,7 @@ def repeated(inputs: Inputs, subject: Subject) -> list[Identity]:
     def give(call: Inputs) -> tuple[Results, Tensor]:
         return subject.results(call), subject.attention(call)(call.q, call.k, call.v)
 
-    with patch.object(guards, "_guards", None):  # nothing is remembered
+    with patch.object(_torch, "TensorGuards", None):  # nothing is remembered
         first = {name: give(call) for name, call in calls.items()}
     found = []
     for _ in range(2):  # the first of which is remembered

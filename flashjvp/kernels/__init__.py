@@ -22,7 +22,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale
     if (hopper := _hopper(call, scale, (q, k, v, None, None, None))) is not None:
         o, _, lse, _ = hopper.forward(call, (q, k, v, None, None, None), scale)
         return o, lse
-    o, _, lse, _ = launch_forward(call, q, k, v, None, None, None, scale, jvp=False)
+    o, _, lse, _ = launch_forward(call, q, k, v, None, None, None, mask, scale, jvp=False)
     return o, lse
 
 
@@ -35,7 +35,7 @@ def forward_jvp(
     if (hopper := _hopper(call, scale, (q, k, v, q_t, k_t, v_t))) is not None:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, (q, k, v, q_t, k_t, v_t), scale)
         return results
-    o, o_t, lse, mu = launch_forward(call, q, k, v, q_t, k_t, v_t, scale, jvp=True)
+    o, o_t, lse, mu = launch_forward(call, q, k, v, q_t, k_t, v_t, mask, scale, jvp=True)
     assert o_t is not None and mu is not None
     return o, o_t, lse, mu
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..layout import empty_rows
-from .backward_tile import load_statistic, probabilities, score_gradients
+from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
 from .launch import Call, Maybe
 from .tiles import add_product, load_factors, scale_rows, select_head, store_rows, zero_rows
 
@@ -65,7 +65,7 @@ def backward_query_kernel(
     query = (q_rows, q_t_rows, G, T)
     base = (batch.to(tl.int64) * heads + head) * M
     statistics = (
-        load_statistic(lse, base, rows, rows < M),
+        load_lse(lse, base, rows, rows < M, MASK_LAYOUT[2]),
         load_statistic(mu, base, rows, rows < M),
         load_statistic(row_a, base, rows, rows < M),
         load_statistic(row_delta, base, rows, rows < M),

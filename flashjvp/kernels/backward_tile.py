@@ -7,7 +7,7 @@ otherwise it is [queries, keys]. Row statistics come shaped to broadcast to the 
 import triton
 import triton.language as tl
 
-from .tiles import apply_mask, scores_and_tangent, scores_sum
+from .tiles import biased_scores, exponential, scores_and_tangent, scores_sum
 
 
 @triton.jit
@@ -50,6 +50,17 @@ def load_statistic(x, first, rows, inside):
 
 
 @triton.jit
+def load_lse(x, first, rows, inside, ADDITIVE: tl.constexpr):
+    """lse as the forward pass wrote it: a number a row, or with an additive mask two (layout.empty_lse)."""
+    if ADDITIVE:
+        return tl.load(x + first * 2 + rows * 2, mask=inside, other=0.0), tl.load(
+            x + first * 2 + rows * 2 + 1, mask=inside, other=0.0
+        )
+    else:
+        return load_statistic(x, first, rows, inside)
+
+
+@triton.jit
 def _statistic(x, KEYS_FIRST: tl.constexpr):
     """A statistic shaped to broadcast to the tile.
 
@@ -60,6 +71,18 @@ def _statistic(x, KEYS_FIRST: tl.constexpr):
         return load_statistic(x[0], x[1], x[2], x[3])[None, :]
     else:
         return x[:, None]
+
+
+@triton.jit
+def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
+    """S - lse of scores with an additive mask: the largest score of a row is subtracted first."""
+    if KEYS_FIRST:
+        m, log_l = load_lse(lse[0], lse[1], lse[2], lse[3], True)
+        m = tl.where(m == float("-inf"), 0.0, m)  # a row with no allowed key
+        return (s - m[None, :]) - log_l[None, :]
+    else:
+        m = tl.where(lse[0] == float("-inf"), 0.0, lse[0])
+        return (s - m[:, None]) - lse[1][:, None]
 
 
 @triton.jit
@@ -76,12 +99,14 @@ def probabilities(
         s, s_t = _products_and_tangent(q, k, q_t, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
     else:
         s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION)
-    s *= scale * 1.4426950408889634
-    s = apply_mask(s, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
-    lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
-    if len(mask) > 0:  # a row with no allowed key
-        lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)
-    p = tl.exp2(s - lse2)
+    s = biased_scores(s, scale, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
+    if MASK_LAYOUT[2]:
+        p = exponential(_exponents(s, lse, KEYS_FIRST), True)
+    else:
+        lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
+        if len(mask) > 0:  # a row with no allowed key
+            lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)
+        p = tl.exp2(s - lse2)
     if FIRST + SECOND == 0:
         return (p,)
     else:

@@ -16,14 +16,14 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
+from .. import _torch
+
 _NVIDIA = "triton.backends.nvidia.driver"
 # geometry -> descriptors of it, by address
 _ENCODERS: dict[str, "_Encoder"] = {}
 _MOST_GEOMETRIES = 1 << 10
 _MOST_ENCODED = 1 << 10  # of one geometry
 _HERE = nullcontext()
-# without the check of torch.cuda that CUDA was initialised: there are tensors on it
-_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
 class Place(NamedTuple):
@@ -75,7 +75,7 @@ def index_of(device: torch.device) -> int | None:
 
 def is_current(index: int | None) -> bool:
     """Whether Triton, and what allocates directly, takes the device with this index: the current one."""
-    return index is None or index == _current_device()
+    return index is None or index == _torch.current_cuda_device()
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

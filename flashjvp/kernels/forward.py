@@ -5,12 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import empty_rows, empty_statistic
+from ..layout import empty_lse, empty_rows, empty_statistic
 from .launch import Call, Maybe
 from .tiles import (
     add_product,
     add_scaled_rows,
-    apply_mask,
+    biased_scores,
+    exponential,
     load_factors,
     scale_rows,
     scores,
@@ -40,14 +41,14 @@ def _forward_tile(
         s, s_t = scores_and_tangent(q_rows, k_rows, q_t_rows, k_t_rows, FIRST, SECOND, PRECISION)
     else:
         s = scores(q_rows, k_rows, PRECISION)
-    s *= scale * 1.4426950408889634  # (1) in base 2
-    s = apply_mask(s, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_LAYOUT, True, CAUSAL)
+    ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
+    s = biased_scores(s, scale, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_LAYOUT, True, CAUSAL)
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = m_new
     if len(mask) > 0:
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s - m_safe[:, None])
-    alpha = tl.exp2(m - m_safe)
+    p = exponential(s - m_safe[:, None], ADDITIVE)
+    alpha = exponential(m - m_safe, ADDITIVE)
     l = l * alpha + tl.sum(p, 1)
     v_rows = load_factors(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     if JVP:
@@ -116,7 +117,11 @@ def forward_kernel(
     acc_o, acc_o_t, m, l, c = state
     norm = 1.0 / tl.where(l == 0.0, 1.0, l)
     statistic = (batch.to(tl.int64) * heads + head) * M + rows
-    tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
+    if MASK_LAYOUT[2]:
+        tl.store(lse + statistic * 2, m, mask=rows < M)
+        tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453, mask=rows < M)
+    else:
+        tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
     o_head = select_head(o, batch, head, batch_shape, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
     if JVP:
@@ -126,11 +131,20 @@ def forward_kernel(
 
 
 def launch_forward(
-    call: Call, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, scale: float, jvp: bool
+    call: Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_t: Maybe,
+    k_t: Maybe,
+    v_t: Maybe,
+    mask: Maybe,
+    scale: float,
+    jvp: bool,
 ) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without a JVP)."""
-    o, lse = empty_rows(q, v.shape[-1]), empty_statistic(q)
-    o_t, mu = (torch.empty_like(o), torch.empty_like(lse)) if jvp else (None, None)
+    o, lse = empty_rows(q, v.shape[-1]), empty_lse(q, mask)
+    o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
     if call.is_empty:
         return o, o_t, lse, mu
     operands = call.operands(q, k, v, q_t, k_t, v_t)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import is_additive
 from . import schedule
 from .direct import on_device
 from .recordings import recorder
@@ -42,7 +43,7 @@ class Call:
         self._arguments: dict[int, Argument] = {}
         self._copied: list[Tensor] = []
         self.mask: Argument | None = None
-        self.mask_layout = (0, False)
+        self.mask_layout = (0, False, False)
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask, q)
 
@@ -65,18 +66,19 @@ class Call:
         self._arguments[id(given)] = argument = x, (address, packed), special[aligned]
         return argument
 
-    def _mask_operand(self, mask: Tensor, q: Tensor) -> tuple[Argument, tuple[int, bool]]:
+    def _mask_operand(self, mask: Tensor, q: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
         column = int(mask.shape[-1] != 1)
         if column and mask.stride(-1) != 1:
             mask = mask.contiguous()
-        mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+        additive = is_additive(mask)
+        mask = mask if additive else mask.view(torch.uint8)
         keys = self.sizes[1]
         packed, bits, _, special = _layout(mask.expand(*q.shape[:-1], keys).stride(), mask.dtype)
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
-        return (mask, (address, packed), special[address % 16 == 0]), (column, aligned)
+        return (mask, (address, packed), special[address % 16 == 0]), (column, aligned, additive)
 
     def query_programs(self, tile: schedule.Tile) -> int:
         """Programs of a kernel that owns tiles of query rows."""
@@ -217,7 +219,8 @@ def _address_in_pipeline(x: Any) -> Address:
 
 
 def _statistic(x: Tensor) -> Argument:
-    """A row statistic, which is contiguous."""
+    """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
+    x = x.contiguous()
     address = x.data_ptr()
     return x, address, _special(address % 16 == 0, x.dtype)
 

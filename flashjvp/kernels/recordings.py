@@ -13,19 +13,11 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _AutoDispatchBelowAutograd
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .. import _torch
 from ..guards import Remembered
 from . import schedule
 from .direct import Launch, Place, current_stream, index_of, is_current
-
-try:  # what inductor's programs allocate with: without the dispatcher, at a third of its host time
-    from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
-except ImportError:  # private
-    _DIRECTLY: dict[str, Any] = {}
-else:
-    _DIRECTLY = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}
 
 Maybe = Tensor | None
 Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
@@ -85,7 +77,7 @@ class Recording:
 def _allocator(device: torch.device) -> Allocate:
     """Gives unwritten memory of the current device. The dispatcher's way is for deterministic mode, which recordings
     are made for or not: there PyTorch fills it, so that what is never written shows."""
-    directly: Allocate | None = _DIRECTLY.get(device.type)
+    directly: Allocate | None = _torch.EMPTY_STRIDED.get(device.type)
     if directly is not None and not torch.are_deterministic_algorithms_enabled():
         return directly
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
@@ -94,7 +86,7 @@ def _allocator(device: torch.device) -> Allocate:
 _NEVER = Recording(torch.device("cpu"), (), (), ())  # of a call that cannot be played
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(_torch.TorchDispatchMode or object):
     """Sees a call through; `recording` is then what it did."""
 
     def __init__(self, tensors: Sequence[Maybe]) -> None:
@@ -166,7 +158,7 @@ def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Calla
             given = [x for x in operands if x is not None]
             pattern = tuple([x is None for x in operands])
             key = function, options, first.shape, operands[q + 1].shape, pattern, _state(first.dtype, first.device)
-            with _AutoDispatchBelowAutograd():  # guards compare that, too, and not all callers are there
+            with _torch.below_autograd():  # guards compare that, too, and not all callers are there
                 return key, given, _RECORDINGS.find(key, given)
 
         @functools.wraps(function)
@@ -184,7 +176,7 @@ def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Calla
                     results = function(*args, **none)
                 finally:
                     _ACTIVE.recorder = None
-            with _AutoDispatchBelowAutograd():
+            with _torch.below_autograd():
                 _RECORDINGS.keep(key, given, seen.recording(results))
             return results
 
@@ -227,6 +219,8 @@ def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
 def _may_be_recorded(tensors: Sequence[Maybe]) -> bool:
     """Not inside another recording, and with addresses that tell the tensors apart."""
     given = [x.data_ptr() for x in tensors if x is not None]
+    if _torch.TorchDispatchMode is None:
+        return False
     return recorder() is None and 0 not in given and len({*given}) == len(given) and _are_aligned(_addresses(tensors))
 
 

@@ -236,8 +236,8 @@ def add_product(tile, weights, x, PRECISION: tl.constexpr):
 def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
     """A tile of a mask from query m0 and key n0 on, 0 beyond query M and key N; `row` and `column` count from there.
 
-    `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, and whether its rows start and end at
-    multiples of 16 elements less than 2^23 apart, which makes its loads wide.
+    `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, whether its rows start and end at
+    multiples of 16 elements less than 2^23 apart, which makes its loads wide, and whether it is additive.
     """
     if MASK_LAYOUT[1]:
         stride = tl.cast(mask[1], tl.uint32)
@@ -252,22 +252,38 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def apply_mask(
-    s, mask, m0, n0, row, column, M, N, at_border,
+def exponential(x, ADDITIVE: tl.constexpr):
+    """exp of a difference of scores as `biased_scores` gives them."""
+    if ADDITIVE:
+        return tl.exp2(x * 1.4426950408889634)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def biased_scores(
+    s, scale, mask, m0, n0, row, column, M, N, at_border,
     MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """Base-2 scores `s` with the mask and, `at_border`, the end of the keys (EDGE) and the causal diagonal (DIAGONAL).
+    """The scores (1) of products `s`: scaled, with the mask and, `at_border`, the end of the keys (EDGE) and the causal
+    diagonal (DIAGONAL).
+
+    In base 2, but with an additive mask in nats: times log2(e) a finite bias may be infinite, and its rounding would
+    not be that of dense attention. The multiply-add is one instruction here and in the backward pass, since P there has
+    to come from the same scores.
 
     The tile starts at query m0 and key n0; `row` and `column` count from there, shaped to broadcast to `s` in either
     orientation. One loop that branches here takes fewer registers than a loop over the full tiles and a second one over
     those at a border.
     """
-    if len(mask) > 0:
+    if MASK_LAYOUT[2]:
         bias = load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT)
-        if bias.dtype.is_floating():
-            s += bias.to(tl.float32) * 1.4426950408889634
-        else:
-            s = tl.where(bias != 0, s, float("-inf"))
+        s = tl.fma(s, tl.zeros_like(s) + scale, bias.to(tl.float32))
+    else:
+        s *= scale * 1.4426950408889634
+        if len(mask) > 0:
+            allowed = load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT)
+            s = tl.where(allowed != 0, s, float("-inf"))
     if (EDGE or DIAGONAL) and at_border:
         if EDGE:
             s = tl.where(column < N - n0, s, float("-inf"))

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 import flashjvp
-from flashjvp import ArgumentTypeError, ArgumentValueError, SecondOrderError, UnsupportedError, operators, shortcuts
+from flashjvp import ArgumentTypeError, ArgumentValueError, SecondOrderError, UnsupportedError, derivatives, shortcuts
 
 from .subjects import CountLaunches, Tensors, assert_same, launches, tensors
 
@@ -34,7 +34,7 @@ def dispatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     shortcuts.forget()
     for name in ("attention", "attention_jvp"):
-        monkeypatch.setattr(operators, name, spy(name, getattr(operators, name)))
+        monkeypatch.setattr(derivatives, name, spy(name, getattr(derivatives, name)))
     yield seen
     shortcuts.forget()
 
@@ -276,7 +276,7 @@ def test_short_ways_keep_no_tensor_alive(dispatched: list[str]) -> None:
 
 def test_without_guards_every_call_takes_the_dispatcher(dispatched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a PyTorch whose guards have moved."""
-    monkeypatch.setattr("flashjvp.guards._guards", None)
+    monkeypatch.setattr("flashjvp._torch.TensorGuards", None)
     for seed in range(4):
         explicit(tensors(seed))
     assert dispatched == ["attention_jvp"] * 4

@@ -1,0 +1,22 @@
+"""What the causal biases of `torch.nn.attention.bias` mean: objects that look like tensors and hold no numbers."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
+
+from .errors import ArgumentValueError
+
+
+def meaning(bias: CausalBias, q: object, k: object) -> tuple[Tensor | None, bool]:
+    """The mask (None where `is_causal` says it all) and `is_causal` that stand for a bias."""
+    rows, columns = bias.seq_len_q, bias.seq_len_kv
+    if not isinstance(q, Tensor) or not isinstance(k, Tensor) or q.ndim < 2 or k.ndim < 2:
+        return None, True  # which the checks of the call refuse
+    if (q.shape[-2], k.shape[-2]) != (rows, columns):
+        raise ArgumentValueError(
+            f"attn_mask: expected a causal bias of {q.shape[-2]} queries and {k.shape[-2]} keys, got one of {rows} and "
+            f"{columns}"
+        )
+    if bias.variant == CausalVariant.UPPER_LEFT or rows == columns:
+        return None, True
+    return torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows), False
