@@ -1,16 +1,27 @@
 """FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
 
 from .api import attention, attention_jvp
-from .errors import ArgumentTypeError, ArgumentValueError, FlashJVPError, SecondOrderError, UnsupportedError
+from .errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    FlashJVPError,
+    FlashJVPPerformanceWarning,
+    SecondOrderError,
+    UnsupportedError,
+)
+from .explain import Explanation, explain
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "Explanation",
     "FlashJVPError",
+    "FlashJVPPerformanceWarning",
     "SecondOrderError",
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "explain",
 ]

@@ -1,4 +1,4 @@
-"""The errors that flashjvp raises. Each is also the builtin error that a PyTorch user would catch."""
+"""The errors that flashjvp raises, each also the builtin error that a PyTorch user would catch, and its one warning."""
 
 
 class FlashJVPError(Exception):
@@ -19,3 +19,7 @@ class UnsupportedError(FlashJVPError, NotImplementedError):
 
 class SecondOrderError(UnsupportedError):
     """A derivative beyond one JVP followed by one backward pass was asked for."""
+
+
+class FlashJVPPerformanceWarning(UserWarning):
+    """A GPU is not used as well as it could be, for a reason that the user can change: the message says which."""
