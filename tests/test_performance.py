@@ -126,5 +126,5 @@ def test_the_warning_names_the_line_of_the_user(compiled: bool, monkeypatch: pyt
     function = torch.compile(attention, backend="eager", fullgraph=True) if compiled else attention
     with pytest.warns(FlashJVPPerformanceWarning, match="slow") as found:
         function(q, k, v)
-    assert len(found) == 1
-    assert compiled or found[0].filename == __file__
+    (ours,) = (one for one in found if one.category is FlashJVPPerformanceWarning)  # numpy may warn the interpreter
+    assert compiled or ours.filename == __file__
