@@ -2,7 +2,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 TARGETS := sweep train verify codegen report test lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
-WIRING_TESTS := tests/wiring tests/test_api.py tests/test_errors.py tests/test_explain.py tests/test_support.py \
+WIRING_TESTS := tests/wiring tests/test_api.py tests/test_errors.py tests/test_explain.py tests/test_support.py tests/test_performance.py \
 	tests/test_recordings.py tests/test_direct.py tests/test_readme.py
 
 VENV := .venv
