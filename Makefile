@@ -1,14 +1,22 @@
 PYTHON ?= python3
 WORKERS ?= 2
 TARGETS := sweep train verify codegen report test lint
+# What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
+WIRING_TESTS := tests/wiring tests/test_api.py tests/test_errors.py tests/test_explain.py tests/test_support.py tests/test_performance.py \
+	tests/test_recordings.py tests/test_direct.py tests/test_readme.py
 
 VENV := .venv
 READY := $(VENV)/.ready
+VENVS := .venvs
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is %s: try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
+INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help $(TARGETS)
+.PHONY: help test-torch test-torch-wiring $(TARGETS)
 
 help:
 	@echo "targets: $(TARGETS)"
+	@echo "with another torch: test-torch, test-torch-wiring VERSION=2.14.1 [TESTS=\"tests/test_api.py ...\"]"
 
 $(TARGETS): $(READY)
 
@@ -28,15 +36,36 @@ report:
 	$(VENV)/bin/python -m reports.build
 
 test:
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	$(call PYTEST,$(VENV)) $(TESTS)
 
 lint:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Each release of torch has an environment of its own, made on first use: constraints.txt with another torch.
+ifdef VERSION
+test-torch: $(VENVS)/torch-$(VERSION)/.ready
+	$(call PYTEST,$(<D)) $(TESTS)
+else
+test-torch:
+	@echo "expected a release of torch, got none: make test-torch VERSION=2.14.1" >&2; exit 2
+endif
+
+test-torch-wiring: TESTS = $(WIRING_TESTS)
+test-torch-wiring: test-torch
+
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is %s: try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# === is PyPI's own build, which brings the Triton it was released with; == would take a build for CPUs, too.
+$(VENVS)/torch-%/.ready: pyproject.toml constraints.txt
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv $(@D)
+	grep -v '^torch==' constraints.txt > $(@D)/constraints.txt
+	echo 'torch===$*' >> $(@D)/constraints.txt
+	$(@D)/bin/python $(INSTALL) -c $(@D)/constraints.txt -e '.[dev]'
 	@touch $@

@@ -9,16 +9,19 @@ from .errors import (
     SecondOrderError,
     UnsupportedError,
 )
+from .explain import Explanation, explain
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "Explanation",
     "FlashJVPError",
     "FlashJVPPerformanceWarning",
     "SecondOrderError",
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "explain",
 ]

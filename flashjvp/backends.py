@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
+from .performance import warn_once
 
 NAMES = ("triton", "tiled", "reference")
 # device index -> compute capability, asked of the driver once
@@ -17,9 +18,15 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 @cache
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled."""
+    """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled.
+
+    Warns where a GPU gets tiled, but for its dtype, which is the user's choice.
+    """
     if name is None:
-        name = "triton" if device.type == "cuda" and obstacle("triton", device, dtype) is None else "tiled"
+        name = choose(device, dtype)
+        if name == "tiled" and device.type == "cuda" and dtype != torch.float64:
+            reason = obstacle("triton", device, dtype)
+            warn_once(f"{device} runs attention in plain PyTorch (tiled), without its kernels: {reason}")
     if name == "triton":
         from . import kernels
 
@@ -31,6 +38,11 @@ def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
     from . import reference
 
     return reference
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the backend that serves a call which asks for none."""
+    return "triton" if device.type == "cuda" and obstacle("triton", device, dtype) is None else "tiled"
 
 
 def check(name: object, device: torch.device, dtype: torch.dtype) -> None:
@@ -55,7 +67,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str | None:
     if not _HAS_TRITON:
-        return "expected the triton package, got an installation without it"
+        return "expected the triton package, got an installation without it (pip install triton)"
     if device_type == "cpu":
         if os.environ.get("TRITON_INTERPRET", "0") != "1":
             return "expected a GPU (or TRITON_INTERPRET=1, which interprets the kernels), got tensors on the cpu"

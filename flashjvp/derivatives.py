@@ -1,15 +1,13 @@
 """attention and attention_jvp of canonical arguments, with their derivatives: by level of functorch (autograd.py), or
 where PyTorch has not what that needs, by public Functions (public_autograd.py)."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from . import _torch, probe, public_autograd
 from .eager import marked
-from .errors import FlashJVPPerformanceWarning
 from .operators import FORWARD, FORWARD_JVP
+from .performance import warn_once
 
 # Whether PyTorch has what autograd.py needs, and it does what it did when that was written.
 BY_LEVEL = _torch.PER_LEVEL and (torch.__version__.startswith(_torch.TRIED) or probe.holds())
@@ -17,11 +15,9 @@ BY_LEVEL = _torch.PER_LEVEL and (torch.__version__.startswith(_torch.TRIED) or p
 if BY_LEVEL:
     from .autograd import record as record  # importing it registers the derivatives of the operators
 else:
-    warnings.warn(
+    warn_once(
         f"torch {torch.__version__} has changed what flashjvp builds its derivatives on. They are right and take about "
-        f"twice the time. Releases that were tried begin with {', '.join(_torch.TRIED)}",
-        FlashJVPPerformanceWarning,
-        stacklevel=2,
+        f"twice the time. Releases that were tried begin with {', '.join(_torch.TRIED)}"
     )
 
 Maybe = Tensor | None

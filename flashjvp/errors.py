@@ -1,4 +1,4 @@
-"""The errors that flashjvp raises. Each is also the builtin error that a PyTorch user would catch."""
+"""The errors that flashjvp raises, each also the builtin error that a PyTorch user would catch, and its one warning."""
 
 
 class FlashJVPError(Exception):

@@ -325,7 +325,8 @@ def test_fake_tensors_follow_autocast() -> None:
 
 def test_what_the_package_exports() -> None:
     errors = {"FlashJVPError", "ArgumentTypeError", "ArgumentValueError", "UnsupportedError", "SecondOrderError"}
-    assert set(flashjvp.__all__) == {"attention", "attention_jvp", "FlashJVPPerformanceWarning", *errors}
+    others = {"attention", "attention_jvp", "explain", "Explanation", "FlashJVPPerformanceWarning"}
+    assert set(flashjvp.__all__) == {*others, *errors}
     assert flashjvp.__version__ == "0.1.0"
     builtins = {
         "ArgumentTypeError": TypeError,

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_rows
+from ..performance import warn_once
 from . import schedule
 from .backward_key import launch_backward_key
 from .backward_query import launch_backward_query
 from .forward import launch_forward
+from .hopper import obstacles
 from .launch import Call, Maybe
 from .recordings import recorded
 from .rowsums import launch_rowsums
@@ -82,11 +84,28 @@ def backward_jvp(
 
 def _hopper(call: Call, scale: float, inputs: tuple[Maybe, ...], *cotangents: Maybe) -> ModuleType | None:
     """The launches of the warp-specialised kernels, if they serve the call."""
-    if call.is_empty or not schedule.pipelines(call.device, call.kind, call.width):
+    if call.is_empty:
         return None
-    from .hopper import launch
+    in_use = schedule.pipelines(call.device, call.kind, call.width)
+    if in_use and obstacles.obstacle(call, inputs, cotangents, scale) is None:
+        from .hopper import launch
 
-    return launch if launch.serves(call, inputs, cotangents, scale) else None
+        return launch
+    if call.device.type == "cuda":
+        _warn_of_portable_kernels(call, scale, inputs, cotangents)
+    return None
+
+
+def _warn_of_portable_kernels(
+    call: Call, scale: float, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...]
+) -> None:
+    """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
+    has_tiles = schedule.has_pipelines(call.device, call.kind, call.width)
+    if not has_tiles or obstacles.unwritten(call, inputs, scale) is not None:
+        return
+    reason = schedule.why_not_pipelines(call.device, call.kind, call.width)
+    reason = reason or obstacles.misfit(call, inputs, cotangents)
+    warn_once(f"{call.device} runs attention on the portable kernels, which are slower: {reason}")
 
 
 def _with_zeros(grads: tuple[Maybe, ...], tangents: tuple[Maybe, ...], wanted: tuple[bool, ...]) -> tuple[Maybe, ...]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from . import pipelines as tables_of_pipelines
 from .pipelines import PIPELINES, TRITON_VERSIONS, Families
 from .tables import TILES
 
@@ -99,6 +100,32 @@ def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families
     return PIPELINES.get(architecture(device), {}).get(width, {})
 
 
+def has_pipelines(device: torch.device, kind: str, width: int) -> bool:
+    """Whether there are such tiles, in use with this Triton or not."""
+    return kind != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
+
+
+def why_not_pipelines(device: torch.device, kind: str, width: int) -> str | None:
+    """Why the warp-specialised kernels do not serve this padded head dim, in words; None where they do."""
+    if device.type == "cpu":
+        return "the warp-specialised kernels need a GPU: the interpreter does not run them"
+    if kind == "ieee":
+        setting = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
+        return f"float32 without TF32: {setting} allows it, with products of 11 significant bits; so do half types"
+    found, tables = architecture(device), PIPELINES.get(architecture(device), {})
+    if not tables:
+        return f"warp-specialised kernels are written for {' and '.join(PIPELINES)}, not for {found}"
+    if width not in tables:
+        return f"no warp-specialised kernels for head dims padded to {width}, but to {', '.join(map(str, tables))}"
+    if not _IS_VERIFIED_TRITON:
+        verified = " and ".join(version.rstrip(".") for version in TRITON_VERSIONS)
+        return (
+            f"the warp-specialised kernels are in use with Triton {verified}, this is {triton.__version__}: install "
+            f"the torch that brings Triton {verified} (python -m flashjvp lists which)"
+        )
+    return None
+
+
 def _bucket(width: int) -> int:
     return 64 if width <= 64 else 128 if width <= 128 else 256
 
@@ -120,3 +147,14 @@ def key_side_launches(
     if keys:
         launches.append(("backward_key", (d_k, None, d_k_t, None)))
     return launches
+
+
+def key_side_pipeline(tiles: Families, width: int, queries: int) -> tuple[str, bool]:
+    """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
+
+    Where the table has a family for it: from SUMS_FROM rows of queries on, except in PyTorch's deterministic mode.
+    """
+    family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
+    is_long = queries >= tables_of_pipelines.SUMS_FROM.get(width, 1)
+    summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
+    return ("backward_key" if family == "backward_sums" and not summed else family), summed

@@ -17,9 +17,9 @@ from triton.experimental.gluon import language as gl
 from ..launch import Call, Maybe
 from ..schedule import Tile
 from ..tiles import from_odd, load_mask, odd, select_head
+from .obstacles import BLOCK
 from .ring import HALF
 
-BLOCK = 128  # queries and keys that a program packs
 # $1 where the word $3 has the bit $4, else $2. LLVM makes vectors of such tests beside a chain of maxima, at 1.7
 # times the instructions; from this ptxas moves seven bits of a byte to predicates at once.
 SELECT = gl.constexpr("{.reg .pred p; .reg .b32 t; and.b32 t, $3, $4; setp.ne.b32 p, t, 0; selp.f32 $0, $1, $2, p;}")
@@ -70,12 +70,6 @@ def words_of(seen, SIDE: tl.constexpr):
     bits = tl.where(seen, (1 << bit)[None, :], 0).reshape((SIDE, 16, 4, 2))
     # Two sums: over the two dims merged to one, words were wrong with Triton 3.6 where rows are read byte by byte.
     return tl.sum(tl.sum(bits, 3), 1)
-
-
-def can_pack(call: Call) -> bool:
-    """Whether the call's mask is boolean (that comes as bytes), and 32 bits count the words of a head."""
-    m, n, _, _ = call.sizes
-    return call.mask is not None and call.mask[0].element_size() == 1 and (m + BLOCK) * (n + BLOCK) < 1 << 36
 
 
 def pack(call: Call, by_keys: bool, by_queries: bool) -> Bits:

@@ -1,19 +1,18 @@
-"""Which calls the warp-specialised kernels serve, and their launches."""
+"""Launches of the warp-specialised kernels, of calls that they serve (obstacles.py)."""
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...layout import empty_rows, empty_statistic
-from .. import pipelines, schedule
+from .. import schedule
 from ..launch import Call, Maybe
 from ..pipelines import Families, Pipeline
 from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
-from .bits import Bits, can_pack, pack
+from .bits import Bits, pack
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .rescaled import Operands, rescale
@@ -23,31 +22,6 @@ Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
 OWN = 128  # rows of a program
 HALF = OWN // 2  # and of each of its consumers
-
-
-def serves(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> bool:
-    """Whether the kernels are written for this call, whose head dims are padded to one that schedule.py names.
-
-    `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask but a boolean
-    one, a positive scale, tensors that TMA can address: the inputs, unless they are rescaled, and, whose rows are
-    packed, the results.
-    """
-    q = inputs[0]
-    assert q is not None
-    complete = all(x is None for x in inputs[3:]) or all(x is not None for x in inputs[3:])
-    whole = call.k_columns == call.v_columns and q.shape[-1] % 8 == 0
-    maskable = call.mask is None or can_pack(call)
-    if not complete or not whole or not maskable or len(call.batch_shape) != 1 or not scale > 0:
-        return False
-    return call.kind == "tf32" or all(x is None or fits(x) for x in (*inputs, *cotangents))
-
-
-def fits(x: Tensor) -> bool:
-    """Whether TMA can address a tensor's rows: aligned to 16 bytes, unit column stride, no broadcast dims."""
-    *outer, column = x.stride()
-    return column == 1 and x.data_ptr() % 16 == 0 and all(
-        stride > 0 and stride * x.element_size() % 16 == 0 for stride in outer
-    )  # fmt: skip
 
 
 def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -72,9 +46,8 @@ def backward(
 ) -> tuple[Maybe, ...]:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
-    A head dim without registers for four accumulators has `backward_value`. Where the table has a family for it, the
-    kernel of d_k and d_k_t also adds query gradients up in float32, in any order: from SUMS_FROM rows on, except in
-    PyTorch's deterministic mode.
+    A head dim without registers for four accumulators has `backward_value`. Where query gradients are summed,
+    the kernel of d_k and d_k_t adds them up in float32, in any order.
     """
     o, o_t, lse, mu = results
     d_o, d_o_t = cotangents
@@ -84,11 +57,7 @@ def backward(
     assert d_o is not None
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu, given.factors)
     tiles = _pipelines(call, d_o_t is not None)
-    family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
-    is_long = call.sizes[0] >= pipelines.SUMS_FROM.get(call.width, 1)
-    summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
-    if family == "backward_sums" and not summed:
-        family = "backward_key"
+    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
     bits = pack(call, by_keys=not summed, by_queries=True)
     grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
     sums = _sums(call, stats, tiles[family]) if summed else None

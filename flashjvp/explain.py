@@ -1,0 +1,203 @@
+"""What a call of `attention_jvp` gets, and why nothing faster: said before anything is launched."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import api, backends, checks, support
+
+if TYPE_CHECKING:
+    from .kernels.launch import Call
+
+Maybe = Tensor | None
+
+WARP_SPECIALISED, PORTABLE, DENSE = "warp-specialised", "portable", "plain PyTorch, dense"
+TILE_BY_TILE, NONE = "plain PyTorch, tile by tile", "none: there is nothing to compute"
+_WIDTH = 80
+_MARGIN = 10
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What serves a call, forward and backward; `str()` is for a reader.
+
+    backend: "triton", "tiled" or "reference".
+    kernels: "warp-specialised", "portable", or what stands in for kernels.
+    tiles: family of kernels -> block sizes, by name. The backward pass is one that gives every gradient, and whose
+        cotangents lie in memory as the kernels like it.
+    why_not_faster: why the call gets nothing faster and, where that is in the user's hands, what to change.
+    versions: torch, triton, python, flashjvp and the device.
+    measured: whether the README's figures were measured with these releases of torch and Triton on such a GPU.
+    """
+
+    backend: str
+    kernels: str
+    tiles: Mapping[str, Mapping[str, int]]
+    why_not_faster: tuple[str, ...]
+    versions: Mapping[str, str]
+    measured: bool
+
+    def __str__(self) -> str:
+        found = dict(self.versions)
+        device = found.pop("device")
+        measured = "yes: the README's figures are of these releases on such a GPU"
+        if not self.measured:
+            measured = "no: the README's figures are of other releases, kernels or devices (see python -m flashjvp)"
+        paragraphs = {
+            "backend": [f"{self.backend} ({self.kernels})"],
+            "because": [*self.why_not_faster] or ["flashjvp has nothing faster"],
+            "tiles": [f"{family}: {_words(tile)}" for family, tile in self.tiles.items()],
+            "versions": [", ".join(f"{name} {version}" for name, version in found.items())],
+            "device": [device],
+            "measured": [measured],
+        }
+        return "\n".join(line for name, words in paragraphs.items() for line in _beside(name, words))
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_t: Maybe = None,
+    k_t: Maybe = None,
+    v_t: Maybe = None,
+    attn_mask: Maybe = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    backend: str | None = None,
+) -> Explanation:
+    """Prints and returns what `attention_jvp` would do with the same arguments: backend, kernels, tiles, and why.
+
+    Nothing is launched and no number in a tensor is read. Tensors on the meta device will do: what a GPU gets is then
+    explained with `backend="triton"`. A call without tangents is that of `attention`. To be called on ordinary tensors,
+    outside of the transforms of `torch.func`.
+
+    Raises:
+        What `attention_jvp` raises for these arguments.
+    """
+    checks.options(0.0, is_causal, scale, enable_gqa)
+    with _WithoutCopies():
+        arguments, mask = api._canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
+        served = _served(arguments, mask, is_causal, scale, backend)
+    explanation = _explanation(served, arguments[0], backend)
+    print(explanation)
+    return explanation
+
+
+class _WithoutCopies(TorchDispatchMode):
+    """What would be cast or copied gets memory of its own, and nothing in it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default):
+            of = {"dtype": kwargs.get("dtype"), "memory_format": kwargs.get("memory_format") or torch.preserve_format}
+            return torch.empty_like(args[0], **of)
+        return func(*args, **kwargs)
+
+
+class _Served(NamedTuple):
+    """How a backend serves a call, and why it does not do so faster."""
+
+    backend: str
+    kernels: str
+    tiles: dict[str, dict[str, int]]
+    reasons: list[str]
+
+
+def _served(
+    arguments: checks.Arguments, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None
+) -> _Served:
+    """Of canonical arguments."""
+    q, k, v = arguments[:3]
+    chosen = backend or backends.choose(q.device, q.dtype)
+    if chosen == "reference":
+        return _Served(chosen, DENSE, {}, [])
+    if chosen == "tiled":
+        from .tiled import _Grid
+
+        grid = _Grid.of(q, k, None, is_causal)
+        tile = {"queries": grid.tile_queries, "keys": grid.tile_keys}
+        return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [])
+    from .kernels import obstacles, schedule
+    from .kernels.launch import Call
+
+    call = Call(q, k, v, mask, is_causal)
+    if call.is_empty:
+        return _Served(chosen, NONE, {}, [])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    jvp = any(x is not None for x in arguments[3:])
+    reasons = [schedule.why_not_pipelines(call.device, call.kind, call.width)]
+    if schedule.has_pipelines(call.device, call.kind, call.width):
+        reasons.append(obstacles.obstacle(call, arguments, (), scale))
+    found = [reason for reason in reasons if reason is not None]
+    if found:
+        return _Served(chosen, PORTABLE, _portable_tiles(call, jvp), found)
+    return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp), [])
+
+
+def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
+    from .kernels import schedule
+
+    of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
+    families = ["forward", "rowsums", "backward_query", *(family for family, _ in of_keys)]
+    found = {name: schedule.lookup(call.device, call.kind, name, call.width)._asdict() for name in families}
+    return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
+
+
+def _warp_specialised_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
+    from .kernels import schedule
+
+    tiles = schedule.pipelines(call.device, call.kind, call.width)["tangents" if jvp else "plain"]
+    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
+    others = ["backward_value"] * ("backward_value" in tiles) + ["backward_query"] * (not summed)
+    found = {name: tiles[name]._asdict() for name in ("forward", of_keys, *others)}
+    return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
+
+
+def _explanation(served: _Served, q: Tensor, asked: str | None) -> Explanation:
+    found = support.installed()
+    row, device = support.row_of(found), q.device
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    where = str(device)
+    if capability is not None:
+        where += f" ({torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]})"
+    versions = {**found._asdict(), "triton": found.triton or "not installed", "device": where}
+    on_kernels = served.backend == "triton" and served.kernels == WARP_SPECIALISED
+    measured = on_kernels and capability == (9, 0) and row is not None and row.gpu == support.MEASURED
+    reasons = (*_why_not_triton(served.backend, asked, q.device, q.dtype), *served.reasons)
+    return Explanation(served.backend, served.kernels, served.tiles, reasons, versions, measured)
+
+
+def _why_not_triton(chosen: str, asked: str | None, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why plain PyTorch serves a call."""
+    if chosen == "triton":
+        return []
+    if asked is not None and backends.choose(device, dtype) == "triton":
+        return [f"backend={asked!r} was asked for: backend=None takes the kernels"]
+    if device.type == "meta":
+        return ["tensors on the meta device: backend='triton' explains what a GPU of compute capability 9.0 gets"]
+    if device.type != "cuda":
+        return [f"tensors on the {device.type} device: the kernels need a GPU"]
+    return [f"the kernels do not serve this: {backends.obstacle('triton', device, dtype)}"]
+
+
+def _words(tile: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in tile.items())
+
+
+def _beside(name: str, paragraphs: Sequence[str]) -> list[str]:
+    """Lines of at most 80 columns: a name in the margin, and what is said of it beside."""
+    lines = []
+    for i, words in enumerate(paragraphs):
+        start = ("" if i else name).ljust(_MARGIN)
+        lines += textwrap.wrap(
+            words, _WIDTH, initial_indent=start, subsequent_indent=" " * (_MARGIN + 2), break_on_hyphens=False
+        )
+    return lines
