@@ -2,14 +2,14 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import api, backends, checks, support
+from . import _torch, api, backends, checks, support
 
 if TYPE_CHECKING:
     from .kernels.launch import Call
@@ -82,6 +82,7 @@ def explain(
     Raises:
         What `attention_jvp` raises for these arguments.
     """
+    attn_mask, is_causal = api._plain_mask(attn_mask, is_causal, q, k)
     checks.options(0.0, is_causal, scale, enable_gqa)
     with _WithoutCopies():
         arguments, mask = api._canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
@@ -91,7 +92,7 @@ def explain(
     return explanation
 
 
-class _WithoutCopies(TorchDispatchMode):
+class _WithoutCopies(_torch.TorchDispatchMode or nullcontext):
     """What would be cast or copied gets memory of its own, and nothing in it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

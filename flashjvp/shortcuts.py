@@ -68,8 +68,8 @@ def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any
     if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
         return None
     try:
-        return op, *options, q.shape, k.shape, *[x is None for x in tensors]
-    except RuntimeError:  # a nested tensor has no shape
+        return op, *options, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]
+    except (AttributeError, RuntimeError):  # no tensor, or a nested one, which has no shape and ends guards in C++
         return None
 
 
