@@ -92,7 +92,10 @@ def explain(
     return explanation
 
 
-class _WithoutCopies(_torch.TorchDispatchMode or nullcontext):
+_Mode: Any = _torch.TorchDispatchMode or nullcontext
+
+
+class _WithoutCopies(_Mode):
     """What would be cast or copied gets memory of its own, and nothing in it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
