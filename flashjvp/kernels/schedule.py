@@ -38,6 +38,8 @@ TABLES: dict[str, dict[str, Table]] = {
 ARCHITECTURES: dict[torch.device, str] = {}
 _IEEE_CHUNK = 32
 _IS_VERIFIED_TRITON = triton.__version__.startswith(TRITON_VERSIONS)
+# Major and minor number of Triton.
+RELEASE = tuple(int(number) for number in triton.__version__.split(".")[:2])
 
 
 def architecture(device: torch.device) -> str:
