@@ -1,9 +1,10 @@
 PYTHON ?= python3
 WORKERS ?= 2
-TARGETS := sweep train verify codegen report test lint
+TARGETS := sweep train verify codegen codegen-triton report test lint
 
 VENV := .venv
 READY := $(VENV)/.ready
+OTHER := .venvs/triton-$(VERSION)
 
 .PHONY: help $(TARGETS)
 
@@ -20,6 +21,12 @@ verify:
 
 codegen:
 	$(VENV)/bin/python -m verify codegen --arch sm_90
+
+# The same with another Triton, which serves this alone: make codegen-triton VERSION=3.6.0
+codegen-triton:
+	@test -n "$(VERSION)" || { echo "say which Triton: make codegen-triton VERSION=3.6.0" >&2; exit 2; }
+	@test -d $(OTHER) || { $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER).part triton==$(VERSION) && mv $(OTHER).part $(OTHER); }
+	PYTHONPATH=$(CURDIR)/$(OTHER) $(VENV)/bin/python -m verify codegen --arch sm_90
 
 train:
 	$(VENV)/bin/python -m tvm_ref.train

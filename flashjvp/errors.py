@@ -19,3 +19,9 @@ class UnsupportedError(FlashJVPError, NotImplementedError):
 
 class SecondOrderError(UnsupportedError):
     """A derivative beyond one JVP followed by one backward pass was asked for."""
+
+
+class FlashJVPPerformanceWarning(UserWarning):
+    """Something slower serves than this device could have.
+
+    The message says why, and how to mend it."""

@@ -146,7 +146,6 @@ def _compile_in_process(
 ) -> tuple[int, str]:
     """How many jobs a process answered, and why it ended before it had answered all, if it did."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_DEFAULT_FP_FUSION"] = "1"  # the default; Triton warns where it is not said
     environment.setdefault("TRITON_CACHE_DIR", cache)
     command, pipe = [sys.executable, "-m", "verify.codegen_runs"], subprocess.PIPE
     with tempfile.TemporaryFile("w+") as errors:

@@ -62,7 +62,9 @@ def _addressed(x):
 def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
     """acc + x @ y^T, summed over the chunks; in flight."""
     for i in gl.static_range(len(x)):
-        acc = warpgroup_mma(_addressed(x[i]), addressed_here(y[i]).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True)
+        acc = warpgroup_mma(
+            _addressed(x[i]), addressed_here(y[i]).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True
+        )
     return acc
 
 
