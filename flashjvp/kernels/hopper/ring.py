@@ -98,7 +98,7 @@ def where_seen(x, other, row, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexp
     if CAUSAL:
         query = row - tile * KEYS + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))
         limit = gl.minimum(query + 1, limit)[:, None]
-    return where_less(key, limit, x, other, LAYOUT)
+    return where_less(key, limit, x, other)
 
 
 @gluon.jit

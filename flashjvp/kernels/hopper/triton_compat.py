@@ -51,10 +51,9 @@ def addressed_here(tile):
 
 
 @gluon.jit
-def where_less(a, b, x, other, LAYOUT: gl.constexpr):
-    """x where a < b, a number everywhere else; the integers a and b broadcast to x."""
+def where_less(a, b, x, other):
+    """x where a < b, other elsewhere; the integers a and b broadcast to a tile, x or other may be a number."""
     if CONDITIONS_ARE_VECTORS:
-        other = gl.full(x.shape, other, gl.float32, LAYOUT)
         return gl.inline_asm_elementwise(LESS, "=f,r,r,f,f", [a, b, x, other], gl.float32, is_pure=True, pack=1)
     else:
         return gl.where(a < b, x, other)
