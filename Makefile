@@ -1,6 +1,6 @@
 PYTHON ?= python3
 WORKERS ?= 2
-TARGETS := sweep train verify codegen report test lint
+TARGETS := sweep train verify codegen codegen-triton report test lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
 WIRING_TESTS := tests/wiring tests/test_api.py tests/test_errors.py tests/test_explain.py tests/test_support.py tests/test_performance.py \
 	tests/test_recordings.py tests/test_direct.py tests/test_readme.py
@@ -8,6 +8,7 @@ WIRING_TESTS := tests/wiring tests/test_api.py tests/test_errors.py tests/test_e
 VENV := .venv
 READY := $(VENV)/.ready
 VENVS := .venvs
+OTHER := $(VENVS)/triton-$(VERSION)
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is %s: try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
 INSTALL = -m pip install --quiet --disable-pip-version-check
@@ -28,6 +29,12 @@ verify:
 
 codegen:
 	$(VENV)/bin/python -m verify codegen --arch sm_90
+
+# The same with another Triton, which serves this alone: make codegen-triton VERSION=3.6.0
+codegen-triton:
+	@test -n "$(VERSION)" || { echo "say which Triton: make codegen-triton VERSION=3.6.0" >&2; exit 2; }
+	@test -d $(OTHER) || { $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER).part triton==$(VERSION) && mv $(OTHER).part $(OTHER); }
+	PYTHONPATH=$(CURDIR)/$(OTHER) $(VENV)/bin/python -m verify codegen --arch sm_90
 
 train:
 	$(VENV)/bin/python -m tvm_ref.train

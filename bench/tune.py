@@ -207,9 +207,7 @@ class Search:
 @contextmanager
 def child_environment() -> Iterator[None]:
     """What children see: a Triton cache for both stages, that goes away; kernels are compiled, not interpreted."""
-    # fused products are the default, of which Triton warns if it is not said
-    settings = {"TRITON_DEFAULT_FP_FUSION": "1"}
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, settings, TRITON_CACHE_DIR=folder):
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, TRITON_CACHE_DIR=folder):
         os.environ.pop("TRITON_INTERPRET", None)
         yield
 

@@ -86,10 +86,10 @@ def test_without_a_gpu_plain_pytorch_is_explained() -> None:
 
 
 def test_the_version_of_triton_is_explained() -> None:
-    with patch.object(schedule, "_IS_VERIFIED_TRITON", False):
+    with patch.object(schedule, "RELEASE", (3, 5)):
         found = flashjvp.explain(*qkv(1, 2, 100, 64, **HALF), backend="triton")
     assert found.kernels == "portable"
-    assert "Triton 3.6" in found.why_not_faster[0] and "install the torch" in found.why_not_faster[0]
+    assert "Triton 3.6" in found.why_not_faster[0] and "Install a Triton" in found.why_not_faster[0]
 
 
 def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -128,7 +128,7 @@ def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
 
 def test_several_reasons_are_all_named() -> None:
     tangent = torch.empty(2, 4, 100, 64, **HALF)
-    with patch.object(schedule, "_IS_VERIFIED_TRITON", False):
+    with patch.object(schedule, "RELEASE", (3, 5)):
         found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), q_t=tangent, backend="triton")
     assert ["Triton" in reason for reason in found.why_not_faster] == [True, False]
 

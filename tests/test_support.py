@@ -27,7 +27,8 @@ def test_releases_are_in_order() -> None:
 
 def test_kernels_of_the_table_are_those_in_use() -> None:
     for row in support.TABLE:
-        assert (row.gpu == support.PORTABLE) == (not row.triton.startswith(pipelines.TRITON_VERSIONS)), row
+        release = tuple(map(int, row.triton.split(".")[:2]))
+        assert (row.gpu == support.PORTABLE) == (release not in pipelines.MEASURED), row
 
 
 def test_the_pinned_torch_is_the_measured_one() -> None:
@@ -78,7 +79,7 @@ def test_the_command_has_help() -> None:
     ("capability", "verified", "expected"),
     [
         ((9, 0), True, "warp-specialised kernels for head dims padded to 64, 80, 96, 128"),
-        ((9, 0), False, "portable kernels, since the warp-specialised kernels are in use with Triton"),
+        ((9, 0), False, "portable kernels, since the warp-specialised kernels need Triton 3.6 or newer"),
         ((8, 0), True, "portable kernels, since warp-specialised kernels are written for sm_90"),
         ((8, 6), True, "tiled: plain PyTorch, since triton expected compute capability"),
     ],
@@ -93,7 +94,7 @@ def test_gpus_are_described(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(backends, "_CAPABILITIES", {})
     monkeypatch.setattr(schedule, "ARCHITECTURES", {})
-    monkeypatch.setattr(schedule, "_IS_VERIFIED_TRITON", verified)
+    monkeypatch.setattr(schedule, "RELEASE", (3, 6) if verified else (3, 5))
     assert command.main([]) == 0
     printed = capsys.readouterr().out
     assert f"cuda:0: a GPU, compute capability {capability[0]}.{capability[1]}" in printed

@@ -40,13 +40,16 @@ OF_PIPELINES = [
     _pipeline("mu not subtracted", FORWARD, "(s_t * scale - c[:, None])", "(s_t * scale)"),
     _pipeline(
         "o_t centred on a stale mean", FORWARD,
-        "plus(complete(acc_o_t), times(acc_o, -step))", "complete(acc_o_t)", "hopper_72",
+        "plus(complete(acc_o_t), times(acc_o, back))", "complete(acc_o_t)", "hopper_72",
     ),
-    _pipeline("scale missing from the mean", FORWARD, "(gl.sum(p * s_t, 1) * scale", "(gl.sum(p * s_t, 1)"),
+    _pipeline(
+        "scale missing from the mean", FORWARD,
+        "sum_of_products(p, s_t, 8, TILE) * scale", "sum_of_products(p, s_t, 8, TILE)",
+    ),
     _pipeline(
         "tangent of v ignored", FORWARD,
-        "acc_o_t = add_product(plus(acc_o_t, times(acc_o, -step)), weights, v_t)",
-        "acc_o_t = plus(acc_o_t, times(acc_o, -step))",
+        "acc_o_t = add_product(plus(acc_o_t, times(acc_o, back)), weights, v_t)",
+        "acc_o_t = plus(acc_o_t, times(acc_o, back))",
     ),
     _pipeline(
         "S_t without q k_t", FORWARD, "s_t = add_scores(s_t, q, k_t)", "s_t = add_scores(s_t, q_t, k_t)", "hopper_128",

@@ -163,7 +163,11 @@ def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
 
 
 def _asm(text: str, constraints: str, args: Sequence[Tensor], *rest: object, **options: object) -> Tensor:
-    """Of assembly only what `hopper/bits.py` selects by and `hopper/chunks.py` multiplies by."""
+    """Of assembly only what the kernels have: selections, products in branches, and numbers as they are."""
+    if text == "mov.u32 $0, $1;":
+        return torch.as_tensor(args[0])
+    if "setp.lt.s32 p, $1, $2" in text:
+        return torch.where(args[0] < args[1], args[2], args[3])
     if "selp.f32 $0, $1, $2, p" in text:
         return torch.where((args[2] & args[3]) != 0, args[0], args[1])
     if "vote.sync.any.pred p, p, -1" in text:
@@ -199,7 +203,7 @@ class Kernel:
         return self._function(*args, **kwargs)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int, launch_pdl: bool, **constants: Any) -> None:
+        def launch(*args: Any, num_warps: int, launch_pdl: bool, enable_fp_fusion: bool, **constants: Any) -> None:
             passed = [Pointer(x.detach()) if isinstance(x, Tensor) else x for x in args]
             for number in range(grid[0]):
                 program = Program(number)
@@ -236,8 +240,8 @@ def _modules() -> dict[str, ModuleType]:
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int64=torch.int64,
-        bfloat16=torch.bfloat16,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int32=torch.int32,
+        int64=torch.int64, bfloat16=torch.bfloat16, shared_memory_descriptor=Shared,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
         MBarrierLayout=lambda: "barriers",
@@ -247,6 +251,7 @@ def _modules() -> dict[str, ModuleType]:
         wait=lambda barrier, phase: barrier.barriers[0].wait(int(phase)),
     )
     tma = SimpleNamespace(async_load=_load_tile, async_store=_store_tile, store_wait=lambda pendings: None)
+    tma.async_copy_global_to_shared, tma.async_copy_shared_to_global = _load_tile, _store_tile  # before Triton 3.8
     products = {"warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait}
     hopper = module("hopper", fence_async_shared=lambda: None, mbarrier=mbarrier, tma=tma, **products)
     gluon = module(

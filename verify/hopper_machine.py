@@ -108,6 +108,10 @@ class Shared:
     def shape(self) -> list[int]:
         return list(self.data.shape)
 
+    @property
+    def layout(self) -> str:
+        return "layout"
+
     def index(self, index: int) -> "Shared":
         index = int(index)
         size = len(self.barriers) or len(self.data)
@@ -126,6 +130,8 @@ class Shared:
 
     def _reinterpret(self, dtype: torch.dtype, shape: Sequence[int], layout: object) -> "Shared":
         return Shared(self.data.view(dtype).view(*shape))
+
+    reinterpret = _reinterpret  # its name from Triton 3.9 on
 
     def load(self, layout: object) -> Tensor:
         return self.data.clone()

@@ -18,6 +18,9 @@ from .tiles import Operand, odd
 
 Maybe = Tensor | None
 
+# Products are fused with the sums that they enter, whatever Triton's default: 3.10 changes it.
+FUSED = {"enable_fp_fusion": True}
+
 # An argument of a kernel: the tensor, what a launch takes of it, and what Triton specializes on. A launch takes its
 # address (and strides, if it is an Operand), and so need not ask the driver about it.
 Argument = tuple[Tensor, Any, object]
@@ -117,7 +120,9 @@ class Call:
                 compiled[(programs(tile), 1, 1)](*raw, *rest)
             else:
                 operands = [None if x is None else _operand_of(x) for x in arguments]
-                compiled = kernel[(programs(tile),)](*operands, *rest, num_warps=tile.warps, num_stages=tile.stages)
+                compiled = kernel[(programs(tile),)](
+                    *operands, *rest, num_warps=tile.warps, num_stages=tile.stages, **FUSED
+                )  # fmt: skip
                 if compiled is not None:  # the interpreter compiles nothing
                     _COMPILED[key] = compiled
         if (seen := recorder()) is not None:
@@ -140,7 +145,7 @@ class Call:
             if compiled is not None:
                 compiled[(programs, 1, 1)](*args, *rest, *_ordered(kernel, constants))
             else:
-                compiled = kernel[(programs,)](*args, *rest, **constants, num_warps=4, launch_pdl=launch_pdl)
+                compiled = kernel[(programs,)](*args, *rest, **constants, num_warps=4, launch_pdl=launch_pdl, **FUSED)
                 if compiled is not None:
                     _COMPILED[key] = compiled
         if (seen := recorder()) is not None:

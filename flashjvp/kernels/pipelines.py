@@ -5,8 +5,8 @@ Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. Fr
 PyTorch is in its deterministic mode, `backward_sums`, the same kernel as `backward_key`, and `backward_pairs` stand in
 for `backward_query`, too; otherwise `backward_pairs` stands in for `backward_key`.
 
-The kernels are in use with TRITON_VERSIONS alone, with which they have been verified and timed on a GPU: another one
-brings another ptxas (with that of 3.9 up to a fifth of a loop's instructions touches spilled registers).
+The kernels were verified and timed on a GPU with the releases MEASURED of Triton; with a newer one they must pass
+hopper/selfcheck.py. From HELD_SINCE on fewer tiles are held: that release's ptxas copies them for each product.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,18 @@ class Pipeline(NamedTuple):
 Families = dict[str, Pipeline]
 # padded head dim -> rows of queries from which on sums of query gradients were measured to be 10 % faster
 SUMS_FROM = {80: 1024, 96: 2048, 128: 2048}
-TRITON_VERSIONS = ("3.6.",)
+Release = tuple[int, int]
+MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
+HELD_SINCE: Release = (3, 9)
+# from then on: (padded head dim, "tangents" or "plain", family) -> held tiles
+HELD = {
+    (64, "plain", "backward_query"): 1,
+    (80, "tangents", "forward"): 0,
+    (80, "tangents", "backward_key"): 1,
+    (96, "tangents", "backward_key"): 0,
+    (96, "tangents", "backward_sums"): 0,
+    (96, "tangents", "backward_query"): 0,
+}
 
 # architecture -> padded head dim -> "tangents" or "plain" -> family -> tile
 PIPELINES: dict[str, dict[int, dict[str, Families]]] = {

@@ -5,13 +5,14 @@ entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float3
 without them: there a thread holds rows of both factors, so tiles are small (matrix cores of gfx942 compute it, too).
 """
 
+import re
 from typing import NamedTuple
 
 import torch
 import triton
 
 from . import pipelines as tables_of_pipelines
-from .pipelines import PIPELINES, TRITON_VERSIONS, Families
+from .pipelines import HELD, HELD_SINCE, MEASURED, PIPELINES, Families, Release
 from .tables import TILES
 
 
@@ -38,7 +39,15 @@ TABLES: dict[str, dict[str, Table]] = {
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = {}
 _IEEE_CHUNK = 32
-_IS_VERIFIED_TRITON = triton.__version__.startswith(TRITON_VERSIONS)
+
+
+def _release(version: str) -> Release:
+    """Major and minor number of a version."""
+    major, minor = re.findall(r"\d+", version)[:2]
+    return int(major), int(minor)
+
+
+RELEASE = _release(triton.__version__)
 
 
 def architecture(device: torch.device) -> str:
@@ -91,39 +100,60 @@ def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
 
 
 def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families]:
-    """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it.
-
-    The interpreter (CPU tensors) does not run them. They multiply float32 numbers where these may be rounded.
-    """
-    if kind == "ieee" or device.type == "cpu" or not _IS_VERIFIED_TRITON:
-        return {}
-    return PIPELINES.get(architecture(device), {}).get(width, {})
-
-
-def has_pipelines(device: torch.device, kind: str, width: int) -> bool:
-    """Whether there are such tiles, in use with this Triton or not."""
-    return kind != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
+    """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it."""
+    tiles = _TILES.get(_architecture_of_pipelines(device, kind), {}).get(width, {})
+    return tiles if tiles and _why_not_triton(device) is None else {}
 
 
 def why_not_pipelines(device: torch.device, kind: str, width: int) -> str | None:
-    """Why the warp-specialised kernels do not serve this padded head dim, in words; None where they do."""
+    """Why the warp-specialised kernels do not serve this kind of product and padded head dim; None if they do."""
     if device.type == "cpu":
         return "the warp-specialised kernels need a GPU: the interpreter does not run them"
     if kind == "ieee":
         setting = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
         return f"float32 without TF32: {setting} allows it, with products of 11 significant bits; so do half types"
-    found, tables = architecture(device), PIPELINES.get(architecture(device), {})
-    if not tables:
-        return f"warp-specialised kernels are written for {' and '.join(PIPELINES)}, not for {found}"
-    if width not in tables:
-        return f"no warp-specialised kernels for head dims padded to {width}, but to {', '.join(map(str, tables))}"
-    if not _IS_VERIFIED_TRITON:
-        verified = " and ".join(version.rstrip(".") for version in TRITON_VERSIONS)
-        return (
-            f"the warp-specialised kernels are in use with Triton {verified}, this is {triton.__version__}: install "
-            f"the torch that brings Triton {verified} (python -m flashjvp lists which)"
-        )
-    return None
+    widths = _TILES.get(_architecture_of_pipelines(device, kind), {})
+    if not widths:
+        return f"warp-specialised kernels are written for {' and '.join(_TILES)}, not for {architecture(device)}"
+    if width not in widths:
+        return f"no warp-specialised kernels for head dims padded to {width}, but to {', '.join(map(str, widths))}"
+    return _why_not_triton(device)
+
+
+def _architecture_of_pipelines(device: torch.device, kind: str) -> str:
+    """The interpreter (CPU tensors) does not run them. They multiply float32 numbers where these may be rounded."""
+    return "" if kind == "ieee" or device.type == "cpu" else architecture(device)
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    if RELEASE in MEASURED:
+        return None
+    from .hopper import selfcheck
+
+    return selfcheck.why_not(RELEASE, device)
+
+
+def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:
+    """The table as a release of Triton takes it."""
+    held = HELD if release >= HELD_SINCE else {}
+    return {
+        width: {
+            kind: {
+                family: tile._replace(held=held.get((width, kind, family), tile.held))
+                for family, tile in families.items()
+            }
+            for kind, families in kinds.items()
+        }
+        for width, kinds in widths.items()
+    }
+
+
+_TILES = {arch: _tiles(widths, RELEASE) for arch, widths in PIPELINES.items()}
+
+
+def has_pipelines(device: torch.device, kind: str, width: int) -> bool:
+    """Whether there are such tiles, in use with this Triton or not."""
+    return kind != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
 
 
 def _bucket(width: int) -> int:

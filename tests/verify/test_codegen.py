@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from verify import codegen
-from verify.codegen import SHARED_BYTES, TUNED_VERSION, Configuration, Kernel, compiled, fault, sample
+from verify.codegen import SHARED_BYTES, Configuration, Kernel, compiled, fault, sample
 from verify.codegen_runs import in_loops, of_amdgcn, of_sass, overwritten
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,23 +44,27 @@ kernel:
 @pytest.mark.parametrize(
     ("changes", "version", "reason"),
     [
-        ({}, TUNED_VERSION, ""),
-        ({"failure": "CompilationError: x"}, TUNED_VERSION, "CompilationError"),
-        ({"shared_bytes": SHARED_BYTES["sm_90"]}, TUNED_VERSION, ""),
-        ({"shared_bytes": SHARED_BYTES["sm_90"] + 1}, TUNED_VERSION, "shared memory"),
-        ({"architecture": "sm_80", "shared_bytes": SHARED_BYTES["sm_80"] + 1}, TUNED_VERSION, "shared memory"),
-        ({"spill_bytes": 16}, TUNED_VERSION, ""),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, TUNED_VERSION, "spills"),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "tangents": ""}, TUNED_VERSION, "spills"),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "mask": "bool", "causal": True}, TUNED_VERSION, ""),
-        ({"loop_spills": 9, "loop_spill_share": 1 / 100, "mask": "bool", "causal": True}, TUNED_VERSION, "spills"),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "9.9", ""),
-        ({"loop_spills": 80, "loop_spill_share": 1 / 10}, "9.9", "spills"),
-        ({"loop_spill_share": 1 / 1000, "family": "forward, warp-specialised"}, TUNED_VERSION, "spills"),
-        ({"loop_spill_share": 1 / 1000, "ordered": True}, TUNED_VERSION, "spills"),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "architecture": "sm_100"}, TUNED_VERSION, ""),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36}, TUNED_VERSION, ""),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36, "kind": "ieee"}, TUNED_VERSION, "spills"),
+        ({}, "3.6.0", ""),
+        ({"failure": "CompilationError: x"}, "3.6.0", "CompilationError"),
+        ({"shared_bytes": SHARED_BYTES["sm_90"]}, "3.6.0", ""),
+        ({"shared_bytes": SHARED_BYTES["sm_90"] + 1}, "3.6.0", "shared memory"),
+        ({"architecture": "sm_80", "shared_bytes": SHARED_BYTES["sm_80"] + 1}, "3.6.0", "shared memory"),
+        ({"spill_bytes": 16}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "tangents": ""}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "mask": "bool", "causal": True}, "3.6.0", ""),
+        ({"loop_spills": 9, "loop_spill_share": 1 / 100, "mask": "bool", "causal": True}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "9.9", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "3.9.1", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 72}, "3.9.1", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "kind": "tf32"}, "3.9.1", "spills"),
+        ({"loop_spills": 9, "loop_spill_share": 1 / 100}, "3.9.1", "spills"),
+        ({"loop_spills": 9, "loop_spill_share": 1 / 100, "family": "backward_key, warp-specialised"}, "3.9.1", ""),
+        ({"loop_spill_share": 1 / 1000, "family": "forward, warp-specialised"}, "3.6.0", "spills"),
+        ({"loop_spill_share": 1 / 1000, "ordered": True}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "architecture": "sm_100"}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36, "kind": "ieee"}, "3.6.0", "spills"),
     ],
 )
 def test_what_fails(changes: dict[str, object], version: str, reason: str) -> None:

@@ -35,7 +35,6 @@ from .ring import (
     keep_above,
     left_operand,
     load_own,
-    load_tile,
     of_keys,
     own_rows,
     scale_of,
@@ -44,6 +43,7 @@ from .ring import (
     tiles_for,
     write,
 )
+from .triton_compat import addressed_here, here, load_tile
 
 SLOTS = gl.constexpr(2)  # of dS and dS_t
 
@@ -60,8 +60,9 @@ def _pairs_for(tensors, COUNT: gl.constexpr):
 
 @gluon.jit
 def _rows_of_pair(pair):
-    """A pair's two tiles, [rows, D] each."""
+    """A pair's two tiles, [rows, D] each, addressed here."""
     ROWS: gl.constexpr = pair.shape[0] // 2
+    pair = addressed_here(pair)
     return pair.slice(0, ROWS, 0), pair.slice(ROWS, ROWS, 0)
 
 
@@ -105,8 +106,8 @@ def _with_deltas(keys, deltas, at, who: gl.constexpr, FIRST: gl.constexpr, COLUM
     """In flight: this consumer's half of the rows of keys.T @ so many columns of [dS, dS_t] of the tile before."""
     total = gl.zeros([HALF, COLUMNS], gl.float32, accumulator(COLUMNS))
     for half in gl.static_range(2):
-        x = own_rows((keys,), half, at)[0].slice(who * HALF, HALF, 1)
-        ds = deltas.index(at % SLOTS * 2 + half + (at >> 30)).slice(FIRST, COLUMNS, 1)
+        x = own_rows((keys,), half + here(), at)[0].slice(who * HALF, HALF, 1)
+        ds = deltas.index(at % SLOTS * 2 + half + (at >> 30) + here()).slice(FIRST, COLUMNS, 1)
         total = warpgroup_mma(x.permute((1, 0)), ds, total, use_acc=half > 0, is_async=True)
     return total
 
@@ -144,17 +145,16 @@ def _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who: g
     k, v, k_t, v_t = own
     acc_k, acc_k_t = accs
     q_and_q_t, T_and_G = streamed
-    q, q_t = _rows_of_pair(q_and_q_t)
-    T = _rows_of_pair(T_and_G)[0]
-    ROWS: gl.constexpr = q.shape[0]
+    ROWS: gl.constexpr = q_and_q_t.shape[0] // 2
     TILE: gl.constexpr = accumulator(ROWS)
     WEIGHTS: gl.constexpr = left_operand(2 * HALF)
     zero = gl.zeros([HALF, 2 * ROWS], gl.float32, accumulator(2 * ROWS))
-    s = warpgroup_mma(k, q_and_q_t.permute((1, 0)), zero, use_acc=False, is_async=True)
-    a = warpgroup_mma(v, T_and_G.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma(addressed_here(k), addressed_here(q_and_q_t).permute((1, 0)), zero, use_acc=False, is_async=True)
+    a = warpgroup_mma(addressed_here(v), addressed_here(T_and_G).permute((1, 0)), zero, use_acc=False, is_async=True)
     lse = statistic(stats, LSE, TILE)
     s, s_t = _columns_of_pair(warpgroup_mma_wait(1, deps=[s]))
-    s_t = warpgroup_mma(k_t, q.permute((1, 0)), s_t + 0.0, is_async=True)
+    q, q_t = _rows_of_pair(q_and_q_t)
+    s_t = warpgroup_mma(addressed_here(k_t), q.permute((1, 0)), s_t + 0.0, is_async=True)
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = only_seen(p, row0, tile, who, TILE)
@@ -162,11 +162,13 @@ def _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who: g
     keep_above(passed)
     row_a = statistic(stats, ROW_A, TILE)
     a, b = _columns_of_pair(warpgroup_mma_wait(1, deps=[a]))
-    b = warpgroup_mma(v_t, T.permute((1, 0)), b - statistic(stats, ROW_DELTA, TILE), is_async=True)
+    T = _rows_of_pair(T_and_G)[0]
+    b = warpgroup_mma(addressed_here(v_t), T.permute((1, 0)), b - statistic(stats, ROW_DELTA, TILE), is_async=True)
     centred = a - row_a
     ds_t = (p * centred).to(q.dtype)
     weights_t = gl.convert_layout(ds_t, WEIGHTS)
     keep_above(passed)
+    q, q_t = _rows_of_pair(q_and_q_t)
     acc_k_t = warpgroup_mma(weights_t, q, acc_k_t, is_async=True)
     acc_k = warpgroup_mma(weights_t, q_t, acc_k, is_async=True)
     mu = statistic(stats, MU, TILE)
@@ -174,6 +176,7 @@ def _tile(accs, inputs, queries, own_tiles, index, scale, row0, tile, at, who: g
     s_t = s_t * scale - mu
     b = warpgroup_mma_wait(2, deps=[b])
     ds = (p * (s_t * centred + b)).to(q.dtype)
+    q, q_t = _rows_of_pair(q_and_q_t)
     acc_k = warpgroup_mma(gl.convert_layout(ds, WEIGHTS), q, acc_k, is_async=True)
     if len(queries) > 0:
         both = gl.join(ds, ds_t).permute((0, 2, 1)).reshape([HALF, 2 * ROWS])

@@ -30,9 +30,9 @@ from .ring import (
     own_rows,
     produce,
     scale_of,
-    seen,
     streamed_rows,
     tiles_for,
+    where_seen,
     whole_tiles,
     write,
 )
@@ -61,7 +61,7 @@ def _plain_tile(
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
-        p = gl.where(seen(row0, tile, N, KEYS, TILE, CAUSAL), p, 0.0)
+        p = where_seen(p, 0.0, row0, tile, N, TILE, CAUSAL)
     p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     b = warpgroup_mma_wait(0, deps=[b])
@@ -89,7 +89,7 @@ def _tangent_tile(
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
-        p = gl.where(seen(row0, tile, N, KEYS, TILE, CAUSAL), p, 0.0)
+        p = where_seen(p, 0.0, row0, tile, N, TILE, CAUSAL)
     p = where_allowed(p, words, 0.0, TILE)
     keep_above(passed)
     a = warpgroup_mma_wait(2 * CHUNKS, deps=[a])

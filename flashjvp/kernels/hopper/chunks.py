@@ -10,6 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from .ring import HALF, accumulator, left_operand
+from .triton_compat import addressed_here
 
 
 @gluon.jit
@@ -49,10 +50,21 @@ def zeros(tiles):
 
 
 @gluon.jit
+def _addressed(x):
+    """A left operand, in shared memory or in registers."""
+    if isinstance(x, gl.shared_memory_descriptor):
+        return addressed_here(x)
+    else:
+        return x
+
+
+@gluon.jit
 def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
     """acc + x @ y^T, summed over the chunks; in flight."""
     for i in gl.static_range(len(x)):
-        acc = warpgroup_mma(x[i], y[i].permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True)
+        acc = warpgroup_mma(
+            _addressed(x[i]), addressed_here(y[i]).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True
+        )
     return acc
 
 
@@ -70,7 +82,7 @@ def add_product(acc, weights, tile):
     """acc + weights @ tile for each chunk; in flight."""
     found = ()
     for i in gl.static_range(len(tile)):
-        found = found + (warpgroup_mma(weights[i], tile[i], acc[i], is_async=True),)
+        found = found + (warpgroup_mma(weights[i], addressed_here(tile[i]), acc[i], is_async=True),)
     return found
 
 

@@ -26,12 +26,13 @@ from .ring import (
     own_rows,
     produce,
     scale_of,
-    seen,
     streamed_rows,
     tiles_for,
+    where_seen,
     whole_tiles,
     write,
 )
+from .triton_compat import sum_of_products
 
 # In base 2, how far scores may be above the "maximum" that P is taken from before that follows: P stays below 256 then,
 # and what was summed before is seldom rescaled.
@@ -58,7 +59,7 @@ def _softmax(
     scale2 = scale * 1.4426950408889634
     EXACT: gl.constexpr = _exact(dtype)
     if MASKED:
-        s = gl.where(seen(row0, tile, N, s.shape[1], LAYOUT, CAUSAL), s, float("-inf"))
+        s = where_seen(s, float("-inf"), row0, tile, N, LAYOUT, CAUSAL)
     s = where_allowed(s, words, float("-inf"), LAYOUT)
     top = gl.max(s, 1)
     m_new = gl.maximum(m, top) if EXACT else gl.where(top * scale2 > m + LAG, top * scale2, m)
@@ -128,14 +129,14 @@ def _tangent_tile(
     if EARLY:
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])
-    step = (gl.sum(p * s_t, 1) * scale - c * mass) / _divisor(l, words)
-    c += step
+    back = (c * mass - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, words)
+    c -= back
     weights_t = left_operands((p * (s_t * scale - c[:, None])).to(v[0].dtype), v)
     if EARLY:
         keep_above(passed)
-        acc_o_t = plus(complete(acc_o_t), times(acc_o, -step))
+        acc_o_t = plus(complete(acc_o_t), times(acc_o, back))
     else:
-        acc_o_t = add_product(plus(acc_o_t, times(acc_o, -step)), weights, v_t)
+        acc_o_t = add_product(plus(acc_o_t, times(acc_o, back)), weights, v_t)
     acc_o_t = add_product(acc_o_t, weights_t, v)
     acc_o = add_product(acc_o, weights, v)
     return complete(acc_o + acc_o_t), (m, l, c)

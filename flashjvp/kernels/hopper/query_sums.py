@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .chunks import zero
 from .ring import HALF, accumulator, barriers, own_rows
+from .triton_compat import here
 
 
 @gluon.jit
@@ -103,8 +104,8 @@ def _leave(queries, ds, ds_t, at, who: gl.constexpr, PART: gl.constexpr, PARTS: 
 def _with_keys(total, deltas, keys, at, TANGENT: gl.constexpr, USE_ACC: gl.constexpr = True):
     """In flight: total + dS.T @ keys, or dS_t.T @ keys, of number `at`; `keys` are a chunk of all of them."""
     for half in gl.static_range(2):
-        weights = deltas.index(at % _slots(deltas) * 4 + 2 * TANGENT + half + (at >> 30)).permute((1, 0))
-        rows = own_rows((keys,), half, at)[0]
+        weights = deltas.index(at % _slots(deltas) * 4 + 2 * TANGENT + half + (at >> 30) + here()).permute((1, 0))
+        rows = own_rows((keys,), half + here(), at)[0]
         total = warpgroup_mma(weights, rows, total, use_acc=USE_ACC or half > 0, is_async=True)
     return total
 

@@ -14,10 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .factors import SIGMA
-
-# Triton 3.9 gave the copies other names.
-load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+from .triton_compat import here, load_tile, reinterpret, store_tile, where_less
 
 HALF = gl.constexpr(64)  # rows of a consumer
 STATISTICS = gl.constexpr(4)  # lse * log2(e), mu, row_a, row_delta
@@ -93,15 +90,15 @@ def whole_tiles(row, N, last, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def seen(row, tile, N, KEYS: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
-    """Which of a tile's keys, its columns, there are and the queries from `row` on, its rows, may see."""
+def where_seen(x, other, row, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+    """x where there is a tile's key, its column, and the queries from `row` on, its rows, may see it; else `other`."""
+    KEYS: gl.constexpr = x.shape[1]
     limit = N - tile * KEYS  # columns from here on are masked
-    key = gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :]
+    key = gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :] + here()
     if CAUSAL:
         query = row - tile * KEYS + gl.arange(0, HALF, gl.SliceLayout(1, LAYOUT))
-        return key < gl.minimum(query + 1, limit)[:, None]
-    else:
-        return key < limit
+        limit = gl.minimum(query + 1, limit)[:, None]
+    return where_less(key, limit, x, other)
 
 
 @gluon.jit
@@ -251,7 +248,7 @@ def _store_in_halves(out, value, coordinates, tile):
     """Writes 64 float32 rows through a tile of 16-bit numbers: half of the columns at a time, which `out` describes."""
     batch, head, row, column = coordinates
     COLUMNS: gl.constexpr = out.block_shape[3]
-    room = tile._reinterpret(out.dtype, out.block_shape, out.layout)
+    room = reinterpret(tile, out.dtype, out.block_shape, out.layout)
     left, right = gl.split(value.reshape([HALF, 2, COLUMNS]).permute((0, 2, 1)))
     _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], room)
     _store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], room)

@@ -1,0 +1,145 @@
+"""Whether the warp-specialised kernels may serve with a Triton that they were not measured with.
+
+On first use a few small calls are made, once a process and card: their results must be as near to float64 as bfloat16
+allows, and their kernels may spill little more than those that were measured. (The driver tells how many registers a
+kernel spills, not whether in a loop; a disassembler, which tells, is not always there.) Otherwise the portable kernels
+serve, and a warning says why. The answer is kept on disk for this card, Triton, PyTorch and source, so that a check
+takes a millisecond; the first takes as long as its kernels take to compile.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+
+from ..pipelines import MEASURED, Release
+
+# Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
+CALLS = ((64, 192, True), (64, 192, False), (128, 192, True), (128, 2048, True))
+MOST_ERROR = 2.0  # of a result's norm, in units of bfloat16's precision: results that are right have 0.6
+MOST_SPILLED = 24  # registers of a thread: of measured kernels at most 18; 32 in one that was a third slower for them
+
+_LOCK = threading.Lock()
+_THREAD = threading.local()
+_FOUND: dict[str, str | None] = {}  # by card
+
+
+def why_not(release: Release, device: torch.device) -> str | None:
+    """Why the kernels do not serve with this release, which was not measured; None if they do."""
+    if release < MEASURED[0]:
+        oldest = ".".join(map(str, MEASURED[0]))
+        return _mended(f"the warp-specialised kernels need Triton {oldest} or newer, not {triton.__version__}")
+    if device.type != "cuda" or getattr(_THREAD, "checks", False):
+        return None  # they are only compiled, or being checked
+    card = torch.cuda.get_device_name(device)
+    if card not in _FOUND:
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return f"Triton {triton.__version__} is checked on first use, which may be no capture of a graph"
+        with _LOCK:
+            if card not in _FOUND:
+                _FOUND[card] = _remembered(card, device)
+    found = _FOUND[card]
+    return None if found is None else _mended(f"with Triton {triton.__version__}, which they do not know, {found}")
+
+
+def _mended(reason: str) -> str:
+    names = ", ".join(".".join(map(str, release)) for release in MEASURED)
+    return f"{reason}. Install a Triton that they were measured with ({names}), or a newer flashjvp"
+
+
+def _remembered(card: str, device: torch.device) -> str | None:
+    """What an earlier process found, or what is found now. What a check raised is forgotten with the process."""
+    path = _path(card)
+    try:
+        found = json.loads(path.read_text())["reason"]
+        if found is None or isinstance(found, str):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or it is no answer
+    try:
+        # A thread of its own has no modes, transforms or stream of the caller.
+        with ThreadPoolExecutor(1) as thread:
+            reason = thread.submit(_checked, device).result()
+    except Exception as error:  # whatever a compiler or a driver raises
+        return f"a check raised {type(error).__name__}: {str(error).strip()[:200]}"
+    _remember(path, reason)
+    return reason
+
+
+def _path(card: str) -> Path:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    mode = torch.are_deterministic_algorithms_enabled()
+    digest.update(repr((triton.__version__, torch.__version__, card, mode)).encode())
+    return Path(knobs.cache.dir) / f"flashjvp-{digest.hexdigest()[:32]}.json"
+
+
+def _remember(path: Path, reason: str | None) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump({"reason": reason}, file)
+        os.replace(file.name, path)
+    except OSError:
+        pass  # the next process checks again
+
+
+def _checked(device: torch.device) -> str | None:
+    """Why the kernels should not serve, or None."""
+    from ..launch import _COMPILED
+
+    _THREAD.checks = True
+    before = set(_COMPILED)
+    with torch.cuda.device(device):
+        for width, rows, jvp in CALLS:
+            if (reason := _wrong(device, width, rows, jvp)) is not None:
+                return reason
+    # the keys of pipelines begin with a family, others with a function
+    kernels = [(key[0], _COMPILED[key]) for key in set(_COMPILED) - before if isinstance(key[0], str)]
+    for family, kernel in kernels:
+        if kernel.n_spills > MOST_SPILLED:
+            return f"{family} spills {kernel.n_spills} registers"
+    return None
+
+
+def _wrong(device: torch.device, width: int, rows: int, jvp: bool) -> str | None:
+    """Which result is wrong, if one is."""
+    from ... import kernels, reference
+
+    inputs = _inputs(device, width, rows)
+    found, exact = _results(kernels, inputs, jvp), _results(reference, [x.double() for x in inputs], jvp)
+    for name in exact:
+        error = float((found[name] - exact[name]).norm() / exact[name].norm()) / torch.finfo(inputs[0].dtype).eps
+        if not error <= MOST_ERROR:
+            return f"{name} is wrong (D = {width}, {rows} rows): {error:.1f} times the precision of its type"
+    return None
+
+
+def _inputs(device: torch.device, width: int, rows: int) -> list[Tensor]:
+    """q, k, v, their tangents and the cotangents, from a generator of their own."""
+    generator = torch.Generator().manual_seed(width + rows)
+    shape = (1, 1, rows, width)
+    return [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for _ in range(8)]
+
+
+def _results(backend: ModuleType, tensors: list[Tensor], jvp: bool) -> dict[str, Tensor]:
+    """Outputs and gradients, in float64."""
+    suffix = "_jvp" if jvp else ""
+    forward, backward = (getattr(backend, name + suffix) for name in ("forward", "backward"))
+    inputs, d_o = tensors[: 6 if jvp else 3], tensors[6 : 8 if jvp else 7]
+    scale = inputs[0].shape[-1] ** -0.5
+    outputs = forward(*inputs, None, False, scale)
+    grads = backward(*d_o, *inputs, *outputs, None, False, scale, (True,) * len(inputs))
+    names = ("o", "o_t", "lse", "mu") if jvp else ("o", "lse")
+    names += ("d_q", "d_k", "d_v", "d_q_t", "d_k_t", "d_v_t")[: len(inputs)]
+    return {name: x.double() for name, x in zip(names, (*outputs, *grads), strict=True) if name not in ("lse", "mu")}
