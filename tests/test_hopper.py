@@ -223,6 +223,7 @@ for d, tangents, ordered in (
     (64, "qkv", True), (72, "qkv", True), (72, "qkv", False), (72, "", True), (96, "qkv", False), (128, "qkv", False)
 ):
     found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents, ordered=ordered))
+found += codegen_runs.compile_all(codegen.Configuration("sm_90", "tf32", 64, 64))
 print(json.dumps([asdict(kernel) for kernel in found]))
 """
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashjvp.kernels import launch, schedule
-from flashjvp.kernels.launch import Call
+from flashjvp.kernels.launch import FUSED, Call
 from flashjvp.kernels.tiles import Operand, odd
 
 WIDTH = 64
@@ -337,5 +337,5 @@ def test_a_cached_pipeline_passes_the_present_arguments_in_the_kernels_order() -
     assert given[0].base is x and given[1] is lse
     assert given[2:] == (0.5, 64, 64, 2, 1, True, False, 3)
     assert compiled_with[2:] == (0.5, 32, 32, 2, 1)
-    assert options == {"JVP": True, "CAUSAL": False, "STAGES": 3, "num_warps": 4, "launch_pdl": False}
+    assert options == {"JVP": True, "CAUSAL": False, "STAGES": 3, "num_warps": 4, "launch_pdl": False, **FUSED}
     assert grid == (5,) and kernel.launches[-1][0] == (5, 1, 1)

@@ -41,6 +41,7 @@ HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
 OPTION_SPILLS = 1 / 128
 # release of Triton -> (kind of product, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
+    "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
     "3.8": {
         ("half", 64, "backward_key_value"): 1 / 64,
         ("tf32", 256, "forward"): 1 / 64,

@@ -165,7 +165,7 @@ def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
 def _asm(text: str, constraints: str, args: Sequence[Tensor], *rest: object, **options: object) -> Tensor:
     """Of assembly only what the kernels have: selections, products in branches, and numbers as they are."""
     if text == "mov.u32 $0, $1;":
-        return torch.as_tensor(args[0])
+        return args[0]
     if "setp.lt.s32 p, $1, $2" in text:
         return torch.where(args[0] < args[1], args[2], args[3])
     if "selp.f32 $0, $1, $2, p" in text:

@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .factors import SIGMA
-from .triton_compat import here, load_tile, reinterpret, store_tile, where_less
+from .triton_compat import here, load_tile, room_for_tile_of, store_tile, where_less
 
 HALF = gl.constexpr(64)  # rows of a consumer
 STATISTICS = gl.constexpr(4)  # lse * log2(e), mu, row_a, row_delta
@@ -248,7 +248,7 @@ def _store_in_halves(out, value, coordinates, tile):
     """Writes 64 float32 rows through a tile of 16-bit numbers: half of the columns at a time, which `out` describes."""
     batch, head, row, column = coordinates
     COLUMNS: gl.constexpr = out.block_shape[3]
-    room = reinterpret(tile, out.dtype, out.block_shape, out.layout)
+    room = room_for_tile_of(out, tile)
     left, right = gl.split(value.reshape([HALF, 2, COLUMNS]).permute((0, 2, 1)))
     _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], room)
     _store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], room)

@@ -23,12 +23,12 @@ LESS = gl.constexpr("{.reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, 
 
 
 @gluon.jit
-def reinterpret(tile, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
-    """A tile's shared memory as one of another type and shape."""
+def room_for_tile_of(tensor, tile):
+    """A tile's shared memory as a tile of the tensor that is described."""
     if RENAMED_REINTERPRET:
-        return tile.reinterpret(dtype, shape, layout)
+        return tile.reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)
     else:
-        return tile._reinterpret(dtype, shape, layout)
+        return tile._reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)
 
 
 @gluon.jit
@@ -45,7 +45,7 @@ def addressed_here(tile):
     """The tile [rows, columns], with addresses that are not made before this point. It may be some rows of another one,
     if its columns are those of one swizzled block."""
     if ADDRESSES_COME_FIRST:
-        return reinterpret(tile, tile.dtype, [1, tile.shape[0], tile.shape[1]], tile.layout).index(here())
+        return tile.reinterpret(tile.dtype, [1, tile.shape[0], tile.shape[1]], tile.layout).index(here())
     else:
         return tile
 
