@@ -11,7 +11,7 @@ _OF_KERNELS = [
     # Forward and JVP
     Fault("alpha dropped from l", "forward", FORWARD, "l = l * alpha + ", "l = l + ", "lengths_33_257", "permutation"),
     Fault("alpha not applied to acc_o", "forward", FORWARD, "scale_rows(acc_o, alpha)", "acc_o", "lengths_33_257"),
-    Fault("lse in the wrong base", "forward", FORWARD, "log2(norm)) * 0.6931471805599453", "log2(norm))", check="merge"),
+    Fault("lse in the wrong base", "forward", FORWARD, "(norm)) * 0.6931471805599453", "(norm))", check="merge"),
     Fault("lse without the maximum", "forward", FORWARD, "(m - tl.log2(norm))", "(-tl.log2(norm))", check="shift"),
     Fault(
         "guard of empty rows dropped", "forward", FORWARD,
