@@ -1,5 +1,6 @@
 """Masks that are no plain numbers: causal biases, which are objects, and masks of which a derivative is asked."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,12 +54,16 @@ def gradients_of_masks(inputs: Inputs, subject: Subject) -> list[Identity]:
         with forward_ad.dual_level():
             of(forward_ad.make_dual(bias, ones))
 
+    ways: dict[str, Callable[[Callable[[Tensor], Tensor]], Any]] = {
+        "requires_grad": lambda of: of(bias.clone().requires_grad_()),
+        "func.grad": lambda of: grad(lambda mask: of(mask).sum())(bias),
+        "func.jvp": lambda of: jvp(of, (bias,), (ones,)),
+        "dual level": in_dual_level,
+    }
     refused: dict[str, Callable[[], Any]] = {}
-    for name, of in {"attention": attention, "attention with tangents": with_tangents}.items():
-        refused[f"{name}, requires_grad"] = lambda of=of: of(bias.clone().requires_grad_())
-        refused[f"{name}, func.grad"] = lambda of=of: grad(lambda mask: of(mask).sum())(bias)
-        refused[f"{name}, func.jvp"] = lambda of=of: jvp(of, (bias,), (ones,))
-        refused[f"{name}, dual level"] = lambda of=of: in_dual_level(of)
+    for name, way in ways.items():
+        refused[name] = functools.partial(way, attention)
+        refused[f"{name}, with tangents"] = functools.partial(way, with_tangents)
     refused["func.jvp in q inside func.grad in the mask"] = lambda: grad(
         lambda mask: jvp(lambda q: attention(mask, q), (q,), (q_t,))[1].sum()
     )(bias)

@@ -1,11 +1,13 @@
 """What checks of transforms share: the tensors of a call, its derivatives by a transform, and the comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jvp
+
+from flashjvp import SecondOrderError
 
 from . import tolerance
 from .cases import Inputs
@@ -18,6 +20,15 @@ Maybe = Tensor | None
 def as_explicit(results: Results, inputs: Inputs, subject: Subject) -> list[Identity]:
     """The results are those of the explicit call."""
     return tolerance.same_results(results, subject.results(inputs), inputs, inputs)
+
+
+def raises(name: str, call: Callable[[], Any], expected: type[Exception] = SecondOrderError) -> Identity:
+    """Whether a call raises the error that says why it has no result."""
+    try:
+        call()
+    except expected:
+        return Identity(name, None, None, True)
+    return Identity(name, None, None, False, f"expected {expected.__name__}, got a result")
 
 
 def leaves_of(inputs: Inputs) -> list[Any]:

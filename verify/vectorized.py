@@ -16,6 +16,7 @@ from torch.func import jacrev, vjp, vmap
 from . import tolerance
 from .cases import Inputs
 from .oracles import Results, Subject, operands
+from .properties import TANGENTS
 from .tolerance import Identity
 from .transformed import forward_mode, placed
 
@@ -31,7 +32,8 @@ def mapped_cotangents(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _with_cotangent(outputs, inputs), outputs
 
     calls = _calls(inputs)
-    _, pull, outputs = vjp(used, *(operands(inputs)[i] for i in present), has_aux=True)
+    pulled: Any = vjp(used, *(operands(inputs)[i] for i in present), has_aux=True)
+    _, pull, outputs = pulled
     cotangents = [_cotangents(call) for call in calls]
     rows = vmap(pull)([torch.stack(pair) for pair in zip(*cotangents, strict=True)])
     found = _as_explicit("func.vjp", [pull(cotangents[0])], outputs, calls[:1], subject)
@@ -47,7 +49,7 @@ def vectorized_jacobians(inputs: Inputs, subject: Subject) -> list[Identity]:
         """The inner products of the outputs with each call's cotangents: their gradients are those of the calls."""
         outputs = of(*xs)
         pairs = [zip(_with_cotangent(outputs, call), _cotangents(call), strict=True) for call in calls]
-        return torch.stack([sum((y * d).sum() for y, d in pair) for pair in pairs])
+        return torch.stack([torch.stack([(y * d).sum() for y, d in pair]).sum() for pair in pairs])
 
     ways: dict[str, Any] = {
         "jacrev": jacrev(products, argnums=tuple(range(len(tensors))))(*tensors),
@@ -75,10 +77,8 @@ def _columns(inputs: Inputs, subject: Subject) -> list[Identity]:
     columns: Any = jacobian(moved, steps, vectorize=True, strategy="forward-mode")
     found = []
     for i, column in zip(given, columns.unbind(-1), strict=True):
-        names = ("q_t", "k_t", "v_t")
-        call = replace(
-            inputs, **{name: x if name == names[i] else None for name, x in zip(names, tangents, strict=True)}
-        )
+        alone: dict[str, Any] = {x: tangents[i] if place == i else None for place, x in enumerate(TANGENTS)}
+        call = replace(inputs, **alone)
         explicit = subject.results(call)
         found += tolerance.same_results(replace(explicit, o_t=column), explicit, call, call)
     return [replace(x, quantity=f"{x.quantity}, forward-mode") for x in found if x.quantity == "o_t"]
@@ -101,7 +101,9 @@ def _present(inputs: Inputs) -> list[int]:
 
 def _calls(inputs: Inputs) -> list[Inputs]:
     """The call, and with other cotangents."""
-    other = {name: d.flip(-1, -2) for name in ("d_o", "d_o_t") if (d := getattr(inputs, name)) is not None}
+    other: dict[str, Any] = {
+        name: d.flip(-1, -2) for name in ("d_o", "d_o_t") if (d := getattr(inputs, name)) is not None
+    }
     return [inputs, replace(inputs, **other)]
 
 

@@ -3,7 +3,6 @@
 Each function takes the inputs of a call and a subject and returns an Identity for each quantity, as in properties.py.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,18 +13,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from flashjvp import SecondOrderError, UnsupportedError, _torch
-from flashjvp.operators import FORWARD
+from flashjvp import SecondOrderError, _torch
 
 from . import tolerance
 from .cases import Inputs, place
+from .duals import duals_outside
 from .finite_masks import finite_masks
 from .masks import causal_biases, gradients_of_masks
 from .oracles import NAMES, Attention, Results, Subject, operands
 from .properties import Property
 from .threads import beside_other_threads
 from .tolerance import Identity
-from .transformed import as_explicit, forward_mode, leaves_of, placed, reverse
+from .transformed import as_explicit, forward_mode, leaves_of, placed, raises, reverse
 from .vectorized import mapped_cotangents, vectorized_jacobians
 
 Maybe = Tensor | None
@@ -145,24 +144,7 @@ def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
         "double backward of jvp": lambda: double_backward(tangent),
         "backward inside a dual level": backward_inside_the_level,
     }
-    return [_raises(name, call) for name, call in beyond.items()]
-
-
-def duals_in_operators(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """Dual tensors reach an operator of flashjvp alone, as in a compiled function that was traced without them: its
-    other operators would lose the tangents, so it raises."""
-    if not inputs.has_tangent:
-        return []
-    tensors = [x.detach() for x in operands(inputs)[:3]]
-    mask = None if inputs.mask is None else inputs.mask[(None,) * (inputs.q.ndim - inputs.mask.ndim)]
-    options = mask, inputs.is_causal, inputs.scale, subject.backend
-
-    def call(i: int) -> None:
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(tensors[i], torch.ones_like(tensors[i]))
-            FORWARD(*placed([dual], [i], tensors), *options)
-
-    return [_raises(f"a tangent of {'qkv'[i]}", functools.partial(call, i), UnsupportedError) for i in range(3)]
+    return [raises(name, call) for name, call in beyond.items()]
 
 
 SITUATIONS: dict[str, Property] = {
@@ -172,7 +154,7 @@ SITUATIONS: dict[str, Property] = {
     "mask-gradient": gradients_of_masks,
     "finite-masks": finite_masks,
     "threads": beside_other_threads,
-    "duals-outside": duals_in_operators,
+    "duals-outside": duals_outside,
 }
 """What may surround a call: `python -m verify` runs these too, on few cases."""
 WIRING: dict[str, Property] = {
@@ -186,14 +168,6 @@ WIRING: dict[str, Property] = {
     "second-order": second_order,
     **SITUATIONS,
 }
-
-
-def _raises(name: str, call: Callable[[], Any], expected: type[Exception] = SecondOrderError) -> Identity:
-    try:
-        call()
-    except expected:
-        return Identity(name, None, None, True)
-    return Identity(name, None, None, False, f"expected {expected.__name__}, got a result")
 
 
 def _off_by_one(x: Tensor) -> Tensor:
