@@ -311,4 +311,76 @@ _OF_WIRING = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING)
+_OF_SITUATIONS = [
+    # Cotangents or tangents that are mapped alone
+    Fault(
+        "expanded statistics read as contiguous", "launch", "kernels/launch.py",
+        "    x = x.contiguous()\n    address = x.data_ptr()", "    address = x.data_ptr()",
+        "causal_33_80", "func.vjp-mapped",
+    ),
+    Fault(
+        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch.py",
+        "    x = x.contiguous()\n    address = x.data_ptr()", "    address = x.data_ptr()",
+        "gqa_short", "vectorized",
+    ),
+    Fault(
+        "mapped tangents silently zero", "wiring", AUTOGRAD,
+        "o, lse = FORWARD(*args[:3], *args[6:])",
+        "o, lse = FORWARD(*args[:3], *args[6:])\n        o_t = torch.zeros_like(o_t)", "gqa_short", "vectorized",
+    ),
+    # Masks that are no plain numbers
+    Fault(
+        "lower right taken for upper left", "wiring", "causal_bias.py",
+        "bias.variant == CausalVariant.UPPER_LEFT or rows == columns", "True", "gqa_short", "causal-bias",
+    ),
+    Fault(
+        "lower right off by one", "wiring", "causal_bias.py",
+        ".tril(columns - rows)", ".tril(columns - rows + 1)", "gqa_short", "causal-bias",
+    ),
+    Fault(
+        "gradient of a mask silently zero", "wiring", AUTOGRAD,
+        "if mask is None or not mask.is_floating_point():", "if True:", "gqa_short", "mask-gradient",
+    ),
+    Fault(
+        "tangent of a mask dropped", "wiring", AUTOGRAD,
+        "if may_hold_tangents() and _has_tangent((mask,)):", "if False:", "gqa_short", "mask-gradient",
+    ),
+    # Finite masks that swallow the scores
+    Fault(
+        "lse of an additive mask collapsed", "forward", FORWARD,
+        "lse + statistic * 2, m, mask=rows < M)\n"
+        "        tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453,",
+        "lse + statistic * 2, m - tl.log2(norm) * 0.6931471805599453, mask=rows < M)\n"
+        "        tl.store(lse + statistic * 2 + 1, m * 0.0,",
+        "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "lse of an additive mask collapsed in tiled", "tiled", TILED,
+        "torch.cat((m, l.log()), -1)", "torch.cat((m + l.log(), torch.zeros_like(l)), -1)", "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "lse of an additive mask collapsed in reference", "reference", "reference.py",
+        "torch.stack((m, log_l), dim=-1)", "torch.stack((m + log_l, 0 * log_l), dim=-1)", "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "S - lse of a sum of the pair", "both sides", TILE,
+        "return (s - m[:, None]) - lse[1][:, None]", "return s - (m + lse[1])[:, None]", "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "bias in base 2", "tiles", TILES,
+        "tl.fma(s, tl.zeros_like(s) + scale, bias.to(tl.float32))",
+        "(s * scale * 1.4426950408889634 + bias.to(tl.float32) * 1.4426950408889634) / 1.4426950408889634",
+        "gqa_short", "finite-masks",
+    ),
+    # Other threads and compiled functions
+    Fault(
+        "what one thread does taken for all", "wiring", "eager.py",
+        "threading.local()", 'type("Shared", (), {})()', "gqa_short", "threads",
+    ),
+    Fault(
+        "duals in a compiled function accepted", "wiring", AUTOGRAD,
+        'if type(args[0]) is Tensor and not is_marked("public"):', "if False:", "gqa_short", "duals-outside",
+    ),
+]  # fmt: skip
+
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)

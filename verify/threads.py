@@ -16,7 +16,7 @@ from . import tolerance
 from .cases import Inputs
 from .oracles import Subject
 from .tolerance import Identity
-from .transformed import as_explicit, leaves_of, reverse
+from .transformed import leaves_of, reverse
 
 Pause = Callable[[], None]
 
@@ -24,7 +24,7 @@ Pause = Callable[[], None]
 def beside_other_threads(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Calls with explicit tangents, and their backward pass, have the same bits; duals keep their tangents."""
     alone, found = subject.results(inputs), []
-    for name, place in {"func.jvp": _in_jvp, "a dual level": _in_dual_level, "a call": _in_call}.items():
+    for name, place in {"func.jvp": _in_jvp, "a dual level": _in_dual_level}.items():
         with _elsewhere(place):
             results = subject.results(inputs)
         found += [replace(x, quantity=f"{x.quantity} beside {name}") for x in tolerance.same_bits(results, alone)]
@@ -33,7 +33,7 @@ def beside_other_threads(inputs: Inputs, subject: Subject) -> list[Identity]:
             pairs = zip(leaves[:3], leaves[3:], strict=True)
             duals = [x if x_t is None else forward_ad.make_dual(x, x_t, level=0) for x, x_t in pairs]
             o, o_t = forward_ad.unpack_dual(f(*duals), level=0)
-        identities = as_explicit(reverse((o, o_t), leaves, inputs), inputs, subject)
+        identities = tolerance.same_results(reverse((o, o_t), leaves, inputs), alone, inputs, inputs)
         found += [replace(x, quantity=f"{x.quantity} of duals beside {name}") for x in identities]
     return found
 
@@ -69,8 +69,11 @@ def _elsewhere(place: Callable[[Pause], object]) -> Iterator[None]:
 
 
 def _in_jvp(pause: Pause) -> None:
+    """In the midst of a call there, which took the tangents of its tensors off."""
+
     def f(x: Tensor) -> Tensor:
-        pause()
+        with eager.marked("lowered"):
+            pause()
         return x.sin()
 
     jvp(f, (torch.ones(()),), (torch.ones(()),))
@@ -79,13 +82,3 @@ def _in_jvp(pause: Pause) -> None:
 def _in_dual_level(pause: Pause) -> None:
     with forward_ad.dual_level():
         pause()
-
-
-def _in_call(pause: Pause) -> None:
-    """In the midst of a call under func.jvp, which took the tangents of its tensors off."""
-
-    def below() -> None:
-        with eager.marked("lowered"):
-            pause()
-
-    _in_jvp(below)

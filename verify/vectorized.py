@@ -36,8 +36,9 @@ def mapped_cotangents(inputs: Inputs, subject: Subject) -> list[Identity]:
     _, pull, outputs = pulled
     cotangents = [_cotangents(call) for call in calls]
     rows = vmap(pull)([torch.stack(pair) for pair in zip(*cotangents, strict=True)])
-    found = _as_explicit("func.vjp", [pull(cotangents[0])], outputs, calls[:1], subject)
-    return found + _as_explicit("vmap of it", list(zip(*rows, strict=True)), outputs, calls, subject)
+    explicit = [(call, subject.results(call)) for call in calls]
+    found = _as_explicit("func.vjp", [pull(cotangents[0])], outputs, explicit[:1])
+    return found + _as_explicit("vmap of it", list(zip(*rows, strict=True)), outputs, explicit)
 
 
 def vectorized_jacobians(inputs: Inputs, subject: Subject) -> list[Identity]:
@@ -55,9 +56,10 @@ def vectorized_jacobians(inputs: Inputs, subject: Subject) -> list[Identity]:
         "jacrev": jacrev(products, argnums=tuple(range(len(tensors))))(*tensors),
         "jacobian": jacobian(products, tensors, vectorize=True),
     }
-    outputs, found = of(*tensors), []
+    outputs, explicit = of(*tensors), [(call, subject.results(call)) for call in calls]
+    found = []
     for name, rows in ways.items():
-        found += _as_explicit(name, list(zip(*rows, strict=True)), outputs, calls, subject)
+        found += _as_explicit(name, list(zip(*rows, strict=True)), outputs, explicit)
     return found + _columns(inputs, subject)
 
 
@@ -116,12 +118,12 @@ def _with_cotangent(outputs: Outputs, inputs: Inputs) -> list[Tensor]:
     return [y for y, d in pairs if y is not None and d is not None]
 
 
-def _as_explicit(way: str, rows: list[Any], outputs: Outputs, calls: list[Inputs], subject: Subject) -> list[Identity]:
+def _as_explicit(way: str, rows: list[Any], outputs: Outputs, explicit: list[tuple[Inputs, Results]]) -> list[Identity]:
     """The gradients `rows` of each call, of the operands that are there, are those of the explicit call."""
     found = []
-    for row, call in zip(rows, calls, strict=True):
+    for row, (call, results) in zip(rows, explicit, strict=True):
         o, o_t = (None if y is None else y.detach() for y in outputs)
         grads: list[Any] = placed(row, _present(call), [None] * 6)
         assert o is not None
-        found += tolerance.same_results(Results(o, o_t, *grads), subject.results(call), call, call)
+        found += tolerance.same_results(Results(o, o_t, *grads), results, call, call)
     return [replace(x, quantity=f"{x.quantity}, {way}") for x in found]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from flashjvp import SecondOrderError, _torch
+from flashjvp import _torch
 
 from . import tolerance
 from .cases import Inputs, place
