@@ -14,28 +14,33 @@ from flashjvp import eager
 
 from . import tolerance
 from .cases import Inputs
-from .oracles import Subject
+from .oracles import Subject, operands
 from .tolerance import Identity
-from .transformed import leaves_of, reverse
 
 Pause = Callable[[], None]
 
 
 def beside_other_threads(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """Calls with explicit tangents, and their backward pass, have the same bits; duals keep their tangents."""
+    """Calls with explicit tangents, and their backward pass, have the same bits; dual tensors keep their tangents."""
     alone, found = subject.results(inputs), []
     for name, place in {"func.jvp": _in_jvp, "a dual level": _in_dual_level}.items():
         with _elsewhere(place):
             results = subject.results(inputs)
         found += [replace(x, quantity=f"{x.quantity} beside {name}") for x in tolerance.same_bits(results, alone)]
-        leaves, f = leaves_of(inputs), subject.attention(inputs)
         with _elsewhere(place):
-            pairs = zip(leaves[:3], leaves[3:], strict=True)
-            duals = [x if x_t is None else forward_ad.make_dual(x, x_t, level=0) for x, x_t in pairs]
-            o, o_t = forward_ad.unpack_dual(f(*duals), level=0)
-        identities = tolerance.same_results(reverse((o, o_t), leaves, inputs), alone, inputs, inputs)
+            o, o_t = _of_duals(inputs, subject)
+        identities = tolerance.same_results(replace(alone, o=o, o_t=o_t), alone, inputs, inputs)
+        identities = [x for x in identities if x.quantity in ("o", "o_t")]
         found += [replace(x, quantity=f"{x.quantity} of duals beside {name}") for x in identities]
     return found
+
+
+def _of_duals(inputs: Inputs, subject: Subject) -> tuple[Tensor, Tensor | None]:
+    """o and its tangent by dual tensors, at the level that the other thread opened."""
+    pairs = zip(operands(inputs)[:3], operands(inputs)[3:], strict=True)
+    duals = [x if x_t is None else forward_ad.make_dual(x, x_t, level=0) for x, x_t in pairs]
+    o, o_t = forward_ad.unpack_dual(subject.attention(inputs)(*duals), level=0)
+    return o, o_t
 
 
 @contextmanager
