@@ -27,13 +27,14 @@ def mapped_cotangents(inputs: Inputs, subject: Subject) -> list[Identity]:
     """torch.func.vjp of torch.func.jvp, called for one cotangent and, by torch.func.vmap, for two."""
     of, present = _outputs(inputs, subject), _present(inputs)
 
-    def used(*xs: Tensor) -> tuple[list[Tensor], Outputs]:
+    def used(*xs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         outputs = of(*xs)
-        return _with_cotangent(outputs, inputs), outputs
+        return _with_cotangent(outputs, inputs), [y for y in outputs if y is not None]
 
     calls = _calls(inputs)
     pulled: Any = vjp(used, *(operands(inputs)[i] for i in present), has_aux=True)
-    _, pull, outputs = pulled
+    _, pull, (o, *o_t) = pulled
+    outputs = o, *(o_t or [None])
     cotangents = [_cotangents(call) for call in calls]
     rows = vmap(pull)([torch.stack(pair) for pair in zip(*cotangents, strict=True)])
     explicit = [(call, subject.results(call)) for call in calls]
