@@ -167,9 +167,7 @@ class Plan:
             self._add(FLOAT64, [case], [served[i % len(served)]])
         for check in PROPERTIES:
             self._add(check, structures, self.dtypes, *(("reference",) if check == "agreement" else ()))
-        surrounded = [case for name in SURROUNDED for case in CASES if case.name == name]
-        for check in SITUATIONS:
-            self._add(check, surrounded[:1] if self.quick else surrounded, self.dtypes)
+        self._add_situations([case for name in SURROUNDED for case in CASES if case.name == name])
         if "float64" in self.dtypes:
             for check in GRADCHECKS:
                 self._add(check, TINY, ["float64"])
@@ -177,6 +175,17 @@ class Plan:
         # Compilation and large matrices take longest: begin with them, so that no process is left with one at the end.
         self.tasks.sort(key=lambda task: -max(task.case.d, task.case.dv) * max(task.case.m, task.case.n))
         return self
+
+    def _add_situations(self, cases: Sequence[Case]) -> None:
+        if not self.quick:
+            for check in SITUATIONS:
+                self._add(check, cases, self.dtypes)
+            return
+        interpreted = [dtype for dtype in self.dtypes if "triton" in self.serving(dtype)]
+        for i, check in enumerate(SITUATIONS):
+            self._add(check, cases[:1], self.dtypes, "triton")
+            of = interpreted[i % len(interpreted) :][:1] if interpreted else []
+            self._add(check, cases[:1], of, "reference", "tiled")
 
     def _say_what_is_sampled(self, samples: int, drawn: int) -> None:
         self.skipped.append(f"random cases are judged in one type each: {drawn} of them, types in turn")
@@ -187,6 +196,7 @@ class Plan:
             return
         if "triton" in self._chosen:
             self.skipped.append(f"quick: triton on {samples} of the {len(CASES)} fixed cases")
+            self.skipped.append("quick: what may surround a call on triton in one type each, types in turn")
         self.skipped.append("quick: identities on 1 case instead of 4, no sweeps of length, head dim and scores")
 
     def only(self, name: str) -> "Plan":
