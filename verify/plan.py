@@ -181,10 +181,10 @@ class Plan:
             for check in SITUATIONS:
                 self._add(check, cases, self.dtypes)
             return
-        interpreted = [dtype for dtype in self.dtypes if "triton" in self.serving(dtype)]
+        served = [dtype for dtype in self.dtypes if "triton" in self.serving(dtype)]
         for i, check in enumerate(SITUATIONS):
             self._add(check, cases[:1], self.dtypes, "triton")
-            of = interpreted[i % len(interpreted) :][:1] if interpreted else []
+            of = served[i % len(served) :][:1] if served else []
             self._add(check, cases[:1], of, "reference", "tiled")
 
     def _say_what_is_sampled(self, samples: int, drawn: int) -> None:
