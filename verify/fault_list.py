@@ -13,7 +13,7 @@ _OF_KERNELS = [
     Fault("alpha not applied to acc_o", "forward", FORWARD, "scale_rows(acc_o, alpha)", "acc_o", "lengths_33_257"),
     Fault("lse in the wrong base", "forward", FORWARD, "(norm)) * 0.6931471805599453", "(norm))", check="merge"),
     Fault("lse without the maximum", "forward", FORWARD, "(m - tl.log2(norm))", "(-tl.log2(norm))"),
-    Fault("pair without the maximum", "forward", FORWARD, "statistic * 2, m,", "statistic * 2, m * 0.0,", check="shift"),
+    Fault("pair without the maximum", "forward", FORWARD, "statistic * 2, m,", "statistic * 2, m * 0,", check="shift"),
     Fault(
         "guard of empty rows dropped", "forward", FORWARD,
         'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new", "mask_bool_empty_rows",
