@@ -247,6 +247,7 @@ def _cases() -> list[Case]:
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),
         Case("mqa_causal", q_heads=3, kv_heads=1, m=40, n=40, d=16, dv=16, is_causal=True),
         Case("gqa_plain", **small, q_heads=4, kv_heads=2, **plain),
+        Case("gqa_short", **small | {"m": 9, "n": 12, "dv": 8}, kv_heads=1, mask="additive", mask_shape="matrix"),
         Case("batch_none", **small | {"batch": ()}),
         Case("batch_many", **small | {"batch": (2, 1, 3), "m": 17, "n": 19}, q_heads=1, kv_heads=1, mask="bool"),
         Case("batch_empty", **small | {"batch": (0,)}),

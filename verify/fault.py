@@ -7,7 +7,7 @@ from .cases import CASES, Case
 
 Stage = Literal[
     "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
-    "pipelines", "repeated calls",
+    "reference", "pipelines", "repeated calls",
 ]  # fmt: skip
 
 # Checks of emulated.py, which run on the CPU everywhere: a planted race could hang a GPU.
@@ -57,5 +57,7 @@ class Fault:
     check: str = "float64"
 
     @property
-    def backend(self) -> Literal["triton", "tiled"]:
+    def backend(self) -> Literal["triton", "tiled", "reference"]:
+        if self.file == "reference.py":
+            return "reference"
         return "triton" if self.file.startswith("kernels/") or self.check in EMULATED_CHECKS else "tiled"

@@ -11,8 +11,9 @@ _OF_KERNELS = [
     # Forward and JVP
     Fault("alpha dropped from l", "forward", FORWARD, "l = l * alpha + ", "l = l + ", "lengths_33_257", "permutation"),
     Fault("alpha not applied to acc_o", "forward", FORWARD, "scale_rows(acc_o, alpha)", "acc_o", "lengths_33_257"),
-    Fault("lse in the wrong base", "forward", FORWARD, " * 0.6931471805599453", "", check="merge"),
-    Fault("lse without the maximum", "forward", FORWARD, "(m - tl.log2(norm))", "(-tl.log2(norm))", check="shift"),
+    Fault("lse in the wrong base", "forward", FORWARD, "(norm)) * 0.6931471805599453", "(norm))", check="merge"),
+    Fault("lse without the maximum", "forward", FORWARD, "(m - tl.log2(norm))", "(-tl.log2(norm))"),
+    Fault("pair without the maximum", "forward", FORWARD, "statistic * 2, m,", "statistic * 2, m * 0,", check="shift"),
     Fault(
         "guard of empty rows dropped", "forward", FORWARD,
         'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new", "mask_bool_empty_rows",
@@ -83,7 +84,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "mask ignored in the backward alone", "both sides", TILE,
-        "apply_mask(s, mask,", "apply_mask(s, (),", "mask_bool_full",
+        "biased_scores(s, scale, mask,", "biased_scores(s, scale, (),", "mask_bool_full",
     ),
     Fault(
         "stale statistic: row_a of the previous row", "key side", KEY,
@@ -137,7 +138,7 @@ _OF_KERNELS = [
     Fault("causal off by one", "tiles", TILES, "column <= row + (m0", "column <= row + (1 + m0", "causal_64_64"),
     Fault(
         "additive mask in the wrong base", "tiles", TILES,
-        "bias.to(tl.float32) * 1.4426950408889634", "bias.to(tl.float32)", "mask_additive_full",
+        "tl.exp2(x * 1.4426950408889634)", "tl.exp2(x)", "mask_additive_full",
     ),
     Fault(
         "aligned mask read at its first keys alone", "tiles", TILES,
@@ -171,7 +172,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "mask read at its first key alone", "launch", "kernels/launch.py",
-        "(column, aligned)", "(0, False)", "mask_bool_full",
+        "(column, aligned, additive)", "(0, False, additive)", "mask_bool_full",
     ),
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS,
@@ -208,13 +209,12 @@ _OF_WIRING = [
     ),
     Fault(
         "tangent of v dropped", "wiring", AUTOGRAD,
-        "(q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), _split(v)",
-        "(q, q_t), (k, k_t), (v, v_t) = _split(q), _split(k), (_split(v)[0], None)",
-        check="forward_ad",
+        '_split("k", k), _split("v", v)', '_split("k", k), (_split("v", v)[0], None)', check="forward_ad",
     ),
     Fault(
         "tangent of o without a graph", "wiring", AUTOGRAD,
-        "_make_dual(o, o_t, level=0)", "_make_dual(o, o_t.detach(), level=0)", check="forward_ad",
+        "args[6:])\n    return _torch.make_dual(o, o_t)", "args[6:])\n    return _torch.make_dual(o, o_t.detach())",
+        check="forward_ad",
     ),
     Fault(
         "d_k and d_v exchanged", "wiring", AUTOGRAD,
@@ -225,7 +225,7 @@ _OF_WIRING = [
     ),
     Fault(
         "gradients of primals and tangents exchanged", "wiring", AUTOGRAD,
-        "*grads, None\n\n\nclass _Backward(", "*grads[3:], *grads[:3], None\n\n\nclass _Backward(",
+        "*grads, None\n\n\ndef _in_present", "*grads[3:], *grads[:3], None\n\n\ndef _in_present",
     ),
     Fault(
         "o of an earlier call saved", "wiring", AUTOGRAD,
@@ -256,25 +256,24 @@ _OF_WIRING = [
         check="func.grad",
     ),
     Fault(
-        "outer levels cannot record", "wiring", AUTOGRAD,
-        "with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(fwd_grad):",
-        "with forward_ad._set_fwd_grad_enabled(fwd_grad):", check="outer-level",
+        "outer levels cannot record", "wiring", "levels.py",
+        "with torch.enable_grad(), _torch.set", "with _torch.set", check="outer-level",
     ),
     Fault(
         "second backward silently zero", "wiring", AUTOGRAD,
-        "raise _second_order(ctx.op)", "return (None,) * len(ctx.needs_input_grad)", check="second-order",
+        "raise second_order(ctx.op.name())", "return (None,) * len(ctx.needs_input_grad)", check="second-order",
     ),
     Fault(
         "JVP of a JVP silently zero", "wiring", AUTOGRAD,
-        "raise _second_order(FORWARD_JVP)", "pass", check="second-order",
+        "raise second_order(FORWARD_JVP.name())", "pass", check="second-order",
     ),
     Fault(
         "JVP of a backward silently zero", "wiring", AUTOGRAD,
-        "raise _second_order(op)", "pass", check="second-order",
+        "raise second_order(op.name())", "pass", check="second-order",
     ),
     Fault(
         "backward inside a dual level silent", "wiring", AUTOGRAD,
-        "if ctx.in_dual_level and forward_ad._current_level >= 0:", "if False:", check="second-order",
+        "if ctx.in_level is not None and _has_tangent((ctx.in_level,)):", "if False:", check="second-order",
     ),
     Fault(
         "func.jvp with the tangent of v dropped", "wiring", "lowering.py",
@@ -283,7 +282,7 @@ _OF_WIRING = [
     ),
     Fault(
         "func.jvp gives o as its own tangent", "wiring", "lowering.py",
-        "_make_dual(o, o_t, level=0)", "_make_dual(o, o, level=0)", check="func.jvp",
+        "make_dual(o, o_t)", "make_dual(o, o)", check="func.jvp",
     ),
     Fault(
         "short way with the options of an earlier call", "repeated calls", "shortcuts.py",
@@ -313,4 +312,76 @@ _OF_WIRING = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING)
+_OF_SITUATIONS = [
+    # Cotangents or tangents that are mapped alone
+    Fault(
+        "expanded statistics read as contiguous", "launch", "kernels/launch.py",
+        "    x = x.contiguous()\n    address = x.data_ptr()", "    address = x.data_ptr()",
+        "causal_33_80", "func.vjp-mapped",
+    ),
+    Fault(
+        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch.py",
+        "    x = x.contiguous()\n    address = x.data_ptr()", "    address = x.data_ptr()",
+        "gqa_short", "vectorized",
+    ),
+    Fault(
+        "mapped tangents silently zero", "wiring", AUTOGRAD,
+        "o, lse = FORWARD(*args[:3], *args[6:])",
+        "o, lse = FORWARD(*args[:3], *args[6:])\n        o_t = torch.zeros_like(o_t)", "gqa_short", "vectorized",
+    ),
+    # Masks that are no plain numbers
+    Fault(
+        "lower right taken for upper left", "wiring", "causal_bias.py",
+        "bias.variant == CausalVariant.UPPER_LEFT or rows == columns", "True", "gqa_short", "causal-bias",
+    ),
+    Fault(
+        "lower right off by one", "wiring", "causal_bias.py",
+        ".tril(columns - rows)", ".tril(columns - rows + 1)", "gqa_short", "causal-bias",
+    ),
+    Fault(
+        "gradient of a mask silently zero", "wiring", AUTOGRAD,
+        "if mask is None or not mask.is_floating_point():", "if True:", "gqa_short", "mask-gradient",
+    ),
+    Fault(
+        "tangent of a mask dropped", "wiring", AUTOGRAD,
+        "if may_hold_tangents() and _has_tangent((mask,)):", "if False:", "gqa_short", "mask-gradient",
+    ),
+    # Finite masks that swallow the scores
+    Fault(
+        "lse of an additive mask collapsed", "forward", FORWARD,
+        "lse + statistic * 2, m, mask=rows < M)\n"
+        "        tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453,",
+        "lse + statistic * 2, m - tl.log2(norm) * 0.6931471805599453, mask=rows < M)\n"
+        "        tl.store(lse + statistic * 2 + 1, m * 0.0,",
+        "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "lse of an additive mask collapsed in tiled", "tiled", TILED,
+        "torch.cat((m, l.log()), -1)", "torch.cat((m + l.log(), torch.zeros_like(l)), -1)", "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "lse of an additive mask collapsed in reference", "reference", "reference.py",
+        "torch.stack((m, log_l), dim=-1)", "torch.stack((m + log_l, 0 * log_l), dim=-1)", "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "S - lse of a sum of the pair", "both sides", TILE,
+        "return (s - m[:, None]) - lse[1][:, None]", "return s - (m + lse[1])[:, None]", "gqa_short", "finite-masks",
+    ),
+    Fault(
+        "bias in base 2", "tiles", TILES,
+        "tl.fma(s, tl.zeros_like(s) + scale, bias.to(tl.float32))",
+        "(s * scale * 1.4426950408889634 + bias.to(tl.float32) * 1.4426950408889634) / 1.4426950408889634",
+        "gqa_short", "finite-masks",
+    ),
+    # Other threads and compiled functions
+    Fault(
+        "what one thread does taken for all", "wiring", "eager.py",
+        "threading.local()", 'type("Shared", (), {})()', "gqa_short", "threads",
+    ),
+    Fault(
+        "duals in a compiled function accepted", "wiring", AUTOGRAD,
+        'if type(args[0]) is Tensor and not is_marked("public"):', "if False:", "gqa_short", "duals-outside",
+    ),
+]  # fmt: skip
+
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)

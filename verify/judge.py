@@ -13,8 +13,7 @@ from reports.verification import Verdict
 
 from .cases import Case, Inputs, make_inputs
 from .oracles import Backend, Results, Subject, dense64, dense_same_type
-from .plan import DTYPES, FLOAT64, TF32, Task
-from .properties import GRADCHECKS, PROPERTIES
+from .plan import CHECKS, DTYPES, FLOAT64, TF32, Task
 from .tolerance import Budgets, budget, check
 
 
@@ -49,7 +48,7 @@ def judge(task: Task, run: Run, backend: Backend) -> list[Verdict]:
         if task.check == FLOAT64:
             return against_float64(task, run, subject)
         inputs = make_inputs(task.case, DTYPES[task.dtype], run.device, run.seed)
-        found = (PROPERTIES | GRADCHECKS)[task.check](inputs, subject)
+        found = CHECKS[task.check](inputs, subject)
     return [
         _row(task, run, backend, x.quantity, error=x.error, budget=x.budget, ok=x.ok, reason=x.reason or _why(x.ok))
         for x in found

@@ -75,7 +75,7 @@ class Subject:
         mask = inputs.mask
         if mask is not None:
             mask = mask[(None,) * (inputs.q.ndim - mask.ndim)]
-        q, k, v, q_t, k_t, v_t = _operands(inputs)
+        q, k, v, q_t, k_t, v_t = operands(inputs)
         o, o_t, lse, mu = FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, inputs.is_causal, inputs.scale, self.backend)
         return Forward(o, o_t, lse if lse.ndim == mu.ndim else lse.sum(-1), mu)  # with an additive mask m and log(l)
 
@@ -101,6 +101,23 @@ def dense64(inputs: Inputs) -> Results:
         return (p / total.masked_fill(total == 0, 1.0)) @ v
 
     return differentiate(attention, inputs)
+
+
+def with_rounded_scores(inputs: Inputs) -> Inputs:
+    """A call whose exact results are those of dense attention with scores rounded to the type of computation once,
+    after the bias was added: S = c q @ k.T + mask in that type, and everything from there on in float64.
+
+    That is float32 for the half types. The largest score of each row, which changes nothing, is taken off S, and keys
+    without weight in float64 take no part: what is left is of a size that float64 keeps digits of.
+    """
+    assert inputs.mask is not None
+    q, k = inputs.q.double(), inputs.k.double().repeat_interleave(inputs.q.shape[-3] // inputs.k.shape[-3], dim=-3)
+    products, keep = inputs.c * (q @ k.mT), allowed(inputs)
+    computed = torch.float64 if inputs.q.dtype == torch.float64 else torch.float32
+    S = (products.to(computed) + inputs.mask.to(computed)).double().masked_fill(~keep, -torch.inf)
+    top = S.amax(-1, keepdim=True)
+    S = S - top.masked_fill(top.isneginf(), 0.0)
+    return replace(inputs, mask=(S - products).masked_fill(S.exp() == 0, -torch.inf))
 
 
 def dense_same_type(inputs: Inputs) -> Results:
@@ -130,7 +147,7 @@ def dense_same_type(inputs: Inputs) -> Results:
 
 def run(inputs: Inputs, backend: Backend | None = None) -> Results:
     """flashjvp on a backend: attention_jvp, or attention where no input has a tangent, and the gradients of it."""
-    q, k, v, q_t, k_t, v_t = leaves = [x if x is None else x.detach().requires_grad_() for x in _operands(inputs)]
+    q, k, v, q_t, k_t, v_t = leaves = [x if x is None else x.detach().requires_grad_() for x in operands(inputs)]
     assert q is not None and k is not None and v is not None
     gqa = q.shape[-3] != k.shape[-3]
     if inputs.has_tangent:
@@ -153,13 +170,14 @@ def allowed(inputs: Inputs) -> Tensor:
     return keep.expand(shape)
 
 
-def _operands(inputs: Inputs) -> list[Tensor | None]:
+def operands(inputs: Inputs) -> list[Any]:
+    """q, k, v and their tangents, None where absent."""
     return [inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t]
 
 
 def differentiate(attention: Attention, inputs: Inputs) -> Results:
     """Any attention under torch.func.jvp with the tangents present, then reverse mode through both outputs."""
-    leaves = [None if x is None else x.detach().contiguous().requires_grad_() for x in _operands(inputs)]
+    leaves = [None if x is None else x.detach().contiguous().requires_grad_() for x in operands(inputs)]
     q, k, v, *tangents = leaves
     assert q is not None and k is not None and v is not None
     if not inputs.has_tangent:

@@ -12,7 +12,8 @@ from flashjvp import backends
 
 from .cases import CASES, Case, random_case
 from .oracles import Backend
-from .properties import GRADCHECKS, PROPERTIES
+from .properties import GRADCHECKS, PROPERTIES, Property
+from .wiring import SITUATIONS
 
 BACKENDS: tuple[Backend, ...] = ("reference", "tiled", "triton")
 DTYPES = {
@@ -24,7 +25,9 @@ DTYPES = {
 }
 TF32 = "tf32"
 FLOAT64 = "float64"
-"""The check of every tensor against float64 dense attention; the others are named in properties.py."""
+"""The check of every tensor against float64 dense attention."""
+CHECKS: dict[str, Property] = PROPERTIES | SITUATIONS | GRADCHECKS
+"""All others."""
 
 GROUPS = {
     "dims": "head dims",
@@ -59,6 +62,8 @@ TINY = (
     Case("tiny_causal", (2,), 1, 1, m=3, n=3, d=3, dv=2, is_causal=True),
 )
 STRUCTURES = ("gqa", "causal_33_80", "mask_bool_empty_rows", "dims_72_72")
+SURROUNDED = ("gqa_short", "causal_33_80")
+"""Cases of what may surround a call (wiring.SITUATIONS); the quick run has the first alone."""
 SAMPLE = (
     "square", "plain", "dims_72_72", "dims_1_33", "lengths_1_1", "lengths_33_257", "causal_33_80",
     "mask_bool_full", "mask_bool_empty_rows", "mask_additive_full", "mask_additive_float32_matrix", "mqa_causal",
@@ -162,6 +167,7 @@ class Plan:
             self._add(FLOAT64, [case], [served[i % len(served)]])
         for check in PROPERTIES:
             self._add(check, structures, self.dtypes, *(("reference",) if check == "agreement" else ()))
+        self._add_situations([case for name in SURROUNDED for case in CASES if case.name == name])
         if "float64" in self.dtypes:
             for check in GRADCHECKS:
                 self._add(check, TINY, ["float64"])
@@ -169,6 +175,17 @@ class Plan:
         # Compilation and large matrices take longest: begin with them, so that no process is left with one at the end.
         self.tasks.sort(key=lambda task: -max(task.case.d, task.case.dv) * max(task.case.m, task.case.n))
         return self
+
+    def _add_situations(self, cases: Sequence[Case]) -> None:
+        if not self.quick:
+            for check in SITUATIONS:
+                self._add(check, cases, self.dtypes)
+            return
+        served = [dtype for dtype in self.dtypes if "triton" in self.serving(dtype)]
+        for i, check in enumerate(SITUATIONS):
+            self._add(check, cases[:1], self.dtypes, "triton")
+            of = served[i % len(served) :][:1] if served else []
+            self._add(check, cases[:1], of, "reference", "tiled")
 
     def _say_what_is_sampled(self, samples: int, drawn: int) -> None:
         self.skipped.append(f"random cases are judged in one type each: {drawn} of them, types in turn")
@@ -179,6 +196,7 @@ class Plan:
             return
         if "triton" in self._chosen:
             self.skipped.append(f"quick: triton on {samples} of the {len(CASES)} fixed cases")
+            self.skipped.append("quick: what may surround a call on triton in one type each, types in turn")
         self.skipped.append("quick: identities on 1 case instead of 4, no sweeps of length, head dim and scores")
 
     def only(self, name: str) -> "Plan":
@@ -188,11 +206,11 @@ class Plan:
         gradchecks = check in GRADCHECKS
         cases = TINY if gradchecks else [*CASES, *random_cases(self.seed), *sweep_cases(self.device)]
         found = [case for case in cases if case.name == case_name]
-        if check not in (FLOAT64, *PROPERTIES, *GRADCHECKS) or not found:
-            names = [case.name for case in cases] if check in (FLOAT64, *PROPERTIES, *GRADCHECKS) else []
+        if check not in (FLOAT64, *CHECKS) or not found:
+            names = [case.name for case in cases] if check in (FLOAT64, *CHECKS) else []
             close = difflib.get_close_matches(case_name, names) or [case.name for case in cases[:3]]
             raise UnknownCaseError(
-                f"--case {name}: expected CASE, or CHECK:CASE with CHECK one of {', '.join(PROPERTIES | GRADCHECKS)}; "
+                f"--case {name}: expected CASE, or CHECK:CASE with CHECK one of {', '.join(CHECKS)}; "
                 f"cases like it: {', '.join(close)}"
             )
         self._add(check, found, [dtype for dtype in self.dtypes if dtype == "float64" or not gradchecks])

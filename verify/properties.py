@@ -50,7 +50,7 @@ def linear_in_tangents(inputs: Inputs, subject: Subject, a: float = 0.5, b: floa
     if not present:
         return []
     # multiples of 1/8 up to 4: their sums with these factors have at most 8 significand bits, which bfloat16 has
-    first = {name: _multiples(getattr(inputs, name).clamp(-4, 4), 1 / 8) for name in present}
+    first = {name: multiples(getattr(inputs, name).clamp(-4, 4), 1 / 8) for name in present}
     second = {name: first[name].flip(-1, -2) for name in present}
     both = {name: a * first[name] + b * second[name] for name in present}
     calls = [_changed(inputs, tangents) for tangents in (both, first, second)]
@@ -85,7 +85,7 @@ def shifted_rows(inputs: Inputs, subject: Subject) -> list[Identity]:
         mask = torch.zeros(m, n, device=device)
     elif mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, -torch.inf)
-    mask = _multiples(mask.float(), 1 / 64)  # so that the sum with a shift is exact
+    mask = multiples(mask.float(), 1 / 64)  # so that the sum with a shift is exact
     shift = 7 * torch.arange(-5, m - 5, dtype=torch.float32, device=device)[:, None].clamp(max=30)
     plain, shifted = replace(inputs, mask=mask), replace(inputs, mask=mask + shift)
     return tolerance.same_results(subject.results(shifted), subject.results(plain), plain, shifted)
@@ -126,7 +126,7 @@ def finite_differences(inputs: Inputs, subject: Subject) -> list[Identity]:
 
     A gradient in one direction, half along itself, where no digits cancel, half random, which sees every error.
     """
-    inputs = inputs.map(lambda x: x if x.dtype == torch.bool else _multiples(x, STEP_GRID))
+    inputs = inputs.map(lambda x: x if x.dtype == torch.bool else multiples(x, STEP_GRID))
     results, wide = subject.results(inputs), inputs.map(lambda x: x if x.dtype == torch.bool else x.double())
     value_bounds = rounding_bounds(wide)
     found = []
@@ -231,7 +231,7 @@ def _dot(x: Tensor | None, y: Tensor | None) -> Tensor:
     return (x.double() * y.double()).sum().cpu()
 
 
-def _multiples(x: Tensor, step: float) -> Tensor:
+def multiples(x: Tensor, step: float) -> Tensor:
     """x rounded to multiples of a power of two: few digits, so that sums and steps are exact."""
     return ((x.double() / step).round() * step).to(x.dtype)
 
@@ -241,7 +241,7 @@ def _direction(gradient: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device).normal_(generator=generator)
     size = gradient.norm()
     along = torch.where(size > 0, gradient * (noise.norm() / size), 0.0)
-    return _multiples(along + noise, STEP_GRID)
+    return multiples(along + noise, STEP_GRID)
 
 
 def _keys(inputs: Inputs, keys: slice) -> Inputs:
@@ -267,7 +267,7 @@ def _quotients(inputs: Inputs, moves: dict[str, Tensor], value: Callable[[Inputs
 def _gradcheck(
     quantity: str, function: Callable[..., Any], inputs: Inputs, names: Sequence[str], **modes: bool
 ) -> list[Identity]:
-    inputs = inputs.map(lambda x: x if x.dtype == torch.bool else _multiples(x, STEP_GRID))
+    inputs = inputs.map(lambda x: x if x.dtype == torch.bool else multiples(x, STEP_GRID))
     leaves = [getattr(inputs, name).detach().clone().requires_grad_() for name in names]
     tolerances: dict[str, Any] = tolerance.gradcheck(inputs)
     try:

@@ -16,8 +16,7 @@ from reports.verify_plot import plot_sweeps
 from . import table, workers
 from .arguments import a_device, announce, device_for, missing, names_out_of
 from .judge import Run, judge
-from .plan import BACKENDS, DTYPES, FLOAT64, GROUPS, Plan, UnknownCaseError
-from .properties import GRADCHECKS, PROPERTIES
+from .plan import BACKENDS, CHECKS, DTYPES, FLOAT64, GROUPS, Plan, UnknownCaseError
 
 WIDTH = 160
 HELD, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -98,7 +97,7 @@ def together(plan: Plan, run: Run, console: Console) -> list[Verdict]:
         progress.update(bar, description="done")
     rows = [row for i in sorted(found) for row in found[i]]
     orders: tuple[tuple[str, list[str]], ...] = (
-        ("check", [FLOAT64, *PROPERTIES, *GRADCHECKS]),
+        ("check", [FLOAT64, *CHECKS]),
         ("backend", list(BACKENDS)),
         ("dtype", list(DTYPES)),
         ("group", list(GROUPS.values())),

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from .cases import Inputs
-from .oracles import NAMES, Forward, Results, dense64, dense_same_type
+from .oracles import NAMES, Forward, Results, dense64, dense_same_type, with_rounded_scores
 from .rounding import inner_product_bounds, rounding_bounds
 
 DENSE_FACTOR = 2.0
@@ -152,6 +152,17 @@ def same_results(x: Results, y: Results, *calls: Inputs) -> list[Identity]:
     """All tensors of two results are equal but for rounding; `calls` are the inputs that gave them."""
     bounds = [rounding_bounds(inputs) for inputs in calls]
     return [same(name, a, b, sum(bound[name].whole for bound in bounds)) for name, a, b in _pairs(x, y)]
+
+
+def same_as_rounded_scores(results: Results, inputs: Inputs) -> list[Identity]:
+    """The results of a call are those of dense attention with once rounded scores, but for the other roundings.
+
+    These are bounded as those of a call with the rounded scores less their largest: a row that a bias of -1e9 was added
+    to may lose no more digits than one without a bias.
+    """
+    call = with_rounded_scores(inputs)
+    exact = call.map(lambda x: x if x.dtype == torch.bool else x.double())
+    return same_results(results, dense64(call), call, exact)
 
 
 def same_bits(x: Results, y: Results) -> list[Identity]:

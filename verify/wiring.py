@@ -13,61 +13,67 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from flashjvp import SecondOrderError, _torch
+from flashjvp import _torch
 
 from . import tolerance
 from .cases import Inputs, place
-from .oracles import NAMES, Attention, Results, Subject
+from .duals import duals_outside
+from .finite_masks import finite_masks
+from .masks import causal_biases, gradients_of_masks
+from .oracles import NAMES, Attention, Results, Subject, operands
 from .properties import Property
+from .threads import beside_other_threads
 from .tolerance import Identity
+from .transformed import as_explicit, forward_mode, leaves_of, placed, raises, reverse
+from .vectorized import mapped_cotangents, vectorized_jacobians
 
 Maybe = Tensor | None
 
 
 def func_jvp(inputs: Inputs, subject: Subject) -> list[Identity]:
     """torch.func.jvp in the inputs that have a tangent, then autograd.grad through both outputs."""
-    leaves = _leaves(inputs)
-    outputs = _jvp(subject.attention(inputs), leaves[:3], leaves[3:])
-    return _as_explicit(_reverse(outputs, leaves, inputs), inputs, subject)
+    leaves = leaves_of(inputs)
+    outputs = forward_mode(subject.attention(inputs), leaves[:3], leaves[3:])
+    return as_explicit(reverse(outputs, leaves, inputs), inputs, subject)
 
 
 def dual_level(inputs: Inputs, subject: Subject) -> list[Identity]:
     """forward_ad's dual tensors, then autograd.grad outside their level."""
-    leaves, f = _leaves(inputs), subject.attention(inputs)
+    leaves, f = leaves_of(inputs), subject.attention(inputs)
     with forward_ad.dual_level():
         pairs = zip(leaves[:3], leaves[3:], strict=True)
         o, o_t = forward_ad.unpack_dual(f(*(x if x_t is None else forward_ad.make_dual(x, x_t) for x, x_t in pairs)))
-    return _as_explicit(_reverse((o, o_t), leaves, inputs), inputs, subject)
+    return as_explicit(reverse((o, o_t), leaves, inputs), inputs, subject)
 
 
 def func_grad(inputs: Inputs, subject: Subject) -> list[Identity]:
     """torch.func.grad over torch.func.jvp."""
-    results = _grad(subject.attention(inputs), _operands(inputs), (inputs.d_o, inputs.d_o_t))
-    return _as_explicit(Results(*results), inputs, subject)
+    results = _grad(subject.attention(inputs), operands(inputs), (inputs.d_o, inputs.d_o_t))
+    return as_explicit(Results(*results), inputs, subject)
 
 
 def outer_level(inputs: Inputs, subject: Subject) -> list[Identity]:
     """The outputs inside torch.func.grad of inputs that require a gradient outside it, under autograd.grad."""
-    leaves = _leaves(inputs)
+    leaves = leaves_of(inputs)
     o, o_t, *_ = _grad(subject.attention(inputs), leaves, (inputs.d_o, inputs.d_o_t))
-    return _as_explicit(_reverse((o, o_t), leaves, inputs), inputs, subject)
+    return as_explicit(reverse((o, o_t), leaves, inputs), inputs, subject)
 
 
 def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
     """torch.func.vmap over the first batch dim, moved behind the next one, of torch.func.grad over torch.func.jvp."""
     if inputs.mask is not None or inputs.q.ndim < 4 or inputs.q.shape[0] == 0:
         return []
-    tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*_operands(inputs), inputs.d_o, inputs.d_o_t)]
+    tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*operands(inputs), inputs.d_o, inputs.d_o_t)]
     present = [i for i, x in enumerate(tensors) if x is not None]
     f = subject.attention(inputs)
 
     def of_one(*xs: Tensor) -> dict[str, Tensor]:
-        one = _placed(xs, present, tensors)
+        one = placed(xs, present, tensors)
         return {name: x for name, x in zip(NAMES, _grad(f, one[:6], one[6:]), strict=True) if x is not None}
 
     results: dict[str, Any] = vmap(of_one, in_dims=1)(*(tensors[i] for i in present))
     ordered: list[Any] = [results.get(name) for name in NAMES]
-    return _as_explicit(Results(*ordered), inputs, subject)
+    return as_explicit(Results(*ordered), inputs, subject)
 
 
 def stateless(inputs: Inputs, subject: Subject) -> list[Identity]:
@@ -138,9 +144,19 @@ def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
         "double backward of jvp": lambda: double_backward(tangent),
         "backward inside a dual level": backward_inside_the_level,
     }
-    return [_raises(name, call) for name, call in beyond.items()]
+    return [raises(name, call) for name, call in beyond.items()]
 
 
+SITUATIONS: dict[str, Property] = {
+    "func.vjp-mapped": mapped_cotangents,
+    "vectorized": vectorized_jacobians,
+    "causal-bias": causal_biases,
+    "mask-gradient": gradients_of_masks,
+    "finite-masks": finite_masks,
+    "threads": beside_other_threads,
+    "duals-outside": duals_outside,
+}
+"""What may surround a call: `python -m verify` runs these too, on few cases."""
 WIRING: dict[str, Property] = {
     "func.jvp": func_jvp,
     "forward_ad": dual_level,
@@ -150,27 +166,8 @@ WIRING: dict[str, Property] = {
     "stateless": stateless,
     "repeated": repeated,
     "second-order": second_order,
+    **SITUATIONS,
 }
-
-
-def _raises(name: str, call: Callable[[], Any]) -> Identity:
-    try:
-        call()
-    except SecondOrderError:
-        return Identity(name, None, None, True)
-    return Identity(name, None, None, False, "expected SecondOrderError, got a result")
-
-
-def _as_explicit(results: Results, inputs: Inputs, subject: Subject) -> list[Identity]:
-    return tolerance.same_results(results, subject.results(inputs), inputs, inputs)
-
-
-def _operands(inputs: Inputs) -> list[Any]:
-    return [inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t]
-
-
-def _leaves(inputs: Inputs) -> list[Any]:
-    return [x if x is None else x.detach().requires_grad_() for x in _operands(inputs)]
 
 
 def _off_by_one(x: Tensor) -> Tensor:
@@ -178,49 +175,17 @@ def _off_by_one(x: Tensor) -> Tensor:
     return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
-def _placed(xs: Sequence[Any], at: Sequence[int], into: Sequence[Any]) -> list[Any]:
-    """A copy of `into` with the xs at the places `at`."""
-    filled = list(into)
-    for i, x in zip(at, xs, strict=True):
-        filled[i] = x
-    return filled
-
-
-def _jvp(f: Attention, primals: Sequence[Any], tangents: Sequence[Maybe]) -> tuple[Tensor, Maybe]:
-    """o and o_t (None without tangents) by a JVP in those primals alone that have a tangent."""
-    given = [i for i, x in enumerate(tangents) if x is not None]
-    if not given:
-        return f(*primals), None
-
-    def of_given(*xs: Tensor) -> Tensor:
-        return f(*_placed(xs, given, primals))
-
-    o, o_t = jvp(of_given, tuple(primals[i] for i in given), tuple(tangents[i] for i in given))[:2]
-    return o, o_t
-
-
-def _reverse(outputs: Sequence[Any], leaves: Sequence[Any], inputs: Inputs) -> Results:
-    """The results, their gradients by autograd.grad; an output without a graph adds nothing to these."""
-    pairs = zip(outputs, (inputs.d_o, inputs.d_o_t), strict=True)
-    used = [(y, d) for y, d in pairs if y is not None and d is not None and y.requires_grad]
-    ys, d_ys = [y for y, _ in used], [d for _, d in used]
-    present = [x for x in leaves if x is not None]
-    grads = iter(torch.autograd.grad(ys, present, d_ys, allow_unused=True, materialize_grads=True))
-    results: list[Any] = [y if y is None else y.detach() for y in outputs]
-    return Results(*results, *(None if x is None else next(grads) for x in leaves))
-
-
 def _grad(f: Attention, leaves: Sequence[Any], cotangents: Sequence[Maybe]) -> list[Any]:
     """o, o_t and the six gradients by torch.func.grad of <o, d_o> + <o_t, d_o_t>, None where absent."""
     present = [i for i, x in enumerate(leaves) if x is not None]
 
     def loss(*xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        tensors = _placed(xs, present, leaves)
-        o, o_t = _jvp(f, tensors[:3], tensors[3:])
+        tensors = placed(xs, present, leaves)
+        o, o_t = forward_mode(f, tensors[:3], tensors[3:])
         pairs = zip((o, o_t), cotangents, strict=True)
         total = torch.stack([(y * d).sum() for y, d in pairs if y is not None and d is not None]).sum()
         return total, {"o": o} if o_t is None else {"o": o, "o_t": o_t}
 
     over_present = grad(loss, argnums=tuple(range(len(present))), has_aux=True)
     grads, outputs = over_present(*(leaves[i] for i in present))
-    return [outputs["o"], outputs.get("o_t"), *_placed(grads, present, [None] * len(leaves))]
+    return [outputs["o"], outputs.get("o_t"), *placed(grads, present, [None] * len(leaves))]

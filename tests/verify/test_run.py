@@ -20,17 +20,18 @@ from verify.judge import Run, judge_all
 from verify.oracles import NAMES
 from verify.plan import (
     BACKENDS,
+    CHECKS,
     DTYPES,
     GROUPS,
     SAMPLE,
     STRUCTURES,
+    SURROUNDED,
     TF32,
     Plan,
     UnknownCaseError,
     random_cases,
     sweep_cases,
 )
-from verify.properties import GRADCHECKS, PROPERTIES
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ("--device", "cpu", "--case", "gqa", "--backend", "tiled", "--dtype", "float32")
@@ -193,7 +194,7 @@ def test_the_plan_has_every_case_check_backend_and_type(quick: bool, monkeypatch
         assert {("float64", case.name, backend, dtype) for case in CASES for dtype in EXACT} <= pairs
     interpreted = SAMPLE if quick else [case.name for case in CASES]
     assert {("float64", name, "triton", dtype) for name in interpreted for dtype in ("float32", "float16")} <= pairs
-    assert {task.check for task in plan.tasks} == {"float64", *PROPERTIES, *GRADCHECKS}
+    assert {task.check for task in plan.tasks} == {"float64", *CHECKS}
     assert {task.group for task in plan.tasks} >= set(GROUPS.values()) - {
         "error against length", "error against head dim", "error against scores"
     }  # fmt: skip
@@ -220,7 +221,7 @@ def test_every_task_can_be_named_again() -> None:
 def test_cases_are_named_once_and_samples_exist() -> None:
     names = [case.name for case in (*CASES, *random_cases(0), *sweep_cases("cpu"))]
     assert len(set(names)) == len(names)
-    assert {*SAMPLE, *STRUCTURES} <= set(names)
+    assert {*SAMPLE, *STRUCTURES, *SURROUNDED} <= set(names)
     assert all(name.split("_")[0] in GROUPS for name in names)
     with pytest.raises(UnknownCaseError):
         Plan("cpu", False, BACKENDS, list(DTYPES), 0).only("random_4000")
