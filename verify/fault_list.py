@@ -365,11 +365,13 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "S - lse of a sum of the pair", "both sides", TILE,
-        "return (s - m[:, None]) - lse[1][:, None]", "return s - (m + lse[1])[:, None]", "gqa_short", "finite-masks",
+        "s = (s - tl.maximum(lse[0], LEAST)[:, None]) * 1.4426950408889634\n"
+        "        return s - (lse[1] * 1.4426950408889634)[:, None]",
+        "return (s - (tl.maximum(lse[0], LEAST) + lse[1])[:, None]) * 1.4426950408889634", "gqa_short", "finite-masks",
     ),
     Fault(
         "bias in base 2", "tiles", TILES,
-        "tl.fma(s, tl.zeros_like(s) + scale, bias.to(tl.float32))",
+        "s * scale + bias.to(tl.float32)",
         "(s * scale * 1.4426950408889634 + bias.to(tl.float32) * 1.4426950408889634) / 1.4426950408889634",
         "gqa_short", "finite-masks",
     ),

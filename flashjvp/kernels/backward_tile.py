@@ -7,7 +7,7 @@ otherwise it is [queries, keys]. Row statistics come shaped to broadcast to the 
 import triton
 import triton.language as tl
 
-from .tiles import biased_scores, exponential, scores_and_tangent, scores_sum
+from .tiles import biased_scores, scores_and_tangent, scores_sum
 
 
 @triton.jit
@@ -75,14 +75,17 @@ def _statistic(x, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
-    """S - lse of scores with an additive mask: the largest score of a row is subtracted first."""
-    if KEYS_FIRST:
-        m, log_l = load_lse(lse[0], lse[1], lse[2], lse[3], True)
-        m = tl.where(m == float("-inf"), 0.0, m)  # a row with no allowed key
-        return (s - m[None, :]) - log_l[None, :]
+    """S - lse in base 2 of scores with an additive mask: the largest score of a row is subtracted first. It is finite
+    here also in a row with no allowed key, whose scores are -inf."""
+    LEAST: tl.constexpr = -3.4028234663852886e38
+    if KEYS_FIRST:  # one after the other, as registers are short
+        m = tl.load(lse[0] + lse[1] * 2 + lse[2] * 2, mask=lse[3], other=0.0)
+        s = (s - tl.maximum(m, LEAST)[None, :]) * 1.4426950408889634
+        log_l = tl.load(lse[0] + lse[1] * 2 + lse[2] * 2 + 1, mask=lse[3], other=0.0)
+        return s - (log_l * 1.4426950408889634)[None, :]
     else:
-        m = tl.where(lse[0] == float("-inf"), 0.0, lse[0])
-        return (s - m[:, None]) - lse[1][:, None]
+        s = (s - tl.maximum(lse[0], LEAST)[:, None]) * 1.4426950408889634
+        return s - (lse[1] * 1.4426950408889634)[:, None]
 
 
 @triton.jit
@@ -101,7 +104,7 @@ def probabilities(
         s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION)
     s = biased_scores(s, scale, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
     if MASK_LAYOUT[2]:
-        p = exponential(_exponents(s, lse, KEYS_FIRST), True)
+        p = tl.exp2(_exponents(s, lse, KEYS_FIRST))
     else:
         lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
         if len(mask) > 0:  # a row with no allowed key

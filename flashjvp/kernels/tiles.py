@@ -278,7 +278,7 @@ def biased_scores(
     """
     if MASK_LAYOUT[2]:
         bias = load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT)
-        s = tl.fma(s, tl.zeros_like(s) + scale, bias.to(tl.float32))
+        s = s * scale + bias.to(tl.float32)
     else:
         s *= scale * 1.4426950408889634
         if len(mask) > 0:
