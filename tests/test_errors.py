@@ -83,7 +83,7 @@ BOTH = [
     Bad("q vector", lambda: {"q": x(D)}, VALUE, "q", "at least 2 dims", f"[{D}]"),
     Bad("k vector", lambda: {"k": x(D)}, VALUE, "k", "at least 2 dims", f"[{D}]"),
     Bad("v scalar", lambda: {"v": x()}, VALUE, "v", "at least 2 dims", "[]"),
-    Bad("k rank 3, other heads", lambda: {"k": x(3, N, D)}, VALUE, "k", "1 head or as many as q", "[1, 3, 5, 8]"),
+    Bad("k rank 3, other heads", lambda: {"k": x(3, N, D), "v": x(3, N, D)}, VALUE, "k", "as many as q", "[1, 3"),
     Bad("head dims", lambda: {"k": x(B, H, N, 9)}, VALUE, "k", "the head dim of q [2, 4, 6, 8], 8", "[2, 4, 5, 9]"),
     Bad("rows", lambda: {"v": x(B, H, 7, D)}, VALUE, "v", "as many rows as k [2, 4, 5, 8], 5", "[2, 4, 7, 8]"),
     Bad("one value row", lambda: {"v": x(B, H, 1, D)}, VALUE, "v", "as many rows as k", "[2, 4, 1, 8]"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashjvp import _torch
 from flashjvp.kernels import launch, recordings
 from flashjvp.kernels.launch import Call
 
@@ -75,7 +76,7 @@ def addresses(args: tuple[Any, ...]) -> list[Any]:
 def test_the_third_call_is_played_with_its_own_tensors(allocates: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(allocates == "in deterministic mode", warn_only=True)
     if allocates == "where there is no such way":
-        monkeypatch.setattr(recordings, "_DIRECTLY", {})
+        monkeypatch.setattr(_torch, "EMPTY_STRIDED", {})
     kept = []
     for _ in range(5):
         q, k, v = tensors()

@@ -36,6 +36,8 @@ def test_the_list_covers_every_part() -> None:
     assert set(EMULATED_CHECKS) == EMULATED.keys()
     # These choose kernels and tiles, and compute nothing: tests/test_hopper.py judges the choice.
     choices = {"pipelines.py", "schedule.py", "tables.py", "hopper/__init__.py", "hopper/obstacles.py"}
+    # tests/test_triton_versions.py judges these; what the second makes differs with the Triton that is installed.
+    choices |= {"hopper/selfcheck.py", "hopper/triton_compat.py"}
     kernels = {str(path.relative_to(PACKAGE)) for path in (PACKAGE / "kernels").rglob("*.py")}
     kernels -= {f"kernels/{name}" for name in choices}
     others = {"tiled.py", "reference.py", "autograd.py", "levels.py", "eager.py", "causal_bias.py"}
