@@ -96,7 +96,7 @@ class _ForwardJvp(levels.Node):
 def _in_present_level() -> Tensor:
     """A number with a tangent, which it loses when the dual level ends, whatever levels there are after that."""
     with _torch.set_fwd_grad_enabled(True):
-        return _torch.make_dual(torch.zeros(()), torch.ones(()))
+        return _torch.make_dual(torch.zeros((), device="cpu"), torch.ones((), device="cpu"))
 
 
 class _Backward(levels.Node):
