@@ -37,7 +37,7 @@ def why_not(release: Release, device: torch.device) -> str | None:
     """Why the kernels do not serve with this release, which was not measured; None if they do."""
     if release < MEASURED[0]:
         oldest = ".".join(map(str, MEASURED[0]))
-        return _mended(f"the warp-specialised kernels need Triton {oldest} or newer, not {triton.__version__}")
+        return _with_remedy(f"the warp-specialised kernels need Triton {oldest} or newer, not {triton.__version__}")
     if device.type != "cuda" or getattr(_THREAD, "checks", False):
         return None  # they are only compiled, or being checked
     card = torch.cuda.get_device_name(device)
@@ -48,10 +48,11 @@ def why_not(release: Release, device: torch.device) -> str | None:
             if card not in _FOUND:
                 _FOUND[card] = _remembered(card, device)
     found = _FOUND[card]
-    return None if found is None else _mended(f"with Triton {triton.__version__}, which they do not know, {found}")
+    return None if found is None else _with_remedy(f"with Triton {triton.__version__}, which they do not know, {found}")
 
 
-def _mended(reason: str) -> str:
+def _with_remedy(reason: str) -> str:
+    """The reason, and what the user can do about it."""
     names = ", ".join(".".join(map(str, release)) for release in MEASURED)
     return f"{reason}. Install a Triton that they were measured with ({names}), or a newer flashjvp"
 
