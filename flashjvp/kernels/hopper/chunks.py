@@ -10,7 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from .ring import HALF, accumulator, left_operand
-from .triton_compat import addressed_here
+from .triton_compat import ARITHMETIC_SINKS, addressed_here
 
 
 @gluon.jit
@@ -133,23 +133,24 @@ def _in_place(count):
 
 
 @gluon.jit
-def _follow(acc, factor):
+def _follow(acc, factor, HERE: gl.constexpr):
     COUNT: gl.constexpr = acc.shape[1] // 2  # of a thread, one of 128 for 64 rows
     row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc.shape[1])))[:, None]
     if COUNT < 16:  # about as many products as instructions to branch around them
         return acc * row
     else:
+        MAY_MOVE: gl.constexpr = not (HERE and ARITHMETIC_SINKS)
         return gl.inline_asm_elementwise(
-            _times_unless_one(COUNT), _in_place(COUNT), [acc, row], gl.float32, is_pure=True, pack=COUNT
+            _times_unless_one(COUNT), _in_place(COUNT), [acc, row], gl.float32, is_pure=MAY_MOVE, pack=COUNT
         )
 
 
 @gluon.jit
-def follow(acc, factor):
-    """`times`, for factors of 1 in most rows: warps that have no other skip it."""
+def follow(acc, factor, HERE: gl.constexpr = False):
+    """`times`, for factors of 1 in most rows: warps that have no other skip it. HERE: before the next wait."""
     found = ()
     for i in gl.static_range(len(acc)):
-        found = found + (_follow(acc[i], factor),)
+        found = found + (_follow(acc[i], factor, HERE),)
     return found
 
 

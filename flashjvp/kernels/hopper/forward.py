@@ -122,8 +122,8 @@ def _tangent_tile(
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
-    acc_o_t = follow(acc_o_t, alpha)
-    acc_o = follow(acc_o, alpha)
+    acc_o_t = follow(acc_o_t, alpha, HERE=not EARLY)
+    acc_o = follow(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
     keep_above(passed)
     if EARLY:

@@ -2,7 +2,8 @@
 
 3.8 renamed the copies by TMA, 3.9 `_reinterpret`; what else was renamed is called by position. From 3.8 on a sum over
 columns adds neighbours first, as a tree. From 3.9 on LLVM sees the addresses of products as pairs of 32 bits and makes
-those of a whole loop at its start, more than there are registers for.
+those of a whole loop at its start, more than there are registers for. It also moves arithmetic down to where its result
+is used, behind a wait for products that it was to overlap with.
 """
 
 from triton.experimental import gluon
@@ -18,6 +19,7 @@ SUMS_ARE_TREES = gl.constexpr(RELEASE >= (3, 8))
 CONDITIONS_ARE_VECTORS = gl.constexpr(RELEASE >= (3, 9))
 ADDRESSES_COME_FIRST = gl.constexpr(RELEASE >= (3, 9))
 RENAMED_REINTERPRET = gl.constexpr(RELEASE >= (3, 9))
+ARITHMETIC_SINKS = gl.constexpr(RELEASE >= (3, 9))
 
 LESS = gl.constexpr("{.reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, p;}")
 
