@@ -9,6 +9,8 @@ An Autograd-key kernel sees the tensors of one level (plain eager, or one functo
 It needs names that are private in PyTorch (_torch.py); public_autograd.py serves where they are missing.
 """
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +43,12 @@ def _split(name: str, x: Tensor) -> tuple[Tensor, Maybe]:
             f"{name}: expected a tangent of the dtype of its primal, {primal.dtype}, got {tangent.dtype}"
         )
     return primal, tangent
+
+
+def _may_be_dual() -> bool:
+    """Whether the tensors of an operator have to be asked for tangents. A compiled function enters a dual level in C++,
+    of which Python does not know."""
+    return "torch._dynamo" in sys.modules or may_hold_tangents()
 
 
 def _has_tangent(tensors: Sequence[Any]) -> bool:
@@ -135,10 +143,10 @@ def _derived(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...], wanted
 
 def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
     _check_mask(mask)
-    if may_hold_tangents():
+    if _may_be_dual():
         (q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), _split("v", v)
         if not (q_t is None and k_t is None and v_t is None):
-            return _forward_of_duals(keyset, (q, k, v, q_t, k_t, v_t, mask, *options))
+            return _untraced_forward_of_duals()(keyset, (q, k, v, q_t, k_t, v_t, mask, *options))
     args = (q, k, v, mask, *options)
     if requires_grad(args):
         return _record(FORWARD, keyset, args)
@@ -150,7 +158,7 @@ def _forward_of_duals(keyset: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tenso
     if _torch.transforms_active():  # all tensors go the same way from here, whatever their keys
         o, o_t, lse, _ = _record_jvp(keyset, args)
         return _torch.make_dual(o, o_t), lse
-    if type(args[0]) is Tensor and not is_marked("public"):
+    if type(args[0]) is Tensor and _torch.dual_level_active() and not is_marked("public"):
         raise UnsupportedError(
             "attention: expected tensors without tangents in a compiled function, whose other operators would ignore "
             "them, got dual tensors: open the dual level inside the function, or use torch.func.jvp"
@@ -162,9 +170,21 @@ def _forward_of_duals(keyset: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tenso
     return _torch.make_dual(o, o_t), lse
 
 
+def _untraced_forward_of_duals() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same, hidden from torch.compile: in a function that it leaves uncompiled it still compiles what that calls,
+    and there `make_dual` would lose the tangent."""
+    return _hidden_forward_of_duals() if "torch._dynamo" in sys.modules else _forward_of_duals
+
+
+@functools.cache
+def _hidden_forward_of_duals() -> Callable[..., tuple[Tensor, Tensor]]:
+    hidden: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(_forward_of_duals)
+    return hidden
+
+
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
     _check_mask(args[6])
-    if may_hold_tangents() and _has_tangent(args):
+    if _may_be_dual() and _has_tangent(args):
         raise second_order(FORWARD_JVP.name())
     return _record_jvp(keyset, args)
 
@@ -191,7 +211,7 @@ def record(op: Any, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[M
 
 def _backward_kernel(op: Any) -> Callable[..., Any]:
     def kernel(keyset, *args):  # type: ignore[no-untyped-def]
-        if may_hold_tangents() and _has_tangent(args):
+        if _may_be_dual() and _has_tangent(args):
             raise second_order(op.name())
         if requires_grad(args):
             return apply(_Backward, op, keyset, _torch.is_fwd_grad_enabled(), args[-1], *args[:-1])
@@ -206,7 +226,7 @@ def _check_mask(mask: Maybe) -> None:
         return
     if requires_grad((mask,)):
         raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
-    if may_hold_tangents() and _has_tangent((mask,)):
+    if _may_be_dual() and _has_tangent((mask,)):
         raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
 
 

@@ -382,7 +382,13 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "duals in a compiled function accepted", "wiring", AUTOGRAD,
-        'if type(args[0]) is Tensor and not is_marked("public"):', "if False:", "gqa_short", "duals-outside",
+        'if type(args[0]) is Tensor and _torch.dual_level_active() and not is_marked("public"):', "if False:",
+        "gqa_short", "compiled-duals",
+    ),
+    Fault(
+        "a dual level in a compiled function overlooked", "wiring", AUTOGRAD,
+        'return "torch._dynamo" in sys.modules or may_hold_tangents()', "return may_hold_tangents()", "gqa_short",
+        "compiled-duals",
     ),
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from flashjvp import _torch
 
 from . import tolerance
 from .cases import Inputs, place
-from .duals import duals_outside
+from .duals import compiled_duals
 from .finite_masks import finite_masks
 from .masks import causal_biases, gradients_of_masks
 from .oracles import NAMES, Attention, Results, Subject, operands
@@ -154,7 +154,7 @@ SITUATIONS: dict[str, Property] = {
     "mask-gradient": gradients_of_masks,
     "finite-masks": finite_masks,
     "threads": beside_other_threads,
-    "duals-outside": duals_outside,
+    "compiled-duals": compiled_duals,
 }
 """What may surround a call: `python -m verify` runs these too, on few cases."""
 WIRING: dict[str, Property] = {
