@@ -1,4 +1,4 @@
-"""`python -m reports.build`: the tables of README.md and docs/, and the figures, from reports/data/*/*.csv.
+"""`python -m reports.build`: the tables of README.md and docs/, and the figures, from reports/data/*/*.csv and .csv.gz.
 
 A page says where a table goes, of which file it is, and which rows it shows:
 
@@ -11,6 +11,7 @@ sweep. With --check nothing is written: the exit status is 1 if a table or a fig
 """
 
 import argparse
+import gzip
 import hashlib
 import os
 import re
@@ -119,8 +120,10 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
     """A mark of a page, its table, and the mark of its end."""
     name, words = found[1], found[2].split()
     csv = data / f"{name}.csv"
+    if not csv.is_file():  # many rows are kept compressed
+        csv = csv.with_suffix(".csv.gz")
     if not csv.is_file():
-        raise BuildError(f"the table {name}: there is no file {csv}")
+        raise BuildError(f"the table {name}: there is no file {data / name}.csv or {csv.name}")
     rows_link = f"[{csv.name}]({_link(csv, page)})"
     if make := TABLES.get(tuple(_header(csv))):
         table = make(_filtered(pd.read_csv(csv, dtype={"commit": str}), words, name))
@@ -187,7 +190,7 @@ def _filtered(data: pd.DataFrame, words: Sequence[str], name: str) -> pd.DataFra
 
 
 def _header(csv: Path) -> list[str]:
-    with csv.open(errors="replace") as file:
+    with gzip.open(csv, "rt") if csv.suffix == ".gz" else csv.open(errors="replace") as file:
         return file.readline().strip().split(",")
 
 

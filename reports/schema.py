@@ -5,6 +5,7 @@ an empty cell is None. Rows are appended whole, one write each, so that an inter
 """
 
 import csv
+import gzip
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -126,12 +127,12 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[object], columns: Sequence[str] = COLUMNS) -> None:
-    """Writes a whole file under a temporary name and renames it into place; the fields of a row are `columns`."""
+    """Writes a whole file under a temporary name and renames it into place; the fields of a row are `columns`. A file
+    named .gz is compressed, the same rows to the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(
-        b"".join([_line(columns), *(_line([_cell(value) for value in vars(row).values()]) for row in rows)])
-    )
+    text = b"".join([_line(columns), *(_line([_cell(value) for value in vars(row).values()]) for row in rows)])
+    temporary.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
     os.replace(temporary, path)
 
 

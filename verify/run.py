@@ -118,7 +118,7 @@ def report(rows: list[Verdict], plan: Plan, run: Run, options: argparse.Namespac
     if options.out is not None or options.case is None:
         folder = options.out or DATA / slug(run.columns["machine"])
         stem = folder / f"verify-{slug(run.columns['run'])}"
-        path = stem.with_suffix(".csv")
+        path = stem.with_suffix(".csv.gz")
         write_verdicts(path, rows)
         for written in (path, *plot_sweeps(rows, stem)):
             console.print(f"wrote {written}", highlight=False, soft_wrap=True)

@@ -254,7 +254,7 @@ def test_a_verification_has_a_table_of_errors(tmp_path: Path) -> None:
         for quantity, error in (("o", 1e-3), ("o_t", 2e-3), ("d_q", 3e-3), ("d_k_t", 5e-3))
     ]
     rows.append(make_verdict(backend="tiled", check="adjoint", error=0.5, budget=None, ratio_to_dense=None))
-    write_verdicts(data / "machine" / "verify.csv", rows)
+    write_verdicts(data / "machine" / "verify.csv.gz", rows)
     readme.write_text("<!-- table: machine/verify -->\n<!-- end -->\n")
     build.build([readme], data)
     found = cells(readme.read_text())

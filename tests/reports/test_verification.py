@@ -44,9 +44,10 @@ def make_verdict(**changes: Any) -> Verdict:
     return Verdict(**(values | changes))
 
 
-def test_a_file_holds_every_column_of_every_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["verify.csv", "verify.csv.gz"])
+def test_a_file_holds_every_column_of_every_row(name: str, tmp_path: Path) -> None:
     rows = [make_verdict(), make_verdict(error=None, budget=None, ok=False, reason='RuntimeError: "a",\nb')]
-    path = tmp_path / "new" / "verify.csv"
+    path = tmp_path / "new" / name
     write_verdicts(path, [make_verdict()])
     write_verdicts(path, rows)
     assert list(path.parent.iterdir()) == [path]

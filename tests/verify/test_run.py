@@ -98,20 +98,20 @@ def test_a_whole_run_writes_every_row_and_a_figure(
     arguments = ("--device", "cpu", "--backend", "tiled,reference", "--dtype", "float32", "--out", str(tmp_path))
     assert run.main(arguments) == 0
     out = capsys.readouterr().out
-    (path,) = tmp_path.glob("*.csv")
+    (path,) = tmp_path.glob("*.csv.gz")
     data = pd.read_csv(path)
     assert tuple(data.columns) == COLUMNS
     assert len(data) == 2 * (8 + 8 + 2)
     assert set(data["quantity"][data["check"] == "float64"]) == set(NAMES)
     assert data["ok"].all()
     assert (data["error"] <= data["budget"]).all()
-    assert [figure.name for figure in tmp_path.glob("*.png")] == [f"{path.stem}-length.png"]
+    assert [figure.name for figure in tmp_path.glob("*.png")] == [f"{path.name.removesuffix('.csv.gz')}-length.png"]
     assert f"all {len(data)} rows held" in out
     assert max(map(len, out.splitlines())) <= 160 + len(str(tmp_path))
     spoil(monkeypatch)
     path.unlink()
     assert run.main(arguments) == 1
-    (path,) = tmp_path.glob("*.csv")
+    (path,) = tmp_path.glob("*.csv.gz")
     failing = pd.read_csv(path).query("not ok")
     assert set(failing["quantity"]) == {"d_k_t"}
     assert len(failing) == 4
