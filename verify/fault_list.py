@@ -344,7 +344,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "tangent of a mask dropped", "wiring", AUTOGRAD,
-        "if may_hold_tangents() and _has_tangent((mask,)):", "if False:", "gqa_short", "mask-gradient",
+        "if _may_be_dual() and _has_tangent((mask,)):", "if False:", "gqa_short", "mask-gradient",
     ),
     # Finite masks that swallow the scores
     Fault(
