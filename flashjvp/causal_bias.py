@@ -1,14 +1,27 @@
-"""What the causal biases of `torch.nn.attention.bias` mean: objects that look like tensors and hold no numbers."""
+"""What the causal biases of `torch.nn.attention.bias` mean: objects that look like tensors and hold no numbers.
+
+That module is imported where a mask may be one: it brings torch._dynamo, which takes longer than all of flashjvp.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from .errors import ArgumentValueError
 
 
-def meaning(bias: CausalBias, q: object, k: object) -> tuple[Tensor | None, bool]:
+def is_one(mask: object) -> bool:
+    """Whether a mask that is no plain tensor is a causal bias."""
+    from torch.nn.attention.bias import CausalBias
+
+    return isinstance(mask, CausalBias)
+
+
+def meaning(bias: Any, q: object, k: object) -> tuple[Tensor | None, bool]:
     """The mask (None where `is_causal` says it all) and `is_causal` that stand for a bias."""
+    from torch.nn.attention.bias import CausalVariant
+
     rows, columns = bias.seq_len_q, bias.seq_len_kv
     if not isinstance(q, Tensor) or not isinstance(k, Tensor) or q.ndim < 2 or k.ndim < 2:
         return None, True  # which the checks of the call refuse
