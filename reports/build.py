@@ -36,7 +36,8 @@ from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_t
 from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "performance.md")
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "training.md", DOCS / "performance.md", DOCS / "performance-log.md")
 BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
 
 
