@@ -190,7 +190,7 @@ def _scale(scale: float | None) -> float | None:
 
 def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, bool]:
     """A causal bias of PyTorch's as what it means; any other mask as it is."""
-    if mask is None or type(mask) is Tensor or not causal_bias.is_one(mask):
+    if mask is None or type(mask) is Tensor or not causal_bias.is_causal_bias(mask):
         return mask, is_causal
     plain, causal = causal_bias.meaning(mask, q, k)
     return plain, True if causal and is_causal is False else is_causal

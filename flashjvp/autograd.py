@@ -45,10 +45,15 @@ def _split(name: str, x: Tensor) -> tuple[Tensor, Maybe]:
     return primal, tangent
 
 
+def _may_be_compiled() -> bool:
+    """Whether torch.compile may have compiled what calls an operator, or may compile the Python that it runs in."""
+    return "torch._dynamo" in sys.modules
+
+
 def _may_be_dual() -> bool:
-    """Whether the tensors of an operator have to be asked for tangents. A compiled function enters a dual level in C++,
-    of which Python does not know."""
-    return "torch._dynamo" in sys.modules or may_hold_tangents()
+    """Whether the tensors of an operator have to be asked for tangents: a compiled function enters a dual level in C++,
+    and Python's own count of levels misses that."""
+    return _may_be_compiled() or may_hold_tangents()
 
 
 def _has_tangent(tensors: Sequence[Any]) -> bool:
@@ -146,11 +151,20 @@ def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
     if _may_be_dual():
         (q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), _split("v", v)
         if not (q_t is None and k_t is None and v_t is None):
-            return _untraced_forward_of_duals()(keyset, (q, k, v, q_t, k_t, v_t, mask, *options))
+            below = _untraced(_forward_of_duals) if _may_be_compiled() else _forward_of_duals
+            return below(keyset, (q, k, v, q_t, k_t, v_t, mask, *options))
     args = (q, k, v, mask, *options)
     if requires_grad(args):
         return _record(FORWARD, keyset, args)
     return _redispatch(FORWARD, keyset, args)
+
+
+@functools.cache
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, never compiled. Where torch.compile gives up on a caller it still tries what that calls, and a
+    compiled `make_dual` returns a tensor without its tangent."""
+    untraced: Callable[..., Any] = torch.compiler.disable(function)
+    return untraced
 
 
 def _forward_of_duals(keyset: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
@@ -168,18 +182,6 @@ def _forward_of_duals(keyset: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tenso
     if _torch.is_legacy_batched(o):  # only the tangents are mapped there
         o, lse = FORWARD(*args[:3], *args[6:])
     return _torch.make_dual(o, o_t), lse
-
-
-def _untraced_forward_of_duals() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same, hidden from torch.compile: in a function that it leaves uncompiled it still compiles what that calls,
-    and there `make_dual` would lose the tangent."""
-    return _hidden_forward_of_duals() if "torch._dynamo" in sys.modules else _forward_of_duals
-
-
-@functools.cache
-def _hidden_forward_of_duals() -> Callable[..., tuple[Tensor, Tensor]]:
-    hidden: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(_forward_of_duals)
-    return hidden
 
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]

@@ -1,6 +1,6 @@
 """What the causal biases of `torch.nn.attention.bias` mean: objects that look like tensors and hold no numbers.
 
-That module is imported where a mask may be one: it brings torch._dynamo, which takes longer than all of flashjvp.
+That module is imported only for a mask that may be one: it imports torch._dynamo, which takes more than a second.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import ArgumentValueError
 
 
-def is_one(mask: object) -> bool:
+def is_causal_bias(mask: object) -> bool:
     """Whether a mask that is no plain tensor is a causal bias."""
     from torch.nn.attention.bias import CausalBias
 

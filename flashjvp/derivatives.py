@@ -4,7 +4,7 @@ where PyTorch has not what that needs, by public Functions (public_autograd.py).
 import torch
 from torch import Tensor
 
-from . import _torch, probe, public_autograd
+from . import _torch, probe
 from .eager import marked
 from .operators import FORWARD, FORWARD_JVP
 from .performance import warn_once
@@ -15,9 +15,12 @@ BY_LEVEL = _torch.PER_LEVEL and (torch.__version__.startswith(_torch.TRIED) or p
 if BY_LEVEL:
     from .autograd import record as record  # importing it registers the derivatives of the operators
 else:
+    from . import public_autograd
+
     warn_once(
-        f"torch {torch.__version__} has changed what flashjvp builds its derivatives on. They are right and take about "
-        f"twice the time. Releases that were tried begin with {', '.join(_torch.TRIED)}"
+        f"torch {torch.__version__} has changed what flashjvp builds its derivatives on. They are right, take about "
+        "twice the time, and torch.compile breaks its graph at them. Releases that were tried begin with "
+        f"{', '.join(_torch.TRIED)}"
     )
 
 Maybe = Tensor | None

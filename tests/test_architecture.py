@@ -130,3 +130,9 @@ assert o.shape == o_t.shape == q.shape and o.isfinite().all() and o_t.isfinite()
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_import_does_not_bring_the_compiler() -> None:
+    """torch._dynamo takes more than a second, and where it is loaded operators look for levels that it may enter."""
+    program = "import sys, torch, flashjvp; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

@@ -387,8 +387,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "a dual level in a compiled function overlooked", "wiring", AUTOGRAD,
-        'return "torch._dynamo" in sys.modules or may_hold_tangents()', "return may_hold_tangents()", "gqa_short",
-        "compiled-duals",
+        'return _may_be_compiled() or may_hold_tangents()', "return may_hold_tangents()", "gqa_short", "compiled-duals",
     ),
 ]  # fmt: skip
 

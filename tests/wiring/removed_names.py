@@ -118,6 +118,10 @@ def dual_level(f: Attention, *x: Tensor) -> Any:
         return forward_ad.unpack_dual(f(*(forward_ad.make_dual(y, y_t) for y, y_t in pairs))).tangent
 
 
+def jvp_of(f: Attention) -> Callable[..., Any]:
+    return lambda *x: jvp(f, x[:3], x[3:])
+
+
 def grad_over_jvp(f: Attention, *x: Tensor) -> Any:
     def loss(q: Tensor, q_t: Tensor) -> Tensor:
         o, o_t = jvp(f, (q, x[1], x[2]), (q_t, x[4], x[5]))
@@ -136,6 +140,7 @@ RIGHT: dict[str, Callable[..., Any]] = {
     "jacrev": lambda f, *x: jacrev(lambda q: f(q, *x[1:3]))(x[0]),
     "jacfwd": lambda f, *x: jacfwd(lambda q: f(q, *x[1:3]))(x[0]),
     "vmap of a vjp": lambda f, *x: vmap(vjp(lambda q: f(q, *x[1:3]), x[0])[1])(torch.stack(x[3:])),
+    "func.jvp in a compiled function": lambda f, *x: torch.compile(jvp_of(f), backend="eager")(*x),
     "vmap": lambda f, *x: vmap(f, in_dims=(0, None, None))(x[0], x[1][0], x[2][0]),
 }
 

@@ -1,7 +1,7 @@
 """Forward mode around compiled functions, in them, and where torch.compile leaves a part of them uncompiled: tangents
 are right, are not there or are refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,9 +15,8 @@ Q, Q_T = torch.randn(2, 2, 3, 16, 8)
 
 
 @pytest.fixture(autouse=True)
-def _compiled_anew() -> Iterator[None]:
+def _compiled_anew() -> None:
     torch._dynamo.reset()  # how often a function may be compiled is limited
-    yield
 
 
 def _function(q: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def _follow(acc, factor, HERE: gl.constexpr):
 
 @gluon.jit
 def follow(acc, factor, HERE: gl.constexpr = False):
-    """`times`, for factors of 1 in most rows: warps that have no other skip it. HERE: before the next wait."""
+    """`times`, for factors of 1 in most rows: warps that have no other skip it. HERE keeps it above the next wait."""
     found = ()
     for i in gl.static_range(len(acc)):
         found = found + (_follow(acc[i], factor, HERE),)
