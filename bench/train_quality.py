@@ -1,7 +1,7 @@
 """`python -m bench.train_quality`: trains presets as a user would, and records their quality, and how long it took.
 
-Writes reports/data/<machine>/<preset>.csv, of which README.md and docs/training.md show tables: `python -m
-reports.build`. Takes as long as the training does.
+Writes reports/data/<machine>/<preset>.csv, of which docs/training.md shows tables: `python -m reports.build`.
+Takes as long as the training does.
 """
 
 import argparse

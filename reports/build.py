@@ -37,7 +37,8 @@ from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", DOCS / "training.md", DOCS / "performance.md", DOCS / "performance-log.md")
+NAMES = ("benchmarks.md", "numerics.md", "training.md", "performance.md", "performance-log.md")
+PAGES = (ROOT / "README.md", *(DOCS / name for name in NAMES))
 BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
 
 

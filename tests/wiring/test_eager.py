@@ -274,7 +274,7 @@ def test_autocast(backend: str) -> None:
 
 
 def test_pytorchs_layer_norm_has_a_wrong_gradient_through_its_jvp() -> None:
-    """Why the README warns of it: when this fails, PyTorch has been mended and the warning can go."""
+    """Why docs/training.md warns of it: when this fails, PyTorch has been mended and the warning can go."""
 
     def written_out(x: Tensor) -> Tensor:
         return (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5)
