@@ -2,8 +2,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 TARGETS := sweep train verify codegen codegen-triton report test lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
-WIRING_TESTS := tests/wiring tests/test_api.py tests/test_errors.py tests/test_explain.py tests/test_support.py tests/test_performance.py \
-	tests/test_recordings.py tests/test_direct.py tests/test_readme.py
+WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_errors.py \
+	test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py)
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -17,7 +17,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo "targets: $(TARGETS)"
-	@echo "with another torch: test-torch, test-torch-wiring VERSION=2.14.1 [TESTS=\"tests/test_api.py ...\"]"
+	@echo "with another torch: test-torch, test-torch-wiring VERSION=2.14.1 [TESTS=\"tests/flashjvp/test_api.py ...\"]"
 
 $(TARGETS): $(READY)
 

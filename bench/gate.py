@@ -6,8 +6,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from verify import oracles, tolerance
-from verify.cases import Inputs
+from verify.budget import tolerance
+from verify.cases.attention import Inputs
+from verify.oracles import attention as oracles
 
 from .cases import REDUCED_LENGTH, Case, make_inputs, reduced, require_gradients
 from .measure import results

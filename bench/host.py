@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
 
-from flashjvp.kernels.direct import Launch
-from flashjvp.kernels.recordings import Recording
+from flashjvp.kernels.launch.driver import Launch
+from flashjvp.kernels.launch.replay import Recording
 from reports.environment import commit, machine, version
 from reports.host_times import HOST_COLUMNS, HostTime
 from reports.schema import write_rows
-from verify.cases import Inputs
+from verify.cases.attention import Inputs
 
 from .cases import Case, differentiable, make_inputs, reduced, require_gradients
 from .in_turns import case_of

@@ -1,6 +1,6 @@
 """The two tables that `python -m bench.tune` searches and rewrites: what they hold, what may be tried, their files.
 
-flashjvp/kernels/tables.py has the tiles of the portable kernels, by the kind of product; pipelines.py those of the
+tables.py has the tiles of the portable kernels, by the kind of product; hopper_tables.py those of the
 warp-specialised ones, with `tangents` or `plain`, all for products of half types.
 """
 
@@ -8,9 +8,9 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flashjvp.kernels import schedule
-from flashjvp.kernels.pipelines import PIPELINES, Families, Pipeline
-from flashjvp.kernels.schedule import TABLES, Table, Tile
+from flashjvp.kernels.launch import schedule
+from flashjvp.kernels.launch.hopper_tables import PIPELINES, Families, Pipeline
+from flashjvp.kernels.launch.schedule import TABLES, Table, Tile
 
 # Architecture, kind, family and padded head dim: in tables.py the largest that the tile serves.
 Entry = tuple[str, str, str, int]
@@ -36,7 +36,7 @@ them, and by timings outside of a search.
 
 TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
 '''
-PIPELINES_BEGIN = "PIPELINES: "  # the assignment that ends pipelines.py; what stands before it is kept
+PIPELINES_BEGIN = "PIPELINES: "  # the assignment that ends hopper_tables.py; what stands before it is kept
 
 
 def families(arch: str, kind: str) -> list[str]:
@@ -113,14 +113,14 @@ def source(tables: Mapping[str, Mapping[str, Table]]) -> str:
 
 
 def pipelines_source(tables: Mapping[str, Widths]) -> str:
-    """The text of pipelines.py: a line a family, all but the table as it is."""
-    kept, begin, table = (KERNELS / "pipelines.py").read_text().partition(f"\n{PIPELINES_BEGIN}")
+    """The text of hopper_tables.py: a line a family, all but the table as it is."""
+    kept, begin, table = (KERNELS / "hopper_tables.py").read_text().partition(f"\n{PIPELINES_BEGIN}")
     return f"{kept}{begin}{table.partition(' = ')[0]} = {_literal(tables)}\n"
 
 
 def path_of(kind: str) -> Path:
     """The file that holds the tiles of a kind."""
-    return KERNELS / ("tables.py" if kind in PRODUCTS else "pipelines.py")
+    return KERNELS / ("tables.py" if kind in PRODUCTS else "hopper_tables.py")
 
 
 def write(path: Path, kind: str, tiles: Mapping[Entry, tuple[int, ...]]) -> None:
@@ -139,7 +139,7 @@ def _literal(value: object, indent: str = "") -> str:
         positional = [str(x) for x in value[: len(value) - len(Pipeline._field_defaults)]]
         return f"Pipeline({', '.join(positional + [f'{name}={getattr(value, name)}' for name in names])})"
     if not isinstance(value, Mapping):
-        raise TypeError(f"pipelines.py holds dictionaries and Pipelines, not {value!r}")
+        raise TypeError(f"hopper_tables.py holds dictionaries and Pipelines, not {value!r}")
     keys = [(f'"{key}"' if isinstance(key, str) else str(key), item) for key, item in value.items()]
     lines = [f"{indent}    {key}: {_literal(item, indent + '    ')},\n" for key, item in keys]
     return "{\n" + "".join(lines) + indent + "}"

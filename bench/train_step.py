@@ -30,16 +30,16 @@ from torch import Generator, Tensor
 from reports.environment import commit, machine
 from reports.schema import write_rows
 from reports.training_tables import STEP_COLUMNS
-from tvm_ref.batches import Batches
-from tvm_ref.config import ConfigError, RunConfig, TrainConfig
-from tvm_ref.dit import DiT, DiTConfig
-from tvm_ref.loss import Batch
-from tvm_ref.metrics import peak_memory_gib
-from tvm_ref.noise import indexed_normals
-from tvm_ref.parallel import World, leave, world
-from tvm_ref.presets import PRESETS
-from tvm_ref.state import State, initialised
-from tvm_ref.step import gradient
+from tvm_ref.data.noise import indexed_normals
+from tvm_ref.model.dit import DiT, DiTConfig
+from tvm_ref.objective.loss import Batch
+from tvm_ref.training.batches import Batches
+from tvm_ref.training.config import ConfigError, RunConfig, TrainConfig
+from tvm_ref.training.metrics import peak_memory_gib
+from tvm_ref.training.parallel import World, leave, world
+from tvm_ref.training.presets import PRESETS
+from tvm_ref.training.state import State, initialised
+from tvm_ref.training.step import gradient
 from verify.arguments import names_out_of
 
 WARM_STEPS = 2  # the first one compiles, the second may

@@ -1,5 +1,5 @@
 """`python -m bench.tune`: searches tiles for one architecture and writes the table that the kernels read: tables.py,
-or for the kinds tangents and plain pipelines.py, the tiles of the warp-specialised kernels.
+or for the kinds tangents and plain hopper_tables.py, the tiles of the warp-specialised kernels.
 
 First every candidate is compiled, for which no GPU is needed; those that do not compile, do not fit into shared memory
 or spill in their loops are skipped. Then the others are timed on the GPU, their results judged by verify's budget
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from flashjvp.kernels import schedule
+from flashjvp.kernels.launch import schedule
 from reports.environment import DATA, commit, cores, driver, machine, now, slug, version
 from reports.schema import SchemaError
 from verify.arguments import names_out_of

@@ -18,12 +18,16 @@ import torch
 import triton
 from torch import Tensor
 
-from flashjvp import kernels
-from flashjvp.kernels import recordings, schedule
-from flashjvp.kernels.launch import Call
-from flashjvp.kernels.pipelines import PIPELINES, Families, Pipeline
-from flashjvp.kernels.schedule import Tile
-from verify import cases, codegen, codegen_runs, oracles, tolerance
+from flashjvp.backends import triton as kernels
+from flashjvp.kernels.launch import replay, schedule
+from flashjvp.kernels.launch.call import Call
+from flashjvp.kernels.launch.hopper_tables import PIPELINES, Families, Pipeline
+from flashjvp.kernels.launch.schedule import Tile
+from verify.budget import tolerance
+from verify.cases import attention as cases
+from verify.codegen import command as codegen
+from verify.codegen import worker as codegen_runs
+from verify.oracles import attention as oracles
 
 from . import worker
 from .cell import classify
@@ -132,7 +136,7 @@ def captured(candidate: Candidate, inputs: cases.Inputs) -> list[Callable[[], No
         if is_of(candidate, *call):
             found.append(lambda: original(*call, **constants))
 
-    recordings.forget()  # a played call makes no Call
+    replay.forget()  # a played call makes no Call
     with every_launch(kept):
         launch(candidate, inputs)
     return found
@@ -184,11 +188,11 @@ def tile_in_use(candidate: Candidate) -> Iterator[None]:
             entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
             patches.enter_context(patch.dict(entries, dict.fromkeys(entries, Tile(*candidate.tile))))
         patches.enter_context(patch.object(schedule, "pipelines", lambda device, kind, width: pipelines))
-        recordings.forget()
+        replay.forget()
         try:
             yield
         finally:
-            recordings.forget()
+            replay.forget()
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import textwrap
 
 import torch
 
-from . import backends, support
+from . import support
+from .backends import select
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WIDTHS = (16, 32, 64, 80, 96, 128, 256)  # head dims as tensor cores have them padded
@@ -56,18 +57,18 @@ def _described(device: torch.device) -> str:
 def _gets(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Which backend serves a dtype on a device, with which kernels, and why with no faster ones."""
     start = f"  {str(dtype).removeprefix('torch.'):<10}"
-    words = _kernels(device, dtype) if backends.choose(device, dtype) == "triton" else _plain(device, dtype)
+    words = _kernels(device, dtype) if select.choose(device, dtype) == "triton" else _plain(device, dtype)
     return textwrap.wrap(words, 80, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
 
 
 def _plain(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda":
         return "tiled: plain PyTorch"
-    return f"tiled: plain PyTorch, since triton {backends.obstacle('triton', device, dtype)}"
+    return f"tiled: plain PyTorch, since triton {select.obstacle('triton', device, dtype)}"
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> str:
-    from .kernels import schedule
+    from .kernels.launch import schedule
 
     kind = schedule.kind_of_product(dtype, device)
     why_not = {width: schedule.why_not_pipelines(device, kind, width) for width in WIDTHS}

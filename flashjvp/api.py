@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import causal_bias, checks, derivatives, lowering, operators, shortcuts
+from . import causal_bias, checks
+from .dispatch import derivatives, fast_path, func_jvp, operators
 
 Maybe = Tensor | None
 
@@ -83,7 +84,7 @@ def attention(
     """
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, attn_mask), (is_causal, scale, enable_gqa, backend)
-    if type(dropout_p) is float and dropout_p == 0.0 and (run := shortcuts.find(operators.FORWARD, given, options)):
+    if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(operators.FORWARD, given, options)):
         o: Tensor = run(given)[0]
         return o
     checks.options(dropout_p, is_causal, scale, enable_gqa)
@@ -91,11 +92,11 @@ def attention(
         below = functools.partial(
             attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, backend=backend
         )
-        if (dual := lowering.under_jvp(below, (q, k, v))) is not None:
+        if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
     (q_, k_, v_, *_), mask = _canonical((q, k, v, None, None, None), attn_mask, enable_gqa, backend)
     o = derivatives.attention(q_, k_, v_, mask, is_causal, _scale(scale), backend)
-    shortcuts.keep(operators.FORWARD, given, (q_, k_, v_, mask), options)
+    fast_path.keep(operators.FORWARD, given, (q_, k_, v_, mask), options)
     return o.squeeze(0) if _is_one_head(q, k, v) else o
 
 
@@ -166,7 +167,7 @@ def attention_jvp(
     """
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, enable_gqa, backend)
-    if run := shortcuts.find(operators.FORWARD_JVP, given, options):
+    if run := fast_path.find(operators.FORWARD_JVP, given, options):
         o, o_t, _, _ = run(given)
         return o, o_t
     checks.options(0.0, is_causal, scale, enable_gqa)
@@ -174,7 +175,7 @@ def attention_jvp(
     q_, k_, v_, q_t_, k_t_, v_t_ = arguments
     o, o_t = derivatives.attention_jvp(q_, k_, v_, q_t_, k_t_, v_t_, mask, is_causal, _scale(scale), backend)
     if not (q_t is None and k_t is None and v_t is None):
-        shortcuts.keep(operators.FORWARD_JVP, given, (*arguments, mask), options)
+        fast_path.keep(operators.FORWARD_JVP, given, (*arguments, mask), options)
     return (o.squeeze(0), o_t.squeeze(0)) if _is_one_head(q, k, v) else (o, o_t)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends
+from .backends import select
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -72,7 +72,7 @@ def dtypes_and_devices(arguments: Arguments, attn_mask: Maybe, backend: object) 
     if attn_mask is not None:
         _mask(attn_mask, dtype, device)
     if backend is not None:
-        backends.check(backend, device, dtype)
+        select.check(backend, device, dtype)
 
 
 def ranks_and_tangents(arguments: Arguments) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, api, backends, checks, support
+from . import _torch, api, checks, support
+from .backends import select
 
 if TYPE_CHECKING:
-    from .kernels.launch import Call
+    from .kernels.launch.call import Call
 
 Maybe = Tensor | None
 
@@ -120,17 +121,18 @@ def _served(
 ) -> _Served:
     """Of canonical arguments."""
     q, k, v = arguments[:3]
-    chosen = backend or backends.choose(q.device, q.dtype)
+    chosen = backend or select.choose(q.device, q.dtype)
     if chosen == "reference":
         return _Served(chosen, DENSE, {}, [])
     if chosen == "tiled":
-        from .tiled import _Grid
+        from .backends.tiled import _Grid
 
         grid = _Grid.of(q, k, None, is_causal)
         tile = {"queries": grid.tile_queries, "keys": grid.tile_keys}
         return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [])
-    from .kernels import obstacles, schedule
-    from .kernels.launch import Call
+    from .kernels.hopper import eligibility
+    from .kernels.launch import schedule
+    from .kernels.launch.call import Call
 
     call = Call(q, k, v, mask, is_causal)
     if call.is_empty:
@@ -139,7 +141,7 @@ def _served(
     jvp = any(x is not None for x in arguments[3:])
     reasons = [schedule.why_not_pipelines(call.device, call.kind, call.width)]
     if schedule.has_pipelines(call.device, call.kind, call.width):
-        reasons.append(obstacles.obstacle(call, arguments, (), scale))
+        reasons.append(eligibility.obstacle(call, arguments, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp), found)
@@ -147,7 +149,7 @@ def _served(
 
 
 def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
-    from .kernels import schedule
+    from .kernels.launch import schedule
 
     of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
     families = ["forward", "rowsums", "backward_query", *(family for family, _ in of_keys)]
@@ -156,7 +158,7 @@ def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
 
 
 def _warp_specialised_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
-    from .kernels import schedule
+    from .kernels.launch import schedule
 
     tiles = schedule.pipelines(call.device, call.kind, call.width)["tangents" if jvp else "plain"]
     of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
@@ -183,13 +185,13 @@ def _why_not_triton(chosen: str, asked: str | None, device: torch.device, dtype:
     """Why plain PyTorch serves a call."""
     if chosen == "triton":
         return []
-    if asked is not None and backends.choose(device, dtype) == "triton":
+    if asked is not None and select.choose(device, dtype) == "triton":
         return [f"backend={asked!r} was asked for: backend=None takes the kernels"]
     if device.type == "meta":
         return ["tensors on the meta device: backend='triton' explains what a GPU of compute capability 9.0 gets"]
     if device.type != "cuda":
         return [f"tensors on the {device.type} device: the kernels need a GPU"]
-    return [f"the kernels do not serve this: {backends.obstacle('triton', device, dtype)}"]
+    return [f"the kernels do not serve this: {select.obstacle('triton', device, dtype)}"]
 
 
 def _words(tile: Mapping[str, int]) -> str:

@@ -18,8 +18,8 @@ import tyro
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .dit import DiT, DiTConfig
-from .safe_pickle import PYTHON_2, SafeUnpickler, UnsafePickleError, load
+from .data.safe_pickle import PYTHON_2, SafeUnpickler, UnsafePickleError, load
+from .model.dit import DiT, DiTConfig
 
 __all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "cli", "convert", "network_config", "tensors_of"]
 

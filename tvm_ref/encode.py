@@ -15,8 +15,8 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from .data_archive import LABEL_FILE, DatasetError, checked_labels
-from .vae import encode, load_vae
+from .data.archive import LABEL_FILE, DatasetError, checked_labels
+from .data.vae import encode, load_vae
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .arguments import Numbers
-from .checkpoint import CheckpointError, load_model
-from .config import TrainConfig
-from .dit import DiT
-from .generate import guidance_scale
-from .measure import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
+from .model.dit import DiT
+from .quality.measure import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
+from .sampling.generate import guidance_scale
+from .training.checkpoint import CheckpointError, load_model
+from .training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import tyro
 from torch import Tensor
 
 from .arguments import Numbers
-from .checkpoint import CheckpointError, load_model
-from .config import TrainConfig
-from .dit import DiT
-from .generate import generate, guidance_scale
-from .grids import tiles, write_grid
-from .vae import load_vae
+from .data.vae import load_vae
+from .model.dit import DiT
+from .sampling.generate import generate, guidance_scale
+from .sampling.grids import tiles, write_grid
+from .training.checkpoint import CheckpointError, load_model
+from .training.config import TrainConfig
 
 DEFAULT_CLASSES = 10  # of a network with more
 DEFAULT_POINTS = 8192

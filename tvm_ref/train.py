@@ -8,12 +8,12 @@ import sys
 import tyro
 from rich.console import Console
 
-from .checkpoint import CheckpointError
-from .config import TrainConfig
-from .metrics import MetricsError
-from .parallel import leave, world
-from .presets import PRESETS
-from .step import NonFiniteError
+from .training.checkpoint import CheckpointError
+from .training.config import TrainConfig
+from .training.metrics import MetricsError
+from .training.parallel import leave, world
+from .training.presets import PRESETS
+from .training.step import NonFiniteError
 
 DEFAULT = "digits"
 DESCRIPTION = """Terminal Velocity Matching: trains a network that samples in one step.
@@ -42,7 +42,7 @@ def main() -> None:
         config = parse(sys.argv[1:])
         import torch  # slow to import, and not needed for --help
 
-        from .trainer import Trainer
+        from .training.trainer import Trainer
 
         if config.run.threads:
             torch.set_num_threads(config.run.threads)

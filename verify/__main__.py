@@ -8,22 +8,22 @@ import sys
 def main(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command == "faults":
-        from . import faults
+        from .faults import command as faults
 
         return faults.main(rest)
     if command == "model":
-        from . import model
+        from .model import command as model
 
         return model.main(rest)
     if command == "published":
-        from . import published
+        from .model import published
 
         return published.main(rest)
     if command == "codegen":
-        from . import codegen
+        from .codegen import command as codegen
 
         return codegen.main(rest)
-    from . import run
+    from .run import command as run
 
     return run.main(arguments)
 

@@ -9,10 +9,10 @@ import torch
 from bench import train_step
 from reports.training_tables import STEP_COLUMNS, step_table
 from tests.tvm_ref.runs import together
-from tvm_ref.batches import Batches
-from tvm_ref.checkpoint import ALONE
-from tvm_ref.presets import PRESETS
-from verify.model_tolerance import training_budget
+from tvm_ref.training.batches import Batches
+from tvm_ref.training.checkpoint import ALONE
+from tvm_ref.training.presets import PRESETS
+from verify.budget.network_tolerance import training_budget
 
 SMALL = ["--preset", "digits", "--batch", "8", "--steps", "1", "--compile", "off", "--device", "cpu"]
 

@@ -14,13 +14,14 @@ from rich.console import Console
 from bench import isolate, tile_table, tune, tune_worker
 from bench.tile_table import current
 from bench.trials import COLUMNS, Candidate, Trial, candidates, read_trials, winners, write_trials
-from flashjvp.kernels import pipelines, schedule
-from flashjvp.kernels.launch import Call
-from flashjvp.kernels.pipelines import PIPELINES, Pipeline
-from flashjvp.kernels.schedule import Tile
+from flashjvp.kernels.launch import hopper_tables, schedule
+from flashjvp.kernels.launch.call import Call
+from flashjvp.kernels.launch.hopper_tables import PIPELINES, Pipeline
+from flashjvp.kernels.launch.schedule import Tile
 from reports.schema import DamagedError, VersionError
-from verify import oracles, tolerance
-from verify.hopper_emulator import emulated
+from verify.budget import tolerance
+from verify.emulator.gluon import emulated
+from verify.oracles import attention as oracles
 
 # A worker that answers without compiling anything: what it says of a candidate depends on its key rows.
 FAKE = """
@@ -177,7 +178,7 @@ def test_a_change_of_the_table_touches_nothing_else() -> None:
 
 def test_the_file_of_pipelines_changes_in_one_line(tmp_path: Path) -> None:
     assert tile_table.pipelines_source(PIPELINES) == tile_table.path_of("tangents").read_text()
-    path = tmp_path / "pipelines.py"
+    path = tmp_path / "hopper_tables.py"
     tile_table.write(path, "tangents", {("sm_90", "tangents", "backward_key", 64): (64, 5, 2)})
     before, after = tile_table.path_of("plain").read_text().splitlines(), path.read_text().splitlines()
     changes = [(old.strip(), new.strip()) for old, new in zip(before, after, strict=True) if old != new]
@@ -302,7 +303,7 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
         pytest.skip("the emulator serves machines without a GPU")
     monkeypatch.setattr(tune_worker, "LENGTH", 140)
     monkeypatch.setattr(tune_worker, "HEADS", 1)
-    monkeypatch.setattr(pipelines, "SUMS_FROM", {})
+    monkeypatch.setattr(hopper_tables, "SUMS_FROM", {})
     candidate = Candidate("sm_90", kind, family, head_dim, tile)
     inputs = tune_worker.inputs_of(candidate, torch.device("cpu")).map(torch.Tensor.float)
     exact = oracles.dense64(inputs)

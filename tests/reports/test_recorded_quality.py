@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from reports.build import DATA
-from tvm_ref.presets import PRESETS
-from verify.model_tolerance import training_budget
+from tvm_ref.training.presets import PRESETS
+from verify.budget.network_tolerance import training_budget
 
 NFE = [1, 2, 4]
 LEAST_ACCURACY = 0.97  # of the samples are classified as their label

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flashjvp
-from flashjvp import reference, tiled
+from flashjvp.backends import reference, tiled
 
 BACKENDS = {"tiled": tiled, "reference": reference}
 SHAPES = {"long": (1, 2, 1024, 64), "short": (8, 4, 64, 64)}

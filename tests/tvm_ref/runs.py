@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tvm_ref.config import OptimConfig, RunConfig, TrainConfig
-from tvm_ref.data import DataConfig
-from tvm_ref.dit import DiTConfig
-from tvm_ref.loss import LossConfig
-from tvm_ref.parallel import world
-from tvm_ref.trainer import Trainer
+from tvm_ref.data.dataset import DataConfig
+from tvm_ref.model.dit import DiTConfig
+from tvm_ref.objective.loss import LossConfig
+from tvm_ref.training.config import OptimConfig, RunConfig, TrainConfig
+from tvm_ref.training.parallel import world
+from tvm_ref.training.trainer import Trainer
 
 CHILDREN = multiprocessing.get_context("forkserver")
 # What a run imports when it is first needed comes after its own module.
-LATER = ["torch.utils.tensorboard", "torch._dynamo", "safetensors.torch", "flashjvp.tiled", "numpy.random"]
+LATER = ["torch.utils.tensorboard", "torch._dynamo", "safetensors.torch", "flashjvp.backends.tiled", "numpy.random"]
 CHILDREN.set_forkserver_preload(["tests.tvm_ref.runs", *LATER])
 PATIENCE_SECONDS = 120  # after which a child hangs
 LAST_WORDS_SECONDS = 10  # before that, a child that is still there prints the stacks of its threads

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tvm_ref.convert import ModuleUnpickler, SafeUnpickler, UnsafePickleError, cli, convert
-from tvm_ref.dit import DiT
-from tvm_ref.safe_pickle import load
-from verify.dense_model import tiny, trained
+from tvm_ref.data.safe_pickle import load
+from tvm_ref.model.dit import DiT
+from verify.oracles.network import tiny, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = tiny(attention_backend=None)

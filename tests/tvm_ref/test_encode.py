@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tvm_ref import encode
-from tvm_ref.data_archive import DatasetError, LatentArchive
+from tvm_ref.data.archive import DatasetError, LatentArchive
+from tvm_ref.data.latents import denormalise
+from tvm_ref.data.vae import decode, load_vae
+from tvm_ref.data.vae import encode as encode_images
 from tvm_ref.encode import EncodeConfig, encode_folder, list_images, read_square
-from tvm_ref.latents import denormalise
-from tvm_ref.vae import decode, load_vae
-from tvm_ref.vae import encode as encode_images
 
 CPU = torch.device("cpu")
 

@@ -11,20 +11,20 @@ from PIL import Image
 from torch import Tensor
 
 from tvm_ref import evaluate as command
-from tvm_ref.checkpoint import ALONE, save
-from tvm_ref.config import RunConfig, TrainConfig
-from tvm_ref.data import DataConfig, open_dataset
-from tvm_ref.data_digits import real_digits
-from tvm_ref.data_toys import toy_points
-from tvm_ref.dit import DiT, DiTConfig
+from tvm_ref.data.dataset import DataConfig, open_dataset
+from tvm_ref.data.digits import real_digits
+from tvm_ref.data.toys import toy_points
+from tvm_ref.data.vae import load_vae
 from tvm_ref.evaluate import EvaluateConfig, evaluate
-from tvm_ref.generate import generate
-from tvm_ref.grids import decoded, to_uint8
-from tvm_ref.loss import LossConfig
-from tvm_ref.measure import CYCLE_STEPS, Sampling, cycle_errors
-from tvm_ref.quality import Moments, frechet_distance, precision_recall, wasserstein2
-from tvm_ref.vae import load_vae
-from verify.metric_tolerance import flow_bound, frechet_change, single_precision_bound
+from tvm_ref.model.dit import DiT, DiTConfig
+from tvm_ref.objective.loss import LossConfig
+from tvm_ref.quality.distances import Moments, frechet_distance, precision_recall, wasserstein2
+from tvm_ref.quality.measure import CYCLE_STEPS, Sampling, cycle_errors
+from tvm_ref.sampling.generate import generate
+from tvm_ref.sampling.grids import decoded, to_uint8
+from tvm_ref.training.checkpoint import ALONE, save
+from tvm_ref.training.config import RunConfig, TrainConfig
+from verify.budget.metric_tolerance import flow_bound, frechet_change, single_precision_bound
 
 MOMENTS = Moments(torch.full((6,), 128.0, dtype=torch.float64), torch.eye(6, dtype=torch.float64) * 9)
 CONTEXT = {"cycle_error_t0.25", "cycle_error_t0.5", "cycle_error_t1"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tvm_ref import train
-from tvm_ref.presets import PRESETS
+from tvm_ref.training.presets import PRESETS
 
 WIDTH = 100
 COMMANDS: dict[str, list[str]] = {

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from tvm_ref import sample as command
-from tvm_ref.checkpoint import ALONE, save
-from tvm_ref.config import RunConfig, TrainConfig
-from tvm_ref.data import DataConfig
-from tvm_ref.dit import DiT, DiTConfig
-from tvm_ref.generate import generate, guidance_scale
-from tvm_ref.grids import GAP, tiles, write_grid
-from tvm_ref.loss import LossConfig
+from tvm_ref.data.dataset import DataConfig
+from tvm_ref.model.dit import DiT, DiTConfig
+from tvm_ref.objective.loss import LossConfig
 from tvm_ref.sample import labels_of_rows
+from tvm_ref.sampling.generate import generate, guidance_scale
+from tvm_ref.sampling.grids import GAP, tiles, write_grid
+from tvm_ref.training.checkpoint import ALONE, save
+from tvm_ref.training.config import RunConfig, TrainConfig
 
 
 def random_network(config: DiTConfig, seed: int = 0) -> DiT:

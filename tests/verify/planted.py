@@ -5,8 +5,8 @@ import signal
 import time
 
 from reports.verification import Verdict
-from verify.judge import Run, judge_all
-from verify.plan import Task
+from verify.run.judge import Run, judge_all
+from verify.run.plan import Task
 
 
 def judge(task: Task, run: Run) -> tuple[list[Verdict], bool]:

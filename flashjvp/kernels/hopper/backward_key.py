@@ -1,4 +1,4 @@
-"""d_k, d_k_t of the keys that a program owns and, in the same pass, d_v, d_v_t or the sums of query_sums.py; MATH.md
+"""d_k, d_k_t of the keys that a program owns and, in the same pass, d_v, d_v_t or the sums of dq_accum.py; MATH.md
 (1)-(6), (9)-(14), (16), (17), (19), (20). Tiles are [keys, queries].
 """
 
@@ -11,11 +11,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .bits import load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
-from .factors import D_K
-from .query_sums import finish, leave_nothing, pass_on, room_for
-from .ring import (
+from .dq_accum import finish, leave_nothing, pass_on, room_for
+from .packed_mask import load_words, where_allowed, words_by_queries
+from .pipeline import (
     HALF,
     LSE,
     MU,
@@ -36,6 +35,7 @@ from .ring import (
     tiles_for,
     write,
 )
+from .scales import D_K
 
 
 @gluon.jit
@@ -207,7 +207,7 @@ def backward_key_kernel(
     """One program: 128 keys of one key head against all queries of its heads.
 
     A `_rest` is a tensor's second chunk, if it has one. QUERIES are the columns of d_q and d_q_t if these are sums of
-    all programs, in an order that statistics.py knows, else 0.
+    all programs, in an order that backward_preprocess.py knows, else 0.
     """
     own = chunks(k, k_rest) + chunks(v, v_rest)
     streamed = chunks(q, q_rest) + chunks(G, G_rest)

@@ -19,10 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
-from .bits import load_words, where_allowed, words_by_queries
-from .factors import D_K
-from .query_sums import add_to_sum
-from .ring import (
+from .dq_accum import add_to_sum
+from .packed_mask import load_words, where_allowed, words_by_queries
+from .pipeline import (
     HALF,
     LSE,
     MU,
@@ -43,6 +42,7 @@ from .ring import (
     tiles_for,
     write,
 )
+from .scales import D_K
 from .triton_compat import addressed_here, here, load_tile
 
 SLOTS = gl.constexpr(2)  # of dS and dS_t
@@ -232,7 +232,7 @@ def backward_pairs_kernel(
     QUERIES: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads; with QUERIES, d_q and d_q_t are sums, in
-    an order that statistics.py knows."""
+    an order that backward_preprocess.py knows."""
     ROWS: gl.constexpr = q.block_shape[2]
     own = (k, v, k_t, v_t)
     streamed = (q, q_t, T, G)

@@ -11,10 +11,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .bits import load_words, where_allowed, words_by_keys
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, scaled, zeros
-from .factors import D_Q
-from .ring import (
+from .packed_mask import load_words, where_allowed, words_by_keys
+from .pipeline import (
     HALF,
     LSE,
     MU,
@@ -36,6 +35,7 @@ from .ring import (
     whole_tiles,
     write,
 )
+from .scales import D_Q
 
 
 @gluon.jit

@@ -10,10 +10,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backward_key import only_seen
-from .bits import load_words, where_allowed, words_by_queries
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
-from .factors import D_V
-from .ring import (
+from .packed_mask import load_words, where_allowed, words_by_queries
+from .pipeline import (
     HALF,
     LSE,
     MU,
@@ -30,6 +29,7 @@ from .ring import (
     tiles_for,
     write,
 )
+from .scales import D_V
 
 
 @gluon.jit

@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from .ring import HALF, accumulator, left_operand
+from .pipeline import HALF, accumulator, left_operand
 from .triton_compat import ARITHMETIC_SINKS, addressed_here
 
 

@@ -12,10 +12,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .bits import load_words, where_allowed, words_by_keys
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, follow, left_operands, plus, times, zeros
-from .factors import MU, O
-from .ring import (
+from .packed_mask import load_words, where_allowed, words_by_keys
+from .pipeline import (
     HALF,
     accumulator,
     barriers,
@@ -32,6 +31,7 @@ from .ring import (
     whole_tiles,
     write,
 )
+from .scales import MU, O
 from .triton_compat import sum_of_products
 
 # In base 2, how far scores may be above the "maximum" that P is taken from before that follows: P stays below 256 then,

@@ -1,22 +1,22 @@
-"""Launches of the warp-specialised kernels, of calls that they serve (obstacles.py)."""
+"""Launches of the warp-specialised kernels, of calls that they serve (eligibility.py)."""
 
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ...layout import empty_rows, empty_statistic
-from .. import schedule
-from ..launch import Call, Maybe
-from ..pipelines import Families, Pipeline
+from ..launch import schedule
+from ..launch.call import Call, Maybe
+from ..launch.hopper_tables import Families, Pipeline
 from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
+from .backward_preprocess import launch_query_sums, launch_statistics, summed_columns
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
-from .bits import Bits, pack
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
-from .rescaled import Operands, rescale
-from .statistics import launch_query_sums, launch_statistics, summed_columns
+from .packed_mask import Bits, pack
+from .per_tensor_scaling import Operands, rescale
 
 Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 

@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 
-from ..pipelines import MEASURED, Release
+from ..launch.hopper_tables import MEASURED, Release
 
 # Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
 CALLS = ((64, 192, True), (64, 192, False), (128, 192, True), (128, 2048, True))
@@ -97,7 +97,7 @@ def _remember(path: Path, reason: str | None) -> None:
 
 def _checked(device: torch.device) -> str | None:
     """Why the kernels should not serve, or None."""
-    from ..launch import _COMPILED
+    from ..launch.call import _COMPILED
 
     _THREAD.checks = True
     before = set(_COMPILED)
@@ -115,7 +115,8 @@ def _checked(device: torch.device) -> str | None:
 
 def _wrong(device: torch.device, width: int, rows: int, jvp: bool) -> str | None:
     """Which result is wrong, if one is."""
-    from ... import kernels, reference
+    from ...backends import reference
+    from ...backends import triton as kernels
 
     inputs = _inputs(device, width, rows)
     found, exact = _results(kernels, inputs, jvp), _results(reference, [x.double() for x in inputs], jvp)

@@ -1,0 +1,152 @@
+"""Every private name of PyTorch that flashjvp uses, and what serves where a release has no such name.
+
+A name that is missing is None here. `PER_LEVEL` says whether the names that the derivatives stand on (levels.py) are
+all there; without them public_autograd.py, which is public PyTorch alone, serves every call. What the other names make
+is speed: without them a call takes a longer way.
+"""
+
+import functools
+import operator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _find(path: str) -> Any:
+    """What a dotted path leads to, importing modules on the way; None where something is missing."""
+    head, *rest = path.split(".")
+    found: Any = __import__(head)
+    for i, name in enumerate(rest):
+        if not hasattr(found, name):
+            try:
+                __import__(".".join([head, *rest[: i + 1]]))
+            except ImportError:
+                return None
+        found = getattr(found, name, None)
+    return found
+
+
+# The releases that the test-suite was run with. In others probe.py looks whether the names do what they did.
+TRIED = ("2.11.", "2.12.", "2.13.", "2.14.")
+
+# The derivatives by level of functorch: levels.py and autograd.py.
+DispatchKey = _find("torch._C.DispatchKey")
+DispatchKeySet = _find("torch._C.DispatchKeySet")
+after_autograd_keyset = _find("torch._C._after_autograd_keyset")
+any_requires_grad = _find("torch._C._any_requires_grad")
+AutoDispatchBelowAutograd = _find("torch._C._AutoDispatchBelowAutograd")
+ExcludeDispatchKeyGuard = _find("torch._C._ExcludeDispatchKeyGuard")
+is_fwd_grad_enabled = _find("torch._C._is_fwd_grad_enabled")
+set_fwd_grad_enabled = _find("torch.autograd.forward_ad._set_fwd_grad_enabled")
+# A node of one level: what functorch makes its own nodes from. torch.autograd.Function records at all levels at once.
+LevelFunction = _find("torch.autograd.function._SingleLevelFunction")
+enable_level_function = _find("torch._functorch.utils.enable_single_level_autograd_function")
+compiled_autograd_key = _find("torch.autograd.Function._compiled_autograd_key")
+_transforms_active = _find("torch._C._are_functorch_transforms_active")
+_redispatch = _find("torch._ops.OpOverload.redispatch")
+_raw_repr = _find("torch._C.DispatchKeySet.raw_repr")
+
+# Calls that skip the dispatcher: eager.py, guards.py, fast_path.py.
+_dispatch_modes = _find("torch._C._len_torch_dispatch_stack")
+_function_modes = _find("torch._C._len_torch_function_stack")
+_profiler_enabled = _find("torch.autograd._profiler_enabled")
+dispatch_keys = _find("torch._C._dispatch_keys")
+included_keys = _find("torch._C._dispatch_tls_local_include_set")
+excluded_keys = _find("torch._C._dispatch_tls_local_exclude_set")
+TensorGuards = _find("torch._C._dynamo.guards.TensorGuards")
+
+# func.jvp without the dispatcher: func_jvp.py.
+JvpInterpreter = _find("torch._C._functorch.CJvpInterpreterPtr")
+TransformType = _find("torch._C._functorch.TransformType")
+unwrap_level = _find("torch._C._functorch._unwrap_for_grad")
+innermost_transform = _find("torch._C._functorch.peek_interpreter_stack")
+pop_transform = _find("torch._C._functorch.pop_dynamic_layer_stack")
+push_transform = _find("torch._C._functorch.push_dynamic_layer_stack")
+
+# Recorded calls: kernels/launch/replay.py and driver.py.
+TorchDispatchMode = _find("torch.utils._python_dispatch.TorchDispatchMode")
+# What inductor's programs allocate with: without the dispatcher, at a third of its host time.
+EMPTY_STRIDED = {
+    name: allocate
+    for name in ("cpu", "cuda")
+    if (allocate := _find(f"torch._C._dynamo.guards._empty_strided_{name}")) is not None
+}
+# Without the check of torch.cuda that CUDA was initialised: there are tensors on it.
+current_cuda_device = _find("torch._C._cuda_getDevice") or torch.cuda.current_device
+
+_make_dual = _find("torch._VF._make_dual")
+_unpack_dual = _find("torch._VF._unpack_dual")
+_is_zero = _find("torch.Tensor._is_zerotensor")
+_is_legacy_batched = _find("torch._C._functorch.is_legacy_batchedtensor")
+
+
+def _are_there(*names: Any) -> bool:
+    return all(found is not None for found in names)
+
+
+PER_LEVEL = _are_there(
+    DispatchKey, DispatchKeySet, after_autograd_keyset, any_requires_grad, AutoDispatchBelowAutograd,
+    ExcludeDispatchKeyGuard, is_fwd_grad_enabled, set_fwd_grad_enabled, LevelFunction, enable_level_function,
+    _transforms_active, _redispatch, _raw_repr,
+)  # fmt: skip
+_CAN_WATCH = PER_LEVEL and _are_there(_dispatch_modes, _function_modes, _profiler_enabled)
+CAN_SKIP_DISPATCHER = _CAN_WATCH and _are_there(dispatch_keys, included_keys, excluded_keys, TensorGuards)
+CAN_LOWER_JVP = _CAN_WATCH and _are_there(
+    JvpInterpreter, TransformType, unwrap_level, innermost_transform, pop_transform, push_transform
+)
+
+
+def transforms_active() -> bool:
+    """Whether this thread is inside a transform of functorch (torch.func.jvp, grad, vmap, ...)."""
+    return _transforms_active is None or _transforms_active()
+
+
+def dispatch_modes_active() -> bool:
+    """Whether a TorchDispatchMode of this thread sees every operator."""
+    return _dispatch_modes is None or _dispatch_modes() > 0
+
+
+def is_watched() -> bool:
+    """Whether something wants to see the operators of a call that it sees in the dispatcher, or traces its Python."""
+    if torch.compiler.is_compiling() or _function_modes is None or _profiler_enabled is None:
+        return True
+    return bool(_function_modes() > 0 or _profiler_enabled())
+
+
+def dual_level_active() -> bool:
+    """Whether any thread is inside a dual level: PyTorch counts them for the whole process."""
+    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
+
+
+def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """A tensor with a tangent, at the one level that PyTorch has."""
+    make = forward_ad.make_dual if _make_dual is None else _make_dual
+    dual: Tensor = make(primal, tangent, level=0)
+    return dual
+
+
+def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
+    unpack = forward_ad.unpack_dual if _unpack_dual is None else _unpack_dual
+    primal, tangent = unpack(x, level=0)
+    if tangent is not None and _is_zero is not None and _is_zero(tangent):
+        tangent = None
+    return primal, tangent
+
+
+def is_legacy_batched(x: Tensor) -> bool:
+    """Whether `torch.autograd`'s own vmap, which `vectorize=True` and gradcheck use, wraps a tensor."""
+    return _is_legacy_batched is not None and bool(_is_legacy_batched(x))
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """No autograd in the dispatcher, which guards compare."""
+    return nullcontext() if AutoDispatchBelowAutograd is None else AutoDispatchBelowAutograd()
+
+
+def keyset(*names: str) -> Any:
+    """The set of dispatch keys with these names."""
+    return functools.reduce(operator.or_, [DispatchKeySet(getattr(DispatchKey, name)) for name in names])

@@ -1,0 +1,1 @@
+"""The implementations of the four operators: `triton` (kernels), `tiled` (plain PyTorch), `reference` (dense)."""

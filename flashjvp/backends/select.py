@@ -1,0 +1,88 @@
+"""Which backend serves a call: a name, or None for the best one that the device and the dtype allow."""
+
+import importlib.util
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from ..errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
+from ..performance import warn_once
+
+NAMES = ("triton", "tiled", "reference")
+# device index -> compute capability, asked of the driver once
+_CAPABILITIES: dict[int | None, tuple[int, int]] = {}
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+@cache
+def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled.
+
+    Warns where a GPU gets tiled, but for its dtype, which is the user's choice.
+    """
+    if name is None:
+        name = choose(device, dtype)
+        if name == "tiled" and device.type == "cuda" and dtype != torch.float64:
+            reason = obstacle("triton", device, dtype)
+            warn_once(f"{device} runs attention in plain PyTorch (tiled), without its kernels: {reason}")
+    if name == "triton":
+        from . import triton as kernels
+
+        return kernels
+    if name == "tiled":
+        from . import tiled
+
+        return tiled
+    from . import reference
+
+    return reference
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the backend that serves a call which asks for none."""
+    return "triton" if device.type == "cuda" and obstacle("triton", device, dtype) is None else "tiled"
+
+
+def check(name: object, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises when `name` is no backend, or one that cannot serve tensors of this device and dtype."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"backend: expected None or one of {NAMES}, got {type(name).__name__}")
+    if name not in NAMES:
+        raise ArgumentValueError(f"backend: expected None or one of {NAMES}, got {name!r}")
+    reason = obstacle(name, device, dtype)
+    if reason is not None:
+        raise UnsupportedError(f"backend: {name!r} {reason}")
+
+
+def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot serve tensors of this device and dtype, or None when it can."""
+    if name != "triton" or device.type == "meta":
+        return None
+    if dtype == torch.float64:
+        return "expected float16, bfloat16 or float32, got float64 (use 'tiled' or 'reference')"
+    return _triton_obstacle(device.type, device.index, dtype == torch.bfloat16)
+
+
+def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str | None:
+    if not _HAS_TRITON:
+        return "expected the triton package, got an installation without it (pip install triton)"
+    if device_type == "cpu":
+        if os.environ.get("TRITON_INTERPRET", "0") != "1":
+            return "expected a GPU (or TRITON_INTERPRET=1, which interprets the kernels), got tensors on the cpu"
+        if bfloat16:
+            return "expected float16 or float32 under TRITON_INTERPRET=1, got bfloat16, whose products it gets wrong"
+        return None
+    if device_type != "cuda":
+        return f"expected tensors on a cuda device, got {device_type}"
+    if torch.version.hip is not None:
+        return (
+            "expected an NVIDIA GPU, got an AMD one: the kernels compile for gfx942, but nobody has run them there yet"
+        )
+    capability = _CAPABILITIES.get(index)
+    if capability is None:
+        capability = _CAPABILITIES[index] = torch.cuda.get_device_capability(index)
+    if capability != (8, 0) and capability[0] not in (9, 10):  # those with the shared memory that the tiles need
+        return f"expected compute capability 8.0, 9.x or 10.x, got {capability}"
+    return None

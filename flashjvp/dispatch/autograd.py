@@ -1,0 +1,253 @@
+"""Derivatives of the four operators, for reverse mode, forward mode and reverse over forward.
+
+An Autograd-key kernel sees the tensors of one level (plain eager, or one functorch transform). It
+1. splits dual inputs into primals and tangents and, where there is a tangent, calls `forward_jvp` and makes dual
+   results, so that forward mode costs one launch;
+2. records one autograd node when an input requires a gradient, whose backward calls the backward operator once;
+3. raises SecondOrderError where an operator that is a derivative already carries a tangent, and records a node that
+   raises it when one is differentiated in reverse.
+It needs names that are private in PyTorch (_torch.py); public_autograd.py serves where they are missing.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from .._torch import levels
+from .._torch.eager import is_marked, is_plain, marked, may_hold_tangents
+from .._torch.guards import Remembered
+from .._torch.levels import apply, requires_grad
+from ..errors import ArgumentTypeError, UnsupportedError, second_order
+from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, IMPLEMENTATIONS, bound, library
+
+Maybe = Tensor | None
+
+
+def _redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    return levels.redispatch(op, IMPLEMENTATIONS[op], keyset, args)
+
+
+def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
+    return levels.redispatch_in_node(op, IMPLEMENTATIONS[op], keyset, args, fwd_grad)
+
+
+def _split(name: str, x: Tensor) -> tuple[Tensor, Maybe]:
+    """Primal and tangent of an argument."""
+    primal, tangent = _torch.unpack_dual(x)
+    if tangent is not None and tangent.dtype != primal.dtype:
+        raise ArgumentTypeError(
+            f"{name}: expected a tangent of the dtype of its primal, {primal.dtype}, got {tangent.dtype}"
+        )
+    return primal, tangent
+
+
+def _may_be_compiled() -> bool:
+    """Whether torch.compile may have compiled what calls an operator, or may compile the Python that it runs in."""
+    return "torch._dynamo" in sys.modules
+
+
+def _may_be_dual() -> bool:
+    """Whether the tensors of an operator have to be asked for tangents: a compiled function enters a dual level in C++,
+    and Python's own count of levels misses that."""
+    return _may_be_compiled() or may_hold_tangents()
+
+
+def _has_tangent(tensors: Sequence[Any]) -> bool:
+    return any(_torch.unpack_dual(x)[1] is not None for x in tensors if isinstance(x, Tensor))
+
+
+# The nodes. `below` gives the results of an operator from its tensors; `options` are the rest of its arguments.
+
+
+class _Forward(levels.Node):
+    @staticmethod
+    def forward(ctx, below, options, *tensors):  # type: ignore[no-untyped-def]
+        o, lse = below(tensors)
+        q, k, v, mask = tensors
+        ctx.save_for_backward(q, k, v, o, lse, mask)
+        ctx.options = options
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return o, lse
+
+    @staticmethod
+    def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
+        if d_o is None:
+            return (None,) * 6
+        wanted = ctx.needs_input_grad[2:5]
+        grads = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)
+        return None, None, *grads, None
+
+
+class _ForwardJvp(levels.Node):
+    @staticmethod
+    def forward(ctx, below, options, *tensors):  # type: ignore[no-untyped-def]
+        o, o_t, lse, mu = below(tensors)
+        q, k, v, q_t, k_t, v_t, mask = tensors
+        ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
+        ctx.options = options
+        ctx.in_level = _in_present_level() if is_marked("split") else None
+        ctx.mark_non_differentiable(lse, mu)
+        ctx.set_materialize_grads(False)
+        return o, o_t, lse, mu
+
+    @staticmethod
+    def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
+        if ctx.in_level is not None and _has_tangent((ctx.in_level,)):
+            raise second_order(BACKWARD_JVP.name())
+        if d_o is None and d_o_t is None:
+            return (None,) * 9
+        wanted = ctx.needs_input_grad[2:8]
+        grads = _derived(BACKWARD_JVP, (d_o, d_o_t, *ctx.saved_tensors), ctx.options, wanted)
+        return None, None, *grads, None
+
+
+def _in_present_level() -> Tensor:
+    """A number with a tangent, which it loses when the dual level ends, whatever levels there are after that."""
+    with _torch.set_fwd_grad_enabled(True):
+        return _torch.make_dual(torch.zeros((), device="cpu"), torch.ones((), device="cpu"))
+
+
+class _Backward(levels.Node):
+    """A backward operator whose inputs require a gradient: func.grad always asks for that graph and seldom uses it."""
+
+    @staticmethod
+    def forward(ctx, op, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def]
+        ctx.op = op
+        grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)
+        ctx.mark_non_differentiable(*(grad for grad, want in zip(grads, wanted, strict=True) if not want))
+        return grads
+
+    @staticmethod
+    def backward(ctx, *_):  # type: ignore[no-untyped-def]
+        raise second_order(ctx.op.name())
+
+
+_PLAIN: Remembered[Callable[[Sequence[Maybe]], Any]] = Remembered()
+
+
+def _derived(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...], wanted: tuple[bool, ...]) -> Any:
+    """The gradients, without the dispatcher where tensors like these were seen to be plain and record no node."""
+    if _torch.CAN_SKIP_DISPATCHER and not (torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents()):
+        given = [x for x in tensors if x is not None]
+        key = op, options, wanted, given[0].shape, tuple([x is None for x in tensors])
+        if (below := _PLAIN.find(key, given)) is not None:
+            return below(tensors)
+        if _PLAIN.saw(key) and is_plain(given):
+            _PLAIN.keep(key, given, bound(op, tensors, options, wanted))
+    grads = op(*tensors, *options, wanted)
+    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+
+
+# The Autograd-key kernels
+
+
+def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
+    _check_mask(mask)
+    if _may_be_dual():
+        (q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), _split("v", v)
+        if not (q_t is None and k_t is None and v_t is None):
+            below = _untraced(_forward_of_duals) if _may_be_compiled() else _forward_of_duals
+            return below(keyset, (q, k, v, q_t, k_t, v_t, mask, *options))
+    args = (q, k, v, mask, *options)
+    if requires_grad(args):
+        return _record(FORWARD, keyset, args)
+    return _redispatch(FORWARD, keyset, args)
+
+
+@functools.cache
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, never compiled. Where torch.compile gives up on a caller it still tries what that calls, and a
+    compiled `make_dual` returns a tensor without its tangent."""
+    untraced: Callable[..., Any] = torch.compiler.disable(function)
+    return untraced
+
+
+def _forward_of_duals(keyset: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """o, with its tangent, and lse."""
+    if _torch.transforms_active():  # all tensors go the same way from here, whatever their keys
+        o, o_t, lse, _ = _record_jvp(keyset, args)
+        return _torch.make_dual(o, o_t), lse
+    if type(args[0]) is Tensor and _torch.dual_level_active() and not is_marked("public"):
+        raise UnsupportedError(
+            "attention: expected tensors without tangents in a compiled function, whose other operators would ignore "
+            "them, got dual tensors: open the dual level inside the function, or use torch.func.jvp"
+        )
+    with marked("split"):
+        o, o_t, lse, _ = FORWARD_JVP(*args)
+    if _torch.is_legacy_batched(o):  # only the tangents are mapped there
+        o, lse = FORWARD(*args[:3], *args[6:])
+    return _torch.make_dual(o, o_t), lse
+
+
+def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
+    _check_mask(args[6])
+    if _may_be_dual() and _has_tangent(args):
+        raise second_order(FORWARD_JVP.name())
+    return _record_jvp(keyset, args)
+
+
+def _record_jvp(keyset: Any, args: Sequence[Any]) -> Any:
+    """`forward_jvp` of tensors without tangents."""
+    if requires_grad(args):
+        return _record(FORWARD_JVP, keyset, args)
+    return _redispatch(FORWARD_JVP, keyset, args)
+
+
+def _record(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    """The results of a forward operator, of tensors without tangents of which one requires a gradient."""
+    options, fwd_grad = (*args[-3:],), _torch.is_fwd_grad_enabled()
+    return record(
+        op, lambda tensors: _redispatch_in_node(op, keyset, (*tensors, *options), fwd_grad), args[:-3], options
+    )
+
+
+def record(op: Any, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Any:
+    """The same, computed by `below` from the tensors, with its node."""
+    return apply(_Forward if op is FORWARD else _ForwardJvp, below, options, *tensors)
+
+
+def _backward_kernel(op: Any) -> Callable[..., Any]:
+    def kernel(keyset, *args):  # type: ignore[no-untyped-def]
+        if _may_be_dual() and _has_tangent(args):
+            raise second_order(op.name())
+        if requires_grad(args):
+            return apply(_Backward, op, keyset, _torch.is_fwd_grad_enabled(), args[-1], *args[:-1])
+        return _redispatch(op, keyset, args)
+
+    return kernel
+
+
+def _check_mask(mask: Maybe) -> None:
+    """A mask has no derivative, at this level either."""
+    if mask is None or not mask.is_floating_point():
+        return
+    if requires_grad((mask,)):
+        raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
+    if _may_be_dual() and _has_tangent((mask,)):
+        raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
+
+
+def _without_autocast(op: Any, key: str) -> Callable[..., Any]:
+    """attention casts its arguments itself; products inside an operator must keep the type that the backend chose."""
+    autocast = _torch.keyset(key)
+
+    def kernel(*args):  # type: ignore[no-untyped-def]
+        with _torch.ExcludeDispatchKeyGuard(autocast):
+            return op(*args)
+
+    return kernel
+
+
+library.impl("forward", _forward, "Autograd", with_keyset=True)
+library.impl("forward_jvp", _forward_jvp, "Autograd", with_keyset=True)
+library.impl("backward", _backward_kernel(BACKWARD), "Autograd", with_keyset=True)
+library.impl("backward_jvp", _backward_kernel(BACKWARD_JVP), "Autograd", with_keyset=True)
+for _op in (FORWARD, FORWARD_JVP, BACKWARD, BACKWARD_JVP):
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl(_op, _without_autocast(_op, _key), _key)

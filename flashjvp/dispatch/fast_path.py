@@ -1,0 +1,102 @@
+"""The short way for calls like earlier ones: checks were made, and nothing but autograd stands before the kernels.
+
+A call of a public function is checked, cast, viewed, and goes through PyTorch's dispatcher, at more host time than its
+launch takes. All of that follows from what a guard compares (guards.py) and from the options. So where it left the
+tensors of a call as they are, and they go straight to a backend, later calls like it do that at once, recording the
+same autograd node. Under transforms, dual levels, modes, tracing, compilation and profiling every call takes the
+dispatcher, which those watch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from .._torch.eager import KEYSETS, is_plain, may_hold_tangents
+from .._torch.guards import Remembered
+from . import derivatives, operators
+
+Maybe = Tensor | None
+Run = Callable[[Sequence[Maybe]], Any]
+
+_CAN_SKIP_DISPATCHER = derivatives.BY_LEVEL and _torch.CAN_SKIP_DISPATCHER
+_AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA") if _CAN_SKIP_DISPATCHER else None
+_KNOWN: Remembered[Run] = Remembered()
+
+
+def find(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> Run | None:
+    """What gives the results of operator `op`, if a call like this one was kept.
+
+    `tensors` are those of the operator, q and k first and the mask last, and `options` is_causal, scale, enable_gqa,
+    backend. Arguments of wrong types are never like those of a call that was kept.
+    """
+    key = _key(op, tensors, options)
+    return None if key is None else _KNOWN.find(key, [x for x in tensors if x is not None])
+
+
+def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: tuple[Any, ...]) -> None:
+    """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came. The
+    mask alone may have been viewed."""
+    key = _key(op, tensors, options)
+    if key is None or any(x is not y for x, y in zip(tensors[:-1], canonical[:-1], strict=True)):
+        return
+    mask, viewed, given = tensors[-1], canonical[-1], [x for x in tensors if x is not None]
+    if given[0].device.type not in KEYSETS:  # a meta tensor, say
+        return
+    if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
+        return
+    run = _run(op, canonical, options)
+    if viewed is not None and viewed is not mask:
+        run = _with_mask_of(run, viewed.shape)
+    if torch.is_autocast_enabled(given[0].device.type):  # the casts were made, or the tensors would not be as they came
+        run = _without_autocast(run)
+    with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
+        if is_plain(given):
+            _KNOWN.keep(key, given, run)
+
+
+def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """None where a call has to take the dispatcher, or may have an argument of a wrong type."""
+    # In this order: torch.compile, which the first one sees, could not trace the second.
+    if not _CAN_SKIP_DISPATCHER or _torch.is_watched() or may_hold_tangents():
+        return None
+    q, k = tensors[0], tensors[1]
+    is_causal, scale, enable_gqa, backend = options
+    if type(q) is not Tensor or type(k) is not Tensor or type(is_causal) is not bool or type(enable_gqa) is not bool:
+        return None
+    if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
+        return None
+    try:
+        return op, *options, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]
+    except (AttributeError, RuntimeError):  # no tensor, or a nested one, which has no shape and ends guards in C++
+        return None
+
+
+def _run(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Run:
+    """The operator without the dispatcher, for tensors like these."""
+    is_causal, scale, _, backend = options
+    others = is_causal, scale, backend
+    below = operators.bound(op, tensors, others)
+    if not any(x is not None and x.requires_grad for x in tensors):
+        return below
+    return lambda given: derivatives.record(op, below, given, others) if torch.is_grad_enabled() else below(given)
+
+
+def _with_mask_of(run: Run, shape: torch.Size) -> Run:
+    """For masks without the leading dims of size 1 that operators take."""
+    return lambda tensors: run((*tensors[:-1], *[x.view(shape) for x in tensors[-1:] if x is not None]))
+
+
+def _without_autocast(run: Run) -> Run:
+    def excluding(tensors: Sequence[Maybe]) -> Any:
+        with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
+            return run(tensors)
+
+    return excluding
+
+
+def forget() -> None:
+    """Every call is as the first."""
+    _KNOWN.clear()

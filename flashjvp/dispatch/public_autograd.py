@@ -1,0 +1,162 @@
+"""The derivatives by public torch.autograd.Functions, for a PyTorch without the names that autograd.py stands on.
+
+Results are the same; a JVP with a backward pass takes two launches each way. functorch takes a Function through all of
+its levels at once, so the tangent of o is a Function of its own, with a backward pass of its own. torch.compile leaves
+these calls uncompiled (a graph break): of a Function in a compiled torch.func.jvp it would drop the tangent.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..errors import UnsupportedError, second_order
+from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, mapped
+
+Maybe = Tensor | None
+Options = tuple[bool, float | None, str | None]  # is_causal, scale, backend
+
+
+@torch.compiler.disable
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None
+) -> Tensor:
+    """o, differentiable in both modes."""
+    o: Tensor = _Attention.apply(q, k, v, mask, (is_causal, scale, backend))[0]
+    return o
+
+
+@torch.compiler.disable
+def attention_jvp(
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float |
+    None, backend: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """o and o_t, differentiable in reverse mode."""
+    o, o_t, _, _ = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, (is_causal, scale, backend))
+    return o, o_t
+
+
+def _refuse_gradient_of_mask(needed: bool) -> None:
+    if needed:
+        raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
+
+
+class _Node(Function):
+    """What the Functions here share: an operator, and its rule for torch.func.vmap."""
+
+    operator: Any
+
+    @classmethod
+    def vmap(cls, info, in_dims, *args):  # type: ignore[no-untyped-def]
+        *tensors, options = args
+        moved = mapped(cls.operator, info.batch_size, in_dims, tensors)
+        results = cls.apply(*moved, options)
+        wanted = options[-1] if isinstance(options[-1], tuple) else (True,) * len(results)
+        return results, tuple(0 if want else None for want in wanted)
+
+    @staticmethod
+    def jvp(ctx, *_):  # type: ignore[no-untyped-def]
+        raise second_order(ctx.name)
+
+
+class _Attention(_Node):
+    """(q, k, v, mask, options) -> o, lse."""
+
+    operator = FORWARD
+
+    @staticmethod
+    def forward(q, k, v, mask, options):  # type: ignore[no-untyped-def]
+        return FORWARD(q, k, v, mask, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _refuse_gradient_of_mask(ctx.needs_input_grad[3])
+        q, k, v, mask, ctx.options = inputs
+        o, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(q, k, v, mask, o, lse)
+        ctx.save_for_forward(q, k, v, mask)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
+        q, k, v, mask, o, lse = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if d_o is None:
+            return (None,) * 5
+        grads = _Backward.apply(d_o, q, k, v, o, lse, mask, (*ctx.options, wanted))
+        return *_given(grads, wanted), None, None
+
+    @staticmethod
+    def jvp(ctx, q_t, k_t, v_t, mask_t, _):  # type: ignore[no-untyped-def]
+        if mask_t is not None:
+            raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
+        q, k, v, mask = ctx.saved_tensors
+        o_t = None
+        if not (q_t is None and k_t is None and v_t is None):
+            o_t = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, ctx.options)[1]
+        return o_t, None
+
+
+class _AttentionJvp(_Node):
+    """(q, k, v, q_t, k_t, v_t, mask, options) -> o, o_t, lse, mu."""
+
+    operator = FORWARD_JVP
+
+    @staticmethod
+    def forward(q, k, v, q_t, k_t, v_t, mask, options):  # type: ignore[no-untyped-def]
+        return FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _refuse_gradient_of_mask(ctx.needs_input_grad[6])
+        *tensors, mask, ctx.options = inputs
+        o, o_t, lse, mu = output
+        ctx.name = FORWARD_JVP.name()
+        ctx.mark_non_differentiable(lse, mu)
+        ctx.save_for_backward(*tensors, o, o_t, lse, mu, mask)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
+        wanted = ctx.needs_input_grad[:6]
+        if d_o is None and d_o_t is None:
+            return (None,) * 8
+        grads = _BackwardJvp.apply(d_o, d_o_t, *ctx.saved_tensors, (*ctx.options, wanted))
+        return *_given(grads, wanted), None, None
+
+
+class _Last(_Node):
+    """A backward operator, which has no derivative."""
+
+    @classmethod
+    def forward(cls, *args):  # type: ignore[no-untyped-def]
+        *tensors, options = args
+        return cls.operator(*tensors, *options)
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.name = cls.operator.name()
+        ctx.mark_non_differentiable(*(x for x, want in zip(output, inputs[-1][-1], strict=True) if not want))
+
+    @staticmethod
+    def backward(ctx, *_):  # type: ignore[no-untyped-def]
+        raise second_order(ctx.name)
+
+
+class _Backward(_Last):
+    """(d_o, q, k, v, o, lse, mask, (*options, wanted)) -> d_q, d_k, d_v."""
+
+    operator = BACKWARD
+
+
+class _BackwardJvp(_Last):
+    """(d_o, d_o_t, q, ..., v_t, o, o_t, lse, mu, mask, (*options, wanted)) -> the six gradients."""
+
+    operator = BACKWARD_JVP
+
+
+def _given(grads: Sequence[Tensor], wanted: Sequence[bool]) -> list[Maybe]:
+    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]

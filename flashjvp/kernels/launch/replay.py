@@ -1,0 +1,244 @@
+"""Calls recorded once and played again: tensors to allocate, launches, and which of the tensors are the results.
+
+All else that a call does in Python follows from sizes, strides, types and options. A recording is of one such set, for
+addresses that 16 bytes divide; while it is made, a dispatch mode sees every operator that runs, and a call that does
+more than allocate, view and launch is not recorded. A recording holds no tensor.
+"""
+
+import functools
+import operator
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ... import _torch
+from ..._torch.guards import Remembered
+from . import schedule
+from .driver import Launch, Place, current_stream, index_of, is_current
+
+Maybe = Tensor | None
+Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
+P = ParamSpec("P")
+Results = TypeVar("Results", bound=tuple[Maybe, ...])
+
+_ALLOCATES = {"new_empty_strided", "new_empty", "empty_like", "empty", "empty_strided"}
+_ALLOCATES_ZEROS = {"new_zeros", "zeros_like", "zeros"}
+_MASK_ALIGNMENT = 64  # 16 elements of the widest type: see Call._mask_operand
+_ACTIVE = threading.local()
+
+
+class _Buffer(NamedTuple):
+    """A tensor that a call allocates."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    zeros: bool
+
+
+class Recording:
+    """What a call does, but for addresses."""
+
+    def __init__(
+        self, device: torch.device, buffers: Sequence[_Buffer], launches: Sequence[Launch],
+        results: Sequence[int | None],
+    ) -> None:  # fmt: skip
+        self._index, self._buffers, self._launches, self._results = index_of(device), buffers, launches, results
+        self._allocate = _allocator(device)
+
+    def play(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
+        """The results for other tensors, or None, and nothing done, if their addresses ask for other kernels."""
+        addresses = _addresses(tensors)
+        if not self._launches or not _are_aligned(addresses):
+            return None
+        if is_current(self._index):
+            return self._play([*tensors], addresses)
+        with torch.cuda.device(self._index):
+            return self._play([*tensors], addresses)
+
+    def _play(self, tensors: list[Maybe], addresses: list[int]) -> tuple[Maybe, ...]:
+        """The same on the current device. Buffers join the tensors and their addresses, as in the Recorder."""
+        allocate = self._allocate
+        for shape, strides, dtype, zeros in self._buffers:
+            made = allocate(shape, strides, dtype)
+            if zeros:
+                made.zero_()
+            tensors.append(made)
+            addresses.append(made.data_ptr())
+        stream = current_stream(self._index or 0)
+        for launch in self._launches:
+            launch(tensors, addresses, stream)
+        return tuple([None if place is None else tensors[place] for place in self._results])
+
+
+def _allocator(device: torch.device) -> Allocate:
+    """Gives unwritten memory of the current device. The dispatcher's way is for deterministic mode, which recordings
+    are made for or not: there PyTorch fills it, so that what is never written shows."""
+    directly: Allocate | None = _torch.EMPTY_STRIDED.get(device.type)
+    if directly is not None and not torch.are_deterministic_algorithms_enabled():
+        return directly
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+_NEVER = Recording(torch.device("cpu"), (), (), ())  # of a call that cannot be played
+
+
+class Recorder(_torch.TorchDispatchMode or object):
+    """Sees a call through; `recording` is then what it did."""
+
+    def __init__(self, tensors: Sequence[Maybe]) -> None:
+        super().__init__()
+        self._addresses, self._given = _addresses(tensors), len(tensors)
+        self._device = next(x.device for x in tensors if x is not None)
+        self._made: list[Tensor] = []  # alive, so that no address comes twice
+        self._buffers: list[_Buffer] = []
+        self._launches: list[Launch] = []
+        self._complete = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if name not in _ALLOCATES and name not in _ALLOCATES_ZEROS:
+            self._complete = self._complete and func.is_view
+        elif result.device == self._device:  # and no stand-in for the sizes of another
+            self._made.append(result)
+            self._addresses.append(result.data_ptr())
+            buffer = _Buffer(tuple(result.shape), result.stride(), result.dtype, name in _ALLOCATES_ZEROS)
+            self._buffers.append(buffer)
+        return result
+
+    def launch(self, compiled: Any, programs: int, args: Sequence[Any], arguments: Sequence[Any]) -> None:
+        """Notes `compiled[(programs, 1, 1)](*arguments, *args)`. An argument that changes is `(address, strides or
+        None, descriptor or None)`, any other None. What the interpreter runs is not compiled."""
+        self._complete = self._complete and compiled is not None
+        places = []
+        for position, argument in enumerate(arguments):
+            if argument is not None:
+                address, strides, descriptor = argument
+                if address not in self._addresses:  # of nothing that this saw
+                    self._complete = False
+                    return
+                places.append(Place(position, self._addresses.index(address), strides, descriptor))
+        if self._complete:
+            self._launches.append(Launch(compiled, programs, [*(None,) * len(arguments), *args], places))
+
+    def recording(self, results: Sequence[Maybe]) -> Recording:
+        """What was seen, of a call that gave `results`."""
+        places = [None if x is None else self._buffer_of(x) for x in results]
+        found = [place for place in places if place is not None]
+        if not self._complete or -1 in found or len({*found}) < len(found):
+            return _NEVER
+        return Recording(self._device, self._buffers, self._launches, places)
+
+    def _buffer_of(self, result: Tensor) -> int:
+        """The number of a result, whose buffer takes its shape: it may be a view, but of all of the buffer."""
+        address = result.data_ptr()
+        number = self._addresses.index(address) if address in self._addresses else -1
+        if number < self._given or result.numel() != self._made[number - self._given].numel():
+            return -1
+        here = number - self._given
+        self._buffers[here] = self._buffers[here]._replace(shape=tuple(result.shape), strides=result.stride())
+        return number
+
+
+_RECORDINGS: Remembered[Recording] = Remembered()
+
+
+def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
+    """Plays calls of a function from recordings: its first arguments are so many tensors (q, k, v from number `q` on,
+    the mask last) or None, the others hashable options. Its `bind` is a `Bound`, of tensors and options."""
+
+    def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
+        def kept(operands: Sequence[Any], options: tuple[Any, ...]) -> tuple[Hashable, list[Tensor], Recording | None]:
+            """A recording of tensors like these, and what it is or may be kept by."""
+            first: Tensor = operands[q]
+            given = [x for x in operands if x is not None]
+            pattern = tuple([x is None for x in operands])
+            key = function, options, first.shape, operands[q + 1].shape, pattern, _state(first.dtype, first.device)
+            with _torch.below_autograd():  # guards compare that, too, and not all callers are there
+                return key, given, _RECORDINGS.find(key, given)
+
+        @functools.wraps(function)
+        def play_or_run(*args: P.args, **none: P.kwargs) -> Results:
+            operands: tuple[Any, ...] = args[:tensors]
+            key, given, recording = kept(operands, args[tensors:])
+            if recording is not None:
+                results: Any = recording.play(operands)
+                return function(*args, **none) if results is None else results
+            if not _RECORDINGS.saw(key) or not _may_be_recorded(operands):
+                return function(*args, **none)
+            with Recorder(operands) as seen:
+                _ACTIVE.recorder = seen
+                try:
+                    results = function(*args, **none)
+                finally:
+                    _ACTIVE.recorder = None
+            with _torch.below_autograd():
+                _RECORDINGS.keep(key, given, seen.recording(results))
+            return results
+
+        def bind(operands: Sequence[Any], options: tuple[Any, ...]) -> Bound:
+            like: Tensor = operands[q]
+            return Bound(play_or_run, lambda operands: kept(operands, options)[2], options, like.dtype, like.device)
+
+        play_or_run.bind = bind  # type: ignore[attr-defined]
+        return play_or_run
+
+    return decorate
+
+
+class Bound:
+    """A recorded function with its options, of tensors that are like one another: whoever calls it has compared them,
+    so that their recording is looked up once."""
+
+    def __init__(
+        self, function: Callable[..., Any], kept: Callable[[Sequence[Maybe]], Recording | None],
+        options: tuple[Any, ...], dtype: torch.dtype, device: torch.device,
+    ) -> None:  # fmt: skip
+        self._function, self._kept, self._options, self._dtype, self._device = function, kept, options, dtype, device
+        self._latest: tuple[object, Recording] | None = None  # by what it is good for; replaced as a whole
+
+    def __call__(self, tensors: Sequence[Maybe]) -> Any:
+        state, latest = (_RECORDINGS, *_state(self._dtype, self._device)), self._latest
+        if latest is None or latest[0] != state:
+            if (recording := self._kept(tensors)) is None:
+                return self._function(*tensors, *self._options)
+            self._latest = latest = state, recording
+        results = latest[1].play(tensors)
+        return self._function(*tensors, *self._options) if results is None else results
+
+
+def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
+    """What else than tensors and options decides about kernels."""
+    return schedule.kind_of_product(dtype, device), torch.are_deterministic_algorithms_enabled()
+
+
+def _may_be_recorded(tensors: Sequence[Maybe]) -> bool:
+    """Not inside another recording, and with addresses that tell the tensors apart."""
+    given = [x.data_ptr() for x in tensors if x is not None]
+    if _torch.TorchDispatchMode is None:
+        return False
+    return recorder() is None and 0 not in given and len({*given}) == len(given) and _are_aligned(_addresses(tensors))
+
+
+def recorder() -> Recorder | None:
+    """Of the call that this thread is in, if it is being recorded."""
+    return getattr(_ACTIVE, "recorder", None)
+
+
+def forget() -> None:
+    """What decides about launches, such as a table of tiles, has changed."""
+    global _RECORDINGS
+    _RECORDINGS = Remembered()  # another object, so that a `Bound` notices
+
+
+def _addresses(tensors: Sequence[Maybe]) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in tensors]
+
+
+def _are_aligned(addresses: Sequence[int]) -> bool:
+    """Of the operands of a call, the mask last."""
+    return functools.reduce(operator.or_, addresses) % 16 == 0 and addresses[-1] % _MASK_ALIGNMENT == 0

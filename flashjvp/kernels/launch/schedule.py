@@ -1,0 +1,190 @@
+"""Tile tables: block sizes, warps and stages of each kernel family by architecture, kind of product and head dim.
+
+Registers decide: a tile that spills loses more than a larger one gains. `python -m verify codegen` shows what every
+entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `ieee` float32
+without them: there a thread holds rows of both factors, so tiles are small (matrix cores of gfx942 compute it, too).
+"""
+
+import re
+from typing import NamedTuple
+
+import torch
+import triton
+
+from . import hopper_tables as tables_of_pipelines
+from .hopper_tables import HELD, HELD_SINCE, MEASURED, PIPELINES, Families, Release
+from .tables import TILES
+
+
+class Tile(NamedTuple):
+    """Query rows and key rows of a tile, warps of a program, stages of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+# family -> largest padded head dim -> tile
+Table = dict[str, dict[int, Tile]]
+
+# architecture -> kind of product -> family -> largest padded head dim -> tile
+TABLES: dict[str, dict[str, Table]] = {
+    arch: {
+        kind: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
+        for kind, table in kinds.items()
+    }
+    for arch, kinds in TILES.items()
+}
+# device -> key of TABLES, filled at first use
+ARCHITECTURES: dict[torch.device, str] = {}
+_IEEE_CHUNK = 32
+
+
+def _release(version: str) -> Release:
+    """Major and minor number of a version."""
+    major, minor = re.findall(r"\d+", version)[:2]
+    return int(major), int(minor)
+
+
+RELEASE = _release(triton.__version__)
+
+
+def architecture(device: torch.device) -> str:
+    """Whose tables serve a device: a key of TABLES, asked of the driver once per device."""
+    found = ARCHITECTURES.get(device)
+    if found is None:
+        found = ARCHITECTURES[device] = _detect(device)
+    return found
+
+
+def _detect(device: torch.device) -> str:
+    """The interpreter (CPU tensors) takes the tiles of sm_90."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[torch.cuda.get_device_capability(device)[0]]
+
+
+def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
+    """Which table serves a type: float32 products are IEEE unless PyTorch's matmul precision allows TF32.
+
+    The interpreter (CPU tensors) has no registers to spare and is quickest with the large tiles of the half types.
+    """
+    if dtype != torch.float32 or device.type == "cpu":
+        return "half"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
+    """Powers of two, at least 16, that cover a head dim.
+
+    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16), or (64, 32) in TF32, where narrower ones
+    spill. IEEE products take many narrow ones, because a thread holds a row of a chunk.
+    """
+    if width <= 16:
+        return (16,)
+    if kind == "ieee":
+        return (_IEEE_CHUNK,) * -(-width // _IEEE_CHUNK)
+    top = 1 << (width.bit_length() - 1)
+    if width == top:
+        return (top,)
+    rest = max(32 if kind == "tf32" else 16, 1 << (width - top - 1).bit_length())
+    return (2 * top,) if rest >= top else (top, rest)
+
+
+def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
+    """The tile of a kernel family for head dims padded to `width`."""
+    return TABLES[architecture(device)][kind][family][_bucket(width)]
+
+
+def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families]:
+    """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it."""
+    tiles = _TILES.get(_architecture_of_pipelines(device, kind), {}).get(width, {})
+    return tiles if tiles and _why_not_triton(device) is None else {}
+
+
+def why_not_pipelines(device: torch.device, kind: str, width: int) -> str | None:
+    """Why the warp-specialised kernels do not serve this kind of product and padded head dim; None if they do."""
+    if device.type == "cpu":
+        return "the warp-specialised kernels need a GPU: the interpreter does not run them"
+    if kind == "ieee":
+        setting = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
+        return f"float32 without TF32: {setting} allows it, with products of 11 significant bits; so do half types"
+    widths = _TILES.get(_architecture_of_pipelines(device, kind), {})
+    if not widths:
+        return f"warp-specialised kernels are written for {' and '.join(_TILES)}, not for {architecture(device)}"
+    if width not in widths:
+        return f"no warp-specialised kernels for head dims padded to {width}, but to {', '.join(map(str, widths))}"
+    return _why_not_triton(device)
+
+
+def _architecture_of_pipelines(device: torch.device, kind: str) -> str:
+    """The interpreter (CPU tensors) does not run them. They multiply float32 numbers where these may be rounded."""
+    return "" if kind == "ieee" or device.type == "cpu" else architecture(device)
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    if RELEASE in MEASURED:
+        return None
+    from ..hopper import selfcheck
+
+    return selfcheck.why_not(RELEASE, device)
+
+
+def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:
+    """The table as a release of Triton takes it."""
+    held = HELD if release >= HELD_SINCE else {}
+    return {
+        width: {
+            kind: {
+                family: tile._replace(held=held.get((width, kind, family), tile.held))
+                for family, tile in families.items()
+            }
+            for kind, families in kinds.items()
+        }
+        for width, kinds in widths.items()
+    }
+
+
+_TILES = {arch: _tiles(widths, RELEASE) for arch, widths in PIPELINES.items()}
+
+
+def has_pipelines(device: torch.device, kind: str, width: int) -> bool:
+    """Whether there are such tiles, in use with this Triton or not."""
+    return kind != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
+
+
+def _bucket(width: int) -> int:
+    return 64 if width <= 64 else 128 if width <= 128 else 256
+
+
+def key_side_launches(
+    outputs: tuple[object, object, object, object], width: int
+) -> list[tuple[str, tuple[object, ...]]]:
+    """How the key-side gradients (d_k, d_v, d_k_t, d_v_t) are split into launches: (family, outputs of that launch).
+
+    Four accumulators fit the registers up to a head dim of 64.
+    """
+    d_k, d_v, d_k_t, d_v_t = outputs
+    keys, values = d_k is not None or d_k_t is not None, d_v is not None or d_v_t is not None
+    if keys and values and width <= 64:
+        return [("backward_key_value", outputs)]
+    launches: list[tuple[str, tuple[object, ...]]] = []
+    if values:
+        launches.append(("backward_value", (None, d_v, None, d_v_t)))
+    if keys:
+        launches.append(("backward_key", (d_k, None, d_k_t, None)))
+    return launches
+
+
+def key_side_pipeline(tiles: Families, width: int, queries: int) -> tuple[str, bool]:
+    """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
+
+    Where the table has a family for it: from SUMS_FROM rows of queries on, except in PyTorch's deterministic mode.
+    """
+    family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
+    is_long = queries >= tables_of_pipelines.SUMS_FROM.get(width, 1)
+    summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
+    return ("backward_key" if family == "backward_sums" and not summed else family), summed

@@ -1,0 +1,122 @@
+"""Query-side backward: d_q and d_q_t of a tile of query rows, streaming over key tiles; MATH.md (13)-(15), (18)."""
+
+import triton
+import triton.language as tl
+
+from ...layout import empty_rows
+from ..launch.call import Call, Maybe
+from ..tiles import add_product, load_factors, scale_rows, select_head, store_rows, zero_rows
+from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
+
+
+@triton.jit
+def _query_tile(
+    acc_q, acc_q_t, query, statistics, key, mask, scale, m0, n0, at_border, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
+    q, q_t, G, T = query
+    lse, mu, row_a, row_delta = statistics
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    k = load_factors(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t = load_factors(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    p = probabilities(
+        q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
+        False, MASK_LAYOUT, True, CAUSAL, PRECISION,
+    )  # fmt: skip
+    v = load_factors(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v_t = load_factors(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, False, PRECISION)
+    acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
+    if len(ds) > 1 and len(k_t) > 0:
+        acc_q = add_product(acc_q, ds[1], k_t, PRECISION)
+    if len(acc_q_t) > 0:
+        acc_q_t = add_product(acc_q_t, ds[1], k, PRECISION)  # (18)
+    return acc_q, acc_q_t
+
+
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def backward_query_kernel(
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, M, N,
+    heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of query rows of one head against all keys. The gradients that are given are written."""
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    tiles = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    m0 = (pid % tiles) * BLOCK_M
+    head = (pid // tiles) % heads
+    batch = pid // tiles // heads
+    rows = m0 + tl.arange(0, BLOCK_M)
+
+    q_rows = load_factors(
+        select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    q_t_rows = load_factors(
+        select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    G = load_factors(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    T = load_factors(
+        select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
+    )
+    query = (q_rows, q_t_rows, G, T)
+    base = (batch.to(tl.int64) * heads + head) * M
+    statistics = (
+        load_lse(lse, base, rows, rows < M, MASK_LAYOUT[2]),
+        load_statistic(mu, base, rows, rows < M),
+        load_statistic(row_a, base, rows, rows < M),
+        load_statistic(row_delta, base, rows, rows < M),
+    )
+    key = (
+        select_head(k, batch, head // group, batch_shape, REGULAR),
+        select_head(k_t, batch, head // group, batch_shape, REGULAR),
+        select_head(v, batch, head // group, batch_shape, REGULAR),
+        select_head(v_t, batch, head // group, batch_shape, REGULAR),
+    )
+    head_mask = select_head(mask, batch, head, batch_shape, False)
+
+    end = N
+    full = (N // BLOCK_N) * BLOCK_N
+    if CAUSAL:
+        end = tl.minimum(N, m0 + BLOCK_M)
+        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
+    acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
+    acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
+    for n0 in range(0, end, BLOCK_N):
+        acc_q, acc_q_t = _query_tile(
+            acc_q, acc_q_t, query, statistics, key, head_mask, scale, m0, n0, n0 >= full, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
+        )  # fmt: skip
+
+    factor = tl.zeros([BLOCK_M], tl.float32) + scale
+    if d_q is not None:
+        d_q_head = select_head(d_q, batch, head, batch_shape, REGULAR)
+        store_rows(d_q_head, scale_rows(acc_q, factor), m0, M, K_COLUMNS, REGULAR)
+    if d_q_t is not None:
+        d_q_t_head = select_head(d_q_t, batch, head, batch_shape, REGULAR)
+        store_rows(d_q_t_head, scale_rows(acc_q_t, factor), m0, M, K_COLUMNS, REGULAR)
+
+
+def launch_backward_query(
+    call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
+    wanted: tuple[bool, bool],
+) -> tuple[Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q and d_q_t.
+
+    `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta.
+    """
+    q, q_t = inputs[0], inputs[3]
+    d_q = _empty_like(q) if wanted[0] else None
+    d_q_t = _empty_like(q_t) if wanted[1] else None
+    if d_q is not None or d_q_t is not None:
+        operands = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
+        args = (*operands[0], call.mask, *operands[1], *statistics)
+        call.launch(backward_query_kernel, "backward_query", call.query_programs, args, scale)
+    return d_q, d_q_t
+
+
+def _empty_like(x: Maybe) -> Maybe:
+    return None if x is None else empty_rows(x, x.shape[-1])

@@ -1,0 +1,153 @@
+"""Forward kernel: o, and under a JVP o_t, streaming over key tiles; MATH.md (1)-(7'')."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...layout import empty_lse, empty_rows, empty_statistic
+from ..launch.call import Call, Maybe
+from ..tiles import (
+    add_product,
+    add_scaled_rows,
+    biased_scores,
+    exponential,
+    load_factors,
+    scale_rows,
+    scores,
+    scores_and_tangent,
+    scores_sum,
+    select_head,
+    store_rows,
+    zero_rows,
+)
+
+
+@triton.jit
+def _forward_tile(
+    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, scale, m0, n0, at_border, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One key tile of the stream: the state (acc_o, acc_o_t, m, l, c) after it; (7'')."""
+    acc_o, acc_o_t, m, l, c = state
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    k_rows = load_factors(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t_rows = load_factors(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
+    SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
+    JOINT: tl.constexpr = q_rows[0].dtype == tl.float32 and PRECISION == "ieee"
+    if JOINT:
+        s, s_t = scores_and_tangent(q_rows, k_rows, q_t_rows, k_t_rows, FIRST, SECOND, PRECISION)
+    else:
+        s = scores(q_rows, k_rows, PRECISION)
+    ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
+    s = biased_scores(s, scale, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_LAYOUT, True, CAUSAL)
+    m_new = tl.maximum(m, tl.max(s, 1))
+    m_safe = m_new
+    if len(mask) > 0:
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = exponential(s - m_safe[:, None], ADDITIVE)
+    alpha = exponential(m - m_safe, ADDITIVE)
+    l = l * alpha + tl.sum(p, 1)
+    v_rows = load_factors(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    if JVP:
+        acc_o_t = scale_rows(acc_o_t, alpha)
+    if FIRST + SECOND > 0:
+        if not JOINT:
+            s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
+        s_t = s_t * scale - c[:, None]  # (4), shifted
+        step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)
+        c += step
+        acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)
+        acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
+    if len(v_t) > 0:
+        v_t_rows = load_factors(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+        acc_o_t = add_product(acc_o_t, p, v_t_rows, PRECISION)
+    acc_o = add_product(scale_rows(acc_o, alpha), p, v_rows, PRECISION)
+    return acc_o, acc_o_t, m_new, l, c
+
+
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def forward_kernel(
+    q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of query rows of one head against all keys."""
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    JVP: tl.constexpr = o_t is not None
+    tiles = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    m0 = (pid % tiles) * BLOCK_M
+    head = (pid // tiles) % heads
+    batch = pid // tiles // heads
+    rows = m0 + tl.arange(0, BLOCK_M)
+
+    q_rows = load_factors(
+        select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    q_t_rows = load_factors(
+        select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    k_head = select_head(k, batch, head // group, batch_shape, REGULAR)
+    v_head = select_head(v, batch, head // group, batch_shape, REGULAR)
+    k_t_head = select_head(k_t, batch, head // group, batch_shape, REGULAR)
+    v_t_head = select_head(v_t, batch, head // group, batch_shape, REGULAR)
+    head_mask = select_head(mask, batch, head, batch_shape, False)
+
+    end = N
+    full = (N // BLOCK_N) * BLOCK_N
+    if CAUSAL:
+        end = tl.minimum(N, m0 + BLOCK_M)
+        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    c = tl.zeros([BLOCK_M], tl.float32)
+    acc_o = zero_rows(BLOCK_M, V_COLUMNS, True)
+    acc_o_t = zero_rows(BLOCK_M, V_COLUMNS, JVP)
+    state = (acc_o, acc_o_t, m, l, c)
+    for n0 in range(0, end, BLOCK_N):
+        state = _forward_tile(
+            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, m0, n0, n0 >= full, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, JVP, PRECISION, REGULAR,
+        )  # fmt: skip
+
+    acc_o, acc_o_t, m, l, c = state
+    norm = 1.0 / tl.where(l == 0.0, 1.0, l)
+    statistic = (batch.to(tl.int64) * heads + head) * M + rows
+    if MASK_LAYOUT[2]:
+        tl.store(lse + statistic * 2, m, mask=rows < M)
+        tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453, mask=rows < M)
+    else:
+        tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
+    o_head = select_head(o, batch, head, batch_shape, REGULAR)
+    store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
+    if JVP:
+        tl.store(mu + statistic, c, mask=rows < M)
+        o_t_head = select_head(o_t, batch, head, batch_shape, REGULAR)
+        store_rows(o_t_head, scale_rows(acc_o_t, norm), m0, M, V_COLUMNS, REGULAR)
+
+
+def launch_forward(
+    call: Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_t: Maybe,
+    k_t: Maybe,
+    v_t: Maybe,
+    mask: Maybe,
+    scale: float,
+    jvp: bool,
+) -> tuple[Tensor, Maybe, Tensor, Maybe]:
+    """o, o_t, lse and mu (o_t and mu None without a JVP)."""
+    o, lse = empty_rows(q, v.shape[-1]), empty_lse(q, mask)
+    o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
+    if call.is_empty:
+        return o, o_t, lse, mu
+    operands = call.operands(q, k, v, q_t, k_t, v_t)
+    args = (*operands, call.mask, *call.operands(o, o_t), lse, mu)
+    call.launch(forward_kernel, "forward", call.query_programs, args, scale)
+    return o, o_t, lse, mu

@@ -1,0 +1,190 @@
+"""Which Tritons the warp-specialised kernels serve with, what a self-check decides, and that defaults of Triton do not
+matter."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from flashjvp.kernels.hopper import selfcheck
+from flashjvp.kernels.launch import schedule
+from flashjvp.kernels.launch.hopper_tables import HELD, MEASURED, PIPELINES
+
+ROOT = Path(__file__).resolve().parents[3]
+CARD = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str | None]]:
+    """A card that was never seen, a Triton that is not known, and checks that say what is popped from the list."""
+    answers: list[Any] = []
+
+    def checked(device: torch.device) -> str | None:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(schedule, "RELEASE", (99, 0))
+    monkeypatch.setitem(schedule.ARCHITECTURES, CARD, "sm_90")
+    monkeypatch.setattr(selfcheck, "_FOUND", {})
+    monkeypatch.setattr(selfcheck, "_checked", checked)
+    monkeypatch.setattr(selfcheck, "knobs", SimpleNamespace(cache=SimpleNamespace(dir=str(tmp_path / "cache"))))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    yield answers
+    assert not answers
+
+
+def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "_FOUND", {})
+
+
+def are_served() -> bool:
+    return bool(schedule.pipelines(CARD, "half", 64))
+
+
+def test_a_check_that_holds_is_made_once_and_kept(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.append(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert are_served() and are_served()
+        new_process(monkeypatch)
+        assert are_served() and schedule.why_not_pipelines(CARD, "half", 64) is None
+
+
+def test_a_check_that_fails_is_kept(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.append("d_k is wrong")
+    for _ in range(2):
+        assert not are_served() and not are_served()
+        assert re.search("d_k is wrong.*Install a Triton", schedule.why_not_pipelines(CARD, "half", 64) or "")
+        new_process(monkeypatch)
+
+
+def test_what_a_check_raised_is_asked_again_in_another_process(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls += [RuntimeError("no memory"), None]
+    assert not are_served() and not are_served()
+    assert "RuntimeError: no memory" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
+    new_process(monkeypatch)
+    assert are_served()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"reason": 3}', "\x80"])
+def test_a_broken_file_is_no_answer(text: str, calls: list[Any]) -> None:
+    calls.append(None)
+    path = selfcheck._path("a card")
+    path.parent.mkdir()
+    path.write_text(text)
+    assert are_served()
+    assert json.loads(path.read_text()) == {"reason": None}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_without_a_place_to_keep_it_a_check_counts(calls: list[Any], tmp_path: Path) -> None:
+    calls.append(None)
+    (tmp_path / "cache").write_text("no folder")
+    assert are_served()
+
+
+def test_no_check_while_a_graph_is_captured(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.append(None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not are_served()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert are_served()
+
+
+def test_threads_wait_for_one_check_whose_own_calls_are_served(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def checked(device: torch.device) -> None:
+        selfcheck._THREAD.checks = True
+        time.sleep(0.05)
+        seen.append(are_served())
+
+    monkeypatch.setattr(selfcheck, "_checked", checked)
+    threads = [threading.Thread(target=lambda: seen.append(are_served())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 5
+
+
+def test_an_older_triton_is_not_checked(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RELEASE", (3, 5))
+    assert not are_served()
+    assert "need Triton 3.6 or newer" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
+
+
+@pytest.mark.parametrize("release", MEASURED, ids=str)
+def test_measured_ones_are_served_unasked(
+    release: tuple[int, int], calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "RELEASE", release)
+    assert are_served()
+
+
+def test_why_not_in_words(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RELEASE", MEASURED[0])
+    assert "head dims padded to 48, but to 64, 80, 96, 128" in (schedule.why_not_pipelines(CARD, "half", 48) or "")
+    assert "TF32" in (schedule.why_not_pipelines(CARD, "ieee", 64) or "")
+    assert "interpreter" in (schedule.why_not_pipelines(torch.device("cpu"), "half", 64) or "")
+    monkeypatch.setitem(schedule.ARCHITECTURES, CARD, "sm_80")
+    assert "not for sm_80" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
+    assert not schedule.pipelines(CARD, "half", 64)
+
+
+def test_fewer_tiles_are_held_from_one_release_on() -> None:
+    before, since = (schedule._tiles(PIPELINES["sm_90"], release) for release in ((3, 8), (3, 10)))
+    assert before == PIPELINES["sm_90"]
+    for (width, kind, family), held in HELD.items():
+        assert (
+            since[width][kind][family] == before[width][kind][family]._replace(held=held) != before[width][kind][family]
+        )
+
+
+@pytest.mark.gpu
+def test_the_check_holds_here() -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs compute capability 9.0")
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    assert selfcheck._remembered(torch.cuda.get_device_name(), CARD) is None
+    assert all(map(torch.equal, states, (torch.get_rng_state(), torch.cuda.get_rng_state())))
+
+
+PTX = """
+import hashlib
+from verify import codegen, codegen_runs
+found = []
+codegen_runs.measure = lambda compiled, architecture: found.append(compiled.asm["ptx"]) or {}
+for d in (16, 64):
+    codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents=""))
+print(len(found), hashlib.sha256("".join(found).encode()).hexdigest())
+"""
+
+
+def test_fusion_of_products_with_sums_is_no_default_of_tritons(tmp_path: Path) -> None:
+    said = []
+    for default in ("0", "1"):
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment |= {"TRITON_DEFAULT_FP_FUSION": default, "TRITON_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", PTX], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout)
+    assert said[0] == said[1] and int(said[0].split()[0]) == 8

@@ -1,0 +1,199 @@
+"""`explain` says what serves a call, launches nothing for it, and judges arguments as the call itself does."""
+
+import contextlib
+import importlib
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+import flashjvp
+from flashjvp import support
+from flashjvp.backends import select
+from flashjvp.kernels.hopper import eligibility
+from flashjvp.kernels.launch import replay, schedule
+from flashjvp.kernels.launch.call import Call
+from tests.flashjvp.kernels.test_hopper import CASES, interpreted, pipelines_in_use
+from tests.flashjvp.test_errors import BOTH, JVP_ONLY, VIEWS, Bad, Recorder, good
+from verify.cases.attention import Case, make_inputs
+from verify.emulator.gluon import emulated
+from verify.oracles.attention import run
+
+EXPLAIN = importlib.import_module("flashjvp.explain")  # whose name in the package is the function's
+HALF: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
+
+
+def qkv(*shape: int, **options: Any) -> list[Tensor]:
+    return [torch.empty(shape, **options) for _ in range(3)]
+
+
+@contextlib.contextmanager
+def every_release_verified() -> Iterator[None]:
+    """As with a Triton that the warp-specialised kernels are in use with."""
+    tables = schedule.PIPELINES["sm_90"]
+    with (
+        patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
+        patch.object(schedule, "has_pipelines", lambda device, kind, width: width in tables),
+        patch.object(schedule, "why_not_pipelines", lambda *call: None),
+    ):
+        yield
+
+
+def test_it_prints_what_it_returns_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    for backend in (None, "triton", "tiled", "reference"):
+        explanation = flashjvp.explain(*qkv(2, 4, 100, 70, **HALF), backend=backend)
+        printed = capsys.readouterr().out
+        assert printed == f"{explanation}\n"
+        assert max(map(len, printed.splitlines())) <= 80
+        assert len(printed.splitlines()) <= 20
+        assert explanation.backend == (backend or "tiled")
+        assert explanation.versions["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("bad", [*BOTH, *JVP_ONLY], ids=lambda bad: bad.name)
+def test_it_raises_what_the_call_raises(bad: Bad) -> None:
+    arguments = {**good(), **bad.change()}
+    with pytest.raises(bad.error) as of_call:
+        flashjvp.attention_jvp(**arguments)
+    with pytest.raises(bad.error, match=re.escape(str(of_call.value))):
+        flashjvp.explain(**arguments)
+
+
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_it_copies_and_computes_nothing(backend: str | None) -> None:
+    """Neither what autocast casts nor a mask whose last dim is strided, which the kernels copy."""
+    q, k, v = qkv(2, 1, 40, 64)
+    mask = torch.empty(50, 40).mT
+    keys = [x.expand(2, 3, 40, 64) for x in (k, v)]
+    if backend == "triton" and torch.cuda.is_available():
+        pytest.skip("the interpreter serves machines without a GPU")
+    with Recorder() as seen, torch.autocast("cpu", torch.float16):
+        flashjvp.explain(q[:, :, :, :], *(x[:, :1] for x in keys), attn_mask=mask[:40, :40], backend=backend)
+    assert seen.names <= {*VIEWS, "aten::alias", "aten::empty_like", "aten::slice"}
+
+
+def test_without_a_gpu_plain_pytorch_is_explained() -> None:
+    on_cpu = flashjvp.explain(*qkv(2, 4, 100, 64))
+    assert (on_cpu.backend, on_cpu.kernels, on_cpu.measured) == ("tiled", "plain PyTorch, tile by tile", False)
+    assert on_cpu.why_not_faster == ("tensors on the cpu device: the kernels need a GPU",)
+    assert on_cpu.tiles["forward"] == {"queries": 100, "keys": 100}
+    (reason,) = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF)).why_not_faster
+    assert "backend='triton'" in reason
+    assert flashjvp.explain(*qkv(0, 4, 100, 64, **HALF), backend="triton").kernels.startswith("none")
+
+
+def test_the_version_of_triton_is_explained() -> None:
+    with patch.object(schedule, "RELEASE", (3, 5)):
+        found = flashjvp.explain(*qkv(1, 2, 100, 64, **HALF), backend="triton")
+    assert found.kernels == "portable"
+    assert "Triton 3.6" in found.why_not_faster[0] and "Install a Triton" in found.why_not_faster[0]
+
+
+def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
+    q, k, v = qkv(2, 4, 100, 64, **HALF)
+    wide = torch.empty(2, 4, 100, 128, **HALF)
+    yield "tangents", {"q_t": q}, "k_t and v_t came as None"
+    yield "mask", {"attn_mask": torch.empty(100, 100, device="meta")}, "an additive mask"
+    yield "scale", {"scale": -0.3}, "not positive, -0.3"
+    yield "head dims", {"v": wide}, "head dims differ (D=64, Dv=128)"
+    yield "multiple of 8", dict(zip("qkv", qkv(2, 4, 100, 70, **HALF), strict=True)), "D=70 is not a multiple of 8"
+    yield "batch dims", {name: x[None] for name, x in zip("qkv", (q, k, v), strict=True)}, "2 batch dims"
+    yield "columns", {"k": k.mT.contiguous().mT}, "k is not contiguous, its stride is 100: k.contiguous() mends it"
+    yield "broadcast", {"v": v[:1].expand_as(v)}, "v is broadcast, its strides are [0, 6400, 64, 1]"
+    rows = torch.empty(2, 4, 100, 68, **HALF)[..., :64]
+    yield "rows", {"q": rows}, "rows of q are [54400, 13600, 136] bytes apart, which 16 does not divide"
+
+
+@pytest.mark.parametrize(("change", "words"), [pytest.param(*case[1:], id=case[0]) for case in not_served()])
+def test_what_keeps_the_warp_specialised_kernels_off_is_named(change: dict[str, Any], words: str) -> None:
+    arguments = {**dict(zip("qkv", qkv(2, 4, 100, 64, **HALF), strict=True)), **change}
+    with every_release_verified():
+        found = flashjvp.explain(**arguments, backend="triton")
+    assert found.kernels == "portable"
+    assert len(found.why_not_faster) == 1 and words in found.why_not_faster[0]
+
+
+def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
+    memory = torch.empty(3, 2 * 4 * 10 * 64 + 8, dtype=torch.float16)
+    q, k, v = (row[4:-4].view(2, 4, 10, 64) for row in memory)
+    call, cotangent = Call(q.clone(), k, v, None, False), torch.empty(()).half().expand(2, 4, 10, 64)
+    assert eligibility.misfit(call, (q.clone(), k.clone(), v.clone()), ()) is None
+    assert "k.clone() mends it" in str(eligibility.misfit(call, (q.clone(), k, v.clone()), ()))
+    inputs = (q.clone(), k.clone(), v.clone(), None, None, None)
+    assert "the gradient of o is broadcast" in str(eligibility.misfit(call, inputs, (cotangent,)))
+
+
+def test_several_reasons_are_all_named() -> None:
+    tangent = torch.empty(2, 4, 100, 64, **HALF)
+    with patch.object(schedule, "RELEASE", (3, 5)):
+        found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), q_t=tangent, backend="triton")
+    assert ["Triton" in reason for reason in found.why_not_faster] == [True, False]
+
+
+def test_a_measured_pair_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    served = EXPLAIN._Served("triton", "warp-specialised", {}, [])
+    q: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    for row, capability in ((row, c) for row in support.TABLE for c in ((9, 0), (9, 1))):
+        found = support.Versions(f"{row.torch}+cu130", row.triton, "3.11.7", "0.1.0")
+        monkeypatch.setattr(support, "installed", lambda found=found: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        explanation = EXPLAIN._explanation(served, q, None)
+        assert explanation.measured == (row.gpu == support.MEASURED and capability == (9, 0))
+        assert ("yes" in str(explanation)) == explanation.measured
+        assert explanation.versions["device"] == f"cuda:0 (a GPU, compute capability 9.{capability[1]})"
+        assert "flashjvp has nothing faster" in str(explanation)
+
+
+@interpreted
+@pytest.mark.parametrize("d", [64, 72])
+@pytest.mark.parametrize("tangents", ["qkv", ""])
+def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
+    """The portable kernels, in the interpreter."""
+    launched: dict[str, dict[str, int]] = {}
+    original = Call.launch
+
+    def launch(call: Call, kernel: Any, family: str, *rest: Any) -> None:
+        tile = schedule.lookup(call.device, call.kind, family, call.width)
+        launched[family] = {name: size for name, size in tile._asdict().items() if size}
+        original(call, kernel, family, *rest)
+
+    cotangents = ("o", "o_t") if tangents else ("o",)
+    case = Case(
+        "tiles", batch=(1,), q_heads=1, kv_heads=1, m=9, n=9, d=d, dv=d, tangents=(*tangents,), cotangents=cotangents
+    )
+    inputs = make_inputs(case, torch.float32)
+    replay.forget()
+    with patch.object(Call, "launch", launch):
+        run(inputs, "triton")
+    explained = flashjvp.explain(
+        inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t, scale=inputs.c, backend="triton"
+    )
+    assert explained.tiles == launched
+
+
+@interpreted
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
+@pytest.mark.parametrize("name", ["ragged_64", "ragged_128", "plain_72", "ragged_96", "mask_72"])
+def test_the_families_are_those_that_are_launched(name: str, ordered: bool) -> None:
+    """The warp-specialised kernels, in the emulator."""
+    inputs = make_inputs(next(case for case in CASES if case.name == name), torch.float32)
+    with emulated(), pipelines_in_use(ordered) as launched, every_release_verified():
+        run(inputs, "triton")
+        found = flashjvp.explain(
+            inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t, inputs.mask, scale=inputs.c,
+            backend="triton",
+        )  # fmt: skip
+    assert found.kernels == "warp-specialised" and set(found.tiles) == set(launched)
+
+
+@pytest.mark.gpu
+def test_a_call_on_a_gpu_is_explained() -> None:
+    q, k, v = qkv(1, 2, 256, 64, device="cuda", dtype=torch.bfloat16)
+    found = flashjvp.explain(q, k, v)
+    assert found.backend == select.choose(q.device, q.dtype) and "compute capability" in found.versions["device"]

@@ -1,0 +1,132 @@
+"""The warning that a GPU could be faster: where it comes, once, of what, and where it does not."""
+
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import flashjvp
+from flashjvp import FlashJVPPerformanceWarning, performance
+from flashjvp.backends import select
+from flashjvp.backends import triton as kernels
+from flashjvp.kernels.launch import replay, schedule
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a fresh process."""
+    monkeypatch.setattr(performance, "_SAID", set())
+    monkeypatch.setattr(select, "_CAPABILITIES", {})
+    select.resolve.cache_clear()
+    yield
+    select.resolve.cache_clear()
+
+
+def said(function: Any, *arguments: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        function(*arguments)
+    assert all(issubclass(one.category, FlashJVPPerformanceWarning) for one in found)
+    return [str(one.message) for one in found]
+
+
+def test_a_gpu_without_kernels_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+    (text,) = said(select.resolve, None, GPU, torch.bfloat16)
+    assert "cuda:0" in text and "got (8, 6)" in text and "flashjvp.explain" in text
+    assert not said(select.resolve, None, GPU, torch.bfloat16)
+    assert not said(select.resolve, None, GPU, torch.float16)
+
+
+def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_HAS_TRITON", False)
+    (text,) = said(select.resolve, None, GPU, torch.float32)
+    assert "pip install triton" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype"),
+    [
+        pytest.param(None, GPU, torch.float64, id="a dtype is the user's choice"),
+        pytest.param("tiled", GPU, torch.float16, id="so is a backend"),
+        pytest.param(None, torch.device("cpu"), torch.float32, id="a CPU has no kernels"),
+        pytest.param(None, torch.device("meta"), torch.float32, id="nor has meta"),
+    ],
+)
+def test_choices_are_not_warned_about(
+    name: str | None, device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+    assert not said(select.resolve, name, device, dtype)
+
+
+def call(**changes: Any) -> Any:
+    """One that the warp-specialised kernels serve, on a GPU."""
+    columns, mask = (64, 64), None
+    return SimpleNamespace(
+        is_empty=False, device=GPU, kind="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
+        batch_shape=(1,), **changes,
+    )  # fmt: skip
+
+
+def inputs(first: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    q, k, v = torch.empty(3, 1, 2, 8, 64, dtype=torch.float16)
+    return q if first is None else first, k, v, None, None, None
+
+
+@pytest.fixture
+def with_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A GPU for which there are warp-specialised kernels, in use with this Triton."""
+    monkeypatch.setattr(schedule, "has_pipelines", lambda *call: True)
+    monkeypatch.setattr(schedule, "pipelines", lambda *call: {"plain": {}})
+    monkeypatch.setattr(schedule, "why_not_pipelines", lambda *call: None)
+    yield monkeypatch
+
+
+def test_a_triton_that_keeps_kernels_off_is_warned_about(with_tiles: pytest.MonkeyPatch) -> None:
+    with_tiles.setattr(schedule, "pipelines", lambda *call: {})
+    with_tiles.setattr(schedule, "why_not_pipelines", lambda *call: "install the torch that brings Triton 3.6")
+    (text,) = said(kernels._hopper, call(), 1.0, inputs())
+    assert "portable kernels" in text and "install the torch" in text
+    assert not said(kernels._hopper, call(), 1.0, inputs())
+
+
+def test_a_layout_that_keeps_kernels_off_is_warned_about(with_tiles: pytest.MonkeyPatch) -> None:
+    columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
+    (text,) = said(kernels._hopper, call(), 1.0, inputs(columns))
+    assert "q.contiguous() mends it" in text
+    d_o = torch.empty((), dtype=torch.float16).expand(1, 2, 8, 64)
+    (text,) = said(kernels._hopper, call(), 1.0, inputs(), d_o, None)
+    assert "the gradient of o is broadcast" in text
+
+
+def test_what_a_call_asks_for_is_not_warned_about(with_tiles: pytest.MonkeyPatch) -> None:
+    """Nor what another layout would not change."""
+    columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
+    assert not said(kernels._hopper, call(), -1.0, inputs(columns))
+    with_tiles.setattr(schedule, "has_pipelines", lambda *call: False)
+    assert not said(kernels._hopper, call(), 1.0, inputs(columns))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter serves machines without a GPU")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_warning_names_the_line_of_the_user(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And breaks no graph."""
+    replay.forget()
+    monkeypatch.setattr(kernels, "_hopper", lambda *call: performance.warn_once("slow"))
+    q, k, v = torch.randn(3, 1, 1, 5, 16)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flashjvp.attention(q, k, v, backend="triton")
+
+    function = torch.compile(attention, backend="eager", fullgraph=True) if compiled else attention
+    with pytest.warns(FlashJVPPerformanceWarning, match="slow") as found:
+        function(q, k, v)
+    (ours,) = (one for one in found if one.category is FlashJVPPerformanceWarning)  # numpy may warn the interpreter
+    assert compiled or ours.filename == __file__

@@ -1,0 +1,200 @@
+"""Two processes that gloo connects train like one, replicated (DDP) or sharded (FSDP2)."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tvm_ref.runs import (
+    PATIENCE_SECONDS,
+    change,
+    command_line,
+    digits,
+    finish,
+    launch,
+    together,
+    train,
+    train_silently,
+)
+from tvm_ref.data.dataset import open_dataset
+from tvm_ref.objective.loss import Batch
+from tvm_ref.training.batches import Batches
+from tvm_ref.training.checkpoint import checkpoints, load_model, read_step, save
+from tvm_ref.training.config import ConfigError, TrainConfig
+from tvm_ref.training.parallel import world
+from tvm_ref.training.state import State
+from tvm_ref.training.step import gradient
+from verify.budget.network_tolerance import relative_error, training_budget
+
+
+def train_in_float64(config: TrainConfig) -> None:
+    """Three steps; writes what they gave, and a checkpoint of what they led to, into config.run.out."""
+    torch.set_default_dtype(torch.float64)
+    out = Path(config.run.out)
+    with world(config.run.device) as this:
+        state, batches = State(config, this), Batches(config, open_dataset(config.data), this)
+        outcomes = []
+        for step in range(3):
+            draws = [Batch(*(x.to(this.device) for x in batch)) for batch in batches.draw(step)]
+            outcomes.append(gradient(state.objective, state.target, draws, this, clip=config.optim.clip)[:4])
+            state.advance()
+        save(out, 3, state.tensors(), config, this)
+        (out / f"{this.rank}.json").write_text(json.dumps(outcomes))
+    torch.set_default_dtype(torch.float32)
+
+
+def train_compiled_in_float64(config: TrainConfig) -> None:
+    """The same with compiled blocks, but for code generation, which is slow."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    train_in_float64(config)
+
+
+def results(out: Path, rank: int) -> list[torch.Tensor]:
+    return list(torch.tensor(json.loads((out / f"{rank}.json").read_text()), dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one process's training."""
+    out = tmp_path_factory.mktemp("one")
+    train_in_float64(digits(out))
+    return out
+
+
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, checkpointing: str) -> None:
+    config = digits(tmp_path, parallel=parallel, accumulate=2, checkpointing=checkpointing)
+    together(2, train_in_float64, config)
+    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+    for weights in ("ema", "raw"):  # one process reads what two wrote
+        networks = [load_model(out, device=torch.device("cpu"), weights=weights).model for out in (tmp_path, one)]
+        pair = [list(network.parameters()) for network in networks]
+        # Read into float32: one rounding of each number is added.
+        assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_processes_with_compiled_blocks_train_like_one(
+    one: Path, tmp_path: Path, parallel: str, checkpointing: str
+) -> None:
+    config = digits(tmp_path, parallel=parallel, checkpointing=checkpointing, compile=True)
+    together(2, train_compiled_in_float64, config)
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
+def test_two_gpus_train_like_one(tmp_path: Path, parallel: str, checkpointing: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs for nccl, and torch finds {torch.cuda.device_count()}")
+    settings = {"parallel": parallel, "checkpointing": checkpointing, "accumulate": 2, "device": "cuda"}
+    for name, size in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        together(size, train_in_float64, digits(tmp_path / name, **settings))
+    assert (tmp_path / "two/0.json").read_text() == (tmp_path / "two/1.json").read_text()
+    assert relative_error(results(tmp_path / "two", 0), results(tmp_path / "one", 0)) <= training_budget()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    config = digits(tmp_path, steps=2, parallel="fsdp")
+    train(config)
+    together(2, train_silently, change(config, steps=4))
+    written = {path.name[:11] for path in checkpoints(tmp_path / "checkpoints")[-1].glob("shard-*")}
+    assert written == {"shard-00001", "shard-00002"}
+    printed = train(change(config, steps=6, parallel="ddp"))
+    assert "going on from" in printed and "step-00000004" in printed
+    assert read_step(checkpoints(tmp_path / "checkpoints")[-1]) == 6
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == list("123456")
+    assert len(list((tmp_path / "samples").glob("step-00000004-nfe-*.png"))) == 3
+
+
+def test_a_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path: Path) -> None:
+    config = digits(tmp_path, steps=10**6, save_every=10**6, parallel="fsdp")
+    ranks = launch(2, train_silently, config)
+    rows = tmp_path / "metrics.csv"
+    while all(rank.is_alive() for rank in ranks) and not (rows.exists() and rows.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    assert ranks[1].pid is not None
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    finish(*ranks)
+    saved = checkpoints(tmp_path / "checkpoints")[-1]
+    assert rows.read_text().splitlines()[-1].split(",")[0] == str(read_step(saved))
+    assert len(list(saved.glob("shard-00002-*"))) > 0
+
+
+def torchrun(arguments: list[str], output: Path) -> None:
+    """`torchrun --standalone --nproc-per-node 2 -m tvm_ref.train ...`, which must succeed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tvm_ref.train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # which torchrun would set with a warning
+    root = Path(__file__).parents[3]
+    with output.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, *launcher, *arguments], cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+        for end in (run.terminate, run.kill):  # terminated, it ends its processes, and kills those that hang
+            try:
+                run.wait(PATIENCE_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                end()
+    assert run.wait() == 0, output.read_text()
+
+
+def test_torchrun_starts_a_run_and_goes_on_with_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for last in (3, 5):
+        torchrun(command_line(out, steps=last, parallel="fsdp"), tmp_path / f"output-{last}")
+        assert read_step(checkpoints(out / "checkpoints")[-1]) == last
+    assert f"going on from {out / 'checkpoints' / 'step-00000003'}" in (tmp_path / "output-5").read_text()
+    rows = (out / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == list("12345")
+    written = {path.name[:11] for path in checkpoints(out / "checkpoints")[-1].glob("shard-*")}
+    assert written == {"shard-00001", "shard-00002"}  # both processes took part
+
+
+def test_a_batch_that_does_not_fit_the_processes_stops_all_of_them(tmp_path: Path) -> None:
+    together(2, refused, change(digits(tmp_path / "run"), batch=25))
+    assert not (tmp_path / "run").exists()
+
+
+def refused(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="25 cannot be split evenly over 2 processes"):
+        train(config)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"process 2 .* there are 2: .*--run\.device cpu"), world("cuda"):
+        pass
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_only_a_process_alone_is_torn_down(processes: str) -> None:
+    """What runs at the interpreter's exit does not, in one of several; what was printed is there, and the status."""
+    code = """
+import atexit
+from tvm_ref.training.parallel import leave
+atexit.register(print, 'end'); print('work'); leave(3)
+"""
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stdout.split() == (["work", "end"] if processes == "1" else ["work"])
+
+
+def test_a_process_alone_needs_no_connection() -> None:
+    with world("cpu") as this:
+        assert dataclasses.astuple(this)[:2] == (0, 1)
+        assert this.gather("x") == ["x"]
+        assert not torch.distributed.is_initialized()

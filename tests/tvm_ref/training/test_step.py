@@ -1,0 +1,158 @@
+"""The gradient of a step, however it is computed: micro-batches, recomputation, compilation, clipping, autocast.
+
+Everything is in float64 (torch's default type decides), where two correct ways differ by a little more than 1e-16.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.tvm_ref.runs import change, digits
+from tvm_ref.data.dataset import open_dataset
+from tvm_ref.objective.loss import Batch
+from tvm_ref.training.batches import Batches
+from tvm_ref.training.config import TrainConfig
+from tvm_ref.training.parallel import World
+from tvm_ref.training.state import State
+from tvm_ref.training.step import Outcome, gradient
+from verify.budget.network_tolerance import relative_error, training_budget
+
+CONFIG = digits(Path("run"))
+ALONE = World(0, 1, torch.device("cpu"))
+DATASET = open_dataset(CONFIG.data)
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    """The type of networks and batches."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def trained(config: TrainConfig, steps: int = 3) -> tuple[State, list[Outcome]]:
+    """The state after some steps of `config`, and what the steps gave."""
+    state, batches = State(config, ALONE), Batches(config, DATASET, ALONE)
+    outcomes = []
+    for step in range(steps):
+        outcomes.append(gradient(state.objective, state.target, batches.draw(step), ALONE, clip=config.optim.clip))
+        state.advance()
+    return state, outcomes
+
+
+def assert_same(config: TrainConfig, other: TrainConfig) -> None:
+    """Both give the same losses, gradient norms and weights up to rounding."""
+    (one, losses), (two, other_losses) = trained(config), trained(other)
+    assert relative_error(*(torch.tensor(x).unbind() for x in (other_losses, losses))) <= training_budget()
+    for copy in ("network", "target", "average"):
+        weights = [list(getattr(state, copy).parameters()) for state in (two, one)]
+        assert relative_error(*weights) <= training_budget()
+
+
+@pytest.mark.parametrize("accumulate", [2, 6])
+def test_micro_batches_equal_the_large_batch(accumulate: int) -> None:
+    assert_same(CONFIG, change(CONFIG, accumulate=accumulate))
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_recomputation_changes_nothing(kind: str) -> None:
+    assert_same(CONFIG, change(CONFIG, checkpointing=kind))
+
+
+def test_compiled_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tracing and the derivative of it are the compiler's part that can be wrong here; code generation is slow.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    shallow = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, depth=1))
+    assert_same(shallow, change(shallow, checkpointing="selective", compile=True))
+
+
+class Count(TorchDispatchMode):
+    """How often attention is computed."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += function.name().startswith("flashjvp::forward")
+        return function(*args, **(kwargs or {}))
+
+
+def test_selective_recomputation_keeps_attention() -> None:
+    calls = {}
+    for kind in ("none", "full", "selective"):
+        config = change(CONFIG, checkpointing=kind)
+        state, (batch,) = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
+        loss = state.objective(batch, state.target).loss.sum()
+        with Count() as count:
+            loss.backward()
+        calls[kind] = count.calls
+    blocks = 2 * CONFIG.model.depth  # of the dual and of the plain evaluation
+    assert calls == {"none": 0, "full": blocks, "selective": 0}
+
+
+def test_a_gradient_is_clipped_to_the_limit() -> None:
+    state, batches = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE).draw(0)
+    free = gradient(state.objective, state.target, batches, ALONE)
+    whole = torch.cat([p.grad.flatten() for p in state.parameters])  # type: ignore[union-attr]
+    assert relative_error([torch.tensor(free.gradient_norm)], [whole.norm()]) <= training_budget()
+    limit = free.gradient_norm / 4
+    clipped = gradient(state.objective, state.target, batches, ALONE, clip=limit)
+    assert clipped == free
+    cut = torch.cat([p.grad.flatten() for p in state.parameters])  # type: ignore[union-attr]
+    quarter = limit / (free.gradient_norm + 1e-6)  # PyTorch's guard against a norm of zero
+    assert relative_error([cut], [whole * quarter]) <= training_budget()
+    gradient(state.objective, state.target, batches, ALONE, clip=4 * free.gradient_norm)
+    assert torch.equal(torch.cat([p.grad.flatten() for p in state.parameters]), whole)  # type: ignore[union-attr]
+
+
+def test_the_learning_rate_rises_linearly() -> None:
+    state, batches = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE)
+    rates = []
+    for step in range(5):
+        gradient(state.objective, state.target, batches.draw(step), ALONE)
+        rates.append(state.advance())
+    top = CONFIG.optim.lr
+    assert rates == [top * (1 / 3), top * (2 / 3), top, top, top]
+
+
+def test_the_target_gets_no_gradient() -> None:
+    state, batches = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE).draw(0)
+    gradient(state.objective, state.target, batches, ALONE)
+    assert all(p.grad is None for copy in (state.target, state.average) for p in copy.parameters())
+    assert all(p.grad is not None for p in state.parameters)
+    ids = {id(p) for p in state.objective.parameters()}
+    assert not any(id(p) in ids for p in state.target.parameters())
+
+
+def test_bfloat16_is_autocast_of_the_same_loss() -> None:
+    torch.set_default_dtype(torch.float32)
+    outcomes = {}
+    for precision in ("float32", "bfloat16"):
+        config = change(CONFIG, precision=precision)
+        state, batches = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
+        with torch.no_grad():  # the output layer starts at zero, where precision would not show
+            for copy in (state.network, state.target):
+                for p in copy.parameters():
+                    p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 8)
+        outcomes[precision] = gradient(state.objective, state.target, batches, ALONE)
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in state.parameters)
+    error = relative_error([torch.tensor(outcomes["bfloat16"].loss)], [torch.tensor(outcomes["float32"].loss)])
+    assert 0 < error <= training_budget(torch.bfloat16)
+
+
+def test_a_stop_is_seen_after_the_step() -> None:
+    state, batches = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE).draw(0)
+    assert gradient(state.objective, state.target, batches, ALONE, stop=True).stop
+    assert not gradient(state.objective, state.target, batches, ALONE).stop
+
+
+def test_batches_stay_as_they_were() -> None:
+    state, batches = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE).draw(0)
+    before = [Batch(*(x.clone() for x in batch)) for batch in batches]
+    gradient(state.objective, state.target, batches, ALONE)
+    assert all(torch.equal(x, y) for a, b in zip(batches, before, strict=True) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,23 @@
+"""Every composition of transforms gives what the explicit call gives; `verify faults` shows that each can fail."""
+
+import pytest
+import torch
+
+from verify.cases.attention import CASES, make_inputs
+from verify.checks.wiring import WIRING
+from verify.oracles.attention import Subject
+
+BY_NAME = {case.name: case for case in CASES}
+NAMES = (
+    "square", "plain", "gqa", "batch_none", "batch_many", "batch_empty", "mask_bool_full", "packed",
+    "tangents_q", "tangents_kv", "cotangent_o_tangents_qkv", "cotangent_o_t_tangents_v",
+)  # fmt: skip
+NOTHING_TO_MAP = ("batch_none", "batch_many", "batch_empty", "mask_bool_full")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("check", WIRING)
+def test_holds_on_tiled(check: str, name: str) -> None:
+    findings = WIRING[check](make_inputs(BY_NAME[name], torch.float32), Subject("tiled"))
+    assert [finding for finding in findings if not finding.ok] == []
+    assert bool(findings) or (check == "func.vmap" and name in NOTHING_TO_MAP)

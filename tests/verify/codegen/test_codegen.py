@@ -1,0 +1,159 @@
+"""`python -m verify codegen`: what the kernels compile to, what fails, and how the figures are read off the code."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from verify.codegen import command as codegen
+from verify.codegen.command import SHARED_BYTES, Configuration, Kernel, compiled, fault, sample
+from verify.codegen.worker import in_loops, of_amdgcn, of_sass, overwritten
+
+ROOT = Path(__file__).resolve().parents[3]
+GOOD = Kernel("sm_90", "half", 64, 64, family="forward", tile="64x64x4x3", registers=210, tensor_core=24)
+SASS = """
+ Function k:
+  REG:40 STACK:16 SHARED:0
+        /*0000*/                   MOV R1, c[0x0][0x28] ;      /* 0x1 */
+        /*0010*/                   STL [R1], R2 ;              /* 0x1 */
+        /*0020*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4] ; /* 0x1 */
+        /*0030*/                   LDL R3, [R1] ;              /* 0x1 */
+        /*0040*/               @P0 BRA 0x20 ;                  /* 0x1 */
+        /*0050*/                   EXIT ;                      /* 0x1 */
+        /*0060*/                   BRA 0x60 ;                  /* 0x1 */
+"""
+AMDGCN = """
+.amdgcn_target "amdgcn-amd-amdhsa--gfx942"
+kernel:
+	s_mov_b32 s0, 0
+	scratch_store_dword off, v1, s0
+.LBB0_1:
+	v_mfma_f32_32x32x8_bf16 a[0:15], v[0:1], v[2:3], a[0:15]
+	scratch_load_dword v1, off, s0
+	s_cbranch_scc1 .LBB0_1
+	s_endpgm
+    .private_segment_fixed_size: 8
+    .vgpr_count:     96
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "reason"),
+    [
+        ({}, "3.6.0", ""),
+        ({"failure": "CompilationError: x"}, "3.6.0", "CompilationError"),
+        ({"shared_bytes": SHARED_BYTES["sm_90"]}, "3.6.0", ""),
+        ({"shared_bytes": SHARED_BYTES["sm_90"] + 1}, "3.6.0", "shared memory"),
+        ({"architecture": "sm_80", "shared_bytes": SHARED_BYTES["sm_80"] + 1}, "3.6.0", "shared memory"),
+        ({"spill_bytes": 16}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "tangents": ""}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "mask": "bool", "causal": True}, "3.6.0", ""),
+        ({"loop_spills": 9, "loop_spill_share": 1 / 100, "mask": "bool", "causal": True}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "9.9", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000}, "3.9.1", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 72}, "3.9.1", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "kind": "tf32"}, "3.9.1", "spills"),
+        ({"loop_spills": 9, "loop_spill_share": 1 / 100}, "3.9.1", "spills"),
+        ({"loop_spills": 9, "loop_spill_share": 1 / 100, "family": "backward_key, warp-specialised"}, "3.9.1", ""),
+        ({"loop_spill_share": 1 / 1000, "family": "forward, warp-specialised"}, "3.6.0", "spills"),
+        ({"loop_spill_share": 1 / 1000, "ordered": True}, "3.6.0", "spills"),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "architecture": "sm_100"}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36, "kind": "ieee"}, "3.6.0", "spills"),
+    ],
+)
+def test_what_fails(changes: dict[str, object], version: str, reason: str) -> None:
+    found = fault(replace(GOOD, **changes), version)  # type: ignore[arg-type]
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+def test_sass_is_read() -> None:
+    assert of_sass(SASS) == {
+        "registers": 40, "spill_bytes": 16, "loop_spills": 1, "loop_spill_share": 1 / 3, "tensor_core": 1,
+        "failure": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "is_wrong"),
+    [
+        (["HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ", "FADD R9, R24, R25"], False),
+        (["HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ", "MUFU.EX2 R166, R24"], True),
+        (["HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ", "@P0 LDS.64 R163, [R2]"], True),
+        (["F2FP.BF16.F32.PACK_AB R164, R3, R4", "HGMMA.64x64x16.F32.BF16 R24, R164, gdesc[UR8], RZ"], False),
+        (["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ", "MUFU.EX2 R24, R24"], False),
+    ],
+)
+def test_a_held_operand_that_a_loop_overwrites_is_seen(body: list[str], is_wrong: bool) -> None:
+    """As ptxas compiled a kernel whose results were wrong from the second turn of its loop on."""
+    code = [("0x0", "LDSM.16.M88.4 R164, [R5]"), *((f"0x{n}0", line) for n, line in enumerate(body, 1))]
+    code.append(("0x90", "@P0 BRA 0x10"))
+    assert bool(overwritten(code)) == is_wrong
+
+
+def test_amdgcn_is_read() -> None:
+    assert of_amdgcn(AMDGCN) == {
+        "registers": 96, "spill_bytes": 8, "loop_spills": 1, "loop_spill_share": 1 / 3, "tensor_core": 1,
+        "isa": "gfx942",
+    }  # fmt: skip
+
+
+def test_only_innermost_loops_count() -> None:
+    inner = [("a", "spill"), ("b", "x"), ("", "jump b"), ("", "jump a")]
+    assert in_loops(inner, r"jump (\w)", "spill") == (0, 0.0)
+    assert in_loops([("a", "spill"), ("", "x"), ("", "jump a")], r"jump (\w)", "spill") == (1, 1 / 3)
+
+
+def test_the_sample_has_every_head_dim_kind_and_option() -> None:
+    chosen = sample("sm_90")
+    assert len(set(chosen)) == len(chosen)
+    assert {(c.kind, c.d) for c in chosen} >= {("half", d) for d in codegen.HEAD_DIMS} | {("tf32", 64), ("ieee", 256)}
+    assert {c.tangents for c in chosen} >= {"", "q", "k", "v", "qkv"}
+    assert {c.mask for c in chosen} == {"", "bool", "additive"}
+    assert any(c.causal and c.mask for c in chosen) and any(c.group > 1 for c in chosen)
+    assert any(c.d != c.dv for c in chosen)
+
+
+@pytest.mark.parametrize(("architecture", "target"), [("sm_90", "sm_90"), ("sm_80", "sm_80"), ("gfx942", "gfx942")])
+def test_kernels_compile_without_a_gpu(architecture: str, target: str) -> None:
+    (kernels,) = compiled([Configuration(architecture, "half", 16, 16, group=2)])
+    assert [kernel.family for kernel in kernels] == ["forward", "rowsums", "backward_query", "backward_key_value"]
+    for kernel in kernels:
+        assert fault(kernel, "9.9") == ""
+        assert target in kernel.isa and kernel.registers > 0
+        assert (kernel.tensor_core > 0) == (kernel.shared_bytes > 1024) == (kernel.family != "rowsums")
+        assert kernel.architecture == architecture and kernel.group == 2
+
+
+def test_a_compiler_that_dies_is_a_failing_row_and_the_others_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codegen, "PROCESSES", 1)
+    jobs = [Configuration(architecture, "half", 16, 16, tangents="") for architecture in ("no such", "sm_90")]
+    dead, *others = compiled(jobs)
+    assert [kernel.architecture for kernel in dead] == ["no such"]
+    assert "exit code 1: ValueError" in fault(dead[0], "9.9")
+    assert [fault(kernel, "9.9") for kernels in others for kernel in kernels] == [""] * 4
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Every row of the table is in the CSV, and the exit code says whether one failed."""
+    program = (
+        "import sys; from verify import codegen\n"
+        "codegen.sample = lambda architecture: [codegen.Configuration(architecture, 'half', 16, 16, tangents='')]\n"
+        f"codegen.SHARED_BYTES = {{'sm_90': int(sys.argv[1])}}\n"
+        f"sys.exit(codegen.main(['--arch', 'sm_90', '--out', {str(tmp_path)!r}]))"
+    )
+    environment = os.environ | {"COLUMNS": "200"}
+    for limit, code, said in ((SHARED_BYTES["sm_90"], 0, "0 failed"), (1000, 1, "shared memory")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(limit)], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stdout
+        rows = pd.read_csv(tmp_path / "codegen.csv")
+        assert list(rows.family) == ["forward", "rowsums", "backward_query", "backward_key_value"]

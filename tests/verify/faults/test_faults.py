@@ -1,0 +1,93 @@
+"""The checks of verify catch every planted fault, and the machinery that shows it cannot be fooled by a crash."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import flashjvp
+from verify.checks.emulated import EMULATED
+from verify.checks.wiring import WIRING
+from verify.faults import command as faults
+from verify.faults.fault import CASE_BY_NAME, EMULATED_CHECKS, Fault
+from verify.faults.fault_list import FAULTS
+from verify.oracles.identities import PROPERTIES
+
+PACKAGE = Path(flashjvp.__file__).parent
+
+
+def test_every_fault_is_caught_and_the_unpatched_copy_is_not(tmp_path: Path) -> None:
+    code = faults.main(["--out", str(tmp_path)])
+    with (tmp_path / "faults.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row for row in rows if row["ok"] != "true"] == []
+    assert [row["fault"] for row in rows if row["fault"]] == [fault.name for fault in FAULTS]
+    checks = {(row["check"], row["case"]) for row in rows if not row["fault"]}
+    assert checks == {(fault.check, fault.case) for fault in FAULTS}
+    assert code == 0
+
+
+def test_the_list_covers_every_part() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
+    assert {fault.case for fault in FAULTS} <= CASE_BY_NAME.keys()
+    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *WIRING, *EMULATED}
+    assert {fault.check for fault in FAULTS} >= WIRING.keys() | EMULATED.keys()
+    assert set(EMULATED_CHECKS) == EMULATED.keys()
+    # These choose kernels and tiles, and compute nothing: tests/flashjvp/kernels/test_hopper.py judges the choice.
+    choices = {"launch/hopper_tables.py", "launch/schedule.py", "launch/tables.py", "hopper/eligibility.py"}
+    # tests/flashjvp/kernels/test_triton_versions.py judges these; what the second makes differs with the Triton.
+    choices |= {"hopper/selfcheck.py", "hopper/triton_compat.py"}
+    paths = [path for path in (PACKAGE / "kernels").rglob("*.py") if path.name != "__init__.py"]
+    kernels = {str(path.relative_to(PACKAGE)) for path in paths}
+    kernels -= {f"kernels/{name}" for name in choices}
+    backends = {"backends/tiled.py", "backends/reference.py", "backends/triton.py"}
+    dispatch = {f"dispatch/{name}.py" for name in ("autograd", "operators", "func_jvp", "fast_path")}
+    others = {"_torch/levels.py", "_torch/eager.py", "_torch/guards.py", "causal_bias.py"}
+    assert {fault.file for fault in FAULTS} >= kernels | backends | dispatch | others
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
+def test_patches_fit_the_source(fault: Fault) -> None:
+    assert (PACKAGE / fault.file).read_text().count(fault.old) == 1
+    assert fault.old != fault.new
+
+
+@pytest.mark.parametrize(("old", "times"), [("no such text", 0), ("return", 5)])
+def test_a_patch_that_does_not_fit_is_an_error(old: str, times: int, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("return " * 5)
+    with pytest.raises(ValueError, match=f"'rotten': expected '{old}' once in module.py, got it {times} times"):
+        faults.apply(Fault("rotten", "tiled", "module.py", old, "new"), tmp_path)
+
+
+def test_only_a_finding_counts_as_caught() -> None:
+    """Not a harmless patch, not code that raises, not a process that dies; nor is a check that fails by itself."""
+    signature = "def attention(\n"
+    harmless = Fault("harmless", "wiring", "api.py", signature, f"# {signature}{signature}")
+    raises = Fault("raises", "wiring", "errors.py", '"""The errors', 'raise RuntimeError("as planned")\n"""The errors')
+    dies = Fault("dies", "wiring", "errors.py", '"""The errors', '__import__("os")._exit(7)\n"""The errors')
+    verdicts = {v.fault: v for v in faults.run(faults.planned([harmless, raises, dies]))}
+    assert {name: v.ok for name, v in verdicts.items()} == {"": True, "harmless": False, "raises": False, "dies": False}
+    assert verdicts["harmless"].failure == ""
+    assert verdicts["raises"].failure == "RuntimeError: as planned"
+    assert verdicts["dies"].failure == "the process ended with exit code 7"
+
+
+def test_the_exit_code_and_the_table_tell_of_a_missed_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = faults.Verdict("planted", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
+    sound = faults.Verdict("", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
+    for ok in ((True, True), (False, True), (True, False)):
+        found = [replace(v, ok=x) for v, x in zip((verdict, sound), ok, strict=True)]
+        monkeypatch.setattr(faults, "run", lambda plan, seed, found=found: iter(found))
+        assert faults.main([]) == (0 if all(ok) else 1)
+        printed = capsys.readouterr().out
+        assert ("MISSED" in printed) == (not ok[0])
+        assert ("FAILED" in printed) == (not ok[1])
+
+
+def test_only_names_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        faults.main(["--only", "no such fault"])
+    assert "no fault is called 'no such fault'" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""How good samples are: distances to data, classifiers, features."""

@@ -1,0 +1,159 @@
+"""What `evaluate` measures, for each kind of data."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.archive import ImageArchive
+from ..data.dataset import BatchOrder, DataConfig, Dataset, open_dataset
+from ..data.digits import real_digits
+from ..data.toys import TRAINING_SEED, ToyName, toy_points
+from ..data.vae import load_vae
+from ..model.dit import DiT
+from ..sampling.generate import generate
+from ..sampling.grids import decoded, to_uint8
+from ..sampling.sampler import cycle_error
+from .digits import DigitJudge
+from .distances import frechet_distance, precision_recall, wasserstein2
+from .inception import DETECTOR_URL, InceptionDetector
+from .reference import load_moments
+
+CYCLE_TIMES = (0.25, 0.5, 1.0)
+CYCLE_IMAGES = 64
+CYCLE_STEPS = 16  # of Heun's method on the way out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples are drawn: guidance w, LossConfig.scaled, seed of noise and labels, samples made at once."""
+
+    w: float
+    scaled: bool
+    seed: int
+    batch: int
+
+    def draw(self, model: DiT, labels: Tensor, nfe: int) -> Iterator[Tensor]:
+        """Batches of one sample for each of `labels`; see generate."""
+        return generate(model, labels, w=self.w, steps=nfe, scaled=self.scaled, seed=self.seed, batch=self.batch)
+
+
+class Evaluation(NamedTuple):
+    """Figures for each number of network evaluations, and figures that do not depend on it, by name."""
+
+    samples: int
+    by_nfe: dict[int, dict[str, float]]
+    context: dict[str, float]
+
+
+def evaluate_toy(model: DiT, name: ToyName, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
+    """w2: exact 2-Wasserstein distance of `count` samples to as many fresh points.
+
+    Context: w2_fresh, the same between two sets of fresh points (none of them training data), which even a perfect
+    network reaches on average only; and the cycle errors.
+    """
+    one, two = (torch.from_numpy(toy_points(name, count, TRAINING_SEED + 1 + i)) for i in range(2))
+    labels = torch.zeros(count, dtype=torch.int64)
+    by_nfe = {
+        nfe: {"w2": wasserstein2(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]).flatten(1), one)}
+        for nfe in nfes
+    }
+    context = {"w2_fresh": wasserstein2(two, one), **cycle_errors(model, open_dataset(DataConfig(name=name)), sampling)}
+    return Evaluation(count, by_nfe, context)
+
+
+def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
+    """accuracy and frechet of DigitJudge for `count` samples whose labels are those of the real digits, in turn.
+
+    Context: the judge's accuracy on held-out digits, and the cycle errors.
+    """
+    judge = DigitJudge()
+    labels = torch.from_numpy(np.resize(real_digits().labels, count))
+    by_nfe = {}
+    for nfe in nfes:
+        quality = judge.judge(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]), labels)
+        by_nfe[nfe] = quality._asdict()
+    dataset = open_dataset(DataConfig(name="digits"))
+    return Evaluation(
+        count, by_nfe, {"judge_accuracy": judge.held_out_accuracy, **cycle_errors(model, dataset, sampling)}
+    )
+
+
+def evaluate_images(
+    model: DiT,
+    data: DataConfig,
+    nfes: tuple[int, ...],
+    count: int,
+    sampling: Sampling,
+    *,
+    inception: Path | None,
+    reference: Path | None,
+    reference_images: Path | None,
+    vae: Path | None,
+) -> Evaluation:
+    """fid, and with reference images precision and recall, of `count` samples with labels uniform over the classes.
+
+    reference_images: `count` of them (or all, if fewer), chosen by the seed, are compared with; without `reference`,
+    FID is to them too. Everything is checked and loaded before the first sample. Context: the cycle errors.
+    Raises FileNotFoundError and ValueError that say what to give or to fetch.
+    """
+    device = next(model.parameters()).device
+    if inception is None:
+        raise ValueError(f"FID needs Inception weights: fetch {DETECTOR_URL} and pass --inception FILE")
+    if reference is None and reference_images is None:
+        raise ValueError("FID needs --reference (statistics, .npz or .pkl) or --reference-images (zip file or folder)")
+    if (data.latents is not None) != (vae is not None):
+        expected = "needs --vae FOLDER to decode them" if data.latents is not None else "takes no --vae"
+        raise ValueError(f"a network of {'latents' if data.latents is not None else 'images'} {expected}")
+    detector = InceptionDetector(inception, device)
+    moments = load_moments(reference) if reference is not None else None
+    archive = ImageArchive(reference_images, 0) if reference_images is not None else None
+    autoencoder = load_vae(vae, device) if vae is not None else None
+    context = cycle_errors(model, open_dataset(data), sampling)
+
+    real = None
+    if archive is not None:
+        chosen = BatchOrder(seed=sampling.seed, size=len(archive)).indices(0, 0, 1, min(count, len(archive)))
+        real = detector.all_features(
+            archive.pixels(chosen[first : first + sampling.batch]) for first in range(0, len(chosen), sampling.batch)
+        )
+    classes = max(model.config.num_classes, 1)
+    labels = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(sampling.seed))
+    by_nfe = {}
+    for nfe in nfes:
+        features = []
+        for samples in sampling.draw(model, labels, nfe):
+            if data.latents is not None and autoencoder is not None:
+                samples = decoded(samples, data.latents, autoencoder)
+            features.append(detector.features(to_uint8(samples)))
+        generated = torch.cat(features)
+        target = moments if moments is not None else real
+        assert target is not None
+        by_nfe[nfe] = {"fid": frechet_distance(generated, target)}
+        if real is not None:
+            by_nfe[nfe] |= precision_recall(generated, real)._asdict()
+    return Evaluation(count, by_nfe, context)
+
+
+def cycle_errors(model: DiT, dataset: Dataset, sampling: Sampling) -> dict[str, float]:
+    """Mean over 64 training items of sampler.cycle_error: out by the velocity to t, back by one jump; a key for each t.
+
+    The root mean square over an item's numbers, in units of the data.
+    """
+    device = next(model.parameters()).device
+    indices = BatchOrder(seed=sampling.seed, size=len(dataset)).indices(0, 0, 1, min(CYCLE_IMAGES, len(dataset)))
+    x0, labels = dataset.get(indices, torch.Generator().manual_seed(sampling.seed))
+    x0, labels = x0.to(device), labels.to(device)
+    guidance = model.config.guidance
+    return {
+        f"cycle_error_t{t:g}": cycle_error(
+            model, x0, labels, sampling.w, t, CYCLE_STEPS, sampling.scaled, guidance=guidance
+        )
+        .mean()
+        .item()
+        for t in CYCLE_TIMES
+    }

@@ -1,0 +1,63 @@
+"""Reference statistics for FID: mean `mu` and covariance `sigma` of Inception features, from an npz or a pickle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import safe_pickle
+from .distances import Moments
+
+
+class ReferenceFileError(ValueError):
+    """A file of reference statistics that cannot be used; the message names it."""
+
+
+def load_moments(path: Path) -> Moments:
+    """`mu` [d] and `sigma` [d, d] of `path` (.npz, or .pkl with a plain dict of NumPy arrays), as float64.
+
+    No code in the file is run: npz members must not be pickles, and a pickle may hold plain containers, numbers,
+    strings and NumPy arrays only.
+
+    Raises FileNotFoundError, UnsafePickleError (of safe_pickle) naming what a pickle asked for, ReferenceFileError for
+    anything else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no reference statistics at {path}: expected an .npz or .pkl file with mu and sigma")
+    if path.suffix == ".npz":
+        content = _read_npz(path)
+    elif path.suffix == ".pkl":
+        content = _read_pickle(path)
+    else:
+        raise ReferenceFileError(f"{path}: expected a file that ends in .npz or .pkl")
+    mean, covariance = content.get("mu"), content.get("sigma")
+    for name, value, axes in (("mu", mean, 1), ("sigma", covariance, 2)):
+        if not isinstance(value, np.ndarray) or value.dtype not in (np.float32, np.float64) or value.ndim != axes:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise ReferenceFileError(
+                f"{path}: expected {name} as a float array with {axes} axes, got {got}; the file holds "
+                f"{', '.join(sorted(content))}"
+            )
+        if not np.isfinite(value).all():
+            raise ReferenceFileError(f"{path}: {name} holds values that are not finite")
+    assert isinstance(mean, np.ndarray) and isinstance(covariance, np.ndarray)
+    if covariance.shape != (len(mean), len(mean)):
+        raise ReferenceFileError(f"{path}: mu has {len(mean)} numbers, but sigma has shape {list(covariance.shape)}")
+    return Moments(*(torch.from_numpy(value.astype(np.float64)) for value in (mean, covariance)))
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            # Some files hold the images too, which are large.
+            return {name: file[name] if name in ("mu", "sigma") else None for name in file.files}
+    except Exception as error:  # NumPy and zipfile answer damaged bytes with errors of many types
+        raise ReferenceFileError(f"{path}: not an npz file of plain arrays ({error})") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    content = safe_pickle.load(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ReferenceFileError(f"{path}: expected a dict with mu and sigma, got {type(content).__name__}")
+    return content

@@ -1,0 +1,54 @@
+"""Samples of a trained network, numbered: sample i is a function of (weights, seed, i, label, w, steps)."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ..data.noise import indexed_normals
+from ..model.dit import DiT
+from ..objective.loss import LossConfig
+from .sampler import sample
+
+
+def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) -> float:
+    """The w to sample with: `w`, or by default the one that the network was trained with.
+
+    Raises ValueError where there is no default (random guidance), or `w` is one that the network cannot follow: outside
+    the range of training with random guidance, or another than the trained one without a guidance input.
+    """
+    if config.w_random is not None:
+        low, high = config.w_random
+        if w is None or not low <= w <= high:
+            raise ValueError(f"the network was trained with random guidance: expected w from {low} to {high}, got {w}")
+        return w
+    if w is None:
+        return config.w
+    if not guidance_input and w != config.w:
+        raise ValueError(f"the network takes no guidance and was trained with w = {config.w}, got w = {w}")
+    if not w > 0:
+        raise ValueError(f"w: expected a positive number, got {w}")
+    return w
+
+
+def generate(
+    model: DiT, labels: Tensor, *, w: float, steps: int, scaled: bool, seed: int, batch: int
+) -> Iterator[Tensor]:
+    """One sample for each of `labels` int64 [n], in order, as float32 [<= batch, C, H, W] on the model's device.
+
+    steps: evaluations of the network for a sample; scaled: LossConfig.scaled. The noise is the same on every device
+    and for every batch size. Raises ValueError for labels that the network does not know.
+    """
+    config = model.config
+    if len(labels) < 1 or batch < 1:
+        raise ValueError(f"expected at least one label and batch >= 1, got {len(labels)} labels and batch {batch}")
+    if not 0 <= labels.min() <= labels.max() <= config.num_classes:
+        raise ValueError(
+            f"expected labels from 0 to {config.num_classes} ({config.num_classes} = no class), "
+            f"got {labels.min()} to {labels.max()}"
+        )
+    device = next(model.parameters()).device
+    shape = (config.channels, config.image_size, config.image_size)
+    for first in range(0, len(labels), batch):
+        chunk = labels[first : first + batch]
+        noise = indexed_normals(seed, range(first, first + len(chunk)), shape).to(device)
+        yield sample(model, noise, chunk.to(device), w, steps, scaled, guidance=config.guidance)

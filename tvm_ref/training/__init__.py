@@ -1,0 +1,1 @@
+"""A training run: settings, steps, processes, checkpoints, figures."""

@@ -1,0 +1,104 @@
+"""The batch of a step: data, noise, times and label drops as functions of (seed, step, place in the global batch)."""
+
+from collections.abc import Generator as Stream
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..data.dataset import BatchOrder, Dataset
+from ..objective.loss import Batch, make_batch
+from .config import ConfigError, TrainConfig
+from .parallel import World
+
+UNIT = 16  # images whose draws share one generator; units start at multiples of UNIT in the global batch
+DATA, DRAW = 0, 1  # streams of random numbers
+
+
+class Batches:
+    """This process's part of every global batch, in micro-batches.
+
+    The global batch of a step is the same for every number of processes and micro-batches; process r takes the r-th of
+    world.size contiguous parts. The next step is drawn by a thread while the current one is computed.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, world: World) -> None:
+        """Raises ConfigError if the data do not fit the network, or the batch cannot be split evenly."""
+        self._config, self._dataset, self._world = config, dataset, world
+        model, run = config.model, config.run
+        wanted = (model.channels, model.image_size, model.image_size)
+        if tuple(dataset.shape) != wanted:
+            raise ConfigError(
+                f"the data are images of shape {tuple(dataset.shape)} (channels, height, width), but the network "
+                f"takes {wanted}: change --model.channels and --model.image-size, or the data"
+            )
+        if dataset.num_classes != model.num_classes:
+            raise ConfigError(
+                f"the data have {dataset.num_classes} classes, but the network has {model.num_classes}: "
+                f"give --model.num-classes {dataset.num_classes}, or other data"
+            )
+        parts = world.size * run.accumulate
+        if run.batch % parts:
+            raise ConfigError(
+                f"run.batch = {run.batch} cannot be split evenly over {world.size} processes with "
+                f"{run.accumulate} micro-batches each: give a --run.batch that is a multiple of {parts}"
+            )
+        self._order = BatchOrder(seed=run.seed, size=len(dataset))
+        self._micro = run.batch // parts
+        self._pool = ThreadPoolExecutor(max_workers=1)
+
+    def steps(self, first: int) -> Stream[list[Batch]]:
+        """The micro-batches of step `first`, of the next one, and so on, on the CPU (pinned if they go to a GPU)."""
+        try:
+            ahead: Future[list[Batch]] = self._pool.submit(self.draw, first)
+            while True:
+                batches = ahead.result()
+                first += 1
+                ahead = self._pool.submit(self.draw, first)
+                yield batches
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def draw(self, step: int) -> list[Batch]:
+        """The micro-batches of a step."""
+        accumulate = self._config.run.accumulate
+        start = self._world.rank * accumulate * self._micro
+        batches = [self._part(step, start + i * self._micro) for i in range(accumulate)]
+        if self._world.device.type == "cuda":
+            batches = [Batch(*(field.pin_memory() for field in batch)) for batch in batches]
+        return batches
+
+    def _part(self, step: int, start: int) -> Batch:
+        """Images [start, start + micro) of the global batch of a step."""
+        run = self._config.run
+        stop = start + self._micro
+        indices = self._order.indices(step, 0, 1, run.batch)[start:stop]
+        x0, labels = self._dataset.get(indices, _generator(run.seed, step, DATA, 0))
+        first, last = start // UNIT, -(-stop // UNIT)
+        # Units that this part covers in part are drawn whole, on images of zeros, and cut to size.
+        x0 = _pad(x0.to(torch.get_default_dtype()), start - first * UNIT, last * UNIT - stop)
+        labels = _pad(labels, start - first * UNIT, last * UNIT - stop)
+        units = [
+            self._unit(x0[i * UNIT : (i + 1) * UNIT], labels[i * UNIT : (i + 1) * UNIT], step, first + i)
+            for i in range(last - first)
+        ]
+        here = slice(start - first * UNIT, stop - first * UNIT)
+        return Batch(*(torch.cat(fields)[here] for fields in zip(*units, strict=True)))
+
+    def _unit(self, x0: Tensor, labels: Tensor, step: int, unit: int) -> Batch:
+        config = self._config
+        generator = _generator(config.run.seed, step, DRAW, unit)
+        return make_batch(x0, labels, config.loss, config.times, config.model.num_classes, generator)
+
+
+def _generator(*key: int) -> Generator:
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return Generator().manual_seed(int(seed) >> 1)
+
+
+def _pad(x: Tensor, before: int, after: int) -> Tensor:
+    """`x` with rows of zeros before and after."""
+    if not before and not after:
+        return x
+    return torch.cat([x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])])

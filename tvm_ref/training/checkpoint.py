@@ -1,0 +1,251 @@
+"""Checkpoints: complete or absent, checked before they are used, and free of pickles.
+
+A checkpoint is a folder `step-00000100` with
+
+    shard-*.safetensors   tensors, written by torch.distributed.checkpoint, every process its own; any number of
+                          processes can load them
+    config.json           the TrainConfig
+    manifest.json         the step, and size and SHA-256 of every other file; it carries a SHA-256 of itself
+
+It is written under another name, brought to the disk, and renamed. Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..model.dit import DiT
+from .config import TrainConfig, load_config, save_config
+from .parallel import World
+
+MANIFEST, CONFIG = "manifest.json", "config.json"
+ALONE = World(0, 1, torch.device("cpu"))
+Tensors = dict[str, Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, found, trusted or used."""
+
+
+class LoadedModel(NamedTuple):
+    """A network and the run that trained it."""
+
+    model: DiT
+    config: TrainConfig
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step-*[0-9]"))
+
+
+def save(folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: World) -> Path:
+    """Writes checkpoint `step` into `folder`, then removes all but the newest config.run.keep; every process calls it.
+
+    tensors: named alike on every process; a sharded one (DTensor) is written in parts, any other one once. Names start
+        with a word and a dot; tensors with the same word share files.
+
+    Returns the checkpoint's path. Raises CheckpointError, on every process, if it cannot be written; then those before
+    it are untouched.
+    """
+    path, draft = folder / f"step-{step:08d}", folder / ".draft"
+    _together(world, path, lambda: _fresh(draft) if world.first else None)
+    _together(world, path, lambda: _write_tensors(draft, tensors))
+    files: dict[str, Any] = {}
+    for part in _together(world, path, lambda: _describe(draft.glob(f"shard-{world.rank + 1:05d}-*"))):
+        files |= part
+    _together(world, path, lambda: _finish(draft, path, step, files, config) if world.first else None)
+    return path
+
+
+def read_step(path: Path, world: World = ALONE) -> int:
+    """The step of the checkpoint `path`, once all its files are what they were when it was written.
+
+    Raises CheckpointError that names the damaged file and offers the newest whole checkpoint beside it.
+    """
+    faults = [fault for part in world.gather(_faults(path, world)) for fault in part]
+    if not faults:
+        return int(json.loads((path / MANIFEST).read_text())["step"])
+    earlier = [other for other in checkpoints(path.parent) if other.name < path.name]
+    whole = next((other for other in reversed(earlier) if not _faults(other, ALONE)), None)
+    advice = (
+        f"{whole} is whole: give it instead (training goes on from it with --run.resume {whole})"
+        if whole
+        else "there is no whole checkpoint before it: start again with another --run.out"
+    )
+    raise CheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}. {advice}.")
+
+
+def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
+    """Fills `tensors`, whose names and shapes must be in the checkpoint; every process calls it, after read_step.
+
+    Raises CheckpointError for a name or shape that is not there, and for files that are not safetensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(dict(tensors), storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
+    except (Exception, CheckpointException) as error:  # whatever safetensors and DCP raise
+        raise CheckpointError(f"checkpoint {path} does not hold the tensors of this run: {_reason(error)}") from error
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Renames the checkpoints after `step`, so that a run which went back to it does not take them up again."""
+    for path in checkpoints(folder):
+        if path.name > f"step-{step:08d}":
+            path.rename(path.with_name(f"aside-{path.name}"))
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`, and what was left of others."""
+    for old in checkpoints(folder)[:-keep]:
+        # Out of sight first: a half-removed folder must not look like a checkpoint.
+        shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
+    for hidden in (".replaced", *(old.name for old in folder.glob(".removed-*"))):
+        shutil.rmtree(folder / hidden, ignore_errors=True)
+
+
+def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
+    """The network of a checkpoint, or of the newest one of a run's folder, for evaluation.
+
+    weights: "ema", the average that samples are drawn with, or "raw", those of the optimizer.
+
+    Raises CheckpointError for a path without a checkpoint and for a damaged one, ConfigError for a configuration that
+    cannot be read. No pickle is read.
+    """
+    if not (path / MANIFEST).is_file():
+        found = checkpoints(path / "checkpoints") or checkpoints(path)
+        if not found:
+            raise CheckpointError(f"no checkpoint in {path}: expected a folder of a run, or one that holds {MANIFEST}")
+        path = found[-1]
+    read_step(path)
+    config = load_config(path / CONFIG)
+    model = DiT(config.model).requires_grad_(False).eval()
+    load(path, named("ema" if weights == "ema" else "network", model))
+    return LoadedModel(model.to(device), config)
+
+
+def named(word: str, module: torch.nn.Module) -> Tensors:
+    """The tensors of a module, not copies, by word.name."""
+    return {f"{word}.{name}": value for name, value in module.state_dict().items()}
+
+
+def _together(world: World, path: Path, work: Any) -> list[Any]:
+    """Results of `work` by process; raises on every process if it failed on any."""
+    result, reason, error = None, "", None
+    try:
+        result = work()
+    except (
+        Exception,
+        CheckpointException,
+    ) as caught:  # every failure must reach every process, or the others would wait for ever
+        reason, error = _reason(caught), caught
+    outcomes = world.gather((result, reason))
+    failed = next((why for _, why in outcomes if why), "")
+    if failed:
+        before = checkpoints(path.parent)
+        advice = f"the newest one is {before[-1]}" if before else "there is none before it"
+        raise CheckpointError(
+            f"checkpoint {path} could not be written: {failed}; {advice}. "
+            "Once there is room, the same command goes on from there."
+        ) from error
+    return [value for value, _ in outcomes]
+
+
+def _fresh(draft: Path) -> None:
+    if draft.exists():
+        shutil.rmtree(draft)
+    draft.mkdir(parents=True)
+
+
+def _write_tensors(draft: Path, tensors: Tensors) -> None:
+    words = sorted({name.split(".")[0] for name in tensors})
+    writer = dcp.HuggingFaceStorageWriter(
+        str(draft),
+        fqn_to_index_mapping={name: 1 + words.index(name.split(".")[0]) for name in tensors},
+        save_distributed=True,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+
+
+def _finish(draft: Path, path: Path, step: int, files: dict[str, Any], config: TrainConfig) -> None:
+    save_config(config, draft / CONFIG)
+    body = {"step": step, "files": files | _describe([draft / CONFIG])}
+    (draft / MANIFEST).write_text(_manifest(body))
+    for file in (draft / CONFIG, draft / MANIFEST, draft):
+        _to_disk(file)
+    if path.exists():  # a run that went back to an earlier checkpoint
+        _fresh(path.parent / ".replaced")
+        path.rename(path.parent / ".replaced" / path.name)
+    draft.rename(path)
+    _to_disk(path.parent)
+    remove_old(path.parent, config.run.keep)
+
+
+def _describe(files: Any) -> dict[str, Any]:
+    return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+
+
+def _faults(path: Path, world: World) -> list[str]:
+    """What is wrong with a checkpoint, in words; each process checks its share of the files."""
+    try:
+        text = (path / MANIFEST).read_text()
+        body = json.loads(text)
+        del body["sha256"]
+        if text != _manifest(body):
+            return [f"{MANIFEST} is not as it was written"] if world.first else []
+        files = dict(sorted(body["files"].items()))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        return [f"{MANIFEST} cannot be read ({_reason(error)})"] if world.first else []
+    faults = [f"{name} was added" for name in sorted(_strangers(path, files))] if world.first else []
+    for name, expected in list(files.items())[world.rank :: world.size]:
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected["bytes"]:
+            got = "is missing" if size is None else f"has {size} bytes instead of {expected['bytes']}"
+            faults.append(f"{name} {got}")
+        elif _sha256(file) != expected["sha256"]:
+            faults.append(f"{name} has other content than was written (SHA-256)")
+    return faults
+
+
+def _strangers(path: Path, files: dict[str, Any]) -> set[str]:
+    return {file.name for file in path.iterdir()} - files.keys() - {MANIFEST}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _manifest(body: dict[str, Any]) -> str:
+    """The text of a manifest, down to the last byte."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps(body | {"sha256": digest}, indent=2) + "\n"
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of an error in one line; DCP wraps those of all processes in one of its own."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,185 @@
+"""Everything that decides a training run, as frozen dataclasses, and their JSON form."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ..data.dataset import DataConfig
+from ..model.dit import DiTConfig
+from ..objective.loss import LossConfig
+from ..objective.time_sampling import TimeConfig
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used, or that does not fit another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, its learning rate, and the two moving averages of the weights.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    lr: float = 1e-4  # learning rate, constant after the warm-up
+    betas: tuple[float, float] = (0.9, 0.95)  # decay rates of the two moments
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
+    clip: float | None = None  # largest norm of the whole gradient; None: no limit
+    warmup_steps: int = 0  # steps over which the learning rate rises linearly to lr
+    target_ema: float = 0.99  # decay rate of the target network
+    ema: float = 0.9999  # decay rate of the weights that are sampled from
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", "more than 0", self.lr)
+        _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "two numbers in [0, 1)", self.betas)
+        _require(self.eps > 0, "optim.eps", "more than 0", self.eps)
+        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        _require(self.clip is None or self.clip > 0, "optim.clip", "more than 0, or None", self.clip)
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
+        for name in ("target_ema", "ema"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name}", "a number in [0, 1)", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, where and in which arithmetic a run trains.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    steps: int  # optimizer steps in total, counted from the start of the run
+    batch: int  # images of one step, over all processes and micro-batches
+    out: str  # folder of the run: checkpoints, metrics, samples; a run that is found there goes on
+    accumulate: int = 1  # micro-batches into which each process splits its part of the batch, to save memory
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products and attention (autocast)
+    compile: bool = False  # torch.compile of every block
+    checkpointing: Literal["none", "full", "selective"] = "none"  # recompute blocks backward; selective: keep attention
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: replicas, or weights sharded over them
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    threads: int = 0  # of PyTorch on a CPU; 0: as many as it chooses itself, which is slow for small networks
+    seed: int = 0  # of the weights, the order of the data and every draw
+    save_every: int = 1000  # steps between checkpoints; the last step is always saved
+    keep: int = 3  # checkpoints that are kept, the newest ones
+    sample_every: int = 1000  # steps between sample grids
+    log_every: int = 1  # steps between rows of metrics.csv
+    resume: str = ""  # a checkpoint to go on from, in place of the newest one in the folder of the run
+    vae: str = ""  # folder of a diffusers AutoencoderKL that decodes the latents of sample grids
+    evaluate: bool = True  # measure the quality of samples at the end
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"):
+            _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        _require(self.threads >= 0, "run.threads", "at least 0", self.threads)
+        _require(0 <= self.seed < 2**32, "run.seed", "a number in [0, 2^32)", self.seed)
+        _require(bool(self.out), "run.out", "a folder", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run. Raises ConfigError where its parts do not fit each other."""
+
+    model: DiTConfig
+    data: DataConfig
+    run: RunConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    times: TimeConfig = field(default_factory=TimeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        guided = self.loss.w != 1 or self.loss.w_random is not None
+        _require(
+            self.model.guidance or self.loss.w_random is None,
+            "model.guidance",
+            "True, the network's input of the guidance scale, where loss.w_random draws it",
+            self.model.guidance,
+        )
+        _require(
+            self.model.num_classes > 0 or not guided,
+            "loss.w",
+            "1 (and no w_random) for a network without classes, which has nothing to be guided to",
+            self.loss.w if self.loss.w_random is None else self.loss.w_random,
+        )
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, got {got!r}")
+
+
+# Settings of a run that do not change its results up to a step, so that a resumed run may have other ones.
+FREE = frozenset(
+    f"run.{name}"
+    for name in ("steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep")
+) | {"run.sample_every", "run.threads", "run.resume", "run.vae", "run.evaluate", "data.path"}
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Lines "optim.lr: 0.001 before, 0.0001 now" for the settings that differ and may not when a run is resumed."""
+    before, now = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    return [
+        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if name not in FREE and before.get(name) != now.get(name)
+    ]
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Writes `config` as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Reads what save_config wrote. Raises ConfigError that names the file for anything else."""
+    try:
+        return _build(TrainConfig, json.loads(path.read_text()), "")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no training configuration: {error}") from error
+
+
+def _build(kind: type[T], values: Any, where: str) -> T:
+    """A dataclass `kind` from nested dicts, with every field present, none unknown and each of its declared type."""
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or values.keys() != names:
+        got = sorted(values) if isinstance(values, dict) else values
+        raise ConfigError(f"{where or 'the file'}: expected the fields {sorted(names)}, got {got}")
+    return kind(**{name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type `hint`; lists become tuples, whole numbers may stand for a float."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return _value(option, value, where)
+            except ConfigError:
+                continue
+    elif origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(_value(option, item, where) for option, item in zip(arguments, value, strict=True))
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, str, bool, types.NoneType) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: expected {hint}, got {value!r}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,63 @@
+"""What a run shows of its samples: grids while it trains, figures at its end."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..data.vae import load_vae
+from ..model.dit import DiT, DiTConfig
+from ..objective.loss import LossConfig
+from ..sampling.generate import generate
+from ..sampling.grids import tiles, write_grid
+from .checkpoint import load_model
+from .config import TrainConfig
+
+NFE = (1, 2, 4)
+POINTS = 2048
+PER_CLASS = 10
+MOST_IMAGES = 100
+SEED = 0
+AT_ONCE = 256  # images
+
+
+def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> None:
+    """samples/step-00000100-nfe-1.png and so on in the folder of the run, for 1, 2 and 4 network evaluations.
+
+    Every process calls it where the weights are sharded; one has write = True. Always the same noise and labels.
+    """
+    folder = Path(config.run.out) / "samples"
+    vae = load_vae(Path(config.run.vae), next(model.parameters()).device) if config.run.vae and write else None
+    labels = _labels(config.model)
+    at_once = POINTS if config.model.image_size == 1 else AT_ONCE
+    w = _w(config.loss)
+    for nfe in NFE:
+        batches = generate(model, labels, w=w, steps=nfe, scaled=config.loss.scaled, seed=SEED, batch=at_once)
+        samples = torch.cat(list(batches))
+        if write:
+            folder.mkdir(exist_ok=True)
+            pictures = tiles(samples, config.data.latents, vae)
+            write_grid(folder / f"step-{step:08d}-nfe-{nfe}.png", pictures, columns=PER_CLASS)
+
+
+def _w(config: LossConfig) -> float:
+    """The guidance that a run shows: the one it trains with, of random guidance the strongest."""
+    return config.w if config.w_random is None else config.w_random[1]
+
+
+def _labels(config: DiTConfig) -> torch.Tensor:
+    """Rows of one class each; classes spread evenly where there are many. All zero without classes."""
+    if config.num_classes == 0:
+        return torch.zeros(POINTS if config.image_size == 1 else MOST_IMAGES, dtype=torch.int64)
+    rows = min(config.num_classes, MOST_IMAGES // PER_CLASS)
+    return (torch.arange(rows) * config.num_classes // rows).repeat_interleave(PER_CLASS)
+
+
+def final_figures(path: Path, config: TrainConfig, device: torch.device, console: Console) -> None:
+    """Measures samples of a checkpoint, prints a table and writes summary.json into the folder of the run."""
+    from ..evaluate import EvaluateConfig, evaluate, print_table, write_json  # slow to import
+
+    settings = EvaluateConfig(checkpoint=path, w=_w(config.loss))
+    figures = evaluate(load_model(path, device=device).model, config, settings)
+    print_table(figures, console)
+    write_json(figures, Path(config.run.out) / "summary.json")

@@ -1,0 +1,112 @@
+"""The gradient of a step: the loss as one forward call of a module, over micro-batches and processes."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..model.dit import DiT
+from ..objective.loss import Batch, Terms, terms
+from .config import TrainConfig
+from .parallel import World
+
+
+class Objective(nn.Module):
+    """The loss of a batch as a module's forward, the only one that DDP and FSDP see."""
+
+    def __init__(self, network: DiT, config: TrainConfig, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self._loss, self._guidance, self._kind = config.loss, config.model.guidance, device.type
+        self._autocast = config.run.precision == "bfloat16"
+
+    def forward(self, batch: Batch, target: DiT) -> Terms:
+        """The terms of the loss, each [B] float32; the target is an argument, so that it is no part of this module."""
+        # Without autocast's cache of weight casts, whose hits a recomputed block would not repeat.
+        with torch.autocast(self._kind, torch.bfloat16, enabled=self._autocast, cache_enabled=False):
+            return terms(self.network, target, batch, self._loss, guidance=self._guidance)
+
+
+class Outcome(NamedTuple):
+    """What a step gave, the same on every process: means over the global batch, the gradient's norm before clipping,
+    and whether any process was asked to stop."""
+
+    loss: float
+    velocity: float
+    flow: float
+    gradient_norm: float
+    stop: bool
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+def gradient(
+    objective: nn.Module,
+    target: DiT,
+    batches: Sequence[Batch],
+    world: World,
+    *,
+    clip: float | None = None,
+    stop: bool = False,
+) -> Outcome:
+    """Leaves the gradient of the global batch's mean loss in the parameters of `objective`, scaled to the norm `clip`
+    at most.
+
+    objective: an `Objective`, for several processes wrapped so that their gradients are averaged.
+    batches: this process's micro-batches, of equal size, on its device.
+    stop: whether this process was asked to stop.
+
+    Waits for the device once. Raises NonFiniteError, on every process, naming term, images and times.
+    """
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.grad = None
+    results = []
+    for i, batch in enumerate(batches):
+        with _average_later(objective) if i < len(batches) - 1 else contextlib.nullcontext():
+            result = objective(batch, target)
+            (result.loss.mean() / len(batches)).backward()
+        results.append(Terms(*(term.detach() for term in result)))
+    means = [torch.stack(term).mean() for term in zip(*results, strict=True)]
+    mean = world.sum(torch.stack([*means, means[0].new_tensor(float(stop))])) / world.size
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    loss, velocity, flow, asked, size = torch.cat([mean, norm.reshape(1)]).tolist()
+    outcome = Outcome(loss, velocity, flow, size, asked > 0)
+    if not all(map(math.isfinite, outcome)):
+        raise NonFiniteError(_blame(batches, results, outcome, world))
+    if clip is not None:
+        clip_grads_with_norm_(parameters, clip, norm)
+    return outcome
+
+
+def _average_later(objective: nn.Module) -> contextlib.AbstractContextManager:
+    """Keeps gradients of a micro-batch to this process; sharded ones are averaged at once, to save memory."""
+    return objective.no_sync() if isinstance(objective, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def _blame(batches: Sequence[Batch], results: Sequence[Terms], outcome: Outcome, world: World) -> str:
+    """Which terms are not finite, for which images and times."""
+    batch = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    found = Terms(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+    lines = []
+    for name, values in (("terminal-velocity", found.velocity), ("flow-matching", found.flow)):
+        bad = (~values.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            i = bad[0]
+            t, s, s2, w = (times[i].item() for times in (batch.t, batch.s, batch.s2, batch.w))
+            lines.append(
+                f"the {name} term is {values[i].item()} for {len(bad)} of the {len(values)} images of process "
+                f"{world.rank}, first at t = {t:.9g}, s = {s:.9g}, s' = {s2:.9g}, w = {w:.9g}, label "
+                f"{batch.labels[i].item()}"
+            )
+    everywhere = [line for part in world.gather(lines) for line in part]
+    return "; ".join(everywhere) or f"both loss terms are finite, the gradient is not: {outcome}"

@@ -1,0 +1,1 @@
+"""How large an error may be: budgets derived from rounding."""

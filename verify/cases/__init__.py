@@ -1,0 +1,1 @@
+"""What is verified: attention calls as data, listed and random."""

@@ -1,0 +1,1 @@
+"""Checks beyond single results: transforms, masks, threads, and the emulated kernels."""

@@ -1,0 +1,169 @@
+"""Checks that run on the CPU what otherwise only a GPU does: the warp-specialised kernels, and repeated launches.
+
+Each takes the inputs of a call and a subject and returns an Identity for each quantity, as in identities.py.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..budget import tolerance
+from ..budget.arithmetic import to_11_bits
+from ..budget.tolerance import Identity
+from ..cases.attention import Inputs
+from ..emulator.compiled import compiling
+from ..emulator.gluon import emulated
+from ..emulator.machine import EmulationError
+from ..oracles.attention import Results, Subject, dense64, dense_same_type
+from ..oracles.identities import Property
+from .wiring import repeated
+
+PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
+
+
+class RoundedProducts(TorchDispatchMode):
+    """float32 products as a GPU computes them where TF32 is allowed, but for the order of their sums."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        factors = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}.get(func._schema.name)
+        if factors is not None and args[-1].dtype == torch.float32:
+            args = (*args[:factors], *map(to_11_bits, args[factors:]))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """In this block float32 products may be rounded on the CPU as they may be on a GPU, by the kernels as well."""
+    from flashjvp.kernels.launch import schedule
+
+    def kind(dtype: torch.dtype, device: torch.device) -> str:
+        return "tf32" if dtype == torch.float32 else "half"
+
+    with (
+        patch.object(schedule, "kind_of_product", kind),
+        patch("verify.budget.rounding.are_factors_rounded", lambda inputs: inputs.q.dtype == torch.float32),
+    ):
+        yield
+
+
+def dense_tf32(inputs: Inputs) -> Results:
+    """PyTorch's dense attention with rounded products."""
+    with RoundedProducts():
+        return dense_same_type(inputs)
+
+
+def against_float64(
+    inputs: Inputs, subject: Subject, dense: Callable[[Inputs], Results] = dense_same_type
+) -> list[Identity]:
+    """All results against dense attention: whole tensors, then their worst rows."""
+    exact = dense64(inputs)
+    budgets = tolerance.budget(inputs, exact, dense(inputs))
+    return [
+        Identity(row.tensor, error, budget, row.ok)
+        for row in tolerance.check(subject.results(inputs), exact, budgets)
+        for error, budget in ((row.frobenius, row.frobenius_budget), (row.worst_row, row.worst_row_budget))
+    ]
+
+
+def in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The warp-specialised kernels against dense attention, query gradients without sums in global memory."""
+    return _emulated(against_float64, inputs, subject, ordered=True)
+
+
+def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """In order, with the maximum of scores as bfloat16 has it: scaled before it is subtracted, and following late."""
+
+    def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
+        from flashjvp.kernels.hopper import forward
+
+        with patch.object(forward, "_exact", lambda dtype: False):
+            return against_float64(inputs, subject)
+
+    return _emulated(scaled_first, inputs, subject, ordered=True)
+
+
+def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The same, with those sums where there is a kernel for them."""
+    return _emulated(against_float64, inputs, subject, ordered=False)
+
+
+def rescaled(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The same of float32 tensors that may be rounded, which the kernels read as float16 in units of their own."""
+    with tf32():
+        return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=False)
+
+
+def rescaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """And without sums in global memory."""
+    with tf32():
+        return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
+
+
+def played(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Calls played from recordings give what the first calls gave."""
+
+    def played_ones(inputs: Inputs, subject: Subject) -> list[Identity]:
+        with compiling() as plays:
+            found = repeated(inputs, subject)
+        assert plays, "expected calls that are played from recordings, got none"
+        return found
+
+    return _emulated(played_ones, inputs, subject, ordered=True, with_launches=False)
+
+
+def _emulated(
+    check: Property, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True
+) -> list[Identity]:
+    """What a check finds in the emulator. A kernel that does what a GPU would not survive fails it."""
+    with emulated(), _pipelines(ordered) as launched:
+        try:
+            found = check(inputs, subject)
+        except EmulationError as error:
+            return [Identity(str(error), None, None, False)]
+    assert launched or not with_launches, "expected warp-specialised kernels to serve the call"
+    return found
+
+
+@contextmanager
+def _pipelines(ordered: bool) -> Iterator[list[str]]:
+    """Warp-specialised kernels on CPU tensors, from the first row on. Yields the families that are launched."""
+    from flashjvp.kernels.launch import hopper_tables, replay, schedule
+    from flashjvp.kernels.launch.call import Call
+
+    launched: list[str] = []
+    launch: Callable[..., None] = Call.launch_pipeline
+    tables = hopper_tables.PIPELINES["sm_90"]
+
+    def noted(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+        launched.append(family)
+        launch(call, kernel, family, *rest, **constants)
+
+    was_ordered = torch.are_deterministic_algorithms_enabled()
+    replay.forget()
+    torch.use_deterministic_algorithms(ordered, warn_only=True)
+    try:
+        with (
+            patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
+            patch.object(Call, "launch_pipeline", noted),
+            patch.object(hopper_tables, "SUMS_FROM", {}),
+            patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
+        ):
+            yield launched
+    finally:
+        torch.use_deterministic_algorithms(was_ordered, warn_only=True)
+        replay.forget()
+
+
+EMULATED: dict[str, Property] = {
+    "emulated": in_order,
+    "emulated-bfloat16": as_bfloat16,
+    "emulated-sums": in_any_order,
+    "rescaled": rescaled,
+    "rescaled-in-order": rescaled_in_order,
+    "played": played,
+}

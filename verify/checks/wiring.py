@@ -1,0 +1,191 @@
+"""Compositions of PyTorch's transforms with attention: each must give what the explicit call gives, or raise.
+
+Each function takes the inputs of a call and a subject and returns an Identity for each quantity, as in identities.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
+
+from flashjvp import _torch
+
+from ..budget import tolerance
+from ..budget.tolerance import Identity
+from ..cases.attention import Inputs, place
+from ..oracles.attention import NAMES, Attention, Results, Subject, operands
+from ..oracles.identities import Property
+from .duals import compiled_duals
+from .finite_masks import finite_masks
+from .masks import causal_biases, gradients_of_masks
+from .threads import beside_other_threads
+from .transformed import as_explicit, forward_mode, leaves_of, placed, raises, reverse
+from .vectorized import mapped_cotangents, vectorized_jacobians
+
+Maybe = Tensor | None
+
+
+def func_jvp(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """torch.func.jvp in the inputs that have a tangent, then autograd.grad through both outputs."""
+    leaves = leaves_of(inputs)
+    outputs = forward_mode(subject.attention(inputs), leaves[:3], leaves[3:])
+    return as_explicit(reverse(outputs, leaves, inputs), inputs, subject)
+
+
+def dual_level(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """forward_ad's dual tensors, then autograd.grad outside their level."""
+    leaves, f = leaves_of(inputs), subject.attention(inputs)
+    with forward_ad.dual_level():
+        pairs = zip(leaves[:3], leaves[3:], strict=True)
+        o, o_t = forward_ad.unpack_dual(f(*(x if x_t is None else forward_ad.make_dual(x, x_t) for x, x_t in pairs)))
+    return as_explicit(reverse((o, o_t), leaves, inputs), inputs, subject)
+
+
+def func_grad(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """torch.func.grad over torch.func.jvp."""
+    results = _grad(subject.attention(inputs), operands(inputs), (inputs.d_o, inputs.d_o_t))
+    return as_explicit(Results(*results), inputs, subject)
+
+
+def outer_level(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The outputs inside torch.func.grad of inputs that require a gradient outside it, under autograd.grad."""
+    leaves = leaves_of(inputs)
+    o, o_t, *_ = _grad(subject.attention(inputs), leaves, (inputs.d_o, inputs.d_o_t))
+    return as_explicit(reverse((o, o_t), leaves, inputs), inputs, subject)
+
+
+def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """torch.func.vmap over the first batch dim, moved behind the next one, of torch.func.grad over torch.func.jvp."""
+    if inputs.mask is not None or inputs.q.ndim < 4 or inputs.q.shape[0] == 0:
+        return []
+    tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*operands(inputs), inputs.d_o, inputs.d_o_t)]
+    present = [i for i, x in enumerate(tensors) if x is not None]
+    f = subject.attention(inputs)
+
+    def of_one(*xs: Tensor) -> dict[str, Tensor]:
+        one = placed(xs, present, tensors)
+        return {name: x for name, x in zip(NAMES, _grad(f, one[:6], one[6:]), strict=True) if x is not None}
+
+    results: dict[str, Any] = vmap(of_one, in_dims=1)(*(tensors[i] for i in present))
+    ordered: list[Any] = [results.get(name) for name in NAMES]
+    return as_explicit(Results(*ordered), inputs, subject)
+
+
+def stateless(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """A call repeated after one of the same shapes with other numbers gives the same bits."""
+    first = subject.results(inputs)
+    subject.results(replace(inputs, q=-inputs.q, v=inputs.v + 1))
+    return tolerance.same_bits(subject.results(inputs), first)
+
+
+def repeated(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Calls like earlier ones, which may take shorter ways, give the bits of calls that are as the first.
+
+    Between the repetitions come calls of the same shapes with other numbers, strides, alignment and options.
+    """
+    calls = {
+        "the same": inputs,
+        "other numbers": inputs.map(lambda x: x.flip(-2)),
+        "other strides": inputs.map(lambda x: place(x, "sequence_major") if x.ndim > 2 else x),
+        "other alignment": inputs.map(_off_by_one),
+        "another scale": replace(inputs, scale=2 * inputs.c),
+        "another causality": replace(inputs, is_causal=not inputs.is_causal),
+    }
+
+    def give(call: Inputs) -> tuple[Results, Tensor]:
+        return subject.results(call), subject.attention(call)(call.q, call.k, call.v)
+
+    with patch.object(_torch, "TensorGuards", None):  # nothing is remembered
+        first = {name: give(call) for name, call in calls.items()}
+    found = []
+    for _ in range(2):  # the first of which is remembered
+        again = {name: give(call) for name, call in calls.items()}
+        for name, (results, o) in again.items():
+            identities = tolerance.same_bits(results, first[name][0])
+            found += [replace(identity, quantity=f"{identity.quantity}, {name}") for identity in identities]
+            found.append(Identity(f"o without a graph, {name}", None, None, torch.equal(o, first[name][1])))
+    return found
+
+
+def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Every derivative beyond one JVP and one backward pass raises SecondOrderError."""
+    f, q, q_t = subject.attention(inputs), inputs.q, torch.ones_like(inputs.q)
+
+    def of_q(q: Tensor) -> Tensor:
+        return f(q, inputs.k, inputs.v)
+
+    def loss(q: Tensor) -> Tensor:
+        return of_q(q).sin().sum()
+
+    def tangent(q: Tensor) -> Tensor:
+        return jvp(of_q, (q,), (q_t,))[1]
+
+    def double_backward(f: Callable[[Tensor], Tensor]) -> None:
+        leaf = q.detach().requires_grad_()
+        (d_q,) = torch.autograd.grad(f(leaf).sum(), leaf, create_graph=True)
+        torch.autograd.grad(d_q.sum(), leaf, allow_unused=True)
+
+    def backward_inside_the_level() -> None:
+        leaf = q.detach().requires_grad_()
+        with forward_ad.dual_level():
+            o, o_t = forward_ad.unpack_dual(of_q(forward_ad.make_dual(leaf, q_t)))
+            torch.autograd.grad([o, o_t], leaf, [torch.ones_like(o)] * 2)
+
+    beyond: dict[str, Callable[[], Any]] = {
+        "grad of grad": lambda: grad(lambda q: grad(loss)(q).sum())(q),
+        "jvp of jvp": lambda: jvp(tangent, (q,), (q_t,)),
+        "jvp of grad": lambda: jvp(grad(loss), (q,), (q_t,)),
+        "double backward": lambda: double_backward(of_q),
+        "double backward of jvp": lambda: double_backward(tangent),
+        "backward inside a dual level": backward_inside_the_level,
+    }
+    return [raises(name, call) for name, call in beyond.items()]
+
+
+SITUATIONS: dict[str, Property] = {
+    "func.vjp-mapped": mapped_cotangents,
+    "vectorized": vectorized_jacobians,
+    "causal-bias": causal_biases,
+    "mask-gradient": gradients_of_masks,
+    "finite-masks": finite_masks,
+    "threads": beside_other_threads,
+    "compiled-duals": compiled_duals,
+}
+"""What may surround a call: `python -m verify` runs these too, on few cases."""
+WIRING: dict[str, Property] = {
+    "func.jvp": func_jvp,
+    "forward_ad": dual_level,
+    "func.grad": func_grad,
+    "outer-level": outer_level,
+    "func.vmap": mapped,
+    "stateless": stateless,
+    "repeated": repeated,
+    "second-order": second_order,
+    **SITUATIONS,
+}
+
+
+def _off_by_one(x: Tensor) -> Tensor:
+    """A copy that starts one element after an aligned address."""
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+
+def _grad(f: Attention, leaves: Sequence[Any], cotangents: Sequence[Maybe]) -> list[Any]:
+    """o, o_t and the six gradients by torch.func.grad of <o, d_o> + <o_t, d_o_t>, None where absent."""
+    present = [i for i, x in enumerate(leaves) if x is not None]
+
+    def loss(*xs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        tensors = placed(xs, present, leaves)
+        o, o_t = forward_mode(f, tensors[:3], tensors[3:])
+        pairs = zip((o, o_t), cotangents, strict=True)
+        total = torch.stack([(y * d).sum() for y, d in pairs if y is not None and d is not None]).sum()
+        return total, {"o": o} if o_t is None else {"o": o, "o_t": o_t}
+
+    over_present = grad(loss, argnums=tuple(range(len(present))), has_aux=True)
+    grads, outputs = over_present(*(leaves[i] for i in present))
+    return [outputs["o"], outputs.get("o_t"), *placed(grads, present, [None] * len(leaves))]

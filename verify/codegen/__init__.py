@@ -1,0 +1,1 @@
+"""`python -m verify codegen`: what the kernels compile to, without a GPU."""

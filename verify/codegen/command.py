@@ -1,0 +1,262 @@
+"""Compiles the kernels for every supported architecture, without a GPU, and shows what came out: registers, spills,
+shared memory, tensor-core instructions and instruction set.
+
+A kernel fails if it does not compile or wants more shared memory than a block of the architecture has. On sm_90 it also
+fails if its inner loops touch spilled registers (local memory), with any Triton: not at all in the default
+configuration of each head dim and type, in PyTorch's deterministic mode neither, and in at most OPTION_SPILLS of a
+loop's instructions with a mask, causal or grouped, where the few tiles that need less were measured to be slower. What
+is left with one release is named in KNOWN_SPILLS. Spills outside of the loops cost nothing and are only shown, like
+those of rows that do not start at multiples of 16 bytes, which are slow whatever the tile.
+
+By default a deliberate sample is compiled (see `sample`), with --all the full product of head dims, types and options.
+Triton's cache is used where TRITON_CACHE_DIR says; without it, the cache is temporary.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from reports.schema import write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+# architecture -> bytes of shared memory that a block may have
+SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+KINDS = ("half", "tf32", "ieee")
+HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
+OPTION_SPILLS = 1 / 128
+# release of Triton -> (kind of product, largest head dim, family) -> the most that was found
+KNOWN_SPILLS = {
+    "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
+    "3.8": {
+        ("half", 64, "backward_key_value"): 1 / 64,
+        ("tf32", 256, "forward"): 1 / 64,
+        ("tf32", 256, "backward_query"): 1 / 6,
+        ("tf32", 256, "backward_value"): 1 / 8,
+        ("tf32", 256, "backward_key"): 1 / 256,
+        ("ieee", 256, "backward_value"): 1 / 256,
+    },
+    "3.9": {
+        ("half", 64, "forward"): 1 / 256,
+        ("half", 64, "backward_key"): 1 / 8,
+        ("half", 64, "backward_query"): 1 / 64,
+        ("half", 96, "backward_value"): 1 / 128,
+        ("half", 128, "backward_value"): 1 / 128,
+        ("half", 256, "backward_query"): 1 / 32,
+        ("tf32", 64, "backward_key"): 1 / 16,
+        ("tf32", 128, "backward_value"): 1 / 256,
+        ("tf32", 256, "backward_query"): 1 / 256,
+        ("tf32", 256, "backward_value"): 1 / 256,
+        ("tf32", 256, "backward_key"): 1 / 256,
+        ("ieee", 256, "backward_query"): 1 / 256,
+    },
+}
+PROCESSES = len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One call of attention, forward and backward: the kind of product (half is bfloat16), head dims and options.
+
+    `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool" or "additive", `group` the
+    query heads of a key head, `ordered` PyTorch's deterministic mode.
+    """
+
+    architecture: str
+    kind: str
+    d: int
+    dv: int
+    tangents: str = "qkv"
+    causal: bool = False
+    mask: str = ""
+    group: int = 1
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Kernel(Configuration):
+    """What one kernel of a configuration compiled to; `tile` is rows of queries x rows of keys x warps x stages.
+
+    Spilled bytes are those of a thread; `loop_spills` counts the instructions of inner loops that touch them, and
+    `loop_spill_share` is their largest share of a loop.
+    """
+
+    family: str = ""
+    tile: str = ""
+    registers: int = 0
+    spill_bytes: int = 0
+    loop_spills: int = 0
+    loop_spill_share: float = 0.0
+    shared_bytes: int = 0
+    tensor_core: int = 0
+    isa: str = ""
+    failure: str = ""
+
+
+def sample(architecture: str) -> list[Configuration]:
+    """bfloat16 with all tangents in every head dim, float32 in fewer, and each option once on top of that.
+
+    The options are those that change the code: causal, masks, missing tangents, none at all, unequal and unaligned head
+    dims (36: rows that do not start at multiples of 16 bytes), grouped queries, deterministic mode.
+    """
+    dims = {"half": HEAD_DIMS, "tf32": (64, 72, 128, 256), "ieee": (64, 128, 256)}
+    bases = [Configuration(architecture, kind, d, d) for kind in KINDS for d in dims[kind]]
+    options: list[dict[str, Any]] = [{"tangents": tangents} for tangents in ("", "q", "k", "v")]
+    options += [
+        {"causal": True},
+        {"mask": "bool"},
+        {"mask": "additive"},
+        {"mask": "bool", "causal": True},
+        {"group": 4},
+    ]
+    extra = [Configuration(architecture, "half", 64, 64, **option) for option in options]
+    extra += [Configuration(architecture, "half", d, d, **option) for d in (128, 256) for option in options[4:6]]
+    extra += [Configuration(architecture, kind, 64, 64, mask="bool") for kind in KINDS[1:]]
+    extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
+    extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
+    return bases + extra
+
+
+def product(architecture: str) -> list[Configuration]:
+    """Every kind, head dim, subset of tangents, mask and direction."""
+    subsets = ("", "q", "k", "v", "qk", "qv", "kv", "qkv")
+    options = itertools.product(KINDS, HEAD_DIMS, subsets, (False, True), ("", "bool", "additive"))
+    return [
+        Configuration(architecture, kind, d, d, tangents, causal, mask) for kind, d, tangents, causal, mask in options
+    ]
+
+
+def compiled(configurations: Sequence[Configuration]) -> Iterator[list[Kernel]]:
+    """The kernels of each configuration, as they come, compiled in PROCESSES processes (worker.py).
+
+    A compiler that aborts takes its process along: that is a failing row, and another process goes on.
+    """
+    answers: SimpleQueue[list[Kernel] | None] = SimpleQueue()
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(PROCESSES) as threads:
+
+        def serve(jobs: Sequence[Configuration]) -> None:
+            try:
+                while jobs:
+                    done, why = _compile_in_process(jobs, cache, answers)
+                    if why:
+                        answers.put([Kernel(**asdict(jobs[done]), failure=why)])
+                    jobs = jobs[done + 1 :] if why else ()
+            finally:
+                answers.put(None)
+
+        servers = [threads.submit(serve, configurations[start::PROCESSES]) for start in range(PROCESSES)]
+        for _ in servers:
+            yield from iter(answers.get, None)
+        for server in servers:
+            server.result()
+
+
+def _compile_in_process(
+    jobs: Sequence[Configuration], cache: str, answers: SimpleQueue[list[Kernel] | None]
+) -> tuple[int, str]:
+    """How many jobs a process answered, and why it ended before it had answered all, if it did."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment.setdefault("TRITON_CACHE_DIR", cache)
+    command, pipe = [sys.executable, "-m", "verify.codegen.worker"], subprocess.PIPE
+    with tempfile.TemporaryFile("w+") as errors:
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True)
+        with server:
+            assert server.stdin is not None and server.stdout is not None
+            json.dump([asdict(job) for job in jobs], server.stdin)
+            server.stdin.close()
+            done = 0
+            for line in server.stdout:
+                answers.put([Kernel(**kernel) for kernel in json.loads(line)])
+                done += 1
+        errors.seek(0)
+        said = [line.strip() for line in errors if line.strip()]
+    if done == len(jobs):
+        return done, ""
+    return done, f"exit code {server.returncode}: {said[-1][:300] if said else 'nothing said'}"
+
+
+def fault(kernel: Kernel, triton_version: str) -> str:
+    """Why a kernel fails, or an empty string."""
+    if kernel.failure:
+        return kernel.failure
+    if kernel.shared_bytes > SHARED_BYTES[kernel.architecture]:
+        return f"shared memory: at most {SHARED_BYTES[kernel.architecture]} bytes"
+    default = not (kernel.causal or kernel.mask or kernel.group > 1)
+    known = KNOWN_SPILLS.get(".".join(triton_version.split(".")[:2]), {})
+    allowed = known.get((kernel.kind, max(kernel.d, kernel.dv), kernel.family.split(",")[0]), 0.0)
+    allowed = allowed if default else max(allowed, OPTION_SPILLS)
+    aligned = all(width * (2 if kernel.kind == "half" else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
+    if kernel.architecture == "sm_90" and aligned and kernel.loop_spill_share > allowed:
+        return f"spills: {kernel.loop_spill_share:.1%} of a loop's instructions, at most {allowed:.1%}"
+    return ""
+
+
+def options_of(kernel: Kernel) -> str:
+    """The options of a kernel's configuration in words."""
+    words = [f"JVP of {kernel.tangents}" if kernel.tangents else "plain"]
+    words += ["causal"] * kernel.causal + [f"{kernel.mask} mask"] * bool(kernel.mask)
+    words += [f"{kernel.group} query heads a key head"] * (kernel.group > 1) + ["deterministic"] * kernel.ordered
+    return ", ".join(words)
+
+
+def table(kernels: Sequence[Kernel], triton_version: str) -> Table:
+    """One row for each kernel."""
+    out = Table(title=f"kernels compiled by Triton {triton_version}")
+    for column in ("target", "products", "D, Dv", "options", "kernel", "tile"):
+        out.add_column(column, overflow="fold")
+    for column in ("registers", "spill B", "in loops", "shared B", "tensor-core"):
+        out.add_column(column, justify="right")
+    out.add_column("verdict", overflow="fold", min_width=6)
+    for k in kernels:
+        reason = fault(k, triton_version)
+        what = (k.isa or k.architecture, k.kind, f"{k.d}, {k.dv}", options_of(k), k.family, k.tile)
+        numbers = map(str, (k.registers, k.spill_bytes, k.loop_spills, k.shared_bytes, k.tensor_core))
+        out.add_row(*what, *numbers, f"[red]{escape(reason)}" if reason else "[green]ok")
+    return out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", nargs="+", choices=list(SHARED_BYTES), default=list(SHARED_BYTES), help="targets")
+    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write codegen.csv there")
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 if no kernel fails."""
+    import triton
+
+    choose = product if options.all else sample
+    plan = [configuration for architecture in options.arch for configuration in choose(architecture)]
+    console = Console()
+    found = list(track(compiled(plan), "compiling", total=len(plan), console=console))
+    place = {configuration: index for index, configuration in enumerate(plan)}
+    names = [field.name for field in fields(Configuration)]
+    kernels = [kernel for several in found for kernel in several]
+    kernels.sort(key=lambda kernel: place[Configuration(**{name: getattr(kernel, name) for name in names})])
+    console.print(table(kernels, triton.__version__))
+    if options.out is not None:
+        write_rows(options.out / "codegen.csv", kernels, [field.name for field in fields(Kernel)])
+    failed = sum(fault(kernel, triton.__version__) != "" for kernel in kernels)
+    what = "all configurations" if options.all else "a sample (every head dim and kind of product, each option once)"
+    console.print(f"{len(kernels)} kernels of {what} for {', '.join(options.arch)}: {failed} failed")
+    return 1 if failed or not kernels else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m verify codegen", description=(__doc__ or "").split("\n\n")[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))

@@ -1,0 +1,257 @@
+"""Compiles the kernels for a GPU that need not be there, and measures what came out.
+
+`python -m verify.codegen.worker` reads a JSON list of configurations from its input and prints one JSON line for each:
+its kernels. The launchers of flashjvp run on meta tensors, Triton is told which GPU it has, and launches only compile.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from flashjvp.backends import triton as kernels
+from flashjvp.kernels.launch import replay, schedule
+from flashjvp.kernels.launch.call import Call
+
+from .command import Configuration, Kernel
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+META = torch.device("meta")
+BATCH, HEADS, ROWS = 2, 24, 4000
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+Code = list[tuple[str, str]]
+SASS_BRANCH = r"\bBRA\S* .*?(0x[0-9a-f]+)"
+
+
+class Driver:
+    """What Triton asks of the driver of a GPU before it compiles, answered for one that is only named."""
+
+    def __init__(self, architecture: str) -> None:
+        self._device = list(TARGETS).index(architecture)
+        self._target = TARGETS[architecture]
+
+    def get_current_device(self) -> int:
+        return self._device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+def compile_all(configuration: Configuration) -> list[Kernel]:
+    """The kernels that a forward and a backward of this configuration launch."""
+    found: list[Kernel] = []
+    current: dict[str, Any] = {}
+    launch, launch_pipeline, run = Call.launch, Call.launch_pipeline, JITFunction.run
+
+    def named_launch(
+        call: Call,
+        kernel: Any,
+        family: str,
+        programs: Callable[[schedule.Tile], int],
+        args: Sequence[Any],
+        scale: float,
+        tile: schedule.Tile | None = None,
+    ) -> None:
+        tile = tile or schedule.lookup(META, call.kind, family, call.width)
+        current.update(family=family, tile="x".join(map(str, tile)))
+        launch(call, kernel, family, programs, args, scale, tile)
+
+    def named_pipeline(call: Call, kernel: Any, family: str, programs: int, *rest: Any, **constants: Any) -> None:
+        current.update(family=f"{family}, warp-specialised", tile=", ".join(map(str, constants.items())))
+        launch_pipeline(call, kernel, family, programs, *rest, **constants)
+
+    def compile_only(kernel: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
+        try:
+            compiled = run(kernel, *args, grid=grid, warmup=True, **options)
+            measured = measure(compiled, configuration.architecture)
+        except Exception as error:  # whatever a compiler raises is a row of the table
+            measured = {"failure": f"{type(error).__name__}: {str(error.__cause__ or error).strip()[:300]}"}
+        found.append(Kernel(**asdict(configuration), **current, **measured))
+
+    replay.forget()
+    driver.set_active(Driver(configuration.architecture))
+    schedule.ARCHITECTURES[META] = configuration.architecture
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if configuration.kind == "tf32" else "ieee"
+    with (
+        patch.object(Call, "launch", named_launch),
+        patch.object(Call, "launch_pipeline", named_pipeline),
+        patch.object(JITFunction, "run", compile_only),
+    ):
+        call(configuration)
+    return found
+
+
+def call(configuration: Configuration) -> None:
+    """Forward and backward on meta tensors."""
+    torch.use_deterministic_algorithms(configuration.ordered, warn_only=True)
+    dtype = torch.bfloat16 if configuration.kind == "half" else torch.float32
+    heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group}
+    widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv}
+
+    def empty(name: str) -> Tensor:
+        return torch.empty(BATCH, heads[name], ROWS, widths[name], dtype=dtype, device=META)
+
+    q, k, v = (empty(name) for name in "qkv")
+    q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
+    d_o = torch.empty(BATCH, HEADS, ROWS, configuration.dv, dtype=dtype, device=META)
+    mask = None
+    if configuration.mask:
+        mask = torch.empty(1, 1, ROWS, ROWS, dtype=torch.bool if configuration.mask == "bool" else dtype, device=META)
+    causal, scale = configuration.causal, 0.125
+    if configuration.tangents:
+        o, o_t, lse, mu = kernels.forward_jvp(q, k, v, q_t, k_t, v_t, mask, causal, scale)
+        statistics, wanted = (o, o_t, lse, mu), (True,) * 6
+        kernels.backward_jvp(d_o, d_o, q, k, v, q_t, k_t, v_t, *statistics, mask, causal, scale, wanted)
+    else:
+        o, lse = kernels.forward(q, k, v, mask, causal, scale)
+        kernels.backward(d_o, q, k, v, o, lse, mask, causal, scale, (True,) * 3)
+
+
+def measure(compiled: Any, architecture: str) -> dict[str, Any]:
+    """Registers, spills, shared memory and instructions of a compiled kernel."""
+    text = compiled.asm["amdgcn"] if architecture.startswith("gfx") else dump(compiled.asm["cubin"])
+    measured = of_amdgcn(text) if architecture.startswith("gfx") else of_sass(text)
+    if not architecture.startswith("gfx"):
+        version, target = re.findall(r"^\.(?:version|target) (\S+)", compiled.asm["ptx"], re.MULTILINE)[:2]
+        measured["isa"] = f"{target.rstrip(',')}, PTX {version}"
+    return {**measured, "shared_bytes": compiled.metadata.shared}
+
+
+def dump(cubin: bytes) -> str:
+    """Resource usage and SASS of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "--dump-resource-usage", "--dump-sass", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def of_sass(text: str) -> dict[str, Any]:
+    """What cuobjdump says of a kernel; local memory is what ptxas spills registers to."""
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert usage is not None, text[:500]
+    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text, re.MULTILINE)
+    code = [(f"0x{int(address, 16):x}", instruction) for address, instruction in lines]
+    ends = [place for place, (_, instruction) in enumerate(code) if re.search(r"\bEXIT\b", instruction)]
+    loops = code[: ends[-1] + 1] if ends else code  # behind the last end, waits that are seldom entered jump back
+    # Warp-specialised kernels have loops that only wait or copy.
+    spills, share = in_loops(loops, SASS_BRANCH, r"\b(?:LDL|STL)\b", r"\bHGMMA\b" if "USETMAXREG" in text else "")
+    return {
+        "registers": int(usage[1]),
+        "spill_bytes": int(usage[2]),
+        "loop_spills": spills,
+        "loop_spill_share": share,
+        "tensor_core": count(code, r"\b(?:HGMMA|HMMA|QGMMA|UTC[A-Z]*MMA)\b"),
+        "failure": "a loop overwrites an operand that it is to keep in registers" if overwritten(loops) else "",
+    }
+
+
+def overwritten(code: Code) -> list[str]:
+    """Products whose left operand, in registers, comes from before an innermost loop that writes to these registers.
+
+    ptxas 12.8 compiles that from correct PTX where a tile that is held in registers takes part in one product: from the
+    second turn of the loop on, the product is wrong. An operand of ours is held all the time or made in the same turn.
+    """
+    found = []
+    for first, last in innermost_loops(code, SASS_BRANCH):
+        written: set[int] = set()
+        held: list[tuple[str, set[int]]] = []
+        for _, instruction in code[first : last + 1]:
+            if left := re.search(r"\bHGMMA\S* R\d+, R(\d+), gdesc", instruction):
+                registers = set(range(int(left[1]), int(left[1]) + 4))
+                if not registers & written:
+                    held.append((instruction, registers))
+            written |= _destinations(instruction)
+        found += [instruction for instruction, registers in held if registers & written]
+    return found
+
+
+def _destinations(instruction: str) -> set[int]:
+    """The registers that an instruction writes, products aside: their accumulators are no operands of ours."""
+    parts = re.match(r"(?:@!?U?P\d+ )?(\S+) (?:P\d+, )?R(\d+)\b", instruction)
+    if parts is None or parts[1].startswith(("ST", "HGMMA", "RED", "R2UR", "SYNCS", "WARPGROUP")):
+        return set()
+    wide = {"CS2R": 2, "LDSM": 4}.get(parts[1].split(".")[0], 1)
+    width = 4 if ".128" in parts[1] else 2 if ".64" in parts[1] or ".WIDE" in parts[1] else wide
+    return set(range(int(parts[2]), int(parts[2]) + width))
+
+
+def of_amdgcn(text: str) -> dict[str, Any]:
+    """What the assembly of an AMD kernel and its metadata say; scratch memory is what registers are spilled to."""
+
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        assert found is not None, f"no .{name} in the metadata"
+        return int(found[1])
+
+    code: Code = []
+    label = ""
+    for line in text.splitlines():
+        if found := re.match(r"(\.LBB\w+):", line):
+            label = found[1]
+        elif re.match(r"\s+[a-z]+_", line):
+            code.append((label, line.strip()))
+            label = ""
+    spills, share = in_loops(code, r"^s_c?branch\S* (\.LBB\w+)", r"^scratch_")
+    target = re.search(r"\.amdgcn_target \"\S*?(gfx\w+)", text)
+    return {
+        "registers": number("vgpr_count"),
+        "spill_bytes": number("private_segment_fixed_size"),
+        "loop_spills": spills,
+        "loop_spill_share": share,
+        "tensor_core": count(code, r"^v_mfma"),
+        "isa": target[1] if target else "",
+    }
+
+
+def in_loops(code: Code, branch: str, spill: str, essential: str = "") -> tuple[int, float]:
+    """Instructions that match `spill`, in innermost loops that have one like `essential`, and their largest share."""
+    inner = [loop for loop in innermost_loops(code, branch) if count(code[loop[0] : loop[1] + 1], essential)]
+    counts = [(count(code[first : last + 1], spill), last + 1 - first) for first, last in inner]
+    return sum(spills for spills, _ in counts), max((spills / size for spills, size in counts), default=0.0)
+
+
+def innermost_loops(code: Code, branch: str) -> list[tuple[int, int]]:
+    """First and last place of each loop without a loop in it.
+
+    `code` is (name, instruction) in order; `branch` matches a branch, its group the name of the target.
+    """
+    places = {name: place for place, (name, _) in enumerate(code) if name}
+    loops = []
+    for place, (_, instruction) in enumerate(code):
+        found = re.search(branch, instruction)
+        if found and places.get(found[1], place) < place:
+            loops.append((places[found[1]], place))
+    return [
+        loop for loop in loops if not any(loop != x and loop[0] <= x[0] and x[1] <= loop[1] for x in loops)
+    ]  # fmt: skip
+
+
+def count(code: Code, pattern: str) -> int:
+    return sum(re.search(pattern, instruction) is not None for _, instruction in code)
+
+
+if __name__ == "__main__":
+    for job in json.load(sys.stdin):
+        print(json.dumps([asdict(kernel) for kernel in compile_all(Configuration(**job))]), flush=True)

@@ -1,0 +1,1 @@
+"""A CPU emulator of a Hopper multiprocessor, for kernels written in Gluon."""

@@ -1,0 +1,1 @@
+"""`python -m verify faults`: mutation tests, which plant bugs and show that the checks catch them."""

@@ -1,0 +1,64 @@
+"""What a planted bug is: a small textual patch of the library, with the check that must catch it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..cases.attention import CASES, Case
+
+Stage = Literal[
+    "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
+    "reference", "pipelines", "repeated calls",
+]  # fmt: skip
+
+# Checks of emulated.py, which run on the CPU everywhere: a planted race could hang a GPU.
+EMULATED_CHECKS = ("emulated", "emulated-bfloat16", "emulated-sums", "rescaled", "rescaled-in-order", "played")
+
+_ONE: dict[str, Any] = {"batch": (1,), "q_heads": 1, "kv_heads": 1}
+_PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
+# Served by the warp-specialised kernels, but for short_heads, which is as quick as the interpreter gets.
+HOPPER_CASES = (
+    Case("hopper_64", **_ONE, m=140, n=200, d=64, dv=64),
+    Case("hopper_64_long", **_ONE, m=70, n=1500, d=64, dv=64),
+    Case("hopper_64_gqa", batch=(1,), q_heads=4, kv_heads=2, m=40, n=70, d=64, dv=64),
+    Case("hopper_64_causal", **_ONE, m=150, n=150, d=64, dv=64, is_causal=True),
+    Case("hopper_64_plain", **_ONE, m=130, n=150, d=64, dv=64, **_PLAIN),
+    Case("hopper_72", **_ONE, m=70, n=150, d=72, dv=72),
+    Case("hopper_72_gqa", batch=(1,), q_heads=2, kv_heads=1, m=150, n=140, d=72, dv=72),
+    Case("hopper_96", **_ONE, m=150, n=140, d=96, dv=96),
+    Case("hopper_128", **_ONE, m=150, n=140, d=128, dv=128),
+    Case("hopper_128_plain", **_ONE, m=130, n=150, d=128, dv=128, **_PLAIN),
+    Case("hopper_mask", batch=(1,), m=70, n=150, d=64, dv=64, mask="bool"),
+    Case("hopper_mask_128", **_ONE, m=70, n=150, d=128, dv=128, mask="bool"),
+    Case("hopper_mask_plain", **_ONE, m=70, n=300, d=64, dv=64, mask="bool", **_PLAIN),
+    Case("hopper_mask_per_key", **_ONE, m=140, n=150, d=64, dv=64, mask="bool", mask_shape="per_key"),
+    Case("hopper_mask_empty_rows", **_ONE, m=70, n=80, d=64, dv=64, mask="bool", mask_shape="empty_rows"),
+    Case("hopper_sequence_major", batch=(1,), m=33, n=65, d=64, dv=64, layout="sequence_major"),
+    Case("hopper_cotangent_o", **_ONE, m=40, n=50, d=64, dv=64, cotangents=("o",)),
+    Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
+    Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
+)  # fmt: skip
+CASE_BY_NAME = {case.name: case for case in (*CASES, *HOPPER_CASES)}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A patch of one file of flashjvp: `old`, which occurs in it exactly once, becomes `new`.
+
+    What must catch it is a check on a case: "float64" (all results against dense attention), a function of
+    properties.PROPERTIES or wiring.WIRING, or one of emulated.EMULATED.
+    """
+
+    name: str
+    stage: Stage
+    file: str
+    old: str
+    new: str
+    case: str = "lengths_80_31"
+    check: str = "float64"
+
+    @property
+    def backend(self) -> Literal["triton", "tiled", "reference"]:
+        if self.file == "backends/reference.py":
+            return "reference"
+        of_triton = self.file.startswith(("kernels/", "backends/triton"))
+        return "triton" if of_triton or self.check in EMULATED_CHECKS else "tiled"

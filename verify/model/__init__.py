@@ -1,0 +1,1 @@
+"""`python -m verify model` and `published`: whole networks and their training losses."""

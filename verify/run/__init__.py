@@ -1,0 +1,1 @@
+"""`python -m verify`: every check on every case, backend and type."""

@@ -1,0 +1,149 @@
+"""`python -m verify`: every check on every case, backend and type that a device serves, as tables, CSV, figures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from reports.environment import DATA, now, slug
+from reports.verification import Verdict, worst, write_verdicts
+from reports.verify_plot import plot_sweeps
+
+from ..arguments import a_device, announce, device_for, missing, names_out_of
+from . import table, workers
+from .judge import Run, judge
+from .plan import BACKENDS, CHECKS, DTYPES, FLOAT64, GROUPS, Plan, UnknownCaseError
+
+WIDTH = 160
+HELD, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when everything held, 1 when a row failed, 2 when there is nothing to verify, 130 when interrupted."""
+    options = parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    device, start = device_for(options.device), now()
+    if problem := missing(torch.device(device)):
+        console.print(problem, style="red", highlight=False, soft_wrap=True)
+        return UNUSABLE
+    plan = Plan(device, options.quick, options.backend, options.dtype, options.seed)
+    try:
+        plan = plan.everything() if options.case is None else plan.only(options.case)
+    except UnknownCaseError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return UNUSABLE
+    run = Run.here(device, options.seed, start)
+    announce(console, run.columns, run.seed, plan.skipped)
+    try:
+        rows = alone(plan, run) if options.case is not None else together(plan, run, console)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return report(rows, plan, run, options, console)
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m verify",
+        description="Is this installation right, on this device, in these types? Results of every backend against "
+        "float64 and against identities, within error budgets derived from rounding.",
+        epilog="python -m verify model: a whole network and its training losses. "
+        "python -m verify faults: plants bugs and shows that they are caught. "
+        "python -m verify codegen: what the kernels compile to, without a GPU.",
+    )
+    options.add_argument(
+        "--device", type=a_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU if any"
+    )
+    options.add_argument(
+        "--backend", type=names_out_of(BACKENDS), default=list(BACKENDS), metavar="NAME,...",
+        help=f"out of {', '.join(BACKENDS)} (all)",
+    )  # fmt: skip
+    options.add_argument(
+        "--dtype",
+        type=names_out_of(DTYPES),
+        default=list(DTYPES),
+        metavar="NAME,...",
+        help=f"out of {', '.join(DTYPES)} (all)",
+    )
+    options.add_argument("--quick", action="store_true", help="a sample: within a minute on two cores")
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="of all numbers and of the random cases (0)")
+    options.add_argument("--case", metavar="NAME", help="one case, as a failing row names it: CASE or CHECK:CASE")
+    options.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where the CSV and figures go; default reports/data/<machine>, and nowhere with --case",
+    )  # fmt: skip
+    return options
+
+
+def alone(plan: Plan, run: Run) -> list[Verdict]:
+    """The rows of a few tasks, in this process: an exception ends it, with its traceback."""
+    return [row for task in plan.tasks for backend in task.backends for row in judge(task, run, backend)]
+
+
+def together(plan: Plan, run: Run, console: Console) -> list[Verdict]:
+    """The rows of all tasks, in one order whatever process was quicker."""
+    found: dict[int, list[Verdict]] = {}
+    places = {id(task): i for i, task in enumerate(plan.tasks)}
+    with _progress(console) as progress:
+        bar = progress.add_task("starting", total=len(plan.tasks))
+        for task, rows in workers.verdicts(plan.tasks, run, workers.count(run.device)):
+            found[places[id(task)]] = rows
+            for command in dict.fromkeys(row.reproduce for row in rows if not row.ok):
+                progress.console.print(f"failed: {command}", style="red", highlight=False, soft_wrap=True)
+            progress.update(bar, advance=1, description=f"{task.name} {task.dtype}")
+        progress.update(bar, description="done")
+    rows = [row for i in sorted(found) for row in found[i]]
+    orders: tuple[tuple[str, list[str]], ...] = (
+        ("check", [FLOAT64, *CHECKS]),
+        ("backend", list(BACKENDS)),
+        ("dtype", list(DTYPES)),
+        ("group", list(GROUPS.values())),
+    )
+    return sorted(rows, key=lambda row: [order.index(getattr(row, column)) for column, order in orders])
+
+
+def report(rows: list[Verdict], plan: Plan, run: Run, options: argparse.Namespace, console: Console) -> int:
+    """Tables, files and the summary line; the exit status."""
+    if not rows:
+        console.print("nothing to verify: no check applies to what was asked for", style="red")
+        return UNUSABLE
+    tables = table.every_row(rows) if options.case is not None else table.condensed(rows)
+    failures = table.failures(rows)
+    for part in (failures, *tables):
+        if part is not None:
+            console.print(part)
+    if options.out is not None or options.case is None:
+        folder = options.out or DATA / slug(run.columns["machine"])
+        stem = folder / f"verify-{slug(run.columns['run'])}"
+        path = stem.with_suffix(".csv.gz")
+        write_verdicts(path, rows)
+        for written in (path, *plot_sweeps(rows, stem)):
+            console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    failing = sum(not row.ok for row in rows)
+    style = "bold red" if failing else "bold green"
+    console.print(summary(rows, plan), style=style, highlight=False, soft_wrap=True)
+    return FAILED if failing else HELD
+
+
+def summary(rows: Sequence[Verdict], plan: Plan) -> str:
+    """One line: how many rows held, and how near the nearest came to its budget."""
+    failing = sum(not row.ok for row in rows)
+    share = worst(row.share for row in rows)
+    nearest = "" if share is None else f"; largest error over budget {share:.2f}"
+    said = f"{failing} of {len(rows)} rows FAILED" if failing else f"all {len(rows)} rows held"
+    where = f"{len(plan.tasks)} checks on {plan.device}, seed {plan.seed}"
+    return f"{said} ({where}{nearest})"
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    return Progress(*columns, console=console)
