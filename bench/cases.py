@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reports.schema import MASKS
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 DTYPES = {
     "float16": torch.float16,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from verify.budget import tolerance
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 from verify.oracles import attention as oracles
 
 from .cases import REDUCED_LENGTH, Case, make_inputs, reduced, require_gradients

@@ -28,7 +28,7 @@ from flashjvp.kernels.launch.replay import Recording
 from reports.environment import commit, machine, version
 from reports.host_times import HOST_COLUMNS, HostTime
 from reports.schema import write_rows
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 from .cases import Case, differentiable, make_inputs, reduced, require_gradients
 from .in_turns import case_of

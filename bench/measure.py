@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 from .cases import differentiable
 from .providers import Attention

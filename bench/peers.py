@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reports.environment import cores
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 PEERS = ("official", "rcm", "jvp_flash_attention")
 POWERS_OF_TWO = (16, 32, 64, 128, 256)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 from . import peers
 from .cases import REDUCED_LENGTH, Case

@@ -24,7 +24,8 @@ from flashjvp.kernels.launch.call import Call
 from flashjvp.kernels.launch.hopper_tables import PIPELINES, Families, Pipeline
 from flashjvp.kernels.launch.schedule import Tile
 from verify.budget import tolerance
-from verify.cases import attention as cases
+from verify.cases.case import Case
+from verify.cases.inputs import Inputs, make_inputs
 from verify.codegen import command as codegen
 from verify.codegen import worker as codegen_runs
 from verify.oracles import attention as oracles
@@ -107,7 +108,7 @@ def product(candidate: Candidate) -> str:
     return "half" if candidate.kind in PIPELINE_KINDS else candidate.kind
 
 
-def launch(candidate: Candidate, inputs: cases.Inputs) -> dict[str, Tensor]:
+def launch(candidate: Candidate, inputs: Inputs) -> dict[str, Tensor]:
     """Calls the library so that it launches the candidate's family; returns the results by their names."""
     options = (inputs.mask, False, inputs.c)
     primals = (inputs.q, inputs.k, inputs.v)
@@ -127,7 +128,7 @@ def launch(candidate: Candidate, inputs: cases.Inputs) -> dict[str, Tensor]:
     return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=True) if x is not None}
 
 
-def captured(candidate: Candidate, inputs: cases.Inputs) -> list[Callable[[], None]]:
+def captured(candidate: Candidate, inputs: Inputs) -> list[Callable[[], None]]:
     """The launches of the candidate's family in one call, each to be repeated by itself."""
     found: list[Callable[[], None]] = []
 
@@ -210,29 +211,29 @@ def deterministic(mode: bool) -> Iterator[None]:
 
 
 @lru_cache
-def reference(kind: str, head_dim: int, plain: bool = False) -> tuple[cases.Inputs, oracles.Results, tolerance.Budgets]:
+def reference(kind: str, head_dim: int, plain: bool = False) -> tuple[Inputs, oracles.Results, tolerance.Budgets]:
     """A small call on the GPU, its results in float64, and the budgets."""
-    case = cases.Case(
+    case = Case(
         "tune", batch=(1,), q_heads=CHECKED_HEADS, kv_heads=CHECKED_HEADS, m=CHECKED_LENGTH, n=CHECKED_LENGTH,
         d=head_dim, dv=head_dim, **(PLAIN if plain else {}),
     )  # fmt: skip
-    inputs = cases.make_inputs(case, torch.bfloat16 if kind == "half" else torch.float32, DEVICE)
+    inputs = make_inputs(case, torch.bfloat16 if kind == "half" else torch.float32, DEVICE)
     exact = oracles.dense64(inputs)
     return inputs, exact, tolerance.budget(inputs, exact, oracles.dense_same_type(inputs))
 
 
-def inputs_of(candidate: Candidate, device: torch.device | str) -> cases.Inputs:
+def inputs_of(candidate: Candidate, device: torch.device | str) -> Inputs:
     """The call that is compiled and timed: random numbers, no memory at all on the meta device."""
-    case = cases.Case(
+    case = Case(
         "tune", batch=(1,), q_heads=HEADS, kv_heads=HEADS, m=LENGTH, n=LENGTH, d=candidate.head_dim,
         dv=candidate.head_dim, **(PLAIN if candidate.kind == "plain" else {}),
     )  # fmt: skip
     dtype = torch.bfloat16 if product(candidate) == "half" else torch.float32
     if device != "meta":
-        return cases.make_inputs(case, dtype, device)
+        return make_inputs(case, dtype, device)
     q = torch.empty(1, HEADS, LENGTH, candidate.head_dim, dtype=dtype, device=device)
     t = None if candidate.kind == "plain" else q
-    return cases.Inputs(q, q, q, t, t, t, None, q, t)
+    return Inputs(q, q, q, t, t, t, None, q, t)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor  # noqa: E402
 from bench import providers, worker  # noqa: E402
 from bench.cases import differentiable  # noqa: E402
 from bench.environment import available_memory_mib  # noqa: E402
-from verify.cases.attention import Inputs  # noqa: E402
+from verify.cases.inputs import Inputs  # noqa: E402
 
 WORKER = (sys.executable, str(Path(__file__).resolve()))
 Fault = Callable[[Inputs], tuple[Tensor, ...]]

@@ -7,7 +7,7 @@ from bench import gate
 from bench.providers import PROVIDERS
 from tests.bench.planted import PLANTED
 from tests.bench.test_cases import make_case
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from bench import measure
 from bench.cases import make_inputs, require_gradients
 from bench.providers import PROVIDERS
 from tests.bench.test_cases import make_case
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 
 CPU = torch.device("cpu")
 

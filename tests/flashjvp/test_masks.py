@@ -14,7 +14,8 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 import flashjvp
 from flashjvp import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from verify.budget.tolerance import budget, check
-from verify.cases.attention import Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.inputs import Inputs, make_inputs
 from verify.oracles.attention import Backend, dense64, dense_same_type, run
 
 BACKENDS = ("reference", "tiled", "triton")

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 import flashjvp
 from verify.budget.tolerance import budget
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 from verify.oracles.attention import Backend, Results, dense64, dense_same_type
 
 common = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="PyTorch's own test helpers")

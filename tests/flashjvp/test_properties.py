@@ -9,7 +9,8 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from verify.budget.tolerance import Identity, assert_within, same_results
-from verify.cases.attention import Case, make_inputs
+from verify.cases.case import Case
+from verify.cases.inputs import make_inputs
 from verify.cases.strategies import cases, seeds
 from verify.oracles import identities as properties
 from verify.oracles.attention import NAMES, Subject, run

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 
 MEAN_SQUARE = 0.541
 UNIT_OF_P = 2.0**9  # what the backward of rescaled tensors gains on the subnormals of float16

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import NAMES, Forward, Results, dense64, dense_same_type, with_rounded_scores
 from .rounding import inner_product_bounds, rounding_bounds
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from .attention import Case, draw_case
+from .case import Case
+from .catalogue import draw_case
 
 seeds = st.integers(min_value=0, max_value=2**31 - 1)
 """Seeds for make_inputs."""

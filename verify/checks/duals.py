@@ -11,7 +11,7 @@ from flashjvp import UnsupportedError
 from flashjvp.dispatch.operators import FORWARD
 
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import Subject, operands
 from .transformed import Maybe, placed, raises
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..budget import tolerance
 from ..budget.arithmetic import to_11_bits
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..emulator.compiled import compiling
 from ..emulator.gluon import emulated
 from ..emulator.machine import EmulationError
@@ -46,7 +46,7 @@ def tf32() -> Iterator[None]:
 
     with (
         patch.object(schedule, "kind_of_product", kind),
-        patch("verify.budget.rounding.are_factors_rounded", lambda inputs: inputs.q.dtype == torch.float32),
+        patch("verify.budget.propagation.are_factors_rounded", lambda inputs: inputs.q.dtype == torch.float32),
     ):
         yield
 

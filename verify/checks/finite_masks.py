@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import Subject
 from ..oracles.identities import multiples
 

@@ -16,7 +16,7 @@ from flashjvp import UnsupportedError
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import Subject
 
 

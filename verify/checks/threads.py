@@ -14,7 +14,7 @@ from flashjvp._torch import eager
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import Subject, operands
 
 Pause = Callable[[], None]

@@ -11,7 +11,7 @@ from flashjvp import SecondOrderError
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import Attention, Results, Subject, operands
 
 Maybe = Tensor | None

@@ -15,7 +15,7 @@ from torch.func import jacrev, vjp, vmap
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from ..oracles.attention import Results, Subject, operands
 from ..oracles.identities import TANGENTS
 from .transformed import forward_mode, placed

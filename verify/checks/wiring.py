@@ -17,7 +17,7 @@ from flashjvp import _torch
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.attention import Inputs, place
+from ..cases.inputs import Inputs, place
 from ..oracles.attention import NAMES, Attention, Results, Subject, operands
 from ..oracles.identities import Property
 from .duals import compiled_duals

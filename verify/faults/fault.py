@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..cases.attention import CASES, Case
+from ..cases.case import Case
+from ..cases.catalogue import CASES
 
 Stage = Literal[
     "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",

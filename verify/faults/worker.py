@@ -16,7 +16,7 @@ import torch._decomp.decompositions_for_jvp  # what a check would load on first 
 import torch._dynamo
 import triton  # noqa: F401
 
-from ..cases.attention import make_inputs
+from ..cases.inputs import make_inputs
 from .fault import CASE_BY_NAME, EMULATED_CHECKS
 
 CONTEXT = get_context("fork")

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import flashjvp
 from flashjvp.dispatch.operators import FORWARD_JVP
 
-from ..cases.attention import Inputs, group_of
+from ..cases.inputs import Inputs, group_of
 
 Backend = Literal["triton", "tiled", "reference"]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -16,7 +16,7 @@ from torch.autograd.gradcheck import GradcheckError
 from ..budget import tolerance
 from ..budget.rounding import inner_product_bounds, rounding_bounds
 from ..budget.tolerance import STEP, STEP_GRID, Identity
-from ..cases.attention import Inputs
+from ..cases.inputs import Inputs
 from .attention import NAMES, QUERY_SIDE, Forward, Subject, dense64, differentiate
 
 Property = Callable[[Inputs, Subject], list[Identity]]

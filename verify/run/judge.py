@@ -12,7 +12,8 @@ from reports import environment
 from reports.verification import Verdict
 
 from ..budget.tolerance import Budgets, budget, check
-from ..cases.attention import Case, Inputs, make_inputs
+from ..cases.case import Case
+from ..cases.inputs import Inputs, make_inputs
 from ..oracles.attention import Backend, Results, Subject, dense64, dense_same_type
 from .plan import CHECKS, DTYPES, FLOAT64, TF32, Task
 

@@ -10,7 +10,8 @@ import torch
 
 from flashjvp.backends import select
 
-from ..cases.attention import CASES, Case, random_case
+from ..cases.case import Case
+from ..cases.catalogue import CASES, random_case
 from ..checks.wiring import SITUATIONS
 from ..oracles.attention import Backend
 from ..oracles.identities import GRADCHECKS, PROPERTIES, Property

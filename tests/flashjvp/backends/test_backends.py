@@ -13,7 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verify.budget.tolerance import Budgets, assert_within, budget, check
-from verify.cases.attention import CASES, Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.catalogue import CASES
+from verify.cases.inputs import Inputs, make_inputs
 from verify.oracles.attention import NAMES, Backend, Results, dense64, dense_same_type, run
 
 BY_NAME = {case.name: case for case in CASES}

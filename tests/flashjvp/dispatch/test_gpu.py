@@ -10,7 +10,7 @@ from torch.func import jvp
 import flashjvp
 from tests.flashjvp.dispatch.subjects import launches
 from verify.budget.tolerance import assert_within
-from verify.cases.attention import Inputs
+from verify.cases.inputs import Inputs
 from verify.oracles.attention import NAMES, Results
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,8 @@ from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 import flashjvp
 from verify.budget.tolerance import assert_within
-from verify.cases.attention import Case, make_inputs
+from verify.cases.case import Case
+from verify.cases.inputs import make_inputs
 from verify.oracles.attention import run
 
 BACKENDS = ("reference", "tiled", "triton")

@@ -16,7 +16,8 @@ import torch
 from flashjvp.kernels.launch.hopper_tables import PIPELINES as TABLES
 from flashjvp.kernels.launch.schedule import chunk_widths
 from verify.budget.tolerance import budget, check
-from verify.cases.attention import Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.inputs import Inputs, make_inputs
 from verify.emulator.gluon import emulated
 from verify.emulator.machine import EmulationError
 from verify.oracles.attention import dense64, dense_same_type, run

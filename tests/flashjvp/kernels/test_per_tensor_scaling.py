@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.flashjvp.kernels.test_hopper import CASES, NOT_SERVED, expected, pipelines_in_use
 from verify.budget.arithmetic import to_11_bits
 from verify.budget.tolerance import budget, check
-from verify.cases.attention import Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.inputs import Inputs, make_inputs
 from verify.checks.emulated import RoundedProducts, dense_tf32, played, tf32
 from verify.emulator.gluon import emulated
 from verify.oracles.attention import NAMES, Results, Subject, dense64, dense_same_type, run

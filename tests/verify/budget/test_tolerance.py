@@ -8,7 +8,9 @@ from torch import Tensor
 
 from verify.budget.rounding import rounding_bounds
 from verify.budget.tolerance import DENSE_FACTOR, assert_within, budget, check
-from verify.cases.attention import CASES, Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.catalogue import CASES
+from verify.cases.inputs import Inputs, make_inputs
 from verify.oracles.attention import NAMES, QUERY_SIDE, Results, allowed, dense64, dense_same_type
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

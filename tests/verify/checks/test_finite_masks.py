@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from verify.budget import tolerance
-from verify.cases.attention import Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.inputs import Inputs, make_inputs
 from verify.oracles.attention import Subject, dense64, with_rounded_scores
 
 CASE = Case("gqa", q_heads=4, kv_heads=2, m=9, n=12, d=16, dv=8)

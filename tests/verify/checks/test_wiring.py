@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from verify.cases.attention import CASES, make_inputs
+from verify.cases.catalogue import CASES
+from verify.cases.inputs import make_inputs
 from verify.checks.wiring import WIRING
 from verify.oracles.attention import Subject
 

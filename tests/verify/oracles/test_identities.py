@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from verify.budget import tolerance
-from verify.cases.attention import CASES, Case, Inputs, make_inputs
+from verify.cases.case import Case
+from verify.cases.catalogue import CASES
+from verify.cases.inputs import Inputs, make_inputs
 from verify.oracles.attention import Attention, Forward, Results, Subject
 from verify.oracles.identities import GRADCHECKS, PROPERTIES
 from verify.run.plan import TINY

@@ -14,7 +14,7 @@ import torch
 
 from reports.verification import COLUMNS
 from verify import __main__ as command_line
-from verify.cases.attention import CASES
+from verify.cases.catalogue import CASES
 from verify.faults import command as faults
 from verify.oracles import attention as oracles
 from verify.oracles.attention import NAMES

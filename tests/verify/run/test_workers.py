@@ -2,7 +2,7 @@
 
 from reports.verification import Verdict
 from tests.verify.planted import judge
-from verify.cases.attention import Case
+from verify.cases.case import Case
 from verify.run import workers
 from verify.run.judge import Run
 from verify.run.plan import FLOAT64, Task
