@@ -21,7 +21,7 @@ from ..emulator.gluon import emulated
 from ..emulator.machine import EmulationError
 from ..oracles.attention import Results, Subject, dense64, dense_same_type
 from ..oracles.identities import Property
-from .wiring import repeated
+from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
 

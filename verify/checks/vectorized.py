@@ -18,7 +18,7 @@ from ..budget.tolerance import Identity
 from ..cases.inputs import Inputs
 from ..oracles.attention import Results, Subject, operands
 from ..oracles.identities import TANGENTS
-from .transformed import forward_mode, placed
+from .derivatives import forward_mode, placed
 
 Outputs = tuple[Tensor | None, ...]
 

@@ -32,7 +32,7 @@ def findings(folder: str, backend: Any, check: str, case: str, seed: int) -> lis
     import flashjvp
 
     from ..checks.emulated import EMULATED, against_float64
-    from ..checks.wiring import WIRING
+    from ..checks.registry import IN_PYTORCH
     from ..oracles.attention import Subject
     from ..oracles.identities import PROPERTIES
 
@@ -41,7 +41,7 @@ def findings(folder: str, backend: Any, check: str, case: str, seed: int) -> lis
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" or check in EMULATED_CHECKS
     device = "cuda" if backend == "triton" and not interpreted else "cpu"
-    checks = PROPERTIES | WIRING | EMULATED | {"float64": against_float64}
+    checks = PROPERTIES | IN_PYTORCH | EMULATED | {"float64": against_float64}
     inputs = make_inputs(CASE_BY_NAME[case], torch.float32, device, seed)
     return [vars(identity) for identity in checks[check](inputs, Subject(backend))]
 

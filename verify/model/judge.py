@@ -14,8 +14,8 @@ from ..budget.network_tolerance import network_budget, relative_error
 from ..budget.tolerance import STEP, STEP_GRID, finite_difference
 from ..run.judge import Run
 from .cases import ModelCase, Part
+from .evaluate import Call, Found, Setting, dense, evaluate, make_setting
 from .stock_norms import stock_norms
-from .subject import Call, Found, Setting, dense, evaluate, make_setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,22 +11,18 @@ import argparse
 import contextlib
 import importlib
 import pickle
-import subprocess
 import sys
 import tempfile
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reports.environment import DATA, machine, now, slug
 from reports.schema import write_rows
@@ -43,7 +39,8 @@ from ..oracles.network import tiny, weights_of
 from ..oracles.objectives import dense_terms
 from ..run.command import FAILED, HELD, UNUSABLE, WIDTH
 from ..run.judge import Run
-from .subject import Setting, make_setting
+from .evaluate import Setting, make_setting
+from .peer import build, commit_of, peer
 
 NETWORKS = {
     "small": tiny(attention_backend=None),
@@ -105,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         console.print(f"--peer {given.peer}: {error}", style="red", highlight=False, soft_wrap=True)
         return UNUSABLE
-    columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": _commit(given.peer)}
+    columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": commit_of(given.peer)}
     file = given.out or DATA / slug(machine(torch.device("cpu"))) / "published.csv"
     write_rows(file, [Line(row, columns) for row in rows], (*COLUMNS, *columns))
     for row in rows:
@@ -116,82 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = sum(not row.ok for row in rows)
     console.print(f"{wrong} of {len(rows)} rows FAILED" if wrong else f"all {len(rows)} rows agree; wrote {file}")
     return FAILED if wrong else HELD
-
-
-@contextlib.contextmanager
-def peer(checkout: Path) -> Iterator[Any]:
-    """The published module `training.wrapper`, with dense attention in the type of its inputs in place of its kernel.
-
-    Where timm is not installed its two layers have stand-ins. Raises ModuleNotFoundError.
-    """
-    sys.path.insert(0, str(checkout.resolve()))
-    try:
-        if importlib.util.find_spec("timm") is None:
-            _stand_in_for_timm()
-        wrapper = importlib.import_module("training.wrapper")
-        network = importlib.import_module("training.dit")
-        with mock.patch.multiple(network, sdpa_jvp=_dense_attention, torch=_UnderAutocast()):
-            yield wrapper
-    finally:
-        sys.path.remove(str(checkout.resolve()))
-
-
-class _UnderAutocast:
-    """torch, but for the answer to a question: without autocast the published attention rounds to bfloat16."""
-
-    def __getattr__(self, name: str) -> Any:
-        return (lambda: True) if name == "is_autocast_enabled" else getattr(torch, name)
-
-
-def _dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v)
-
-
-def _stand_in_for_timm() -> None:
-    """PatchEmbed and Mlp as the published network calls them."""
-
-    class PatchEmbed(nn.Module):
-        def __init__(self, size: int, patch: int, channels: int, width: int, bias: bool) -> None:
-            super().__init__()
-            self.patch_size, self.num_patches = (patch, patch), (size // patch) ** 2
-            self.proj = nn.Conv2d(channels, width, patch, stride=patch, bias=bias)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.proj(x).flatten(2).transpose(1, 2)
-
-    class Mlp(nn.Module):
-        def __init__(self, in_features: int, hidden_features: int, act_layer: Any, drop: float) -> None:
-            super().__init__()
-            self.fc1, self.act = nn.Linear(in_features, hidden_features), act_layer()
-            self.fc2 = nn.Linear(hidden_features, in_features)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc2(self.act(self.fc1(x)))
-
-    module = types.ModuleType("timm.models.vision_transformer")
-    for found in (PatchEmbed, Mlp):
-        found.__module__ = module.__name__
-        found.__qualname__ = found.__name__
-        setattr(module, found.__name__, found)
-    for name in ("timm", "timm.models"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules[module.__name__] = module
-
-
-def build(wrapper: Any, config: DiTConfig, scaled: bool, time_specinit: bool = False) -> Any:
-    """The published module of this size, in float32."""
-    size = {"hidden_size": config.width, "depth": config.depth, "num_heads": config.heads}
-    size |= {"patch_size": config.patch, "num_classes": config.num_classes}
-
-    def network(*, img_channels: int, out_channels: int, label_dim: int, **rest: Any) -> Any:
-        return wrapper.DiT(**size, **rest)
-
-    with mock.patch.object(wrapper, "DiT_XL_2_18h", network), contextlib.redirect_stdout(None):
-        return wrapper.TVMWrapper(
-            config.image_size, config.channels, config.num_classes, data_type="fp32", do_scale_param=scaled,
-            time_specinit=time_specinit,
-        )  # fmt: skip
 
 
 def compare(wrapper: Any, name: str, config: DiTConfig, seed: int) -> list[Row]:
@@ -350,11 +271,3 @@ def settings(checkout: Path) -> list[Row]:
             )
         )
     return rows
-
-
-def _commit(checkout: Path) -> str:
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

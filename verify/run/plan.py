@@ -12,7 +12,7 @@ from flashjvp.backends import select
 
 from ..cases.case import Case
 from ..cases.catalogue import CASES, random_case
-from ..checks.wiring import SITUATIONS
+from ..checks.registry import SITUATIONS
 from ..oracles.attention import Backend
 from ..oracles.identities import GRADCHECKS, PROPERTIES, Property
 
@@ -64,7 +64,7 @@ TINY = (
 )
 STRUCTURES = ("gqa", "causal_33_80", "mask_bool_empty_rows", "dims_72_72")
 SURROUNDED = ("gqa_short", "causal_33_80")
-"""Cases of what may surround a call (wiring.SITUATIONS); the quick run has the first alone."""
+"""Cases of what may surround a call (checks/registry.py); the quick run has the first alone."""
 SAMPLE = (
     "square", "plain", "dims_72_72", "dims_1_33", "lengths_1_1", "lengths_33_257", "causal_33_80",
     "mask_bool_full", "mask_bool_empty_rows", "mask_additive_full", "mask_additive_float32_matrix", "mqa_causal",

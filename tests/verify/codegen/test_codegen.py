@@ -143,7 +143,7 @@ def test_a_compiler_that_dies_is_a_failing_row_and_the_others_are_compiled(monke
 def test_the_command(tmp_path: Path) -> None:
     """Every row of the table is in the CSV, and the exit code says whether one failed."""
     program = (
-        "import sys; from verify import codegen\n"
+        "import sys; from verify.codegen import command as codegen\n"
         "codegen.sample = lambda architecture: [codegen.Configuration(architecture, 'half', 16, 16, tangents='')]\n"
         f"codegen.SHARED_BYTES = {{'sm_90': int(sys.argv[1])}}\n"
         f"sys.exit(codegen.main(['--arch', 'sm_90', '--out', {str(tmp_path)!r}]))"

@@ -8,7 +8,7 @@ import pytest
 
 import flashjvp
 from verify.checks.emulated import EMULATED
-from verify.checks.wiring import WIRING
+from verify.checks.registry import IN_PYTORCH
 from verify.faults import command as faults
 from verify.faults.fault import CASE_BY_NAME, EMULATED_CHECKS, Fault
 from verify.faults.fault_list import FAULTS
@@ -31,8 +31,8 @@ def test_every_fault_is_caught_and_the_unpatched_copy_is_not(tmp_path: Path) -> 
 def test_the_list_covers_every_part() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
     assert {fault.case for fault in FAULTS} <= CASE_BY_NAME.keys()
-    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *WIRING, *EMULATED}
-    assert {fault.check for fault in FAULTS} >= WIRING.keys() | EMULATED.keys()
+    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *IN_PYTORCH, *EMULATED}
+    assert {fault.check for fault in FAULTS} >= IN_PYTORCH.keys() | EMULATED.keys()
     assert set(EMULATED_CHECKS) == EMULATED.keys()
     # These choose kernels and tiles, and compute nothing: tests/flashjvp/kernels/test_hopper.py judges the choice.
     choices = {"launch/hopper_tables.py", "launch/schedule.py", "launch/tables.py", "hopper/eligibility.py"}

@@ -1,7 +1,7 @@
 """A process that dies, hangs or loses its device costs its own task a verdict, and no other."""
 
 from reports.verification import Verdict
-from tests.verify.planted import judge
+from tests.verify.run.failing_judge import judge
 from verify.cases.case import Case
 from verify.run import workers
 from verify.run.judge import Run

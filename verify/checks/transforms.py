@@ -1,33 +1,21 @@
 """Compositions of PyTorch's transforms with attention: each must give what the explicit call gives, or raise.
 
-Each function takes the inputs of a call and a subject and returns an Identity for each quantity, as in identities.py.
+The explicit call is `attention_jvp`, which takes tangents as arguments. Each function takes the inputs of a call and a
+subject (the backend that is judged), and returns an Identity for each quantity that it compares.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from flashjvp import _torch
-
-from ..budget import tolerance
 from ..budget.tolerance import Identity
-from ..cases.inputs import Inputs, place
+from ..cases.inputs import Inputs
 from ..oracles.attention import NAMES, Attention, Results, Subject, operands
-from ..oracles.identities import Property
-from .duals import compiled_duals
-from .finite_masks import finite_masks
-from .masks import causal_biases, gradients_of_masks
-from .threads import beside_other_threads
-from .transformed import as_explicit, forward_mode, leaves_of, placed, raises, reverse
-from .vectorized import mapped_cotangents, vectorized_jacobians
-
-Maybe = Tensor | None
+from .derivatives import Maybe, as_explicit, forward_mode, leaves_of, placed, raises, reverse
 
 
 def func_jvp(inputs: Inputs, subject: Subject) -> list[Identity]:
@@ -60,7 +48,7 @@ def outer_level(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 
 def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """torch.func.vmap over the first batch dim, moved behind the next one, of torch.func.grad over torch.func.jvp."""
+    """torch.func.vmap of torch.func.grad over torch.func.jvp, over the first batch dim moved behind the next one."""
     if inputs.mask is not None or inputs.q.ndim < 4 or inputs.q.shape[0] == 0:
         return []
     tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*operands(inputs), inputs.d_o, inputs.d_o_t)]
@@ -74,42 +62,6 @@ def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
     results: dict[str, Any] = vmap(of_one, in_dims=1)(*(tensors[i] for i in present))
     ordered: list[Any] = [results.get(name) for name in NAMES]
     return as_explicit(Results(*ordered), inputs, subject)
-
-
-def stateless(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """A call repeated after one of the same shapes with other numbers gives the same bits."""
-    first = subject.results(inputs)
-    subject.results(replace(inputs, q=-inputs.q, v=inputs.v + 1))
-    return tolerance.same_bits(subject.results(inputs), first)
-
-
-def repeated(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """Calls like earlier ones, which may take shorter ways, give the bits of calls that are as the first.
-
-    Between the repetitions come calls of the same shapes with other numbers, strides, alignment and options.
-    """
-    calls = {
-        "the same": inputs,
-        "other numbers": inputs.map(lambda x: x.flip(-2)),
-        "other strides": inputs.map(lambda x: place(x, "sequence_major") if x.ndim > 2 else x),
-        "other alignment": inputs.map(_off_by_one),
-        "another scale": replace(inputs, scale=2 * inputs.c),
-        "another causality": replace(inputs, is_causal=not inputs.is_causal),
-    }
-
-    def give(call: Inputs) -> tuple[Results, Tensor]:
-        return subject.results(call), subject.attention(call)(call.q, call.k, call.v)
-
-    with patch.object(_torch, "TensorGuards", None):  # nothing is remembered
-        first = {name: give(call) for name, call in calls.items()}
-    found = []
-    for _ in range(2):  # the first of which is remembered
-        again = {name: give(call) for name, call in calls.items()}
-        for name, (results, o) in again.items():
-            identities = tolerance.same_bits(results, first[name][0])
-            found += [replace(identity, quantity=f"{identity.quantity}, {name}") for identity in identities]
-            found.append(Identity(f"o without a graph, {name}", None, None, torch.equal(o, first[name][1])))
-    return found
 
 
 def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
@@ -145,34 +97,6 @@ def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:
         "backward inside a dual level": backward_inside_the_level,
     }
     return [raises(name, call) for name, call in beyond.items()]
-
-
-SITUATIONS: dict[str, Property] = {
-    "func.vjp-mapped": mapped_cotangents,
-    "vectorized": vectorized_jacobians,
-    "causal-bias": causal_biases,
-    "mask-gradient": gradients_of_masks,
-    "finite-masks": finite_masks,
-    "threads": beside_other_threads,
-    "compiled-duals": compiled_duals,
-}
-"""What may surround a call: `python -m verify` runs these too, on few cases."""
-WIRING: dict[str, Property] = {
-    "func.jvp": func_jvp,
-    "forward_ad": dual_level,
-    "func.grad": func_grad,
-    "outer-level": outer_level,
-    "func.vmap": mapped,
-    "stateless": stateless,
-    "repeated": repeated,
-    "second-order": second_order,
-    **SITUATIONS,
-}
-
-
-def _off_by_one(x: Tensor) -> Tensor:
-    """A copy that starts one element after an aligned address."""
-    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
 def _grad(f: Attention, leaves: Sequence[Any], cotangents: Sequence[Maybe]) -> list[Any]:

@@ -1,11 +1,11 @@
-"""Every composition of transforms gives what the explicit call gives; `verify faults` shows that each can fail."""
+"""Every check of a call inside PyTorch holds; `python -m verify faults` shows that each can fail."""
 
 import pytest
 import torch
 
 from verify.cases.catalogue import CASES
 from verify.cases.inputs import make_inputs
-from verify.checks.wiring import WIRING
+from verify.checks.registry import IN_PYTORCH
 from verify.oracles.attention import Subject
 
 BY_NAME = {case.name: case for case in CASES}
@@ -17,8 +17,8 @@ NOTHING_TO_MAP = ("batch_none", "batch_many", "batch_empty", "mask_bool_full")
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("check", WIRING)
+@pytest.mark.parametrize("check", IN_PYTORCH)
 def test_holds_on_tiled(check: str, name: str) -> None:
-    findings = WIRING[check](make_inputs(BY_NAME[name], torch.float32), Subject("tiled"))
+    findings = IN_PYTORCH[check](make_inputs(BY_NAME[name], torch.float32), Subject("tiled"))
     assert [finding for finding in findings if not finding.ok] == []
     assert bool(findings) or (check == "func.vmap" and name in NOTHING_TO_MAP)

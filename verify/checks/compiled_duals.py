@@ -13,7 +13,7 @@ from flashjvp.dispatch.operators import FORWARD
 from ..budget.tolerance import Identity
 from ..cases.inputs import Inputs
 from ..oracles.attention import Subject, operands
-from .transformed import Maybe, placed, raises
+from .derivatives import Maybe, placed, raises
 
 
 def compiled_duals(inputs: Inputs, subject: Subject) -> list[Identity]:

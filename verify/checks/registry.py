@@ -1,0 +1,37 @@
+"""The checks of calls inside PyTorch, by the names that `python -m verify` and `verify faults` know them by.
+
+Each takes the inputs of a call and a subject (the backend that is judged), and returns an Identity for each quantity
+that it compares.
+"""
+
+from ..oracles.identities import Property
+from .compiled_duals import compiled_duals
+from .finite_masks import finite_masks
+from .masks import causal_biases, gradients_of_masks
+from .repeated import repeated, stateless
+from .threads import beside_other_threads
+from .transforms import dual_level, func_grad, func_jvp, mapped, outer_level, second_order
+from .vectorized import mapped_cotangents, vectorized_jacobians
+
+SITUATIONS: dict[str, Property] = {
+    "func.vjp-mapped": mapped_cotangents,
+    "vectorized": vectorized_jacobians,
+    "causal-bias": causal_biases,
+    "mask-gradient": gradients_of_masks,
+    "finite-masks": finite_masks,
+    "threads": beside_other_threads,
+    "compiled-duals": compiled_duals,
+}
+"""What may surround a call: `python -m verify` runs these too, on few cases."""
+IN_PYTORCH: dict[str, Property] = {
+    "func.jvp": func_jvp,
+    "forward_ad": dual_level,
+    "func.grad": func_grad,
+    "outer-level": outer_level,
+    "func.vmap": mapped,
+    "stateless": stateless,
+    "repeated": repeated,
+    "second-order": second_order,
+    **SITUATIONS,
+}
+"""All of them: compositions of transforms, repeated calls and situations."""
