@@ -1,31 +1,28 @@
-"""`python -m verify` verifies this installation; `python -m verify model` whole networks and their training losses;
-`python -m verify faults` shows that planted bugs are caught, `python -m verify codegen` what the kernels compile to,
-without a GPU, and `python -m verify published` that tvm_ref gives the numbers of the published code."""
+"""The commands: `python -m verify` verifies this installation. With a word after it, it does something else:
 
+- model: whole networks and their training losses;
+- published: tvm_ref gives the numbers of the published code;
+- faults: mutation tests, which show that the checks catch planted bugs;
+- codegen: what the kernels compile to, without a GPU.
+"""
+
+import importlib
 import sys
+
+COMMANDS = {
+    "model": ".model.command",
+    "published": ".model.published",
+    "faults": ".faults.command",
+    "codegen": ".codegen.command",
+}
 
 
 def main(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command == "faults":
-        from .faults import command as faults
-
-        return faults.main(rest)
-    if command == "model":
-        from .model import command as model
-
-        return model.main(rest)
-    if command == "published":
-        from .model import published
-
-        return published.main(rest)
-    if command == "codegen":
-        from .codegen import command as codegen
-
-        return codegen.main(rest)
-    from .run import command as run
-
-    return run.main(arguments)
+    """Runs the command that the first argument names, and returns its exit status."""
+    named = bool(arguments) and arguments[0] in COMMANDS
+    module = importlib.import_module(COMMANDS[arguments[0]] if named else ".run.command", "verify")
+    status: int = module.main(arguments[1:] if named else arguments)
+    return status
 
 
 if __name__ == "__main__":

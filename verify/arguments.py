@@ -1,4 +1,4 @@
-"""What commands have in common: types of their arguments, the device that they run on, what they say at the start."""
+"""Shared by the commands: types of arguments, the choice of a device, and what is printed at the start."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ def a_device(text: str) -> str:
 
 
 def names_out_of(known: Collection[str]) -> Callable[[str], list[str]]:
-    """The type of an argument that lists some of the known names: "a,b"."""
+    """The type of an argument that is a list of known names, such as "a,b"."""
 
     def parse(text: str) -> list[str]:
         found = text.split(",")
@@ -45,7 +45,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def announce(console: Console, columns: Mapping[str, str], seed: int, skipped: Sequence[str]) -> None:
-    """Says where a verification runs (`columns` are those of its environment), and what it leaves out and why."""
+    """Prints where a verification runs (`columns` describe its environment), and what it leaves out and why."""
     console.print(
         f"{columns['machine']}, torch {columns['torch_version']}, triton {columns['triton_version']}, "
         f"seed {seed}, commit {columns['commit']}",

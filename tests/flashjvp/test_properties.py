@@ -12,7 +12,7 @@ from verify.budget.tolerance import Identity, assert_within, same_results
 from verify.cases.case import Case
 from verify.cases.inputs import make_inputs
 from verify.cases.strategies import cases, seeds
-from verify.oracles import identities as properties
+from verify.oracles import identities
 from verify.oracles.attention import NAMES, Subject, run
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter serves machines without a GPU")
@@ -49,21 +49,21 @@ factors = st.sampled_from((1.0, -1.0, 0.5, 3.0))
 @settings(max_examples=50)
 @given(tangent_cases, seeds, factors, factors)
 def test_tangents_enter_linearly(case: Case, seed: int, a: float, b: float) -> None:
-    assert_holds(properties.linear_in_tangents(make_inputs(case, torch.float32, seed=seed), TILED, a, b))
+    assert_holds(identities.linear_in_tangents(make_inputs(case, torch.float32, seed=seed), TILED, a, b))
 
 
 @interpreted
 @settings(max_examples=5, phases=unshrunk)
 @given(tangent_cases, seeds, factors, factors)
 def test_tangents_enter_linearly_triton(case: Case, seed: int, a: float, b: float) -> None:
-    assert_holds(properties.linear_in_tangents(make_inputs(case, torch.float32, seed=seed), TRITON, a, b))
+    assert_holds(identities.linear_in_tangents(make_inputs(case, torch.float32, seed=seed), TRITON, a, b))
 
 
 @settings(max_examples=50)
 @given(tangent_cases, seeds)
 def test_forward_and_reverse_mode_are_adjoint(case: Case, seed: int) -> None:
     case = replace(case, cotangents=("o_t",))
-    assert_holds(properties.adjoint(make_inputs(case, torch.float32, seed=seed), TILED))
+    assert_holds(identities.adjoint(make_inputs(case, torch.float32, seed=seed), TILED))
 
 
 @interpreted
@@ -71,7 +71,7 @@ def test_forward_and_reverse_mode_are_adjoint(case: Case, seed: int) -> None:
 @given(tangent_cases, seeds)
 def test_forward_and_reverse_mode_are_adjoint_triton(case: Case, seed: int) -> None:
     case = replace(case, cotangents=("o_t",))
-    assert_holds(properties.adjoint(make_inputs(case, torch.float32, seed=seed), TRITON))
+    assert_holds(identities.adjoint(make_inputs(case, torch.float32, seed=seed), TRITON))
 
 
 @settings(max_examples=50)
@@ -79,20 +79,20 @@ def test_forward_and_reverse_mode_are_adjoint_triton(case: Case, seed: int) -> N
 def test_keys_may_be_permuted(case: Case, seed: int, random: random.Random) -> None:
     order = list(range(case.n))
     random.shuffle(order)
-    assert_holds(properties.permuted_keys(make_inputs(case, torch.float32, seed=seed), TILED, order))
+    assert_holds(identities.permuted_keys(make_inputs(case, torch.float32, seed=seed), TILED, order))
 
 
 @settings(max_examples=50)
 @given(cases(), seeds, dtypes)
 def test_keys_may_be_split_and_merged(case: Case, seed: int, dtype: torch.dtype) -> None:
-    assert_holds(properties.merged_keys(make_inputs(case, dtype, seed=seed), TILED))
+    assert_holds(identities.merged_keys(make_inputs(case, dtype, seed=seed), TILED))
 
 
 @settings(max_examples=50)
 @given(cases(), seeds)
 def test_a_constant_added_to_a_row_of_scores_changes_nothing(case: Case, seed: int) -> None:
     case = replace(case, mask="additive_float32", mask_shape=case.mask_shape if case.mask else "full")
-    assert_holds(properties.shifted_rows(make_inputs(case, torch.float32, seed=seed), TILED))
+    assert_holds(identities.shifted_rows(make_inputs(case, torch.float32, seed=seed), TILED))
 
 
 @settings(max_examples=50)
@@ -102,14 +102,14 @@ def test_heads_and_batch_elements_are_independent(case: Case, seed: int, data: s
     batch = tuple(data.draw(st.integers(0, size - 1)) for size in case.batch)
     head = data.draw(st.integers(0, case.kv_heads - 1))
     inputs = make_inputs(case, torch.float32, seed=seed)
-    assert_holds(properties.independent_heads(inputs, TILED, (batch, head)))
+    assert_holds(identities.independent_heads(inputs, TILED, (batch, head)))
 
 
 @settings(max_examples=20)
 @given(cases(), seeds, dtypes)
 def test_derivatives_are_limits_of_differences(case: Case, seed: int, dtype: torch.dtype) -> None:
     case = replace(case, magnitude=1.0, kind="normal")  # a step is small against what the derivatives vary over
-    assert_holds(properties.finite_differences(make_inputs(case, dtype, seed=seed), TILED))
+    assert_holds(identities.finite_differences(make_inputs(case, dtype, seed=seed), TILED))
 
 
 @settings(max_examples=50)

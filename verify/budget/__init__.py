@@ -1,1 +1,1 @@
-"""How large an error may be: budgets derived from rounding."""
+"""How large an error may be: budgets derived from rounding. The rule is in tolerance.py."""

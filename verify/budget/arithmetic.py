@@ -1,4 +1,4 @@
-"""How numbers are rounded in a type: relative variances, for rounding.py, which says what is rounded where."""
+"""How numbers are rounded in a type: the relative variances of rounding, which propagation.py follows to results."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ SUBNORMAL = 2.0**-24  # of float16
 
 
 def are_factors_rounded(inputs: Inputs) -> bool:
-    """Whether products round float32 factors, as PyTorch's precision setting allows: to TF32 or as exactly."""
+    """Whether products may round float32 factors, to TF32 or no more coarsely: as PyTorch's precision setting says."""
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return allowed and inputs.q.dtype == torch.float32 and inputs.q.device.type == "cuda"
 

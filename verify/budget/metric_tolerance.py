@@ -1,4 +1,4 @@
-"""Error budgets of data and quality figures, from the eps of the type they are computed in.
+"""Error budgets of quality metrics and of data (Frechet distances, flows, normalisation), from the eps of their type.
 
 u is half of eps. A result of k roundings of numbers up to `scale` is off by at most k u scale, to first order; the
 functions below say which roundings they count.

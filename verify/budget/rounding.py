@@ -13,7 +13,7 @@ from .propagation import StreamingKernel
 
 
 def rounding_bounds(inputs: Inputs) -> dict[str, Bound]:
-    """The absolute rounding bound of lse, mu and every output and gradient, those of absent tangents included."""
+    """The absolute rounding bound of lse, mu and every output and gradient, also for those of absent tangents."""
     if inputs.q.numel() == 0:
         q, k, v = (x.new_zeros(x.shape[:-1], dtype=torch.float64) for x in (inputs.q, inputs.k, inputs.v))
         rows = {"o": q, "o_t": q, "d_q": q, "d_k": k, "d_v": v, "d_q_t": q, "d_k_t": k, "d_v_t": v, "lse": q, "mu": q}

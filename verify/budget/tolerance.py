@@ -7,7 +7,7 @@ the worst row (the norm of a row's error over that row's scale). For each,
 
 On ordinary numbers the first term rules. The second is for where a correct streaming kernel must lose more than dense
 attention does: results that cancel (keys nearly one-hot or constant, large mu, scores of 1e4), sums in another order,
-tensors of a few elements. rounding.py derives it, and bounds for sums over results (identities such as adjointness).
+tensors of a few elements. propagation.py derives it, and bounds for sums over results (identities such as adjointness).
 
 Scales. Frobenius errors are relative to the exact norm, or to the rounding bound where that is larger (then no digit is
 determined). With r = norm of all rows' bounds / that scale, the rounding bound of the worst row is r (at least the

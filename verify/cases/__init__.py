@@ -1,1 +1,1 @@
-"""What is verified: attention calls as data, listed and random."""
+"""What is verified: calls of attention described as data, a fixed list of them and random ones."""

@@ -26,10 +26,11 @@ COTANGENT_SUBSETS: tuple[tuple[str, ...], ...] = (("o", "o_t"), ("o",), ("o_t",)
 
 @dataclass(frozen=True)
 class Case:
-    """One call of attention: shapes, options and the character of the numbers, but no tensors yet.
+    """One call of attention: its shapes, options and kind of numbers, but no tensors yet.
 
-    `batch` are the leading dims; `tangents` names the inputs that have one and `cotangents` the outputs that have one
-    (no tangents: plain attention, whose only output is o). `magnitude` is the typical size of a score.
+    `batch` are the leading dims. `tangents` names the inputs that have a tangent, `cotangents` the outputs that have a
+    cotangent. Without tangents it is plain attention, whose only output is o. `magnitude` is the typical size of a
+    score.
     """
 
     name: str

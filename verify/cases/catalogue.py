@@ -119,5 +119,5 @@ def draw_case(choose: Callable[[Sequence[Any]], Any], name: str = "random") -> C
 
 
 def random_case(rng: random.Random) -> Case:
-    """A case drawn from the whole feature matrix."""
+    """A random case: any shapes, masks, layouts, tangents and kinds of numbers."""
     return draw_case(rng.choice)

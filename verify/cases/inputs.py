@@ -45,7 +45,7 @@ class Inputs:
         return replace(self, **changed)
 
     def group(self, batch: tuple[int, ...], kv_head: int) -> Self:
-        """The part of the call that concerns one key head of one batch element: big results are judged by parts."""
+        """The part of the call that belongs to one key head of one batch element. Big results are judged in parts."""
         rank, q_heads, kv_heads = self.q.ndim, self.q.shape[-3], self.k.shape[-3]
 
         def part(x: Tensor) -> Tensor:
@@ -56,14 +56,14 @@ class Inputs:
 
 
 def group_of(x: Tensor, batch: tuple[int, ...], kv_head: int, heads: int) -> Tensor:
-    """x [*batch, H, rows, width] at one batch element and at the `heads` heads of a key head, dims of 1 kept whole."""
+    """x [*batch, H, rows, width] at one batch element and at the `heads` heads of a key head. Dims of 1 are kept."""
     for dim, index in enumerate(batch):
         x = x.narrow(dim, index if x.shape[dim] > 1 else 0, 1)
     return x if x.shape[-3] == 1 else x.narrow(-3, kv_head * heads, heads)
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0) -> Inputs:
-    """The tensors of a case: the same numbers, up to the rounding to `dtype`, for a seed on one kind of device."""
+    """The tensors of a case. On one kind of device a seed gives the same numbers, rounded to `dtype`."""
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def normal(heads: int, length: int, width: int) -> Tensor:
@@ -87,7 +87,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device | str = "cp
 
 
 def _shape_numbers(case: Case, primals: dict[str, Tensor], tangents: dict[str, Tensor]) -> None:
-    """Gives standard normal numbers the character that the case names."""
+    """Turns standard normal numbers into the kind of numbers that the case names."""
     if case.magnitude != 1.0:
         # q . k of standard normal vectors is of size sqrt(d), which the default scale takes away
         scale = case.d**-0.5 if case.scale is None else case.scale
@@ -110,7 +110,7 @@ def _shape_numbers(case: Case, primals: dict[str, Tensor], tangents: dict[str, T
 def place(x: Tensor, layout: Layout) -> Tensor:
     """The values of x [*batch, H, L, width] in memory of the named layout.
 
-    'expanded' repeats the first slice, 'padded' has NaN around every head and row: reading beyond a tensor shows.
+    'expanded' repeats the first slice. 'padded' has NaN around every head and row, so reading beyond a tensor shows.
     """
     if layout in ("sequence_major", "packed"):
         return x.transpose(-2, -3).contiguous().transpose(-2, -3)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies over the feature matrix; an example shrinks towards the simplest option of each property."""
+"""Hypothesis strategies that draw cases; an example shrinks towards the simplest option of each property."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,1 +1,1 @@
-"""Checks beyond single results: transforms, masks, threads, and the emulated kernels."""
+"""Checks beyond a single result: PyTorch's transforms, masks, threads, repeated calls, and emulated GPU kernels."""

@@ -1,4 +1,7 @@
-"""Dual levels and compiled functions: around one its other operators may lose the tangents, in one nothing may."""
+"""torch.compile with forward-mode dual tensors: no compiled function may return a wrong tangent.
+
+With the dual level inside of the function the tangent must be there. With the level around it, it may be lacking.
+"""
 
 import functools
 from collections.abc import Callable
@@ -17,10 +20,10 @@ from .derivatives import Maybe, placed, raises
 
 
 def compiled_duals(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """No tangent is wrong that comes out of a compiled function, with a dual level around it or in it.
+    """No tangent that comes out of a compiled function is wrong, with a dual level around it or inside of it.
 
-    In it the tangent is there. Around it UnsupportedError is raised, or PyTorch leaves the function uncompiled (from
-    2.14 on). The operator alone, which is what a compiled function calls, raises in a level of Python's.
+    Inside, the tangent is there. Around it UnsupportedError is raised, or PyTorch leaves the function uncompiled (from
+    2.14 on). The operator alone, which is what a compiled function calls, raises in a dual level.
     """
     tensors = [x.detach() for x in operands(inputs)[:3]]
     mask = None if inputs.mask is None else inputs.mask[(None,) * (inputs.q.ndim - inputs.mask.ndim)]

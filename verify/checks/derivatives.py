@@ -1,4 +1,4 @@
-"""What checks of transforms share: the tensors of a call, its derivatives by a transform, and the comparison."""
+"""Derivatives of a call by PyTorch's transforms and autograd, and their comparison with those of the explicit call."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,12 +18,12 @@ Maybe = Tensor | None
 
 
 def as_explicit(results: Results, inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The results are those of the explicit call."""
+    """Compares results with those of the explicit call: `attention_jvp`, which takes tangents as arguments."""
     return tolerance.same_results(results, subject.results(inputs), inputs, inputs)
 
 
 def raises(name: str, call: Callable[[], Any], expected: type[Exception] = SecondOrderError) -> Identity:
-    """Whether a call raises the error that says why it has no result."""
+    """Checks that a call raises the error that says why it has no result."""
     try:
         call()
     except expected:

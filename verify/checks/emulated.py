@@ -1,6 +1,7 @@
-"""Checks that run on the CPU what otherwise only a GPU does: the warp-specialised kernels, and repeated launches.
+"""Checks that run on the CPU what otherwise only a GPU does: warp-specialised kernels, and capture and replay.
 
-Each takes the inputs of a call and a subject and returns an Identity for each quantity, as in identities.py.
+Each takes the inputs of a call and a subject (the backend that is judged), and returns an Identity for each quantity
+that it compares.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from ..emulator.compiled import compiling
 from ..emulator.gluon import emulated
 from ..emulator.machine import EmulationError
 from ..oracles.attention import Results, Subject, dense64, dense_same_type
-from ..oracles.identities import Property
+from ..oracles.identities import Check
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -38,7 +39,7 @@ class RoundedProducts(TorchDispatchMode):
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """In this block float32 products may be rounded on the CPU as they may be on a GPU, by the kernels as well."""
+    """In this block float32 products are rounded on the CPU as on a GPU that uses TF32, and kernels may do so, too."""
     from flashjvp.kernels.launch import schedule
 
     def kind(dtype: torch.dtype, device: torch.device) -> str:
@@ -71,12 +72,12 @@ def against_float64(
 
 
 def in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The warp-specialised kernels against dense attention, query gradients without sums in global memory."""
+    """The warp-specialised kernels against dense attention, without dq_accum (sums in global memory, in any order)."""
     return _emulated(against_float64, inputs, subject, ordered=True)
 
 
 def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """In order, with the maximum of scores as bfloat16 has it: scaled before it is subtracted, and following late."""
+    """`in_order`, as for bfloat16: scores are scaled before the maximum is taken off, with a lazy rescale threshold."""
 
     def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
         from flashjvp.kernels.hopper import forward
@@ -88,38 +89,38 @@ def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 
 def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The same, with those sums where there is a kernel for them."""
+    """The warp-specialised kernels against dense attention, with dq_accum wherever a kernel has it."""
     return _emulated(against_float64, inputs, subject, ordered=False)
 
 
 def rescaled(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The same of float32 tensors that may be rounded, which the kernels read as float16 in units of their own."""
+    """`in_any_order` for float32 tensors in TF32, which the kernels read as float16 with per-tensor scaling."""
     with tf32():
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=False)
 
 
 def rescaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """And without sums in global memory."""
+    """`rescaled` without dq_accum."""
     with tf32():
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
 
 
 def played(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """Calls played from recordings give what the first calls gave."""
+    """Replayed calls give what the first calls, which were captured, gave."""
 
     def played_ones(inputs: Inputs, subject: Subject) -> list[Identity]:
         with compiling() as plays:
             found = repeated(inputs, subject)
-        assert plays, "expected calls that are played from recordings, got none"
+        assert plays, "expected calls that are replayed, got none"
         return found
 
     return _emulated(played_ones, inputs, subject, ordered=True, with_launches=False)
 
 
 def _emulated(
-    check: Property, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True
+    check: Check, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True
 ) -> list[Identity]:
-    """What a check finds in the emulator. A kernel that does what a GPU would not survive fails it."""
+    """What a check finds in the emulator. It fails for a kernel that deadlocks or does what would end a GPU's run."""
     with emulated(), _pipelines(ordered) as launched:
         try:
             found = check(inputs, subject)
@@ -159,7 +160,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
         replay.forget()
 
 
-EMULATED: dict[str, Property] = {
+EMULATED: dict[str, Check] = {
     "emulated": in_order,
     "emulated-bfloat16": as_bfloat16,
     "emulated-sums": in_any_order,

@@ -1,4 +1,4 @@
-"""Additive masks of finite numbers, however large, also where they swallow the scores of all keys of a row.
+"""Additive masks of finite numbers, also ones so large that the scores of a whole row are lost in rounding.
 
 Next to a bias of -1e9 a score of order one rounds away, in dense attention as in a kernel: all keys of the row then
 share it evenly. What a kernel computes must be that softmax, in both passes.
@@ -18,11 +18,11 @@ from ..oracles.attention import Subject
 from ..oracles.identities import multiples
 
 PADDING = 3
-"""So many keys at the left are padding, and see only each other and keys after them."""
+"""The number of keys at the left that are padding."""
 
 
 def finite_masks(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """Everything is that of dense attention whose scores are rounded once, after adding the bias."""
+    """All results are those of dense attention whose scores are rounded once, after the bias was added."""
     found = []
     exact = _with_exact_scores(inputs)
     for name, mask, is_causal in (

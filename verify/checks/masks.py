@@ -1,4 +1,4 @@
-"""Masks that are no plain numbers: causal biases, which are objects, and masks of which a derivative is asked."""
+"""Special masks: PyTorch's causal bias objects, and masks that need a derivative, which are refused."""
 
 import functools
 import warnings

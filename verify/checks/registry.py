@@ -4,7 +4,7 @@ Each takes the inputs of a call and a subject (the backend that is judged), and 
 that it compares.
 """
 
-from ..oracles.identities import Property
+from ..oracles.identities import Check
 from .compiled_duals import compiled_duals
 from .finite_masks import finite_masks
 from .masks import causal_biases, gradients_of_masks
@@ -13,7 +13,7 @@ from .threads import beside_other_threads
 from .transforms import dual_level, func_grad, func_jvp, mapped, outer_level, second_order
 from .vectorized import mapped_cotangents, vectorized_jacobians
 
-SITUATIONS: dict[str, Property] = {
+SITUATIONS: dict[str, Check] = {
     "func.vjp-mapped": mapped_cotangents,
     "vectorized": vectorized_jacobians,
     "causal-bias": causal_biases,
@@ -23,7 +23,7 @@ SITUATIONS: dict[str, Property] = {
     "compiled-duals": compiled_duals,
 }
 """What may surround a call: `python -m verify` runs these too, on few cases."""
-IN_PYTORCH: dict[str, Property] = {
+IN_PYTORCH: dict[str, Check] = {
     "func.jvp": func_jvp,
     "forward_ad": dual_level,
     "func.grad": func_grad,

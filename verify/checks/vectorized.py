@@ -1,7 +1,7 @@
-"""Many cotangents, or many tangents, at a time: each must give what the explicit call gives of it.
+"""Several cotangents or tangents at once, by vmap and jacobians: each must give what its own explicit call gives.
 
-The rows that a derivative asks for are mapped and the tensors of the call are not, so what the forward pass saved
-reaches the backward pass expanded.
+Only the cotangents (or tangents) are mapped, not the tensors of the call. So what the forward pass saved reaches the
+backward pass expanded.
 """
 
 from collections.abc import Callable

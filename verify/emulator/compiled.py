@@ -1,9 +1,10 @@
-"""Stands for the GPU where launches are repeated: kernels of the interpreter and the emulator, as if compiled.
+"""Lets a CPU stand in for a GPU in capture and replay: kernels run in the interpreter or emulator, as if compiled.
 
-Nothing is recorded of a kernel that the interpreter runs, because nothing of it was compiled. Here the first launch
-gives a compiled kernel, with Triton's own classes around a stand-in for C, which takes what C does: addresses, strides
-and encoded descriptors. It runs the kernel on the memory that these name, with the types of the first launch. Addresses
-that 16 divided at the first launch are taken for multiples of 16, as wide loads take them.
+A launch is captured only if its kernel was compiled, and a kernel that the interpreter runs never is. Here the first
+launch gives a compiled kernel: Triton's own classes around a stand-in for the launch function in C, which takes what
+that function takes: addresses, strides and encoded descriptors. It runs the kernel on the memory that these name, with
+the types of the first launch. Addresses that 16 divided at the first launch are taken for multiples of 16, as wide
+loads take them.
 """
 
 import ctypes
@@ -114,7 +115,7 @@ def _memory(first: Tensor, address: int, extent: int) -> Tensor:
 
 @contextmanager
 def compiling() -> Iterator[list[str]]:
-    """In this block every launch of flashjvp compiles. Yields the recordings that were played, one word for each."""
+    """In this block every launch of flashjvp compiles. Yields a list with one word for each call that was replayed."""
     from flashjvp.kernels.launch import call as launch
     from flashjvp.kernels.launch import replay
 

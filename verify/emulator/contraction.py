@@ -1,4 +1,4 @@
-"""Float32 arithmetic as compilers for GPUs contract it: a product and the sum that it enters are rounded once."""
+"""Float32 multiply-add as GPU compilers emit it: a product and the sum that it enters are rounded once."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a Hopper multiprocessor has while a program runs on it, on the CPU: copies, barriers, shared memory."""
+"""The parts of a Hopper multiprocessor that a running program uses, on the CPU: copies, barriers, shared memory."""
 
 import queue
 import random
@@ -15,7 +15,7 @@ LONGEST_DELAY_SECONDS = 1e-3
 
 
 class EmulationError(RuntimeError):
-    """A kernel did what the GPU would not survive: a deadlock, one arrival too many, a value read in flight."""
+    """A kernel did what a GPU does not survive: a deadlock, one arrival too many, a value read in flight."""
 
 
 class Program:

@@ -1,11 +1,12 @@
-"""Plants known bugs in copies of flashjvp and shows that the checks catch every one: `python -m verify faults`.
+"""Mutation tests: plants known bugs (faults) in copies of flashjvp and shows that the checks catch every one.
 
 A verification that cannot fail proves nothing. Each fault of fault_list.py is patched into a copy of the package in a
-temporary folder, and its check runs on the copy in a process of its own (worker.py), with NaN in fresh memory: on
-the GPU if there is one, else in Triton's interpreter; the warp-specialised kernels and recorded calls in an emulator on
-the CPU (emulated.py) everywhere. A fault counts as caught when its check runs to the end and a
-result misses its budget: a crash would not show that the check sees the fault. A copy without a fault must pass all the
-same checks.
+temporary folder. Its check runs on the copy in a process of its own (worker.py), with NaN in fresh memory. It runs on
+the GPU if there is one, else in Triton's interpreter. Warp-specialised kernels, and capture and replay, always run in
+the emulator on the CPU.
+
+A fault counts as caught when its check runs to the end and a result misses its budget. A crash would not show that the
+check sees the fault. A copy without a fault must pass all the same checks.
 """
 
 import argparse
@@ -63,13 +64,13 @@ def apply(fault: Fault, package: Path) -> None:
 
 
 def planned(faults: Sequence[Fault]) -> list[tuple[Fault, bool]]:
-    """Which check runs without its fault (False), once each, and which with it (True)."""
+    """The runs: each check once without a fault (False), then each fault with its check (True)."""
     by_check = {(fault.backend, fault.check, fault.case): fault for fault in faults}
     return [*((fault, False) for fault in by_check.values()), *((fault, True) for fault in faults)]
 
 
 def run(plan: Sequence[tuple[Fault, bool]], seed: int = 0) -> Iterator[Verdict]:
-    """The verdicts on a plan, in the order in which they come."""
+    """The verdicts on a plan, in the order in which they come. Every run has its own copy of the package."""
     source = importlib.util.find_spec("flashjvp")
     assert source is not None and source.origin is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def _answers(jobs: list[dict[str, Any]], on_gpu: bool) -> Iterator[dict[str, Any
     environment = {**os.environ, "TRITON_INTERPRET": "0" if on_gpu else "1"}
     if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    # numpy, which interprets the kernels, warns of every planted NaN
+    # numpy, which interprets the kernels, warns of every NaN in fresh memory
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "verify.faults.worker"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as server:
@@ -124,7 +125,7 @@ def share(error: float | None, budget: float | None) -> float:
 
 def table(verdicts: Sequence[Verdict]) -> Table:
     """What caught each fault, and every check that failed without one."""
-    out = Table(title="planted faults")
+    out = Table(title="mutation tests")
     for column in ("fault", "file", "check", "on", "furthest off"):
         out.add_column(column, overflow="fold")
     for column in ("error", "budget"):

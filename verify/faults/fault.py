@@ -1,4 +1,4 @@
-"""What a planted bug is: a small textual patch of the library, with the check that must catch it."""
+"""A mutation: a planted bug, which is a small textual patch of flashjvp, and the check and case that must catch it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ Stage = Literal[
     "reference", "pipelines", "repeated calls",
 ]  # fmt: skip
 
-# Checks of emulated.py, which run on the CPU everywhere: a planted race could hang a GPU.
+# Checks of checks/emulated.py. They always run on the CPU, since a planted race could hang a GPU.
 EMULATED_CHECKS = ("emulated", "emulated-bfloat16", "emulated-sums", "rescaled", "rescaled-in-order", "played")
 
 _ONE: dict[str, Any] = {"batch": (1,), "q_heads": 1, "kv_heads": 1}
@@ -45,8 +45,8 @@ CASE_BY_NAME = {case.name: case for case in (*CASES, *HOPPER_CASES)}
 class Fault:
     """A patch of one file of flashjvp: `old`, which occurs in it exactly once, becomes `new`.
 
-    What must catch it is a check on a case: "float64" (all results against dense attention), a function of
-    properties.PROPERTIES or wiring.WIRING, or one of emulated.EMULATED.
+    What must catch it is a check on a case: "float64" (all results against dense attention), or a name in IDENTITIES
+    (oracles/identities.py), IN_PYTORCH (checks/registry.py) or EMULATED (checks/emulated.py).
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Runs checks on copies of flashjvp, each in a process of its own, forked after PyTorch and Triton were loaded.
+"""Runs checks on copies of flashjvp, each in its own process, which is forked after PyTorch and Triton were loaded.
 
-`python -m verify.faults.worker` reads from its input a JSON list of what `findings` takes, and prints one JSON line for
-each as it ends.
+`python -m verify.faults.worker` reads a JSON list of jobs (the arguments of `findings`) from its input, and prints one
+JSON line for each as it ends.
 """
 
 import json
@@ -34,14 +34,14 @@ def findings(folder: str, backend: Any, check: str, case: str, seed: int) -> lis
     from ..checks.emulated import EMULATED, against_float64
     from ..checks.registry import IN_PYTORCH
     from ..oracles.attention import Subject
-    from ..oracles.identities import PROPERTIES
+    from ..oracles.identities import IDENTITIES
 
     assert flashjvp.__file__.startswith(folder), f"{flashjvp.__file__} is not the copy in {folder}"
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" or check in EMULATED_CHECKS
     device = "cuda" if backend == "triton" and not interpreted else "cpu"
-    checks = PROPERTIES | IN_PYTORCH | EMULATED | {"float64": against_float64}
+    checks = IDENTITIES | IN_PYTORCH | EMULATED | {"float64": against_float64}
     inputs = make_inputs(CASE_BY_NAME[case], torch.float32, device, seed)
     return [vars(identity) for identity in checks[check](inputs, Subject(backend))]
 

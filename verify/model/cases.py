@@ -1,4 +1,4 @@
-"""What `python -m verify model` asks: of which parts, in which networks, types, backends and ways to run them."""
+"""The cases of `python -m verify model`: part, network, type, backend, and how blocks run (compiled, recomputed)."""
 
 import os
 import shutil

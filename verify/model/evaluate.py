@@ -1,4 +1,4 @@
-"""What a case of a whole network evaluates: tvm_ref as the trainer runs it, and the dense network beside it."""
+"""Evaluates a case of `python -m verify model`: by tvm_ref as the trainer runs it, and by the dense network."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""From a case of a whole network to the rows of its verdicts."""
+"""Judges a case of `python -m verify model` against the dense network, one row for each quantity."""
 
 import contextlib
 import functools

@@ -1,8 +1,8 @@
-"""Which of torch's own layer_norm and batch_norm a computation calls.
+"""Finds calls of torch's own layer_norm and batch_norm.
 
 Reverse mode through their JVP is silently wrong (docs/layer-norm-jvp.md), so a network that is trained through its JVP
-may not call them. Looked at are the operators that are dispatched, so it does not matter by which name (nn.LayerNorm,
-F.layer_norm, torch.layer_norm), under which transform, forward or backward.
+may not call them. The operators that are dispatched are looked at. So the name (nn.LayerNorm, F.layer_norm,
+torch.layer_norm), the transform, and forward or backward make no difference.
 """
 
 from collections.abc import Iterator

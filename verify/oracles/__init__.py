@@ -1,1 +1,1 @@
-"""What results are compared with: dense attention and networks in float64, and identities."""
+"""What results are compared with: dense attention and dense networks in float64, and identities."""

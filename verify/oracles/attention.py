@@ -1,4 +1,8 @@
-"""Attention computed by means that share nothing with flashjvp's backends, and the call of a backend beside them."""
+"""The oracles of attention, and the backend that is judged by them.
+
+`dense64` is dense attention in float64, `dense_same_type` PyTorch's own in the type of the inputs. They share nothing
+with flashjvp. `Subject` is the backend, called in each way that flashjvp can be called.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -52,7 +56,7 @@ class Forward(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified: a backend of flashjvp, by each way of calling it. A test puts a wrong one in its place."""
+    """What is verified: a backend of flashjvp, in each way of calling it. Tests put a wrong one in its place."""
 
     backend: Backend | None = None
 

@@ -1,8 +1,8 @@
-"""Oracles that need no second implementation: what attention must satisfy whatever the numbers, one function each.
+"""Identities that attention satisfies whatever the numbers, such as adjointness and linearity: one function each.
 
-Each takes the inputs of a call and a subject (oracles.Subject, or a wrong one in a test) and returns an Identity for
-each quantity that it judges; tolerance.py says how closely its two sides must agree. Inputs that lack what a property
-is about (a tangent, a cotangent) give an empty list.
+They need no second implementation. Each takes the inputs of a call and a subject (the backend that is judged, or a
+wrong one in a test), and returns an Identity for each quantity that it compares. tolerance.py says how closely the two
+sides must agree. Inputs that lack what an identity is about (a tangent, a cotangent) give an empty list.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +19,15 @@ from ..budget.tolerance import STEP, STEP_GRID, Identity
 from ..cases.inputs import Inputs
 from .attention import NAMES, QUERY_SIDE, Forward, Subject, dense64, differentiate
 
-Property = Callable[[Inputs, Subject], list[Identity]]
+Check = Callable[[Inputs, Subject], list[Identity]]
 TANGENTS = ("q_t", "k_t", "v_t")
 
 
 def adjoint(inputs: Inputs, subject: Subject) -> list[Identity]:
     """<JVP(x_t), d> = <x_t, VJP(d)>: the tangent of the forward pass against the backward pass of plain attention.
 
-    For the cotangent d of o_t, which sees every error but amid numbers that cancel, and for d = o_t (over its largest
-    element, lest float16 overflows), where none do.
+    Once for a random d, the cotangent of o_t, which sees every error but has terms that cancel. Once for d = o_t (over
+    its largest element, lest float16 overflows), where nothing cancels.
     """
     if not inputs.has_tangent or inputs.d_o_t is None:
         return []
@@ -78,7 +78,7 @@ def permuted_keys(inputs: Inputs, subject: Subject, order: Sequence[int] | None 
 
 
 def shifted_rows(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """A number added to all scores of a row, by an additive mask, changes nothing."""
+    """A number that an additive mask adds to all scores of a row changes nothing."""
     m, n, device = inputs.q.shape[-2], inputs.k.shape[-2], inputs.q.device
     mask = inputs.mask
     if mask is None:
@@ -94,7 +94,7 @@ def shifted_rows(inputs: Inputs, subject: Subject) -> list[Identity]:
 def independent_heads(
     inputs: Inputs, subject: Subject, group: tuple[tuple[int, ...], int] | None = None
 ) -> list[Identity]:
-    """The call on one key head of one batch element alone (the last, if not said) gives that part of the results."""
+    """A call on one key head of one batch element alone (by default the last) gives that part of the results."""
     *batch, kv_heads = inputs.k.shape[:-2]
     if 0 in batch:
         return []
@@ -195,7 +195,7 @@ def gradcheck_reverse_over_forward(inputs: Inputs, subject: Subject) -> list[Ide
     return _gradcheck("reverse over forward", jvp, inputs, ("q", "k", "v", *TANGENTS), check_batched_grad=True)
 
 
-PROPERTIES: dict[str, Property] = {
+IDENTITIES: dict[str, Check] = {
     "adjoint": adjoint,
     "linear": linear_in_tangents,
     "permutation": permuted_keys,
@@ -207,7 +207,7 @@ PROPERTIES: dict[str, Property] = {
     "agreement": same_as_reference,
     "determinism": deterministic,
 }
-GRADCHECKS: dict[str, Property] = {
+GRADCHECKS: dict[str, Check] = {
     "gradcheck": gradcheck_backward,
     "gradcheck-forward": gradcheck_forward_mode,
     "gradcheck-both": gradcheck_reverse_over_forward,

@@ -1,4 +1,4 @@
-"""A second, dense statement of the network, from the formulas alone: the oracle of its tests and verification.
+"""A dense network written from the formulas alone: the oracle for the network of tvm_ref.
 
 It takes the weights as a dictionary under their published names, uses nothing of tvm_ref but the configuration, and
 leaves every derivative to torch.func and autograd.

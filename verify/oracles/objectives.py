@@ -1,4 +1,4 @@
-"""A second statement of the objectives, image by image on the dense network: the oracle of tests and verification.
+"""The training losses, written image by image on the dense network: the oracle for the objectives of tvm_ref.
 
 Every derivative is torch's. `kind` is tvm, detached (tvm without gradient through dF/ds), flow or meanflow.
 """

@@ -1,4 +1,4 @@
-"""From a task to the rows of its verdicts: what a worker process does."""
+"""Judges a task: runs its check on each backend, one row for each quantity. This is what a worker process does."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""What a verification consists of: which checks on which cases, backends and types, and what is left out, said."""
+"""The plan of a verification: which checks run on which cases, backends and types, and what is left out."""
 
 import difflib
 import random
@@ -14,7 +14,7 @@ from ..cases.case import Case
 from ..cases.catalogue import CASES, random_case
 from ..checks.registry import SITUATIONS
 from ..oracles.attention import Backend
-from ..oracles.identities import GRADCHECKS, PROPERTIES, Property
+from ..oracles.identities import GRADCHECKS, IDENTITIES, Check
 
 BACKENDS: tuple[Backend, ...] = ("reference", "tiled", "triton")
 DTYPES = {
@@ -27,7 +27,7 @@ DTYPES = {
 TF32 = "tf32"
 FLOAT64 = "float64"
 """The check of every tensor against float64 dense attention."""
-CHECKS: dict[str, Property] = PROPERTIES | SITUATIONS | GRADCHECKS
+CHECKS: dict[str, Check] = IDENTITIES | SITUATIONS | GRADCHECKS
 """All others."""
 
 GROUPS = {
@@ -127,7 +127,7 @@ def obstacles(device: str, chosen: Sequence[Backend], dtypes: Sequence[str]) -> 
 
 
 class Plan:
-    """The tasks of a run, and in words what it leaves out."""
+    """The tasks of a run, and what it leaves out, in words."""
 
     def __init__(self, device: str, quick: bool, chosen: Sequence[Backend], dtypes: Sequence[str], seed: int) -> None:
         self.device, self.quick, self.seed = torch.device(device).type, quick, seed
@@ -166,7 +166,7 @@ class Plan:
         drawn = random_cases(self.seed)[: RANDOM_CASES["quick" if self.quick else "full"]]
         for i, case in enumerate(drawn):
             self._add(FLOAT64, [case], [served[i % len(served)]])
-        for check in PROPERTIES:
+        for check in IDENTITIES:
             self._add(check, structures, self.dtypes, *(("reference",) if check == "agreement" else ()))
         self._add_situations([case for name in SURROUNDED for case in CASES if case.name == name])
         if "float64" in self.dtypes:

@@ -1,4 +1,4 @@
-"""The tables that a verification prints: failing rows first, then verdicts condensed, or every row of a few cases."""
+"""The tables that a verification prints: failing rows first, then a summary, or every row of a few cases."""
 
 from collections.abc import Callable, Iterable, Sequence
 

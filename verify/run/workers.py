@@ -1,4 +1,4 @@
-"""Tasks spread over processes: one that dies or hangs costs its own task a verdict, and no other."""
+"""Spreads tasks over processes: one that dies or hangs costs its own task a verdict, and no other."""
 
 import contextlib
 import multiprocessing
@@ -20,7 +20,7 @@ from .plan import Task
 Judge = Callable[[Any, Run], tuple[list[Any], bool]]  # rows of a task, and whether the process can take another
 Lost = Callable[[Any, Run, str], list[Any]]  # rows of a task that came to no verdict, for a reason
 TASK_LIMIT_S = 300.0
-"""Far above what any task takes, compilation included, also on a loaded machine: a kernel that hangs ends there."""
+"""The most that a task may take: far above what any takes, also to compile on a loaded machine. What hangs is ended."""
 LEAVES_S = 5.0
 MEMORY_PER_PROCESS = 2 * 2**30
 MOST_PROCESSES = 16

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from verify.codegen import command as codegen
+from verify.codegen import command
 from verify.codegen.command import SHARED_BYTES, Configuration, Kernel, compiled, fault, sample
 from verify.codegen.worker import in_loops, of_amdgcn, of_sass, overwritten
 
@@ -113,7 +113,7 @@ def test_only_innermost_loops_count() -> None:
 def test_the_sample_has_every_head_dim_kind_and_option() -> None:
     chosen = sample("sm_90")
     assert len(set(chosen)) == len(chosen)
-    assert {(c.kind, c.d) for c in chosen} >= {("half", d) for d in codegen.HEAD_DIMS} | {("tf32", 64), ("ieee", 256)}
+    assert {(c.kind, c.d) for c in chosen} >= {("half", d) for d in command.HEAD_DIMS} | {("tf32", 64), ("ieee", 256)}
     assert {c.tangents for c in chosen} >= {"", "q", "k", "v", "qkv"}
     assert {c.mask for c in chosen} == {"", "bool", "additive"}
     assert any(c.causal and c.mask for c in chosen) and any(c.group > 1 for c in chosen)
@@ -132,7 +132,7 @@ def test_kernels_compile_without_a_gpu(architecture: str, target: str) -> None:
 
 
 def test_a_compiler_that_dies_is_a_failing_row_and_the_others_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codegen, "PROCESSES", 1)
+    monkeypatch.setattr(command, "PROCESSES", 1)
     jobs = [Configuration(architecture, "half", 16, 16, tangents="") for architecture in ("no such", "sm_90")]
     dead, *others = compiled(jobs)
     assert [kernel.architecture for kernel in dead] == ["no such"]
@@ -143,10 +143,10 @@ def test_a_compiler_that_dies_is_a_failing_row_and_the_others_are_compiled(monke
 def test_the_command(tmp_path: Path) -> None:
     """Every row of the table is in the CSV, and the exit code says whether one failed."""
     program = (
-        "import sys; from verify.codegen import command as codegen\n"
-        "codegen.sample = lambda architecture: [codegen.Configuration(architecture, 'half', 16, 16, tangents='')]\n"
-        f"codegen.SHARED_BYTES = {{'sm_90': int(sys.argv[1])}}\n"
-        f"sys.exit(codegen.main(['--arch', 'sm_90', '--out', {str(tmp_path)!r}]))"
+        "import sys; from verify.codegen import command\n"
+        "command.sample = lambda architecture: [command.Configuration(architecture, 'half', 16, 16, tangents='')]\n"
+        f"command.SHARED_BYTES = {{'sm_90': int(sys.argv[1])}}\n"
+        f"sys.exit(command.main(['--arch', 'sm_90', '--out', {str(tmp_path)!r}]))"
     )
     environment = os.environ | {"COLUMNS": "200"}
     for limit, code, said in ((SHARED_BYTES["sm_90"], 0, "0 failed"), (1000, 1, "shared memory")):

@@ -1,4 +1,4 @@
-"""The checks of verify catch every planted fault, and the machinery that shows it cannot be fooled by a crash."""
+"""Mutation tests: the checks catch every planted bug, and a crash does not count as caught."""
 
 import csv
 from dataclasses import replace
@@ -9,16 +9,16 @@ import pytest
 import flashjvp
 from verify.checks.emulated import EMULATED
 from verify.checks.registry import IN_PYTORCH
-from verify.faults import command as faults
+from verify.faults import command
 from verify.faults.fault import CASE_BY_NAME, EMULATED_CHECKS, Fault
 from verify.faults.fault_list import FAULTS
-from verify.oracles.identities import PROPERTIES
+from verify.oracles.identities import IDENTITIES
 
 PACKAGE = Path(flashjvp.__file__).parent
 
 
 def test_every_fault_is_caught_and_the_unpatched_copy_is_not(tmp_path: Path) -> None:
-    code = faults.main(["--out", str(tmp_path)])
+    code = command.main(["--out", str(tmp_path)])
     with (tmp_path / "faults.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row for row in rows if row["ok"] != "true"] == []
@@ -31,7 +31,7 @@ def test_every_fault_is_caught_and_the_unpatched_copy_is_not(tmp_path: Path) -> 
 def test_the_list_covers_every_part() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
     assert {fault.case for fault in FAULTS} <= CASE_BY_NAME.keys()
-    assert {fault.check for fault in FAULTS} <= {"float64", *PROPERTIES, *IN_PYTORCH, *EMULATED}
+    assert {fault.check for fault in FAULTS} <= {"float64", *IDENTITIES, *IN_PYTORCH, *EMULATED}
     assert {fault.check for fault in FAULTS} >= IN_PYTORCH.keys() | EMULATED.keys()
     assert set(EMULATED_CHECKS) == EMULATED.keys()
     # These choose kernels and tiles, and compute nothing: tests/flashjvp/kernels/test_hopper.py judges the choice.
@@ -57,7 +57,7 @@ def test_patches_fit_the_source(fault: Fault) -> None:
 def test_a_patch_that_does_not_fit_is_an_error(old: str, times: int, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("return " * 5)
     with pytest.raises(ValueError, match=f"'rotten': expected '{old}' once in module.py, got it {times} times"):
-        faults.apply(Fault("rotten", "tiled", "module.py", old, "new"), tmp_path)
+        command.apply(Fault("rotten", "tiled", "module.py", old, "new"), tmp_path)
 
 
 def test_only_a_finding_counts_as_caught() -> None:
@@ -66,7 +66,7 @@ def test_only_a_finding_counts_as_caught() -> None:
     harmless = Fault("harmless", "wiring", "api.py", signature, f"# {signature}{signature}")
     raises = Fault("raises", "wiring", "errors.py", '"""The errors', 'raise RuntimeError("as planned")\n"""The errors')
     dies = Fault("dies", "wiring", "errors.py", '"""The errors', '__import__("os")._exit(7)\n"""The errors')
-    verdicts = {v.fault: v for v in faults.run(faults.planned([harmless, raises, dies]))}
+    verdicts = {v.fault: v for v in command.run(command.planned([harmless, raises, dies]))}
     assert {name: v.ok for name, v in verdicts.items()} == {"": True, "harmless": False, "raises": False, "dies": False}
     assert verdicts["harmless"].failure == ""
     assert verdicts["raises"].failure == "RuntimeError: as planned"
@@ -76,12 +76,12 @@ def test_only_a_finding_counts_as_caught() -> None:
 def test_the_exit_code_and_the_table_tell_of_a_missed_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verdict = faults.Verdict("planted", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
-    sound = faults.Verdict("", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
+    verdict = command.Verdict("planted", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
+    sound = command.Verdict("", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
     for ok in ((True, True), (False, True), (True, False)):
         found = [replace(v, ok=x) for v, x in zip((verdict, sound), ok, strict=True)]
-        monkeypatch.setattr(faults, "run", lambda plan, seed, found=found: iter(found))
-        assert faults.main([]) == (0 if all(ok) else 1)
+        monkeypatch.setattr(command, "run", lambda plan, seed, found=found: iter(found))
+        assert command.main([]) == (0 if all(ok) else 1)
         printed = capsys.readouterr().out
         assert ("MISSED" in printed) == (not ok[0])
         assert ("FAILED" in printed) == (not ok[1])
@@ -89,5 +89,5 @@ def test_the_exit_code_and_the_table_tell_of_a_missed_fault(
 
 def test_only_names_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        faults.main(["--only", "no such fault"])
+        command.main(["--only", "no such fault"])
     assert "no fault is called 'no such fault'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from verify.cases.case import Case
 from verify.cases.catalogue import CASES
 from verify.cases.inputs import Inputs, make_inputs
 from verify.oracles.attention import Attention, Forward, Results, Subject
-from verify.oracles.identities import GRADCHECKS, PROPERTIES
+from verify.oracles.identities import GRADCHECKS, IDENTITIES
 from verify.run.plan import TINY
 
 BY_NAME = {case.name: case for case in CASES}
@@ -121,9 +121,9 @@ WRONG: list[tuple[str, str, Subject]] = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("name", ("gqa", "causal_33_80", "mask_bool_empty_rows", "batch_empty"))
-@pytest.mark.parametrize("check", PROPERTIES)
+@pytest.mark.parametrize("check", IDENTITIES)
 def test_right_attention_keeps_every_identity(check: str, name: str, dtype: torch.dtype) -> None:
-    found = PROPERTIES[check](make_inputs(BY_NAME[name], dtype, seed=3), Subject("tiled"))
+    found = IDENTITIES[check](make_inputs(BY_NAME[name], dtype, seed=3), Subject("tiled"))
     assert found or name == "batch_empty"
     assert [identity for identity in found if not identity.ok] == []
 
@@ -134,8 +134,8 @@ def test_wrong_attention_breaks_the_identity(check: str, fault: str, subject: Su
     case = replace(GQA, mask_shape="empty_rows") if "without a key" in fault else GQA
     case = replace(case, mask="additive") if check == "shift" else case
     inputs = make_inputs(case, dtype)
-    assert all(identity.ok for identity in PROPERTIES[check](inputs, Subject("tiled")))
-    failing = [identity for identity in PROPERTIES[check](inputs, subject) if not identity.ok]
+    assert all(identity.ok for identity in IDENTITIES[check](inputs, Subject("tiled")))
+    failing = [identity for identity in IDENTITIES[check](inputs, subject) if not identity.ok]
     assert failing
     assert not all(x.error is not None and x.budget is not None and x.error < 2 * x.budget for x in failing)
 
@@ -168,6 +168,6 @@ def test_the_tolerance_of_gradcheck_is_far_below_any_derivative(case: Case) -> N
 
 def test_identities_say_nothing_without_what_they_are_about() -> None:
     plain = make_inputs(BY_NAME["plain"], torch.float32)
-    assert PROPERTIES["adjoint"](plain, Subject("tiled")) == PROPERTIES["linear"](plain, Subject("tiled")) == []
+    assert IDENTITIES["adjoint"](plain, Subject("tiled")) == IDENTITIES["linear"](plain, Subject("tiled")) == []
     one_key = make_inputs(BY_NAME["lengths_1000_1"], torch.float32)
-    assert PROPERTIES["merge"](one_key, Subject("tiled")) == []
+    assert IDENTITIES["merge"](one_key, Subject("tiled")) == []

@@ -15,11 +15,10 @@ import torch
 from reports.verification import COLUMNS
 from verify import __main__ as command_line
 from verify.cases.catalogue import CASES
-from verify.faults import command as faults
-from verify.oracles import attention as oracles
+from verify.faults import command as faults_command
+from verify.oracles import attention
 from verify.oracles.attention import NAMES
-from verify.run import command as run
-from verify.run import workers
+from verify.run import command, workers
 from verify.run.judge import Run, judge_all
 from verify.run.plan import (
     BACKENDS,
@@ -48,13 +47,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every result of a backend wrong in d_k_t."""
-    right = oracles.run
+    right = attention.run
 
-    def wrong(inputs: Any, backend: Any = None) -> oracles.Results:
+    def wrong(inputs: Any, backend: Any = None) -> attention.Results:
         results = right(inputs, backend)
         return results if results.d_k_t is None else replace(results, d_k_t=1.5 * results.d_k_t)
 
-    monkeypatch.setattr(oracles, "run", wrong)
+    monkeypatch.setattr(attention, "run", wrong)
 
 
 def in_process(tasks: Any, of: Run, processes: int) -> Any:
@@ -77,7 +76,7 @@ def three_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_status_is_0_when_everything_held(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(ALONE) == 0
+    assert command.main(ALONE) == 0
     assert "all 8 rows held" in capsys.readouterr().out
 
 
@@ -85,12 +84,12 @@ def test_a_failing_row_comes_first_with_the_command_that_reproduces_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(monkeypatch)
-    assert run.main((*ALONE, "--seed", "7")) == 1
+    assert command.main((*ALONE, "--seed", "7")) == 1
     out = capsys.readouterr().out
     expected = "python -m verify --device cpu --case gqa --backend tiled --dtype float32 --seed 7"
     assert out.index("gqa  tiled  float32  d_k_t") < out.index(expected) < out.index("relative error against float64")
     assert "1 of 8 rows FAILED" in out
-    assert run.main(shlex.split(expected)[3:]) == 1
+    assert command.main(shlex.split(expected)[3:]) == 1
     assert "1 of 8 rows FAILED" in capsys.readouterr().out
 
 
@@ -99,7 +98,7 @@ def test_a_whole_run_writes_every_row_and_a_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--device", "cpu", "--backend", "tiled,reference", "--dtype", "float32", "--out", str(tmp_path))
-    assert run.main(arguments) == 0
+    assert command.main(arguments) == 0
     out = capsys.readouterr().out
     (path,) = tmp_path.glob("*.csv.gz")
     data = pd.read_csv(path)
@@ -113,7 +112,7 @@ def test_a_whole_run_writes_every_row_and_a_figure(
     assert max(map(len, out.splitlines())) <= 160 + len(str(tmp_path))
     spoil(monkeypatch)
     path.unlink()
-    assert run.main(arguments) == 1
+    assert command.main(arguments) == 1
     (path,) = tmp_path.glob("*.csv.gz")
     failing = pd.read_csv(path).query("not ok")
     assert set(failing["quantity"]) == {"d_k_t"}
@@ -125,14 +124,14 @@ def test_a_whole_run_writes_every_row_and_a_figure(
 def test_an_exception_is_a_failing_row_and_with_case_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(inputs: Any, backend: Any = None) -> oracles.Results:
+    def broken(inputs: Any, backend: Any = None) -> attention.Results:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(oracles, "run", broken)
-    assert run.main((*ALONE[:2], *ALONE[4:], "--out", str(tmp_path))) == 1
+    monkeypatch.setattr(attention, "run", broken)
+    assert command.main((*ALONE[:2], *ALONE[4:], "--out", str(tmp_path))) == 1
     assert "RuntimeError: no such kernel" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="no such kernel"):
-        run.main(ALONE)
+        command.main(ALONE)
 
 
 @pytest.mark.parametrize(
@@ -149,14 +148,14 @@ def test_an_exception_is_a_failing_row_and_with_case_a_traceback(
 def test_nothing_to_verify_is_no_success(
     arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.main(("--device", "cpu", *arguments)) == 2
+    assert command.main(("--device", "cpu", *arguments)) == 2
     assert said in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("arguments", [("--backend", "a"), ("--dtype", "int8"), ("--device", "tpu"), ("--seed", "x")])
 def test_a_wrong_option_is_said(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        run.main(arguments)
+        command.main(arguments)
     assert ended.value.code == 2
     assert arguments[0] in capsys.readouterr().err
 
@@ -167,7 +166,7 @@ def test_the_command_of_another_module_gets_its_arguments(monkeypatch: pytest.Mo
         return 5
 
     given: list[list[str]] = []
-    monkeypatch.setattr(faults, "main", main)
+    monkeypatch.setattr(faults_command, "main", main)
     assert command_line.main(["faults", "--only", "x"]) == 5
     assert given == [["--only", "x"]]
 
@@ -236,5 +235,5 @@ def test_random_cases_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(("--device", "cuda", "--case", "gqa")) == 2
+    assert command.main(("--device", "cuda", "--case", "gqa")) == 2
     assert "finds 0 GPUs" in capsys.readouterr().out
