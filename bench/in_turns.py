@@ -1,4 +1,4 @@
-"""`python -m bench.in_turns`: attention and a large matrix product, measured in turns; a row of CSV each.
+"""`python -m bench.in_turns`: interleaved timing of attention and a large matrix product; a CSV row for each call.
 
 A card under load lowers its clocks, and a sweep measures its ceiling before the card is warm. Here each call is timed
 between two products, so that both meet the same clocks: `of_ceiling` is the rate of the call over that of the products
@@ -87,7 +87,7 @@ def settings(deterministic: bool) -> Iterator[None]:
 
 
 def measured(provider: str, case: Case, deterministic: bool, device: torch.device) -> Turn:
-    """Times a call and the matrix product in turns; float32 in TF32, as the product is."""
+    """Times a call, interleaved with the matrix product; float32 in TF32, as the product is."""
     inputs = make_inputs(case, device)
     if case.backward:
         require_gradients(inputs)
@@ -112,7 +112,7 @@ def measured(provider: str, case: Case, deterministic: bool, device: torch.devic
 
 def table(turns: Sequence[Turn]) -> Table:
     """A line a call."""
-    found = Table(title="calls and a matrix product in turns")
+    found = Table(title="calls, interleaved with a matrix product")
     for name in ("B, H, N, D", "call", "provider", "ms", "TFLOP/s", "product TFLOP/s", "of ceiling"):
         found.add_column(name, justify="left" if name in ("call", "provider") else "right")
     for x in turns:

@@ -7,7 +7,8 @@ A page says where a table goes, of which file it is, and which rows it shows:
 
 The name is the CSV's in reports/data, without its ending; a word after it keeps the rows whose column has one of the
 values (mode=fwd keeps plain-fwd, too). What stands between the two marks is replaced. Figures are written beside each
-sweep. With --check nothing is written: the exit status is 1 if a table or a figure is not that of its data.
+sweep, and beside each verification that a page shows. With --check nothing is written: the exit status is 1 if a table
+or a figure is not that of its data.
 """
 
 import argparse
@@ -25,16 +26,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from . import verify_plot
 from .environment import DATA, ROOT
 from .host_times import HOST_COLUMNS, host_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
-from .style import STYLE, whole_mode
+from .style import OURS, STYLE, whole_mode
 from .tables import sweep_table, verification_table
 from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_table, step_table, toy_table
 from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
+from .verification import read_verdicts
 
 DOCS = ROOT / "docs"
 NAMES = ("benchmarks.md", "numerics.md", "training.md", "performance.md", "performance-log.md")
@@ -84,10 +87,9 @@ def build(pages: Sequence[Path], data: Path) -> list[str]:
             temporary.write_text(new)
             temporary.replace(page)
             written.append(f"{page.name}: {len(BLOCK.findall(new))} tables")
-    for csv in sweeps(data):
-        rows = rows_of_one_run(csv)
+    for csv in (*sweeps(data), *verifications(pages, data)):
         with plt.rc_context(STYLE):
-            for path, draw in figures(csv, rows).items():
+            for path, draw in figures(csv).items():
                 save(draw(), path, source(csv))
                 written.append(str(path.relative_to(data)))
     return written
@@ -102,10 +104,9 @@ def check(pages: Sequence[Path], data: Path, shown_only: bool = False) -> list[s
         if found[0] != block(found, page, data)
     ]
     shown = {data / f"{found[1]}.csv" for _, found in marks}
-    for csv in sweeps(data):
-        if shown_only and csv not in shown:
-            continue
-        for path in figures(csv, rows_of_one_run(csv)):
+    drawn = [csv for csv in sweeps(data) if csv in shown or not shown_only]
+    for csv in (*drawn, *verifications(pages, data)):
+        for path in figures(csv):
             if not path.exists():
                 stale.append(f"{path.relative_to(data)} is missing")
             elif _source_in(path) != source(csv):
@@ -121,11 +122,7 @@ def render(page: Path, data: Path) -> str:
 def block(found: re.Match[str], page: Path, data: Path) -> str:
     """A mark of a page, its table, and the mark of its end."""
     name, words = found[1], found[2].split()
-    csv = data / f"{name}.csv"
-    if not csv.is_file():  # many rows are kept compressed
-        csv = csv.with_suffix(".csv.gz")
-    if not csv.is_file():
-        raise BuildError(f"the table {name}: there is no file {data / name}.csv or {csv.name}")
+    csv = _file(name, data)
     rows_link = f"[{csv.name}]({_link(csv, page)})"
     if make := TABLES.get(tuple(_header(csv))):
         table = make(_filtered(pd.read_csv(csv, dtype={"commit": str}), words, name))
@@ -134,13 +131,20 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
         rows = rows_of_one_run(csv)
         frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
         table = sweep_table([rows[i] for i in _filtered(frame, words, name).index], rows)
-        table += f" Rows: {rows_link}, figures: {_figure_links(csv, rows, page)}."
+        links = _figure_links(csv, page)
+        table += f" Rows: {rows_link}" + (f", figures: {links}." if links else ".")
     return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"
 
 
 def sweeps(data: Path) -> list[Path]:
     """The files of sweeps, of whatever version, in order. Others, such as verifications, have other columns."""
     return [csv for csv in sorted(data.glob("*/*.csv")) if {"provider", "mode", "status"} <= set(_header(csv))]
+
+
+def verifications(pages: Sequence[Path], data: Path) -> list[Path]:
+    """The files of verifications that a page has a table of."""
+    names = dict.fromkeys(found[1] for page in pages for found in BLOCK.finditer(_whole(page)))
+    return [csv for csv in (_file(name, data) for name in names) if tuple(_header(csv)) == VERIFICATION_COLUMNS]
 
 
 def rows_of_one_run(csv: Path) -> list[Row]:
@@ -153,12 +157,18 @@ def rows_of_one_run(csv: Path) -> list[Row]:
     return rows
 
 
-def figures(csv: Path, rows: Sequence[Row]) -> dict[Path, Callable[[], Figure]]:
-    """The figures of a sweep: where each goes and how it is drawn."""
-    found: dict[str, Callable[[], Figure]] = {"": partial(draw_sweep, rows)}
+def figures(csv: Path) -> dict[Path, Callable[[], Figure]]:
+    """The figures of a sweep or a verification: where each goes and how it is drawn."""
+    if tuple(_header(csv)) == VERIFICATION_COLUMNS:
+        return verify_plot.figures(read_verdicts(csv), csv.with_name(csv.name.split(".")[0]))
+    rows = rows_of_one_run(csv)
+    found: dict[str, Callable[[], Figure]] = {}
     if len({row.queries for row in rows}) > 1:
         lines = {"-latency": LATENCY, "-memory": MEMORY, "-throughput": THROUGHPUT}
+        found[""] = partial(draw_sweep, rows)
         found |= {name: partial(draw_lines, rows, what) for name, what in lines.items()}
+    elif {row.provider for row in rows} != {OURS}:  # a table says as much of one provider at one length
+        found[""] = partial(draw_sweep, rows)
     if has_speedup(rows):
         found["-speedup"] = partial(draw_speedup, rows)
     return {csv.with_name(f"{csv.stem}{name}.png"): draw for name, draw in found.items()}
@@ -200,8 +210,16 @@ def _link(path: Path, page: Path) -> str:
     return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
-def _figure_links(csv: Path, rows: Sequence[Row], page: Path) -> str:
-    names = [(path.stem.removeprefix(csv.stem).removeprefix("-") or "overview", path) for path in figures(csv, rows)]
+def _file(name: str, data: Path) -> Path:
+    """The file of rows that a mark names; where there are many rows it is compressed."""
+    for csv in (data / f"{name}.csv", data / f"{name}.csv.gz"):
+        if csv.is_file():
+            return csv
+    raise BuildError(f"the table {name}: there is no file {data / name}.csv or {csv.name}")
+
+
+def _figure_links(csv: Path, page: Path) -> str:
+    names = [(path.stem.removeprefix(csv.stem).removeprefix("-") or "overview", path) for path in figures(csv)]
     return ", ".join(f"[{name}]({_link(path, page)})" for name, path in names)
 
 

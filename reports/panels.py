@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from .style import GREY, OURS, PLAIN, look, number, order, times
 
@@ -15,7 +17,10 @@ LATENCY = ("latency_p50_ms", "latency (ms)")
 MEMORY = ("peak_mib", "peak memory (MiB)")
 THROUGHPUT = ("tflops", "throughput (TFLOP/s)")
 MOST_LENGTHS = 5
-FAILURE = 0.075  # height of a line of failures, of a panel's
+DRAWN = ("ok", "wrong")  # statuses of rows that were measured
+APART = 1.5  # points between neighbouring series at one length
+TITLE_PAD = 6.0  # points between a panel and its title
+FAILURE = 9.0  # points that a line of failures takes between them
 FAILURE_LETTERS = 20  # of its text, in an inch
 
 
@@ -30,24 +35,50 @@ class Failure(NamedTuple):
 
 
 def lines(axes: Axes, data: pd.DataFrame, column: str) -> None:
-    """A line for each provider; with memory what no implementation can be below, with throughput the ceiling."""
-    for provider in order(data["series"]):
-        style = look(provider)
-        ok = data[(data["series"] == provider) & (data["status"] == "ok")].sort_values("queries")
-        if ok.empty:
-            continue
-        axes.plot(
-            ok["queries"], ok[column], style.line, color=style.colour, label=style.label,
-            marker=style.marker or ("d" if len(ok) == 1 else ""),  # a line through one point is none
+    """A line for each provider; with memory what no implementation can be below, with throughput the ceiling.
+
+    Results that left their error budget are dashed, with open markers, under a name that says so. The points of one
+    length stand side by side, a little apart, so that none hides another.
+    """
+    drawn = [
+        (provider, status, rows.sort_values("queries"))
+        for provider in order(data["series"])
+        for status in DRAWN
+        if len(rows := _measured(data[(data["series"] == provider) & (data["status"] == status)], column))
+    ]
+    for i, (provider, status, rows) in enumerate(drawn):
+        style, is_ok = look(provider), status == "ok"
+        (line,) = axes.plot(
+            rows["queries"], rows[column], color=style.colour, label=style.label if is_ok else over_budget(style.label),
+            linestyle="" if len(rows) == 1 else style.line if is_ok else (0, (4, 2)),  # one point makes no line
+            marker=style.marker or ("d" if len(rows) == 1 else ""),
             markersize=4.5 if provider == OURS else 3.5, linewidth=2.0 if provider == OURS else 1.1,
-            zorder=4 if provider == OURS else 3, markeredgewidth=0,
+            markerfacecolor=style.colour if is_ok else "white", markeredgewidth=0 if is_ok else 0.9,
+            zorder=3 if provider == OURS else 4,  # the thick line below the thin ones
         )  # fmt: skip
+        set_aside(line, i, len(drawn))
     whole = data[data["mode"] == data["panel"]].sort_values("queries")
     if column == MEMORY[0] and not whole.empty:
         least = whole.assign(least=whole["least_mib"] - whole["inputs_mib"]).groupby("queries")["least"].first()
         axes.plot(least.index, least, "--", color=GREY, linewidth=0.9, label="least possible", zorder=5)
     if column == THROUGHPUT[0]:
         axes.axhline(data["ceiling_tflops"].iloc[0], color=GREY, linestyle="--", linewidth=0.9, label="matrix product")
+
+
+def set_aside(line: Line2D, i: int, count: int) -> None:
+    """Moves series number `i` of `count` a little to the left or right of where its numbers say."""
+    assert line.axes is not None
+    points = APART * (i - (count - 1) / 2)
+    line.set_transform(line.axes.transData + ScaledTranslation(points / 72, 0, line.axes.figure.dpi_scale_trans))
+
+
+def over_budget(label: str) -> str:
+    """The name of a provider's results that left their error budget."""
+    return f"{label}, over budget"
+
+
+def _measured(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    return rows[rows[column].notna()]
 
 
 def value_axis(line: list[Axes], column: str) -> None:
@@ -78,7 +109,7 @@ def failures_of(data: pd.DataFrame, inches: float) -> list[Failure]:
     their names fill. A peer without attention without a JVP lacks nothing that a figure is about: it is not named.
     """
     extra = data["series"].str.endswith(PLAIN) & (data["status"] == "unsupported")
-    failed = data[(data["status"] != "ok") & ~extra]
+    failed = data[~data["status"].isin(DRAWN) & ~extra]
     middle = (data["queries"].min() * data["queries"].max()) ** 0.5
     found: list[Failure] = []
     throughout: dict[str, list[str]] = {}
@@ -86,7 +117,7 @@ def failures_of(data: pd.DataFrame, inches: float) -> list[Failure]:
     for provider in order(failed["series"]):
         rows = failed[failed["series"] == provider].sort_values("queries")
         status = ", ".join(dict.fromkeys(rows["status"]))
-        if not (data[data["series"] == provider]["status"] == "ok").any():
+        if not data[data["series"] == provider]["status"].isin(DRAWN).any():
             throughout.setdefault(status, []).append(look(provider).label)
             continue
         lengths = [float(x) for x in rows["queries"]]
@@ -101,38 +132,41 @@ def failures_of(data: pd.DataFrame, inches: float) -> list[Failure]:
 
 
 def mark_failures(line: list[Axes], panels: list[list[Failure]]) -> None:
-    """Makes room above the lines of a row of panels, and writes their failures there."""
-    most = max((failure.place + 1 for failures in panels for failure in failures), default=0)
-    room = 1 - FAILURE * most - 0.02
-    bottom, top = line[0].get_ylim()
-    is_log = line[0].get_yscale() == "log"
-    line[0].set_ylim(bottom, bottom * (top / bottom) ** (1 / room) if is_log else top / room)
+    """Writes the failures of a row of panels between each panel and its title, where they stretch no axis."""
     for axes, failures in zip(line, panels, strict=True):
+        axes.set_title(axes.get_title(loc="left"), loc="left", pad=TITLE_PAD + FAILURE * lines_of_failures(panels))
         for failure in failures:
-            height, colour, lengths = 0.97 - FAILURE * failure.place, failure.colour, failure.lengths
-            text: dict[str, Any] = {"s": failure.text, "color": colour, "fontsize": 6.5, "va": "center"}
-            text["in_layout"] = False  # it is inside the panel, whose size does not follow from it
-            if not lengths:
-                axes.text(0.02, height, transform=axes.transAxes, **text)
+            points = TITLE_PAD / 2 + FAILURE * (lines_of_failures(panels) - failure.place - 0.5)
+            up = ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
+            text: dict[str, Any] = {"s": failure.text, "color": failure.colour, "fontsize": 6.5, "va": "center"}
+            text["in_layout"] = False  # the title leaves room for it
+            if not failure.lengths:
+                axes.text(0.0, 1.0, transform=axes.transAxes + up, **text)
                 continue
             axes.plot(
-                lengths, [height] * len(lengths), "x", color=colour, markersize=3.5, markeredgewidth=1.1,
-                transform=axes.get_xaxis_transform(), label="_failed",
+                failure.lengths, [1.0] * len(failure.lengths), "x", color=failure.colour, markersize=3.5,
+                markeredgewidth=1.1, transform=axes.get_xaxis_transform() + up, label="_failed", clip_on=False,
             )  # fmt: skip
-            x = lengths[0] / 1.12 if failure.text_first else lengths[-1] * 1.12
-            axes.text(
-                x, height, ha="right" if failure.text_first else "left", transform=axes.get_xaxis_transform(), **text
-            )
+            x = failure.lengths[0] / 1.12 if failure.text_first else failure.lengths[-1] * 1.12
+            side = "right" if failure.text_first else "left"
+            axes.text(x, 1.0, ha=side, transform=axes.get_xaxis_transform() + up, **text)
+
+
+def lines_of_failures(panels: list[list[Failure]]) -> int:
+    """How many lines the failures of a row of panels take."""
+    return max((failure.place + 1 for failures in panels for failure in failures), default=0)
 
 
 def horizontal_bars(axes: Axes, data: pd.DataFrame, column: str, providers: list[str]) -> None:
-    """A bar a provider, in the same place in every panel; empty where it has no row."""
+    """A bar a provider, in the same place in every panel; an outline over the error budget, nothing without a row."""
     rows = data.drop_duplicates("series", keep="last").set_index("series").reindex(providers)
-    values = rows[column].where(rows["status"] == "ok")
-    axes.barh(range(len(providers)), values.fillna(0.0), 0.72, color=[look(name).colour for name in providers])
-    for i, (value, status) in enumerate(zip(values, rows["status"].fillna(""), strict=True)):
-        text, end = (number(value), value) if status == "ok" else (status, 0.0)
-        axes.annotate(text, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
+    values, statuses = rows[column].where(rows["status"].isin(DRAWN)), rows["status"].fillna("")
+    for i, (name, value, status) in enumerate(zip(providers, values.fillna(0.0), statuses, strict=True)):
+        colour = look(name).colour
+        axes.barh(i, value, 0.72, color=colour if status == "ok" else "white", edgecolor=colour, linewidth=0.8)
+        text = f"{number(value)}, over budget" if status == "wrong" else status
+        text = number(value) if status == "ok" else text
+        axes.annotate(text, (value, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(providers)), [look(name).label for name in providers])
     axes.set_ylim(len(providers) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -160,7 +194,11 @@ def speedup_bars(axes: Axes, ratios: pd.DataFrame, data: pd.DataFrame) -> None:
 
     Where a peer failed, its status stands in place of the bar; `data` are the rows that the ratios are of.
     """
-    statuses = {(row.series, row.queries): row.status for row in data.itertuples() if row.status != "ok"}
+    statuses = {
+        (row.series, row.queries): "over budget" if row.status == "wrong" else row.status
+        for row in data.itertuples()
+        if row.status != "ok"
+    }
     step = -(-len(ratios) // MOST_LENGTHS) or 1
     ratios = ratios.iloc[::-1].iloc[::step].iloc[::-1]
     width = 0.84 / max(ratios.shape[1], 1)

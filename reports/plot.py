@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .panels import (
+    FAILURE,
     LATENCY,
     MEMORY,
     failures_of,
     horizontal_bars,
     length_axis,
     lines,
+    lines_of_failures,
     mark_failures,
     speedup_bars,
     speedups,
@@ -30,6 +32,7 @@ GROUP = ["heads", "kv_heads", "head_dim", "dtype", "causal", "mask"]
 WIDTH = 7.2  # inches
 AXIS = 0.4  # inches beside a panel
 MOST_COLUMNS = 3
+LONG_LABEL = 24  # letters
 FEWEST_LENGTHS = 3
 
 
@@ -137,17 +140,18 @@ def draw_speedup(rows: Sequence[Row]) -> Figure:
 def _line_figure(data: pd.DataFrame, panels: list[list[tuple[str, pd.DataFrame, tuple[str, str]]]]) -> Figure:
     """A grid of line panels (title, rows, quantity) whose rows of panels share an axis, over one legend."""
     shape = (len(panels), len(panels[0]))
-    figure, grid = plt.subplots(
-        *shape, figsize=(_width(shape[1]), 1.0 + 1.95 * shape[0]), layout="constrained", squeeze=False, sharey="row"
-    )
-    for row, line in zip(panels, grid, strict=True):
+    width = _width(shape[1])
+    failures = [[failures_of(part, width / shape[1] - AXIS) for _, part, _ in row] for row in panels]
+    height = 1.0 + 1.95 * shape[0] + sum(map(lines_of_failures, failures)) * FAILURE / 72
+    figure, grid = plt.subplots(*shape, figsize=(width, height), layout="constrained", squeeze=False, sharey="row")
+    for row, line, failed in zip(panels, grid, failures, strict=True):
         for (title, part, what), axes in zip(row, line, strict=True):
             lines(axes, part, what[0])
             axes.set_title(title, loc="left")
             length_axis(axes, sorted(data["queries"].unique()))
         value_axis(list(line), row[0][2][0])
         line[0].set_ylabel(row[0][2][1])
-        mark_failures(list(line), [failures_of(part, _width(len(row)) / len(row) - AXIS) for _, part, _ in row])
+        mark_failures(list(line), failed)
     for axes in grid[-1]:
         axes.set_xlabel("tokens N")
     figure.suptitle(_title(data), fontsize=9)
@@ -225,5 +229,6 @@ def _legend(figure: Figure, panels: list[Axes]) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        columns = min(len(entries), 4 if any(isinstance(handle, Line2D) for handle in entries.values()) else 5)
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+        has_lines = any(isinstance(handle, Line2D) for handle in entries.values())
+        columns = 5 if not has_lines else 4 if max(map(len, entries)) < LONG_LABEL else 3
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), columns))

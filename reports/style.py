@@ -30,7 +30,7 @@ STYLE: Any = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
 }
-DPI = 220
+DPI = 200
 
 
 class Look(NamedTuple):

@@ -1,5 +1,7 @@
 """Markdown tables of a sweep and of a verification, each over the machine, commit and command that it came from."""
 
+import math
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -18,6 +20,7 @@ SHAPE = {
     "causal": "causal",
     "mask": "mask",
 }
+ERROR_AND_BUDGET = re.compile(r"(\S+) \(budget (\S+)\)")  # as bench/gate.py writes them
 PEERS = ("official", "rcm")  # which have no installable package: the user names a checkout
 GRADIENTS = ("d_q", "d_k", "d_v", "d_q_t", "d_k_t", "d_v_t")
 
@@ -26,7 +29,8 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
     """A line for each shape and mode of `rows`, a column for each provider, and below what they are; `run` is all rows.
 
     Cells hold the median latency in ms, for flashjvp the throughput in TFLOP/s, for the others in brackets their
-    latency over flashjvp's, and the peak memory above the inputs in MiB; a failure is its status. A provider that is
+    latency over flashjvp's, and the peak memory above the inputs in MiB. A result that left its error budget has its
+    latency and its largest error over budget, but no ratio; any other failure is its status. A provider that is
     unsupported in all its rows has no column: a sentence names it with its reasons. Raises ValueError without a row, or
     with rows of several runs.
     """
@@ -124,6 +128,8 @@ def _source(rows: Sequence[Row], run: Sequence[Row], has_empty_cells: bool) -> s
         legend.append("without JVP: neither tangents nor their gradients")
     if any(row.mode.startswith("approx-") for row in rows):
         legend.append(f"{look('finite-difference').label} only approximates the tangent")
+    if any(row.status == "wrong" for row in rows):
+        legend.append("error of budget: the largest error over what it may be, where that is more than 1")
     if has_empty_cells:
         legend.append("an empty cell: no row, as where a preset has no such mode")
     ceilings: dict[str, list[float]] = {}
@@ -148,14 +154,23 @@ def _cell(rows: pd.DataFrame, ours: float | None) -> str:
     if rows.empty:
         return ""
     row = rows.iloc[-1]
-    if row["status"] != "ok":
+    if row["status"] not in ("ok", "wrong") or pd.isna(row["latency_p50_ms"]):
         return str(row["status"])
     latency = f"{number(row['latency_p50_ms'])} ms"
+    if row["status"] == "wrong":
+        return f"{latency}, {_over_budget(row['reason'])}"
     if row["series"] == OURS:
         latency = f"**{latency}**, {number(row['tflops'])} TFLOP/s"
     elif ours and not row["mode"].startswith("plain-"):
         latency += f" ({times(row['latency_p50_ms'] / ours)})"
     return f"{latency}, {number(row['peak_mib'])} MiB"
+
+
+def _over_budget(reason: str) -> str:
+    """The largest error over its budget, of those that the reason of a row names."""
+    pairs = [(float(error), float(budget)) for error, budget in ERROR_AND_BUDGET.findall(reason)]
+    shares = [float("inf") if not budget or math.isnan(error) else error / budget for error, budget in pairs]
+    return f"error {max(shares):.3g} of budget" if shares else "wrong"
 
 
 def _latency(rows: pd.DataFrame) -> float | None:
@@ -169,7 +184,8 @@ def _reasons(data: pd.DataFrame) -> str:
     lines = []
     for (name, status, reason), part in failed.groupby(["series", "status", "reason"], sort=False):
         modes = ", ".join(MODES[mode] for mode in MODES if mode in set(part["panel"]))
-        lines.append(f"- {look(str(name)).label}, {modes}: {status}, {reason}".replace("|", "\\|"))
+        what = "over budget" if status == "wrong" else status
+        lines.append(f"- {look(str(name)).label}, {modes}: {what}, {reason}".replace("|", "\\|"))
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from .tables import markdown
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One call, timed in turns with a large matrix product.
+    """One call, interleaved with a large matrix product.
 
     `mask` is one of reports.schema.MASKS; `products` is `ieee`, or `tf32` where float32 inputs are rounded for the
     tensor cores; `deterministic` is PyTorch's mode. Medians over the turns of the latency and of the product's rate;

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pandas as pd
 
@@ -63,6 +64,7 @@ class Verdict:
 
 
 COLUMNS = tuple(field.name for field in fields(Verdict))
+_TYPES: dict[str, Any] = get_type_hints(Verdict)
 
 
 def worst(values: Iterable[float | None]) -> float | None:
@@ -75,9 +77,24 @@ def write_verdicts(path: Path, rows: Iterable[Verdict]) -> None:
     write_rows(path, rows, COLUMNS)
 
 
+def read_verdicts(path: Path) -> list[Verdict]:
+    """The rows of a CSV, compressed or not."""
+    data = pd.read_csv(path, keep_default_na=False, dtype=str)
+    return [Verdict(**{name: _parsed(kind, row[name]) for name, kind in _TYPES.items()}) for _, row in data.iterrows()]
+
+
 def frame(rows: Sequence[Verdict]) -> pd.DataFrame:
     """The rows as a data frame with one column a field."""
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    """A cell as its column's type; an empty one is None where there may be none."""
+    if kind is bool:
+        return text == "true"
+    if kind == float | None:
+        return float(text) if text else None
+    return kind(text)
 
 
 def _share(error: float, budget: float) -> float:

@@ -1,8 +1,9 @@
 """Figures of a verification: error against length, head dim and score size, a panel a type and a group of tensors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from .panels import set_aside
+from .plot import save
 from .style import COLOURS, MARKERS, STYLE
 from .verification import Verdict, frame
 
@@ -37,6 +40,7 @@ TENSORS = (
 )
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 BACKENDS = ("triton", "tiled", "reference")
+LINES = ("-", "-.", ":")
 DENSE, BUDGET = "#000000", "#d0d0d0"
 LARGEST_POWER = 3  # scores from here on are named by their power of ten
 MOST_LABELS = 4
@@ -45,19 +49,22 @@ FEW_DECADES = 2.0
 
 def plot_sweeps(rows: Sequence[Verdict], stem: Path) -> list[Path]:
     """Writes a PNG beside `stem` for each sweep that has rows, and returns their paths."""
-    paths = []
-    for sweep in SWEEPS:
-        chosen = [row for row in rows if row.group == sweep.group and row.error is not None]
-        if not chosen:
-            continue
-        path = stem.with_name(f"{stem.name}-{sweep.file}.png")
-        with plt.rc_context(STYLE):
-            figure = draw_sweep(chosen, sweep)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=200)
-        plt.close(figure)
-        paths.append(path)
-    return paths
+    found = figures(rows, stem)
+    with plt.rc_context(STYLE):
+        for path, draw in found.items():
+            save(draw(), path)
+    return list(found)
+
+
+def figures(rows: Sequence[Verdict], stem: Path) -> dict[Path, Callable[[], Figure]]:
+    """The figures of a verification: where each goes, beside `stem`, and how it is drawn."""
+    measured = [row for row in rows if row.error is not None]
+    chosen = {sweep: [row for row in measured if row.group == sweep.group] for sweep in SWEEPS}
+    return {
+        stem.with_name(f"{stem.name}-{sweep.file}.png"): partial(draw_sweep, part, sweep)
+        for sweep, part in chosen.items()
+        if part
+    }
 
 
 def draw_sweep(rows: Sequence[Verdict], sweep: Sweep) -> Figure:
@@ -93,7 +100,7 @@ def draw_sweep(rows: Sequence[Verdict], sweep: Sweep) -> Figure:
 def _panel(axes: Axes, data: pd.DataFrame, column: str) -> None:
     """The largest error of the panel's tensors against `column`; everything up to the budget is shaded.
 
-    An error of zero has no place on the axis: its line has a gap.
+    An error of zero has no place on the axis: its line has a gap. The points of the backends stand side by side.
     """
     worst = data.groupby(["backend", column], sort=True)[["error", "dense_error", "budget"]].max().reset_index()
     common = worst.groupby(column)[["dense_error", "budget"]].max()
@@ -106,16 +113,17 @@ def _panel(axes: Axes, data: pd.DataFrame, column: str) -> None:
     axes.plot(common.index, common["budget"], color="#808080", linewidth=1.0)
     for i, backend in enumerate(BACKENDS):
         line = worst[worst["backend"] == backend]
-        is_open = backend == "reference"  # often the same as another: drawn around it
-        axes.plot(
-            line[column], line["error"], color=COLOURS[i], marker=MARKERS[i], markersize=6 if is_open else 3.5,
-            markerfacecolor="none" if is_open else COLOURS[i], linewidth=0.9 if is_open else 1.4, zorder=3 + i,
-            label=backend if len(line) else "_none",
+        (drawn,) = axes.plot(
+            line[column], line["error"], LINES[i], color=COLOURS[i], marker=MARKERS[i], markersize=3.5,
+            markeredgewidth=0, linewidth=1.1, zorder=3 + i,
+            label=backend if (line["error"] > 0).any() else "_none",
         )  # fmt: skip
+        set_aside(drawn, i, len(BACKENDS))
     dense = "dense attention in the same type"
     axes.plot(common.index, common["dense_error"], "--", color=DENSE, linewidth=1.0, zorder=7, label=dense)
     axes.fill_between(common.index, low / 1e9, common["budget"], color=BUDGET, alpha=0.35, linewidth=0, label="budget")
-    _ticks(axes, sorted(worst[column].unique()), column)
+    if len(worst):
+        _ticks(axes, sorted(worst[column].unique()), column)
 
 
 def _ticks(axes: Axes, values: list[float], column: str) -> None:

@@ -1,4 +1,4 @@
-"""A call and the matrix product are timed in turns, under the same settings, and the settings are put back."""
+"""A call and the matrix product are timed interleaved, under the same settings, and the settings are put back."""
 
 import csv
 from pathlib import Path

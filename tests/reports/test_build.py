@@ -14,6 +14,7 @@ from reports.schema import COLUMNS, Row, VersionError, write_rows
 from reports.tables import command, sweep_table
 from reports.training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS
 from reports.verification import write_verdicts
+from reports.verify_plot import SWEEPS
 from tests.reports.test_schema import FAILED, make_row
 from tests.reports.test_verification import make_verdict
 
@@ -88,6 +89,22 @@ def test_a_failure_is_its_status_with_its_reason_below() -> None:
     assert r"- rCM, forward + JVP: unsupported, no \| gradient" in table
     assert "17 GiB" not in table
     assert "an empty cell: no row" in table and "an empty cell" not in sweep_table(rows_of(), rows_of())
+
+
+def test_a_result_over_budget_has_its_time_and_its_error_but_no_ratio() -> None:
+    rows = rows_of((256,))
+    reason = "d_k 3.9e-03 (budget 3.0e-03), worst row 5.2e-03 (budget 4.0e-03); o 1.0e-3 (budget 2.0e-3)"
+    shape: Any = {"heads": 4, "kv_heads": 4, "causal": False, "queries": 256, "keys": 256, "status": "wrong"}
+    rows.append(make_row(provider="official", mode="fwd", reason=reason, latency_p50_ms=51.2, **shape))
+    rows.append(make_row(provider="rcm", mode="fwd", reason="o nan (budget 1e-3)", latency_p50_ms=4.0, **shape))
+    rows.append(make_row(provider="rcm", mode="fwd+bwd", reason="no shape", **shape | FAILED))
+    table = sweep_table(rows, rows)
+    assert [line[-2:] for line in cells(table)[1:]] == [
+        ["51.2 ms, error 1.3 of budget", "4.00 ms, error inf of budget"],
+        ["", "wrong"],
+    ]
+    assert f"- official (TVM), forward + JVP: over budget, {reason}" in table
+    assert "the largest error over what it may be" in table
 
 
 def test_a_provider_that_is_unsupported_in_all_rows_is_named_with_its_reasons_below() -> None:
@@ -194,11 +211,12 @@ def test_what_does_not_fit_the_data_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_one_length_without_a_peer_has_one_figure(tmp_path: Path) -> None:
+def test_one_length_without_a_peer_is_left_to_the_table(tmp_path: Path) -> None:
     rows = [row for row in rows_of() if row.queries == 256 and row.provider == "flashjvp"]
     readme, data = place(tmp_path, rows)
     build.build([readme], data)
-    assert {path.name for path in (data / "machine").iterdir()} == {"sweep.csv", "sweep.png"}
+    assert {path.name for path in (data / "machine").iterdir()} == {"sweep.csv"}
+    assert "[sweep.csv]" in readme.read_text() and "figures" not in readme.read_text()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +253,7 @@ def test_rows_of_two_runs_and_files_of_another_version_are_errors(tmp_path: Path
 def test_the_command_writes_checks_and_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme, data = place(tmp_path, rows_of((256,))[:1])
+    readme, data = place(tmp_path, rows_of((256,)))
     monkeypatch.setattr(build, "PAGES", (readme,))
     monkeypatch.setattr(build, "DATA", data)
     assert build.main(["--check"]) == 1
@@ -247,9 +265,11 @@ def test_the_command_writes_checks_and_says_what_is_wrong(
 
 
 def test_a_verification_has_a_table_of_errors(tmp_path: Path) -> None:
-    readme, data = place(tmp_path, rows_of((256,))[:1])
+    readme, data = place(tmp_path, rows_of((256,)))
     rows = [
-        make_verdict(backend=backend, dtype=dtype, quantity=quantity, error=error, budget=4 * error, ok=ok)
+        make_verdict(
+            group="others", backend=backend, dtype=dtype, quantity=quantity, error=error, budget=4 * error, ok=ok
+        )
         for backend, dtype, ok in (("triton", "bfloat16", False), ("tiled", "float32", True))
         for quantity, error in (("o", 1e-3), ("o_t", 2e-3), ("d_q", 3e-3), ("d_k_t", 5e-3))
     ]
@@ -263,6 +283,10 @@ def test_a_verification_has_a_table_of_errors(tmp_path: Path) -> None:
     assert "python -m verify" in readme.read_text()
     assert (data / "machine" / "sweep.png").exists()
     assert not list((data / "machine").glob("verify*.png"))
+    write_verdicts(data / "machine" / "verify.csv.gz", [make_verdict(group=SWEEPS[0].group)])
+    build.build([readme], data)
+    assert [path.name for path in (data / "machine").glob("verify*.png")] == ["verify-length.png"]
+    assert build.check([readme], data) == []
 
 
 def place_table(tmp_path: Path, lines: list[str]) -> tuple[Path, Path]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.verification import COLUMNS, Verdict, worst, write_verdicts
+from reports.verification import COLUMNS, Verdict, read_verdicts, worst, write_verdicts
 
 
 def make_verdict(**changes: Any) -> Verdict:
@@ -57,6 +57,12 @@ def test_a_file_holds_every_column_of_every_row(name: str, tmp_path: Path) -> No
     first = {name: str(value) for name, value in asdict(rows[0]).items()}
     assert {name: str(data[name][0]) for name in COLUMNS} == first
     assert (data["error"][1], data["reason"][1]) == ("", 'RuntimeError: "a", b')
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    rows = [make_verdict(), make_verdict(error=None, worst_row=math.inf, ok=False, reason="NaN", seed=7)]
+    write_verdicts(tmp_path / "verify.csv.gz", rows)
+    assert read_verdicts(tmp_path / "verify.csv.gz") == rows
 
 
 @pytest.mark.parametrize(
