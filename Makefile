@@ -2,8 +2,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 TARGETS := sweep train verify codegen codegen-triton report test lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
-WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_errors.py \
-	test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py)
+WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_autocast.py \
+	test_passed_on.py test_errors.py test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py)
 
 VENV := .venv
 READY := $(VENV)/.ready
