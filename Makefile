@@ -1,15 +1,17 @@
 PYTHON ?= python3
 WORKERS ?= 2
-TARGETS := sweep train verify codegen codegen-triton report test lint
+# all, or fast: the part of the long tests that tests/tiers.py chooses.
+TIER ?= all
+TARGETS := sweep train verify codegen codegen-triton report test test-all lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
-WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_errors.py \
-	test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py)
+WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_autocast.py \
+	test_passed_on.py test_errors.py test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py)
 
 VENV := .venv
 READY := $(VENV)/.ready
 VENVS := .venvs
 OTHER := $(VENVS)/triton-$(VERSION)
-PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --tier $(TIER)
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is %s: try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
@@ -17,7 +19,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo "targets: $(TARGETS)"
-	@echo "with another torch: test-torch, test-torch-wiring VERSION=2.14.1 [TESTS=\"tests/flashjvp/test_api.py ...\"]"
+	@echo "with another torch: test-torch, test-torch-wiring VERSION=2.14.1 [TIER=fast] [TESTS=\"tests/flashjvp/test_api.py ...\"]"
 
 $(TARGETS): $(READY)
 
@@ -42,7 +44,8 @@ train:
 report:
 	$(VENV)/bin/python -m reports.build
 
-test:
+test: TIER = fast
+test test-all:
 	$(call PYTEST,$(VENV)) $(TESTS)
 
 lint:

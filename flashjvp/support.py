@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-WHOLE, NOT_TRIED = "whole suite", "not tried"
+WHOLE, NOT_TRIED = "whole suite", "not tried"  # the whole suite is what make test-all runs
 MEASURED, VERIFIED, PORTABLE = "warp-specialised, measured", "warp-specialised, verified", "portable"
 
 

@@ -1,11 +1,16 @@
-"""What every test runs under: one thread, poisoned fresh memory, one hypothesis profile, no gpu tests without a GPU."""
+"""What every test runs under: one thread, poisoned fresh memory, one hypothesis profile, no gpu tests without a GPU.
+
+`--tier fast` is what `make test` runs: the part of the long tests that tests/tiers.py chooses.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests import tiers
 
 # One profile everywhere: hypothesis' own CI profile would make `CI=true` change what is run.
 # The machine may be loaded, so nothing is judged by how long it took.
@@ -18,7 +23,15 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=("fast", "all"), default="all", help="fast: a part of the long tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--tier") == "fast":
+        left_out = tiers.left_out(items)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
     if torch.cuda.is_available():
         return
     for item in items:
@@ -37,3 +50,13 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(was_on, warn_only=warned)
+
+
+@pytest.fixture
+def sampled(request: pytest.FixtureRequest) -> Callable[..., list[str]]:
+    """For a test over a list of names: in the fast tier one in `of` of them, as the mark of this name, else all."""
+
+    def chosen(names: list[str], of: int) -> list[str]:
+        return tiers.sample(names, of, tiers.commit()) if request.config.getoption("--tier") == "fast" else names
+
+    return chosen

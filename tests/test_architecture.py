@@ -17,7 +17,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verify": {"flashjvp", "tvm_ref", "reports"},
     "bench": {"flashjvp", "tvm_ref", "verify", "reports"},
 }
-MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FILE = 300
+# Data, not code: as long as they need to be.
+TABLES = (
+    "flashjvp/kernels/launch/tables.py", "flashjvp/kernels/launch/hopper_tables.py", "verify/faults/fault_list*.py"
+)  # fmt: skip
 MOST_LINES_OF_A_FUNCTION = 80
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -94,7 +98,9 @@ def test_files_and_functions_stay_short() -> None:
     long = []
     for path in python_files(*MAY_IMPORT, "tests"):
         text = path.read_text()
-        lengths = {name(path): (len(text.splitlines()), MOST_LINES_OF_A_FILE)}
+        lengths = {}
+        if not any(path.match(table) for table in TABLES):
+            lengths[name(path)] = (len(text.splitlines()), MOST_LINES_OF_A_FILE)
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, Function):
                 lengths[f"{name(path)}:{node.lineno} {node.name}"] = (lines_of_code(node), MOST_LINES_OF_A_FUNCTION)

@@ -18,8 +18,8 @@ from flashjvp.backends import select
 from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import replay, schedule
 from flashjvp.kernels.launch.call import Call
+from tests.flashjvp.bad_calls import BOTH, JVP_ONLY, VIEWS, Bad, Recorder, good
 from tests.flashjvp.kernels.test_hopper import CASES, interpreted, pipelines_in_use
-from tests.flashjvp.test_errors import BOTH, JVP_ONLY, VIEWS, Bad, Recorder, good
 from verify.cases.case import Case
 from verify.cases.inputs import make_inputs
 from verify.emulator.gluon import emulated

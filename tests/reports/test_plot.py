@@ -1,10 +1,8 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
-import matplotlib.pyplot as plt
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,15 +15,7 @@ from tests.reports.test_schema import FAILED, make_row
 
 LENGTHS = (256, 64, 128)
 COSTS = {"flashjvp": 0.25, "math": 1.0, "official": 0.5}
-
-
 pytestmark = pytest.mark.filterwarnings("error")  # such as of a layout that does not fit
-
-
-@pytest.fixture(autouse=True)
-def closed_figures() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def rows_of(lengths: tuple[int, ...], **changes: Any) -> list[Row]:

@@ -65,6 +65,7 @@ def bit_equal(a: Results, b: Results) -> bool:
     return all((x := getattr(a, name)) is None or torch.equal(x, getattr(b, name)) for name in NAMES)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("backend", ("reference", "tiled"))
@@ -73,6 +74,7 @@ def test_torch_backends(backend: Backend, case: Case, dtype: torch.dtype) -> Non
 
 
 @interpreted
+@pytest.mark.pairwise
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_triton_interpreted(case: Case) -> None:
     judge(case, torch.float32, "triton")

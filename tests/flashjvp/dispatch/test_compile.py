@@ -30,12 +30,14 @@ def run(case: str, compiler: str, cache: Path) -> None:
     assert child.returncode == 0 and child.stdout.strip().endswith("ok"), child.stderr[-3000:]
 
 
+@pytest.mark.sampled(of=4)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
 def test_fullgraph(case: str, compiler: str, tmp_path: Path) -> None:
     run(case, compiler, tmp_path)
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
 def test_dynamic_lengths(compiler: str, tmp_path: Path) -> None:
     run("dynamic_lengths", compiler, tmp_path)

@@ -146,6 +146,7 @@ def expected(inputs: Inputs, ordered: bool) -> set[str]:
 
 
 @interpreted
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -155,6 +156,7 @@ def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
 
 
 @interpreted
+@pytest.mark.sampled(of=5)
 @pytest.mark.parametrize("lag", [None, 0.5], ids=["lag as it is", "a lag that scores pass"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.magnitude == 1], ids=str)
 def test_scores_whose_maximum_is_scaled_first(case: Case, lag: float | None) -> None:
@@ -177,6 +179,17 @@ def test_float16_needs_the_maximum_subtracted_before_scores_are_scaled() -> None
         scaled_first = patch.object(forward, "_exact", lambda dtype: False)
         with scaled_first, patch.object(forward, "LAG", 0.0), pytest.raises(AssertionError, match="tensor='o'"):
             judge(case, torch.float16, True)
+
+
+@interpreted
+def test_every_tier_emulates_every_family(request: pytest.FixtureRequest) -> None:
+    """The part of test_emulated that is run, whichever that is."""
+    items = [item for item in request.session.items if item.name.startswith("test_emulated[")]
+    calls = [item.callspec.params for item in items if item.path == request.path]  # type: ignore[attr-defined]
+    if len(calls) < 40:
+        pytest.skip("a few tests are run by their names")
+    found = [expected(make_inputs(call["case"], torch.float32), call["ordered"]) for call in calls]
+    assert set().union(*found) == FAMILIES
 
 
 @interpreted
@@ -219,7 +232,8 @@ def test_the_emulator_sees(what: str) -> None:
 COMPILE = """
 import json
 from dataclasses import asdict
-from verify import codegen, codegen_runs
+from verify.codegen import command as codegen
+from verify.codegen import worker as codegen_runs
 found = []
 for d, tangents, ordered in (
     (64, "qkv", True), (72, "qkv", True), (72, "qkv", False), (72, "", True), (96, "qkv", False), (128, "qkv", False)

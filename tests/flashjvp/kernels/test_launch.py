@@ -1,12 +1,8 @@
-"""The cache of launches: what makes Triton compile anew, what does not, and what a launch from the cache passes.
-
-A stand-in takes the place of a kernel. Meta tensors have strides and sizes that no memory here could hold.
-"""
+"""The cache of launches: what makes Triton compile anew, what does not, and what a launch from the cache passes."""
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,52 +11,15 @@ from torch import Tensor
 
 from flashjvp.kernels.launch import call as launch
 from flashjvp.kernels.launch import schedule
-from flashjvp.kernels.launch.call import FUSED, Call
+from flashjvp.kernels.launch.call import Call
 from flashjvp.kernels.tiles import Operand, odd
-
-WIDTH = 64
-Run = Callable[..., None]
-
-
-class Kernel:
-    """Stands for a jitted kernel: counts compilations and keeps what launches of the compiled kernels were given."""
-
-    arg_names = ("q", "lse", "scale", "M", "N", "heads", "group", "JVP", "CAUSAL", "STAGES")
-
-    def __init__(self, compiles: bool = True) -> None:
-        self.fn = object()
-        self.compilations: list[tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
-        self.launches: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
-        self._compiles = compiles
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        def run(*args: Any, **options: Any) -> Any:
-            self.compilations.append((grid, args, options))
-            return Compiled(self) if self._compiles else None
-
-        return run
-
-
-class Compiled:
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args: self._kernel.launches.append((grid, args))
+from tests.flashjvp.kernels.stand_in import WIDTH, Kernel, on_cpu, rows, statistic
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(launch, "_COMPILED", {})
     yield
-
-
-def rows(length: int = 32, heads: int = 2, width: int = WIDTH, row: int = 0, batch: int = 1, **options: Any) -> Tensor:
-    """[batch, heads, length, width] with rows `row` elements apart (`width` by default)."""
-    row = row or width
-    strides = (heads * length * row, length * row, row, 1)
-    options = {"dtype": torch.bfloat16, "device": "meta", **options}
-    return torch.empty_strided((batch, heads, length, width), strides, **options)
 
 
 def run(
@@ -73,17 +32,6 @@ def run(
     call = Call(x, k, k, mask, is_causal)
     args = (*call.operands(x, k, q_t, k_t), call.mask, lse)
     call.launch(kernel, "forward", call.query_programs, args, scale)
-
-
-def on_cpu(offset: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """[1, 2, 32, WIDTH] that starts `offset` elements after an address that 16 divides."""
-    memory = torch.empty(2 * 32 * WIDTH + 64, dtype=dtype)
-    assert memory.data_ptr() % 16 == 0
-    return memory[offset : offset + 2 * 32 * WIDTH].view(1, 2, 32, WIDTH)
-
-
-def statistic(offset: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(1, 2, 40, dtype=dtype).view(-1)[offset : offset + 64].view(1, 2, 32)
 
 
 def is_tf32(on: bool) -> None:
@@ -146,7 +94,6 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"x": rows(), "k": rows(40), "mask": torch.empty(1, 1, 1, 48, device="meta")[..., :40]},
     ),
 }  # fmt: skip
-
 # Two launches that one compilation serves.
 ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the same tensors": ({"x": rows()}, {"x": rows()}),
@@ -281,62 +228,3 @@ def test_the_cache_keeps_no_tensor_alive() -> None:
     del x
     gc.collect()
     assert died() is None
-
-
-# Warp-specialised kernels, whose arguments are descriptors
-
-
-def run_pipeline(
-    kernel: Kernel, x: Tensor, tile: tuple[int, ...] = (64, WIDTH), lse: Tensor | None = None, is_causal: bool = False,
-    family: str = "forward", stages: int = 3, k: Tensor | None = None,
-) -> None:  # fmt: skip
-    lse = torch.empty(x.shape[:-1], device=x.device) if lse is None else lse
-    k = x if k is None else k
-    call = Call(x, k, k, None, is_causal)
-    args = (SimpleNamespace(base=x, block_shape=list(tile)), lse)
-    call.launch_pipeline(kernel, family, 5, args, 0.5, STAGES=stages, JVP=True)
-
-
-PIPELINES_DIFFER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "family": ({"x": rows()}, {"x": rows(), "family": "backward_key"}),
-    "dtype": ({"x": rows()}, {"x": rows(dtype=torch.float16)}),
-    "device": ({"x": rows()}, {"x": on_cpu()}),
-    "tile": ({"x": rows()}, {"x": rows(), "tile": (128, WIDTH)}),
-    "constant": ({"x": rows()}, {"x": rows(), "stages": 4}),
-    "causal": ({"x": rows()}, {"x": rows(), "is_causal": True}),
-    "address of a statistic": ({"x": on_cpu(), "lse": statistic()}, {"x": on_cpu(), "lse": statistic(1)}),
-    "dtype of a statistic": ({"x": on_cpu()}, {"x": on_cpu(), "lse": statistic(dtype=torch.float64)}),
-    "heads of a group": ({"x": rows(heads=3)}, {"x": rows(heads=3), "k": rows(heads=1)}),
-    "rows beyond 2^31": ({"x": rows(length=2**31 - 16, heads=3)}, {"x": rows(length=2**31, heads=3)}),
-}
-
-
-@pytest.mark.parametrize("name", PIPELINES_DIFFER)
-def test_a_pipeline_compiles_anew_for_another(name: str) -> None:
-    kernel = Kernel()
-    first, second = PIPELINES_DIFFER[name]
-    for _ in range(2):
-        run_pipeline(kernel, **first)
-        run_pipeline(kernel, **second)
-    assert (len(kernel.compilations), len(kernel.launches)) == (2, 2)
-
-
-def test_one_compiled_pipeline_serves_every_length_and_number_of_heads() -> None:
-    kernel = Kernel()
-    for length, heads in ((32, 3), (17, 3), (1, 3), (32, 1), (32, 16)):
-        run_pipeline(kernel, rows(length, heads=heads))
-    assert (len(kernel.compilations), len(kernel.launches)) == (1, 4)
-
-
-def test_a_cached_pipeline_passes_the_present_arguments_in_the_kernels_order() -> None:
-    kernel = Kernel()
-    run_pipeline(kernel, rows(32))
-    run_pipeline(kernel, rows(32))
-    x, lse = rows(64), torch.empty(1, 2, 64, device="meta")
-    run_pipeline(kernel, x, lse=lse)
-    ((grid, compiled_with, options),), (_, given) = kernel.compilations, kernel.launches[-1]
-    assert given[0].base is x and given[1] is lse
-    assert given[2:] == (0.5, 64, 64, 2, 1, True, False, 3)
-    assert compiled_with[2:] == (0.5, 32, 32, 2, 1)
-    assert options == {"JVP": True, "CAUSAL": False, "STAGES": 3, "num_warps": 4, "launch_pdl": False, **FUSED}
-    assert grid == (5,) and kernel.launches[-1][0] == (5, 1, 1)

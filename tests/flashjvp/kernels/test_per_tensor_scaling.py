@@ -47,6 +47,7 @@ def judge(case: Case, ordered: bool, dense: Callable[[Inputs], Results], device:
 
 
 @ON_CPU
+@pytest.mark.sampled(of=5)
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
 @pytest.mark.parametrize("case", [*CASES, *LAYOUTS], ids=str)
 def test_emulated(case: Case, ordered: bool) -> None:
@@ -64,6 +65,7 @@ def test_compiled(case: Case, ordered: bool, allowed: None) -> None:
 
 
 @ON_CPU
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("case", [case for case in NOT_SERVED if case.name != "broadcast"], ids=str)
 def test_other_calls_are_rounded_as_well(case: Case) -> None:
     """To the nearest: numbers that are rounded already give the same outputs, bit by bit."""
@@ -159,6 +161,7 @@ def test_zeros_have_any_unit(name: str) -> None:
 
 
 @ON_CPU
+@pytest.mark.sampled(of=4)
 @pytest.mark.parametrize("row", [3, 60])
 @pytest.mark.parametrize("name", ["q", "k", "v", "q_t", "k_t", "v_t", "d_o", "d_o_t"])
 def test_one_row_may_be_far_longer(name: str, row: int) -> None:

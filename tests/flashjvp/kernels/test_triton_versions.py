@@ -170,7 +170,8 @@ def test_the_check_holds_here() -> None:
 
 PTX = """
 import hashlib
-from verify import codegen, codegen_runs
+from verify.codegen import command as codegen
+from verify.codegen import worker as codegen_runs
 found = []
 codegen_runs.measure = lambda compiled, architecture: found.append(compiled.asm["ptx"]) or {}
 for d in (16, 64):
