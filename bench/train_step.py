@@ -35,7 +35,7 @@ from tvm_ref.model.dit import DiT, DiTConfig
 from tvm_ref.objective.loss import Batch
 from tvm_ref.training.batches import Batches
 from tvm_ref.training.config import ConfigError, RunConfig, TrainConfig
-from tvm_ref.training.metrics import peak_memory_gib
+from tvm_ref.training.logger import peak_memory_gib
 from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
 from tvm_ref.training.state import State, initialised

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .arguments import Numbers
 from .model.dit import DiT
-from .quality.measure import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
+from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
 from .sampling.generate import guidance_scale
 from .training.checkpoint import CheckpointError, load_model
 from .training.config import TrainConfig

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
-from .training.metrics import MetricsError
+from .training.logger import MetricsError
 from .training.parallel import leave, world
 from .training.presets import PRESETS
 from .training.step import NonFiniteError

@@ -18,8 +18,8 @@ from tvm_ref.data.vae import load_vae
 from tvm_ref.evaluate import EvaluateConfig, evaluate
 from tvm_ref.model.dit import DiT, DiTConfig
 from tvm_ref.objective.loss import LossConfig
-from tvm_ref.quality.distances import Moments, frechet_distance, precision_recall, wasserstein2
-from tvm_ref.quality.measure import CYCLE_STEPS, Sampling, cycle_errors
+from tvm_ref.quality.evaluation import CYCLE_STEPS, Sampling, cycle_errors
+from tvm_ref.quality.metrics import Moments, frechet_distance, precision_recall, wasserstein2
 from tvm_ref.sampling.generate import generate
 from tvm_ref.sampling.grids import decoded, to_uint8
 from tvm_ref.training.checkpoint import ALONE, save

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..data import safe_pickle
-from .distances import Moments
+from .metrics import Moments
 
 
 class ReferenceFileError(ValueError):

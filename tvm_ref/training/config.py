@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..data.dataset import DataConfig
-from ..model.dit import DiTConfig
+from ..model.config import DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 

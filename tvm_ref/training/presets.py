@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..data.dataset import DataConfig
 from ..data.latents import LatentStatisticsName
-from ..model.dit import SIZES, DiTConfig
+from ..model.config import SIZES, DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 from .config import OptimConfig, RunConfig, TrainConfig

@@ -14,7 +14,7 @@ from ..objective.loss import Batch
 from . import checkpoint
 from .batches import Batches
 from .config import ConfigError, TrainConfig, differences, load_config
-from .metrics import Board, Live, MetricsError, MetricsFile, Row
+from .logger import Board, Live, MetricsError, MetricsFile, Row
 from .parallel import World
 from .report import final_figures, sample_grids
 from .state import State

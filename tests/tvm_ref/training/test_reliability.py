@@ -23,7 +23,7 @@ from tvm_ref.objective.loss import Terms
 from tvm_ref.training import checkpoint, step
 from tvm_ref.training.checkpoint import CheckpointError, checkpoints, load_model, read_step
 from tvm_ref.training.config import ConfigError, TrainConfig
-from tvm_ref.training.metrics import MetricsError
+from tvm_ref.training.logger import MetricsError
 from tvm_ref.training.step import NonFiniteError
 
 FILE_CALLS = ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir")

@@ -7,7 +7,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from ..data.digits import real_digits
-from .distances import frechet_distance
+from .metrics import frechet_distance
 
 
 class DigitQuality(NamedTuple):

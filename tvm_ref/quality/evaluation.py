@@ -18,9 +18,9 @@ from ..model.dit import DiT
 from ..sampling.generate import generate
 from ..sampling.grids import decoded, to_uint8
 from ..sampling.sampler import cycle_error
-from .digits import DigitJudge
-from .distances import frechet_distance, precision_recall, wasserstein2
+from .digit_classifier import DigitJudge
 from .inception import DETECTOR_URL, InceptionDetector
+from .metrics import frechet_distance, precision_recall, wasserstein2
 from .reference import load_moments
 
 CYCLE_TIMES = (0.25, 0.5, 1.0)
