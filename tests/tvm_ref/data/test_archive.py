@@ -1,4 +1,4 @@
-"""What archives of images and latents give: pixels, labels, normalised samples of the posterior."""
+"""Reading archives of images and latents: pixels, labels, normalised samples of the posterior."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The network against a dense statement of its formulas, whose derivatives are torch's."""
+"""The network against an independent dense implementation, differentiated by PyTorch."""
 
 import copy
 from collections import Counter
@@ -45,7 +45,7 @@ class Call(NamedTuple):
     cotangents: tuple[Tensor, Tensor]
 
     def to(self, dtype: torch.dtype, device: str = "cpu") -> "Call":
-        """All numbers in another type, on a device."""
+        """Moves all numbers to another dtype and device."""
 
         def moved(part: Any) -> Any:
             return None if part is None else part.to(device, dtype)
@@ -96,7 +96,7 @@ def learned(network: DiT) -> Weights:
 
 
 def rounded(network: DiT, given: Call) -> list[Tensor]:
-    """What the dense statement gives in float32."""
+    """Results of the dense network in float32."""
     return by_dense(copy.deepcopy(network).float(), given.to(torch.float32))
 
 
@@ -189,7 +189,7 @@ def test_detach_saves_the_backward_pass_of_the_tangent() -> None:
 
 
 class Counted(TorchDispatchMode):
-    """Counts operators."""
+    """Counts the calls of every operator."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""metrics.csv, TensorBoard's files and the lines of a run."""
+"""The logs of a run: metrics.csv, TensorBoard and the terminal."""
 
 import csv
 import io
