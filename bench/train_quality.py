@@ -1,7 +1,7 @@
-"""`python -m bench.train_quality`: trains presets as a user would, and records their quality, and how long it took.
+"""`python -m bench.train_quality`: trains presets as a user would, and records sample quality and training time.
 
-Writes reports/data/<machine>/<preset>.csv, of which docs/training.md shows tables: `python -m reports.build`.
-Takes as long as the training does.
+Writes reports/data/<machine>/<preset>.csv; `python -m reports.build` puts the tables into docs/training.md.
+It takes as long as the training does.
 """
 
 import argparse
@@ -26,14 +26,14 @@ COLUMNS = {"digits": DIGITS_COLUMNS, "toy2d": TOY_COLUMNS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every preset was trained and recorded; a training that fails says why itself, and ends this."""
+    """Runs the command. Returns 0 if every preset was trained and recorded. A run that fails ends it, and says why."""
     options = argparse.ArgumentParser(prog="python -m bench.train_quality", description=(__doc__ or ""))
     options.add_argument(
         "presets", type=names_out_of(COLUMNS), nargs="?", default=list(COLUMNS), metavar="LIST",
-        help=f"out of {', '.join(COLUMNS)} (all)",
+        help=f"presets, out of {', '.join(COLUMNS)} (all)",
     )  # fmt: skip
-    options.add_argument("--out", type=Path, metavar="DIR", help="where the CSVs go; default reports/data/<machine>")
-    options.add_argument("--set", default="", metavar="OPTIONS", help='of the training, such as "--run.steps 10"')
+    options.add_argument("--out", type=Path, metavar="DIR", help="folder of the CSVs; default reports/data/<machine>")
+    options.add_argument("--set", default="", metavar="OPTIONS", help='training options, such as "--run.steps 10"')
     given = options.parse_args(arguments)
     folder = given.out or DATA / slug(machine(torch.device("cpu")))
     for preset in given.presets:
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def record(preset: str, settings: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each number of evaluations of `python -m tvm_ref.train PRESET ...` on the CPU, in a folder of its own.
+    """Runs `python -m tvm_ref.train PRESET ...` on the CPU in a temporary folder, and returns a row for each NFE.
 
-    seconds: from the start of Python to its end, training, sample grids, checkpoints and evaluation included;
-    processor_seconds: of all its threads. Raises CalledProcessError.
+    seconds: from the start of Python to its end, including training, sample grids, checkpoints and evaluation;
+    processor_seconds: CPU time of all its threads. Raises CalledProcessError.
     """
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
         out = Path(folder) / preset
@@ -66,7 +66,7 @@ def record(preset: str, settings: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Writes the columns of the preset's table; the file appears under its name when it is whole."""
+    """Writes the columns of the preset's table. The file appears under its name once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.tmp")
     with draft.open("w", newline="") as stream:

@@ -1,12 +1,12 @@
-"""`python -m bench.train_step`: time and memory of a training step of a preset, on synthetic data; a row of CSV each.
+"""`python -m bench.train_step`: time and memory of a training step of a preset, on synthetic data, as rows of a CSV.
 
-Rows come one after the other in one process, or with torchrun in one process a GPU:
+Rows are measured one after the other, in one process, or with torchrun in one process per GPU:
 
     python -m bench.train_step --preset imagenet256-w2 --checkpointing none,selective,full --batch 64 --out steps.csv
     torchrun --standalone --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp --batch 128 --out steps.csv
 
-The global batch of a step is a function of its number alone, so rows of equal preset and batch must agree in `loss` and
-`gradient_norm`, both of the third step, whatever their other settings.
+The global batch of a step depends only on the step number. So rows of equal preset and batch size must agree in `loss`
+and `gradient_norm` (both of the third step), whatever their other settings.
 """
 
 import argparse
@@ -35,19 +35,19 @@ from tvm_ref.model.dit import DiT, DiTConfig
 from tvm_ref.objective.loss import Batch
 from tvm_ref.training.batches import Batches
 from tvm_ref.training.config import ConfigError, RunConfig, TrainConfig
-from tvm_ref.training.metrics import peak_memory_gib
+from tvm_ref.training.logger import peak_memory_gib
 from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
 from tvm_ref.training.state import State, initialised
 from tvm_ref.training.step import gradient
 from verify.arguments import names_out_of
 
-WARM_STEPS = 2  # the first one compiles, the second may
+WARM_STEPS = 2  # warm-up: the first step compiles, the second may
 COMPARED = 3  # the step whose loss and gradient norm a row holds
 
 
 class Synthetic:
-    """As many items as a step takes, of the network's shape: N(0, 1) numbers, with labels in turn."""
+    """A data set of the items of one step: N(0, 1) noise of the network's input shape, with labels in turn."""
 
     def __init__(self, model: DiTConfig, count: int) -> None:
         self.shape = (model.channels, model.image_size, model.image_size)
@@ -58,15 +58,18 @@ class Synthetic:
         return self._count
 
     def get(self, indices: np.ndarray, draw: Generator) -> tuple[Tensor, Tensor]:
-        """Items float32 [n, C, H, W] and labels int64 [n]."""
+        """Returns items float32 [n, C, H, W] and labels int64 [n]."""
         labels = torch.from_numpy(indices) % max(self.num_classes, 1)
         return indexed_normals(0, indices.tolist(), self.shape), labels
 
 
 @dataclass(frozen=True)
 class StepRow:
-    """What STEP_COLUMNS of reports.training_tables hold: settings, then ms, images/s and GiB (the worst process's peak
-    above what was in memory before), then seconds to build the state, to do the first and to do the second step."""
+    """One row of the CSV, with the columns STEP_COLUMNS of reports.training_tables.
+
+    Settings; ms, images/s and GiB (the largest peak of all processes, above what was in memory before); then seconds to
+    build the state, for the first and for the second step.
+    """
 
     preset: str
     compile: str
@@ -103,23 +106,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
-    options.add_argument("--preset", choices=PRESETS, default="imagenet256-w2", help="whose step (imagenet256-w2)")
+    options.add_argument("--preset", choices=PRESETS, default="imagenet256-w2", help="the preset (imagenet256-w2)")
     for name, allowed in kinds.items():
         options.add_argument(
             f"--{name}", type=names_out_of(allowed), default=[allowed[0]], metavar="LIST",
             help=f"out of {', '.join(allowed)}; a row for each combination ({allowed[0]})",
         )  # fmt: skip
-    options.add_argument("--batch", type=int, default=64, metavar="N", help="images over all processes (64)")
+    options.add_argument("--batch", type=int, default=64, metavar="N", help="global batch size, in images (64)")
     options.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches of a process (1)")
     options.add_argument("--detach", action="store_true", help="no gradient through dF/ds")
-    options.add_argument("--steps", type=int, default=10, metavar="N", help="timed, after two that warm up (10)")
+    options.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after two of warm-up (10)")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
-    options.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; default: none, rows are only shown")
+    options.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; default: none, rows are only printed")
     return options
 
 
 def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
-    """A configuration for each row. Raises ValueError for one that cannot be."""
+    """Yields the configuration of each row. Raises ValueError for an invalid one."""
     if options.steps < 1:
         raise ValueError(f"--steps: expected at least 1, got {options.steps}")
     preset = PRESETS[options.preset]()
@@ -136,7 +139,10 @@ def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
 
 
 def measure(preset: str, config: TrainConfig, start: DiT, build_s: float, steps: int, this: World) -> StepRow:
-    """The row of a configuration, on every process, of a copy of `start`, which took `build_s` to build."""
+    """Measures the row of a configuration, from a copy of the network `start`. Every process calls it.
+
+    build_s: seconds that it took to build `start`.
+    """
     before = _memory(this)
     batches = Batches(config, Synthetic(config.model, config.run.batch), this)
     draws = [batches.draw(step) for step in range(WARM_STEPS + steps)]
@@ -173,8 +179,8 @@ def _wait(this: World) -> None:
 
 
 def _memory(this: World) -> float:
-    """GiB in use, once everything that nobody needs is gone; peaks are counted anew from here."""
-    torch._dynamo.reset()  # what one row compiled counts against the limit of the next
+    """Frees all unused memory, resets the peak counters, and returns the GiB still in use."""
+    torch._dynamo.reset()  # otherwise what one row compiled counts against the limit of the next
     gc.collect()
     if this.device.type != "cuda":
         return 0.0
@@ -184,14 +190,14 @@ def _memory(this: World) -> float:
 
 
 def _peaks(this: World) -> tuple[float, float]:
-    """GiB of tensors, and with what the allocator keeps for later, at the most."""
+    """Peak GiB of tensors, and of memory that the allocator reserved."""
     if this.device.type != "cuda":
         return peak_memory_gib(), peak_memory_gib()
     return peak_memory_gib(), torch.cuda.max_memory_reserved() / 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every row was measured, 1 when one did not fit into memory, 2 for settings that cannot be."""
+    """Runs the command. Returns 0 if every row was measured, 1 if one ran out of memory, 2 for invalid settings."""
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     rows: list[StepRow] = []
@@ -206,14 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 try:
                     rows.append(measure(options.preset, config, start, build_s, options.steps, this))
                 except torch.OutOfMemoryError as error:
-                    if this.size > 1:  # the others wait for this process
+                    if this.size > 1:  # the other processes wait for this one
                         raise
                     console.print(f"{_name(config, options.preset)}: {error}", style="red", markup=False)
                     failed = True
                     continue
                 if this.first:
                     _show(console, rows[-1])
-                    if options.out:  # all that is known so far, should the time run out
+                    if options.out:  # write after every row, so that an interrupted run keeps what it has
                         write_rows(options.out, rows, STEP_COLUMNS)
     except (ConfigError, ValueError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,1 +1,6 @@
-"""The reference trainer for Terminal Velocity Matching, built on flashjvp."""
+"""The reference trainer for Terminal Velocity Matching, built on flashjvp.
+
+Commands, run as `python -m tvm_ref.NAME`: train, sample, evaluate, encode (images to VAE latents), convert (published
+weights). Packages: data (data sets), model (the network), objective (losses), training (the training loop and
+checkpoints), sampling (the sampler) and quality (FID and other metrics).
+"""

@@ -1,4 +1,4 @@
-"""Types of command line arguments that several commands share."""
+"""Types of command-line arguments that several commands share, such as `--nfe 1,2,4`."""
 
 from typing import Annotated
 

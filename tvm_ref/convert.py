@@ -1,8 +1,8 @@
-"""`python -m tvm_ref.convert network.pkl weights.safetensors`: published weights in a format that cannot execute code.
+"""Converts published weights to safetensors: `python -m tvm_ref.convert network.pkl weights.safetensors`.
 
-A published file is a pickle of a module, which holds the source code of its class and asks to have it executed. Here
-modules become inert `Record`s: the classes that they name are neither imported nor called, source code is never looked
-at, and only the tensors are taken out.
+A published file is a pickle of a module. It contains the source code of the module's class, and unpickling executes
+that code. Here nothing is executed: modules become inert `Record`s, the classes they name are neither imported nor
+called, the source code is ignored, and only the tensors are kept.
 """
 
 import json
@@ -23,8 +23,8 @@ from .model.dit import DiT, DiTConfig
 
 __all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "cli", "convert", "network_config", "tensors_of"]
 
-# What may be a record: classes of modules, of their settings and of the compiler (whose bound methods are calls of
-# getattr), and the function that would execute the source code.
+# Names that may become a record: classes of modules, of their settings and of the compiler (whose bound methods are
+# pickled as calls of getattr), and the function that would execute the source code.
 RECORDED = re.compile(
     r"torch\.nn\..*|torch\.device|torch\._dynamo\..*|torch\._TorchCompile\w*|torch_utils\.persistence\..*|timm\..*"
     r"|training\..*|omegaconf\..*|dnnlib\..*|typing\.Any|contextlib\.nullcontext|collections\.defaultdict"
@@ -34,7 +34,7 @@ METADATA = "dit_config"
 
 
 class Record:
-    """What a pickle says of an object of another class: the name of the class, arguments, state and items. Inert."""
+    """An inert stand-in for an object of any class: the name of the class, arguments, state and items."""
 
     name = ""
     arguments: tuple[Any, ...]
@@ -42,7 +42,7 @@ class Record:
     state: Any
 
     def __new__(cls, *arguments: Any, **_: Any) -> "Record":
-        """A record without state or items; unpicklers may skip `__init__`."""
+        """Creates a record without state or items. This is not `__init__`, which unpicklers may skip."""
         record = super().__new__(cls)
         record.arguments, record.items, record.state = arguments, {}, {}
         return record
@@ -54,15 +54,15 @@ class Record:
         self.items[key] = value
 
     def append(self, item: Any) -> None:
-        """An item of a list-like object."""
+        """Adds an item, if the object was like a list."""
         self.items[len(self.items)] = item
 
 
 class ModuleUnpickler(SafeUnpickler):
-    """A `SafeUnpickler` to which modules are records; what is neither that, a tensor nor plain is refused by name."""
+    """A `SafeUnpickler` that also accepts modules, as records. Everything else is refused by name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """As `SafeUnpickler.find_class`, or a class of records."""
+        """Returns a class of records, or what `SafeUnpickler.find_class` returns."""
         qualified = f"{PYTHON_2.get(module, module)}.{name}"
         if RECORDED.fullmatch(qualified):
             return type("Record", (Record,), {"name": qualified})
@@ -72,13 +72,13 @@ class ModuleUnpickler(SafeUnpickler):
 
 
 def convert(network: Path, weights: Path) -> DiTConfig:
-    """Writes the weights of the pickle `network`, renamed like those of a `DiT`, to the safetensors file `weights`.
+    """Writes the weights in the pickle `network` to the safetensors file `weights`, under the names of a `DiT`.
 
-    The tensors keep their types. Their network, checked to load them strictly, is returned and stored in the metadata
-    (its normalisations, which leave no trace in the weights, as `DiTConfig` has them). The file appears whole or not at
-    all.
+    Tensors keep their dtypes. The settings of the network are inferred from the weights, returned, and stored in the
+    metadata; a `DiT` with them is checked to have exactly these names and shapes. The kinds of normalisation cannot be
+    inferred, and are set to the defaults of `DiTConfig`. The file is either complete or absent.
 
-    Raises: UnsafePickleError for a pickle with more than modules, tensors and plain containers in it, or a damaged one;
+    Raises: UnsafePickleError for a pickle that is damaged or holds more than modules, tensors and plain containers;
     ValueError for one without weights, or with weights that are not those of a `DiT`.
     """
     tensors = tensors_of(load(network, ModuleUnpickler))
@@ -101,8 +101,10 @@ def convert(network: Path, weights: Path) -> DiTConfig:
 
 
 def tensors_of(contents: Any) -> dict[str, Tensor]:
-    """The weights in what a `ModuleUnpickler` read (a module, a state dict, or a dict with one module), under the names
-    of a `DiT`: without "_orig_mod." (compiled) and the leading "model."."""
+    """Returns the weights in what a `ModuleUnpickler` read: a module, a state dict, or a dict with one module.
+
+    Names become those of a `DiT`: "_orig_mod." (from torch.compile) and the leading "model." are removed.
+    """
     if isinstance(contents, dict):
         modules = {key: value for key, value in contents.items() if _module_state(value) is not None}
         if len(modules) > 1:
@@ -120,7 +122,7 @@ def tensors_of(contents: Any) -> dict[str, Tensor]:
 
 
 def network_config(tensors: dict[str, Tensor]) -> DiTConfig:
-    """The network that has these weights. Raises ValueError where a tensor that tells is missing."""
+    """Infers the settings of the network from its weights. Raises ValueError if a tensor needed for this is missing."""
     needed = ("pos_embed", "x_embedder.proj.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.fc1.weight")
     missing = [name for name in needed if name not in tensors]
     if missing:
@@ -143,7 +145,7 @@ def network_config(tensors: dict[str, Tensor]) -> DiTConfig:
 
 
 def _module_state(value: Any) -> dict[str, Any] | None:
-    """The attributes of a record that is a module, else None."""
+    """Returns the attributes of a record that stands for a module, otherwise None."""
     if not isinstance(value, Record):
         return None
     if value.name == "torch._dynamo.eval_frame.OptimizedModule" and value.arguments:  # (the module, the compiler)
@@ -155,7 +157,7 @@ def _module_state(value: Any) -> dict[str, Any] | None:
 
 
 def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Names and tensors of a recorded module, like its state dict."""
+    """Lists names and tensors of a recorded module, like its state dict."""
     state = _module_state(module)
     if state is None:
         return []
@@ -172,7 +174,7 @@ def main(
     network: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
     weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")],
 ) -> None:
-    """Convert published weights to safetensors, without executing the pickle that they come in.
+    """Convert published weights to safetensors, without executing their pickle.
 
     Args:
         network: the published .pkl file
@@ -183,7 +185,7 @@ def main(
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    """The command; None = the process's own arguments."""
+    """Runs the command. None means the arguments of the process."""
     tyro.cli(main, prog="python -m tvm_ref.convert", args=arguments)
 
 

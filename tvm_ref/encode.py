@@ -1,4 +1,4 @@
-"""A folder of images becomes an archive of latents: `python -m tvm_ref.encode IMAGES --vae FOLDER --out FILE.zip`."""
+"""Encodes a folder of images as VAE latents: `python -m tvm_ref.encode IMAGES --vae FOLDER --out FILE.zip`."""
 
 import io
 import json
@@ -25,9 +25,9 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 class EncodeConfig:
     """Encode a folder of images with a Stable Diffusion VAE into an uncompressed zip file of latents.
 
-    Labels come from IMAGES/dataset.json where there is one, else from the folders directly under IMAGES in the order
-    of their names, the first one is 0 (the layout of ImageNet). Images that lie directly in IMAGES, without
-    dataset.json, give an archive without labels. Every image is made RGB, cut to its central square and resized.
+    Labels come from IMAGES/dataset.json if it exists. Otherwise each folder directly under IMAGES is a class, numbered
+    from 0 in the order of their names (the layout of ImageNet). If all images lie directly in IMAGES, without
+    dataset.json, the archive has no labels. Every image is converted to RGB, cropped to its central square and resized.
     """
 
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -37,15 +37,15 @@ class EncodeConfig:
     out: Path
     """The zip file to write."""
     size: int = 256
-    """Height and width of the images that are encoded, a multiple of 8."""
+    """Height and width to resize images to before encoding, a multiple of 8."""
     batch: int = 32
-    """Images encoded at once."""
+    """Batch size of encoding."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the VAE runs."""
+    """Device that the VAE runs on."""
 
 
 def list_images(folder: Path) -> tuple[list[str], list[int] | None]:
-    """Names of the images under `folder`, sorted, and their labels (None: unlabelled); see EncodeConfig.
+    """Lists the names of the images under `folder`, sorted, and their labels (None: unlabelled); see EncodeConfig.
 
     Raises FileNotFoundError and DatasetError naming what is missing, unlabelled or unreadable.
     """
@@ -74,18 +74,18 @@ def _labels_of_file(path: Path, names: list[str]) -> list[int]:
         raise DatasetError(f'{path}: expected {{"labels": [[file name, class index], ...]}} ({error!r})') from error
     if not isinstance(entries, list):
         raise DatasetError(f"{path}: expected a list of labels, got {entries!r}")
-    labels = checked_labels(entries, 2**31, str(path))  # how many classes there are is the training's business
+    labels = checked_labels(entries, 2**31, str(path))  # training checks the number of classes
     if different := labels.keys() ^ set(names):
         raise DatasetError(f"{path}: labels and images differ, first in {min(different)}")
     return [labels[name] for name in names]
 
 
 def read_square(path: Path, size: int) -> Tensor:
-    """The image in `path` as RGB, its central square resized to uint8 [3, size, size] (Lanczos)."""
+    """Reads an image as RGB, crops its central square and resizes it (Lanczos): uint8 [3, size, size]."""
     try:
         with Image.open(path) as image:
             whole = image.convert("RGB")
-    except Exception as error:  # Pillow answers damaged bytes with errors of many types
+    except Exception as error:  # damaged bytes make Pillow raise errors of many types
         raise DatasetError(f"{path}: {error or type(error).__name__}") from error
     side = min(whole.size)
     left, top = (whole.width - side) // 2, (whole.height - side) // 2
@@ -94,9 +94,9 @@ def read_square(path: Path, size: int) -> Tensor:
 
 
 def encode_folder(config: EncodeConfig) -> int:
-    """Writes the archive and returns the number of images; the file appears under its name once it is complete.
+    """Writes the archive and returns the number of images. The file appears under its name once it is complete.
 
-    Raises FileExistsError where it exists, ValueError for a bad size, DatasetError for a bad image.
+    Raises FileExistsError if it exists already, ValueError for a bad size, DatasetError for a bad image.
     """
     if config.size < 8 or config.size % 8 or config.batch < 1:
         raise ValueError(
@@ -128,7 +128,7 @@ def encode_folder(config: EncodeConfig) -> int:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     config = tyro.cli(EncodeConfig, prog="python -m tvm_ref.encode")
     try:
         count = encode_folder(config)

@@ -1,4 +1,4 @@
-"""Quality of a checkpoint's samples: `python -m tvm_ref.evaluate CHECKPOINT --nfe 1,2,4`."""
+"""Measures the quality of a checkpoint's samples, such as FID: `python -m tvm_ref.evaluate CHECKPOINT --nfe 1,2,4`."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .arguments import Numbers
 from .model.dit import DiT
-from .quality.measure import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
+from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
 from .sampling.generate import guidance_scale
 from .training.checkpoint import CheckpointError, load_model
 from .training.config import TrainConfig
@@ -22,45 +22,45 @@ from .training.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure the samples of a checkpoint against its data, for each number of network evaluations.
+    """Compare the samples of a checkpoint with its data, for each number of function evaluations (NFE).
 
-    2-D toys: exact 2-Wasserstein distance to fresh points, beside that of two fresh sets. Digits: class accuracy, and
-    squared Frechet distance on pixels in [0, 1]. Archives: FID, and precision and recall if there are images to compare
-    with; these need the Inception weights. All: cycle error x0 -> x_t -> x0.
+    2-D toys: exact 2-Wasserstein distance to fresh points, with that between two fresh sets for reference. Digits:
+    class accuracy, and squared Frechet distance on pixels in [0, 1]. Archives: FID, and, given reference images,
+    precision and recall; these need the Inception weights. All: cycle error x0 -> x_t -> x0.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint, or the folder of a run (its newest one)."""
+    """A checkpoint, or the folder of a run (its newest checkpoint)."""
     nfe: Numbers = (1, 2, 4)
-    """Evaluations of the network for a sample, such as 1,2,4."""
+    """NFE: numbers of function evaluations of the network for each sample, such as 1,2,4."""
     w: float | None = None
-    """Guidance scale; None: the one of training."""
+    """Guidance scale; None: that of training."""
     samples: int | None = None
-    """Samples; None: 2048 points, 1797 digits (as many as there are real ones) or 50000 images."""
+    """Number of samples; None: 2048 points, 1797 digits (as many as there are real ones) or 50000 images."""
     seed: int = 0
-    """Of noise and labels: the same seed gives the same figures."""
+    """Seed of noise and labels: the same seed gives the same results."""
     batch: int = 256
-    """Samples made at once."""
+    """Batch size of sampling."""
     weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, or those of the last step."""
+    """EMA weights (ema), or those of the last step (raw)."""
     inception: Path | None = None
     """Local file inception-2015-12-05.pt (archives only)."""
     reference: Path | None = None
     """Reference statistics for FID, .npz or plain .pkl with mu and sigma (archives only)."""
     reference_images: Path | None = None
-    """Zip file or folder of real RGB images: for precision, recall, and FID without --reference (archives only)."""
+    """Zip file or folder of real RGB images, for precision, recall, and FID without --reference (archives only)."""
     vae: Path | None = None
     """Folder of the diffusers AutoencoderKL that decodes latents (archives of latents only)."""
     data: str | None = None
-    """Where the training archive lies now; None: where it lay in training (archives only)."""
+    """Path of the training archive; None: the path used in training (archives only)."""
     out: Path | None = None
-    """JSON file to write the figures to."""
+    """JSON file to write the results to."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the networks run."""
+    """Device that the networks run on."""
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
-    """The figures of `model`, which `config` trained. Raises ValueError for settings that do not fit the network."""
+    """Evaluates `model`, trained with `config`. Raises ValueError for settings that do not match the network."""
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
     sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch)
     if settings.samples is not None and settings.samples < 2:
@@ -86,7 +86,7 @@ def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evalu
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:
-    """The figures as a table, a row for each number of evaluations."""
+    """Prints the results as a table, with a row for each NFE."""
     names = list(evaluation.by_nfe[next(iter(evaluation.by_nfe))])
     table = Table(title=f"{evaluation.samples} samples")
     for name in ("NFE", *names):
@@ -99,7 +99,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Writes the figures; the file appears under its name when complete."""
+    """Writes the results as JSON. The file appears under its name once it is complete."""
     content = {"samples": evaluation.samples, "nfe": evaluation.by_nfe, "context": evaluation.context}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -110,7 +110,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     settings = tyro.cli(EvaluateConfig, prog="python -m tvm_ref.evaluate")
     try:
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)

@@ -1,4 +1,4 @@
-"""A grid of samples: `python -m tvm_ref.sample CHECKPOINT --nfe 1 --w 2 --classes 0,1,2 --seed 0 --out grid.png`."""
+"""Draws a grid of samples: `python -m tvm_ref.sample CHECKPOINT --nfe 1 --w 2 --classes 0,1,2 --out grid.png`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,39 +16,42 @@ from .sampling.grids import tiles, write_grid
 from .training.checkpoint import CheckpointError, load_model
 from .training.config import TrainConfig
 
-DEFAULT_CLASSES = 10  # of a network with more
+DEFAULT_CLASSES = 10  # rows, if the network has more classes
 DEFAULT_POINTS = 8192
 BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Draw samples from a checkpoint into one PNG file: a row for each class, or the density of 2-D points."""
+    """Draw samples from a checkpoint and write them as one PNG file.
+
+    The file shows a row for each class; of 2-D points, their density.
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Checkpoint of a run."""
+    """A checkpoint, or the folder of a run (its newest checkpoint)."""
     nfe: int = 1
-    """Evaluations of the network for a sample."""
+    """NFE: number of function evaluations of the network for each sample."""
     w: float | None = None
-    """Guidance scale; None: the one of training."""
+    """Guidance scale; None: that of training."""
     classes: Numbers | None = None
     """Class of each row, such as 0,1,2; None: the first ten."""
     per_class: int | None = None
     """Samples in a row; None: 8, or 8192 points."""
     seed: int = 0
-    """Of the noise: the same seed gives the same samples."""
+    """Seed of the noise: the same seed gives the same samples."""
     out: Path = Path("samples.png")
     """The PNG file to write."""
     weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, or those of the last step."""
+    """EMA weights (ema), or those of the last step (raw)."""
     vae: Path | None = None
     """Folder of a diffusers AutoencoderKL that decodes latents; None: latents are shown as colours."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the network runs."""
+    """Device that the network runs on."""
 
 
 def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class: int) -> Tensor:
-    """Labels int64 [rows * per_class] of a grid. Raises ValueError for classes that the network does not know."""
+    """Returns the labels int64 [rows * per_class] of a grid. Raises ValueError for classes that do not exist."""
     if per_class < 1:
         raise ValueError(f"per_class: expected at least 1, got {per_class}")
     if num_classes == 0:
@@ -63,7 +66,7 @@ def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class:
 
 
 def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
-    """Writes the grid that `settings` asks for. Raises ValueError for settings that do not fit the network."""
+    """Draws and writes the grid. Raises ValueError for settings that do not match the network."""
     points = model.config.image_size == 1
     per_class = settings.per_class if settings.per_class is not None else (DEFAULT_POINTS if points else 8)
     labels = labels_of_rows(model.config.num_classes, settings.classes, per_class)
@@ -86,7 +89,7 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     settings = tyro.cli(SampleConfig, prog="python -m tvm_ref.sample")
     try:
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)

@@ -1,6 +1,6 @@
 """Trains a network: `python -m tvm_ref.train [PRESET] [--field value ...]`.
 
-Without a preset, `digits`. With several processes: `torchrun --nproc-per-node 8 -m tvm_ref.train imagenet256-w2 ...`.
+The default preset is `digits`. On several GPUs: `torchrun --nproc-per-node 8 -m tvm_ref.train imagenet256-w2 ...`.
 """
 
 import sys
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
-from .training.metrics import MetricsError
+from .training.logger import MetricsError
 from .training.parallel import leave, world
 from .training.presets import PRESETS
 from .training.step import NonFiniteError
@@ -18,16 +18,16 @@ from .training.step import NonFiniteError
 DEFAULT = "digits"
 DESCRIPTION = """Terminal Velocity Matching: trains a network that samples in one step.
 
-Choose a preset (without one: digits), then change what you like:
+Choose a preset (default: digits), then change any setting:
 
 - python -m tvm_ref.train digits --run.steps 100 --run.out runs/short
 - python -m tvm_ref.train digits --help lists every setting
 
-A run that is found in --run.out goes on where it stopped."""
+A run found in --run.out is resumed where it stopped."""
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """The configuration that command-line arguments describe; exits with a message for arguments that are none."""
+    """Parses command-line arguments into a configuration. Exits with a message if they are invalid."""
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         arguments = [DEFAULT, *arguments]
     presets = {name: ((make.__doc__ or "").strip(), make()) for name, make in PRESETS.items()}
@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> TrainConfig:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     try:
         config = parse(sys.argv[1:])
         import torch  # slow to import, and not needed for --help

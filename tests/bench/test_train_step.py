@@ -1,4 +1,4 @@
-"""`python -m bench.train_step`: rows that are true, whatever way the steps are made."""
+"""`python -m bench.train_step`: its rows are right, and agree however the steps are computed."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Small runs for the tests of the trainer, in this process or in children.
 
-Children are forked from a server that has the modules loaded, so that one costs no start of Python.
+Child processes are forked from a server that has the modules loaded, so that they start quickly.
 """
 
 import atexit
@@ -28,15 +28,15 @@ from tvm_ref.training.parallel import world
 from tvm_ref.training.trainer import Trainer
 
 CHILDREN = multiprocessing.get_context("forkserver")
-# What a run imports when it is first needed comes after its own module.
+# Modules that a run imports lazily; they must be preloaded after this one.
 LATER = ["torch.utils.tensorboard", "torch._dynamo", "safetensors.torch", "flashjvp.backends.tiled", "numpy.random"]
 CHILDREN.set_forkserver_preload(["tests.tvm_ref.runs", *LATER])
-PATIENCE_SECONDS = 120  # after which a child hangs
-LAST_WORDS_SECONDS = 10  # before that, a child that is still there prints the stacks of its threads
+PATIENCE_SECONDS = 120  # a child that takes longer is considered hung
+LAST_WORDS_SECONDS = 10  # this long before that limit, a child prints the stacks of its threads
 
 
 def toy(out: Path, **run: Any) -> TrainConfig:
-    """Points without classes: the cheapest run."""
+    """A run on points without classes, the cheapest one."""
     defaults: dict[str, Any] = {
         "steps": 8,
         "batch": 24,
@@ -55,7 +55,7 @@ def toy(out: Path, **run: Any) -> TrainConfig:
 
 
 def digits(out: Path, **run: Any) -> TrainConfig:
-    """Digits with classes, guidance, clipping and warm-up: every part of a step."""
+    """A run on digits with classes, guidance, clipping and warm-up, so that a step has all its parts."""
     config = toy(out, **run)
     return dataclasses.replace(
         config,
@@ -69,7 +69,7 @@ def digits(out: Path, **run: Any) -> TrainConfig:
 
 
 def command_line(out: Path, **run: Any) -> list[str]:
-    """The arguments of `python -m tvm_ref.train` for a run as cheap as `toy`, which measures nothing at its end."""
+    """The arguments of `python -m tvm_ref.train` for a run as cheap as `toy`, without a final evaluation."""
     settings = {"batch": 24, "save_every": 2, "sample_every": 100, "device": "cpu", "out": out} | run
     words = [word for name, value in settings.items() for word in (f"--run.{name.replace('_', '-')}", str(value))]
     return ["toy2d", "--model.width", "8", "--model.depth", "1", "--run.no-evaluate", *words]
@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> str:
 
 
 def start(work: Callable[..., None], *arguments: Any, **environment: str) -> BaseProcess:
-    """A child that runs work(*arguments), a function at the top of a module, with these environment variables."""
+    """Starts a child that runs work(*arguments), a module-level function, with these environment variables."""
     patience = PATIENCE_SECONDS - LAST_WORDS_SECONDS
     child = CHILDREN.Process(target=_child, args=(_outputs(), patience, environment, work, arguments))
     child.start()
@@ -98,7 +98,7 @@ def start(work: Callable[..., None], *arguments: Any, **environment: str) -> Bas
 
 @functools.cache
 def _outputs() -> Path:
-    """The folder of what children print, a file for each, named by its process."""
+    """The folder of the children's output, one file each, named by process id."""
     folder = tempfile.TemporaryDirectory(prefix="children-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
@@ -117,13 +117,13 @@ def _child(
 
 
 def printed_by(child: BaseProcess) -> str:
-    """What a child wrote to its standard output and error; of one that hung, with its stacks."""
+    """What a child wrote to standard output and error, including the stacks of its threads if it hung."""
     file = _outputs() / str(child.pid)
     return file.read_text(errors="replace") if file.exists() else ""
 
 
 def finish(*children: BaseProcess, code: int = 0) -> None:
-    """Waits for children, all of which must end with this exit code."""
+    """Waits for children and asserts that all of them end with this exit code."""
     for child in children:
         child.join(PATIENCE_SECONDS)
     codes = [child.exitcode for child in children]
@@ -136,7 +136,7 @@ def finish(*children: BaseProcess, code: int = 0) -> None:
 
 
 def launch(size: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
-    """Children that run work(*arguments) in `size` processes that are connected, like torchrun."""
+    """Starts `size` children that run work(*arguments) as one process group, like torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,10 +145,10 @@ def launch(size: int, work: Callable[..., None], *arguments: Any) -> list[BasePr
 
 
 def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Runs work(*arguments) in `size` processes that are connected, to their end."""
+    """Runs work(*arguments) in `size` children as one process group, and waits for them."""
     finish(*launch(size, work, *arguments))
 
 
 def train_silently(config: TrainConfig) -> None:
-    """`train` as the work of a child."""
+    """`train` without a result, to be run in a child."""
     train(config)

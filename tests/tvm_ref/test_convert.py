@@ -1,4 +1,4 @@
-"""Published weights, and pickles that try to execute something."""
+"""`convert`: published weights are converted, and pickles that try to execute code are refused."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""Encoding a folder of images, with a small autoencoder that is made on the spot."""
+"""`encode`: a folder of images becomes an archive of latents, with a small VAE created by the test."""
 
 import json
 import sys

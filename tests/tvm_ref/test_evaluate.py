@@ -1,4 +1,4 @@
-"""Figures of networks whose samples are known, and the command."""
+"""`evaluate`: metrics of networks whose samples are known exactly, and the command."""
 
 import json
 import sys
@@ -18,8 +18,8 @@ from tvm_ref.data.vae import load_vae
 from tvm_ref.evaluate import EvaluateConfig, evaluate
 from tvm_ref.model.dit import DiT, DiTConfig
 from tvm_ref.objective.loss import LossConfig
-from tvm_ref.quality.distances import Moments, frechet_distance, precision_recall, wasserstein2
-from tvm_ref.quality.measure import CYCLE_STEPS, Sampling, cycle_errors
+from tvm_ref.quality.evaluation import CYCLE_STEPS, Sampling, cycle_errors
+from tvm_ref.quality.metrics import Moments, frechet_distance, precision_recall, wasserstein2
 from tvm_ref.sampling.generate import generate
 from tvm_ref.sampling.grids import decoded, to_uint8
 from tvm_ref.training.checkpoint import ALONE, save
@@ -95,7 +95,7 @@ def test_toys_are_compared_with_fresh_points() -> None:
 
 
 def test_cycle_errors() -> None:
-    """A constant velocity is its own flow map; one whose jumps do nothing misses by the way out."""
+    """For a constant velocity, jumps are exact. If jumps do nothing, the error is the distance to x_t."""
     dataset, sampling = open_dataset(DataConfig(name="moons")), Sampling(w=1.0, scaled=False, seed=0, batch=8)
     straight = Known(network(2, 1, 0), lambda x, t, s, labels: torch.ones_like(x))
     bound = flow_bound(steps=CYCLE_STEPS + 1, scale=4.0)  # of the points, of velocity 1 in each coordinate

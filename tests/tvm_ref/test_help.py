@@ -1,4 +1,4 @@
-"""What `--help` of every command shows: a sentence for every setting, in lines that fit, nothing for programmers."""
+"""`--help` of every command explains every setting, in lines that fit the terminal, without programmers' notes."""
 
 import importlib
 import re

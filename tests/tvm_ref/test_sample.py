@@ -1,4 +1,4 @@
-"""Samples by number, pictures of them, and the command."""
+"""`sample`: reproducible samples, their PNG files, and the command."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ from tvm_ref.training.config import RunConfig, TrainConfig
 
 
 def random_network(config: DiTConfig, seed: int = 0) -> DiT:
-    """With weights that are all random: the initial modulation and output are zero, so that samples would be noise."""
+    """A network with random weights throughout. With the initial ones, F = 0, and samples would be noise."""
     model = DiT(config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Exponential moving averages of a network's weights."""
+"""EMA: exponential moving averages of a network's weights."""
 
 import copy
 from typing import TypeVar
@@ -11,15 +11,15 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def copy_of(network: Network) -> Network:
-    """A copy of `network` from which an average starts: same values, no gradients."""
+    """Copies `network` to start an average from: same values, no gradients."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
 class Average:
-    """average <- rate * average + (1 - rate) * network, for every weight, in place and in its own type.
+    """Updates average <- rate * average + (1 - rate) * network for every weight, in place and in the weight's dtype.
 
-    average, network: modules with the same parameters in the same order, sharded alike if at all; each process averages
-    its own shards.
+    average, network: modules with the same parameters in the same order. If they are sharded, both are sharded alike,
+    and each process averages its own shards.
     """
 
     def __init__(self, average: nn.Module, network: nn.Module, rate: float) -> None:
@@ -27,7 +27,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step of the average."""
+        """Makes one step of the average."""
         torch._foreach_lerp_(self._average, self._network, 1 - self._rate)
 
 

@@ -1,1 +1,6 @@
-"""How good samples are: distances to data, classifiers, features."""
+"""Quality of samples.
+
+metrics (Frechet distance for FID, Wasserstein distance, precision and recall), inception (features for FID), reference
+(reads reference statistics), digit_classifier (accuracy of generated digits), evaluation (which metrics are computed
+for which data).
+"""

@@ -1,4 +1,4 @@
-"""Inception features for FID, precision and recall: StyleGAN's detector from a local TorchScript file."""
+"""Inception features for FID, precision and recall, by the Inception network of StyleGAN from a local file."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,14 +10,14 @@ DETECTOR_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretraine
 
 
 class DetectorError(ValueError):
-    """The file is not the Inception detector."""
+    """The file is not the Inception network."""
 
 
 class InceptionDetector:
-    """The features that StyleGAN3, EDM2 and TVM report FID with: 2048 numbers an image.
+    """The Inception network that StyleGAN3, EDM2 and TVM report FID with: 2048 features for each image.
 
-    path: inception-2015-12-05.pt. TorchScript runs its own instructions, not Python's. Raises FileNotFoundError that
-    says what to fetch, and DetectorError for a file that is no TorchScript module.
+    path: inception-2015-12-05.pt, a TorchScript file, which cannot run Python code. Raises FileNotFoundError that says
+    what to download, and DetectorError for a file that is not a TorchScript module.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class InceptionDetector:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features float32 [n, d] on the CPU of images uint8 [n, 3, H, W]; it resizes them to 299 x 299 by itself."""
+        """Computes features float32 [n, d], on the CPU, of images uint8 [n, 3, H, W], resized to 299 x 299 inside."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be uint8 [n, 3, H, W], got {images.dtype} {list(images.shape)}")
         try:
@@ -43,5 +43,5 @@ class InceptionDetector:
         return features.float().cpu()
 
     def all_features(self, batches: Iterable[Tensor]) -> Tensor:
-        """features of every batch, one after the other."""
+        """Computes the features of all batches, concatenated."""
         return torch.cat([self.features(images) for images in batches])

@@ -1,4 +1,4 @@
-"""Reference statistics for FID: mean `mu` and covariance `sigma` of Inception features, from an npz or a pickle."""
+"""Reads reference statistics for FID: mean `mu` and covariance `sigma` of Inception features, from .npz or .pkl."""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +7,20 @@ import numpy as np
 import torch
 
 from ..data import safe_pickle
-from .distances import Moments
+from .metrics import Moments
 
 
 class ReferenceFileError(ValueError):
-    """A file of reference statistics that cannot be used; the message names it."""
+    """A file of reference statistics cannot be used. The message names the file."""
 
 
 def load_moments(path: Path) -> Moments:
-    """`mu` [d] and `sigma` [d, d] of `path` (.npz, or .pkl with a plain dict of NumPy arrays), as float64.
+    """Reads `mu` [d] and `sigma` [d, d] from `path` (.npz, or .pkl with a plain dict of NumPy arrays), as float64.
 
-    No code in the file is run: npz members must not be pickles, and a pickle may hold plain containers, numbers,
+    No code in the file is executed: npz members must not be pickles, and a pickle may hold plain containers, numbers,
     strings and NumPy arrays only.
 
-    Raises FileNotFoundError, UnsafePickleError (of safe_pickle) naming what a pickle asked for, ReferenceFileError for
-    anything else.
+    Raises FileNotFoundError; UnsafePickleError naming what is not allowed in a pickle; otherwise ReferenceFileError.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no reference statistics at {path}: expected an .npz or .pkl file with mu and sigma")
@@ -50,9 +49,9 @@ def load_moments(path: Path) -> Moments:
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            # Some files hold the images too, which are large.
+            # Some files also hold the images, which are large.
             return {name: file[name] if name in ("mu", "sigma") else None for name in file.files}
-    except Exception as error:  # NumPy and zipfile answer damaged bytes with errors of many types
+    except Exception as error:  # damaged bytes make NumPy and zipfile raise errors of many types
         raise ReferenceFileError(f"{path}: not an npz file of plain arrays ({error})") from error
 
 

@@ -1,1 +1,5 @@
-"""Samples of a trained network, and pictures of them."""
+"""Sampling from a trained network.
+
+sampler (the few-step sampler, and the cycle error), generate (many samples in batches, and the guidance scale), grids
+(samples as PNG files).
+"""

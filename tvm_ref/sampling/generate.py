@@ -1,4 +1,4 @@
-"""Samples of a trained network, numbered: sample i is a function of (weights, seed, i, label, w, steps)."""
+"""Generates many samples in batches, reproducibly: sample i depends only on (weights, seed, i, label, w, steps)."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ from .sampler import sample
 
 
 def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) -> float:
-    """The w to sample with: `w`, or by default the one that the network was trained with.
+    """Returns the guidance scale to sample with: `w`, or that of training if it is None.
 
-    Raises ValueError where there is no default (random guidance), or `w` is one that the network cannot follow: outside
-    the range of training with random guidance, or another than the trained one without a guidance input.
+    Raises ValueError if `w` is None but training used random guidance, if `w` is outside the range of random guidance,
+    or if the network has no guidance input and `w` differs from that of training.
     """
     if config.w_random is not None:
         low, high = config.w_random
@@ -33,10 +33,10 @@ def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) ->
 def generate(
     model: DiT, labels: Tensor, *, w: float, steps: int, scaled: bool, seed: int, batch: int
 ) -> Iterator[Tensor]:
-    """One sample for each of `labels` int64 [n], in order, as float32 [<= batch, C, H, W] on the model's device.
+    """Yields one sample for each of `labels` int64 [n], in order, as float32 [<= batch, C, H, W] on model's device.
 
-    steps: evaluations of the network for a sample; scaled: LossConfig.scaled. The noise is the same on every device
-    and for every batch size. Raises ValueError for labels that the network does not know.
+    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled. The noise is the same on every device
+    and for every batch size. Raises ValueError for labels that the network does not have.
     """
     config = model.config
     if len(labels) < 1 or batch < 1:

@@ -1,4 +1,4 @@
-"""Samples as a picture: tiles of images, decoded latents or a density of points, in one PNG file."""
+"""Writes samples as a grid in one PNG file: images, decoded latents, or the density of 2-D points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..data.vae import decode
 if TYPE_CHECKING:
     from diffusers.models.autoencoders import AutoencoderKL
 
-LEAST_EDGE = 32  # pixels; smaller images are enlarged without smoothing
+LEAST_EDGE = 32  # pixels; smaller images are enlarged by repeating pixels
 DENSITY_BINS = 128
 DENSITY_RANGE = 3.0
 GAP = 2
@@ -25,11 +25,11 @@ DECODED_AT_ONCE = 16
 
 
 def tiles(samples: Tensor, latents: LatentStatisticsName | None = None, vae: AutoencoderKL | None = None) -> Tensor:
-    """Pictures uint8 [m, 3, h, w] of samples float32 [n, C, H, W]; values that no picture can show are clipped.
+    """Turns samples float32 [n, C, H, W] into pictures uint8 [m, 3, h, w]; values outside the range are clipped.
 
-    Images (C = 1 or 3, from [-1, 1]) give one each; points (C = 2, H = W = 1) together give one, their density over
-    [-3, 3]^2; latents (`latents` names their normalisation) are decoded by `vae`, or without one show their first three
-    channels, [-3, 3] as dark to bright. Raises ValueError for other channels.
+    Images (C = 1 or 3, values in [-1, 1]) give one picture each. Points (C = 2, H = W = 1) give one picture in all,
+    their density over [-3, 3]^2. Latents (`latents` names their normalisation) are decoded by `vae`; without it, their
+    first three channels are shown as colours, with [-3, 3] as dark to bright. Raises ValueError for other channels.
     """
     samples = samples.detach()
     if latents is not None:
@@ -46,14 +46,14 @@ def tiles(samples: Tensor, latents: LatentStatisticsName | None = None, vae: Aut
 
 
 def decoded(latents: Tensor, statistics: LatentStatisticsName, vae: AutoencoderKL) -> Tensor:
-    """Images float32 [n, 3, H, W] of normalised latents [n, 4, h, w], a few at a time, on the CPU."""
+    """Decodes normalised latents [n, 4, h, w] to images float32 [n, 3, H, W] on the CPU, a few at a time."""
     if latents.ndim != 4 or latents.shape[1] != CHANNELS:
         raise ValueError(f"latents must be [n, {CHANNELS}, h, w], got {list(latents.shape)}")
     return torch.cat([decode(vae, chunk, statistics).cpu() for chunk in latents.split(DECODED_AT_ONCE)])
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """round(127.5 x + 127.5) clipped to [0, 255]: images of [-1, 1] as uint8. Raises ValueError for NaN and inf."""
+    """Converts images in [-1, 1] to uint8: round(127.5 x + 127.5), clipped. Raises ValueError for NaN and inf."""
     if not images.isfinite().all():
         raise ValueError("expected finite images, got some values that are not")
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -69,11 +69,11 @@ def _density(points: np.ndarray) -> Tensor:
 
 
 def write_grid(path: Path, pictures: Tensor, columns: int) -> None:
-    """Writes pictures uint8 [m, 3, h, w] as one PNG file, which appears under its name when complete.
+    """Writes pictures uint8 [m, 3, h, w] as one PNG file. The file appears under its name once it is complete.
 
-    Row by row, `columns` beside each other; fewer pictures make a narrower file.
+    Pictures are placed row by row, `columns` in a row; fewer pictures than `columns` give a narrower file.
 
-    Raises ValueError for another type or shape or columns < 1, OSError where the file cannot be written.
+    Raises ValueError for another dtype or shape or columns < 1, OSError if the file cannot be written.
     """
     if (
         pictures.dtype != torch.uint8

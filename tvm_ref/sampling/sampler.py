@@ -1,4 +1,4 @@
-"""Samples by a few jumps of the network, and a measure of how far its jumps disagree with its own velocity."""
+"""The few-step sampler, and the cycle error, which compares the network's jumps with its own velocity."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +12,12 @@ from ..objective.loss import Network
 def sample(
     network: Network, noise: Tensor, labels: Tensor, w: float, steps: int, scaled: bool, *, guidance: bool = True
 ) -> Tensor:
-    """Images [B, C, H, W] of noise's dtype from noise [B, C, H, W] and labels int64 [B], in `steps` evaluations:
+    """Maps noise [B, C, H, W] with labels int64 [B] to images of the same shape and dtype, in `steps` evaluations:
 
         x <- x + (s - t) a F(x, t, s, label, 1/w)   for neighbours t > s of linspace(1, 0, steps + 1)
 
-    with a = w in the scaled form, else 1. The state x is float64. `guidance`: whether the network takes beta. No
-    gradient. Raises ValueError for fewer than one step or w <= 0. Zhou et al., arXiv 2511.19797.
+    with a = w in the scaled form, otherwise a = 1. The state x is float64. `guidance`: whether the network takes beta.
+    Not differentiable. Raises ValueError for fewer than one step or w <= 0. Zhou et al., arXiv 2511.19797.
     """
     flow = _Flow(network, labels, w, scaled, guidance, noise.dtype)
     _check_steps(steps)
@@ -39,11 +39,11 @@ def cycle_error(
     *,
     guidance: bool = True,
 ) -> Tensor:
-    """How far x0 -> x_t -> x0 ends from where it began: the rms over an image, [B] float64, in units of the data.
+    """Measures how far the cycle x0 -> x_t -> x0 ends from x0: RMS over an image, [B] float64, in units of the data.
 
-    The way out follows the velocity u(x, s) = a F(x, s, s) from time 0 to t in `steps` steps of Heun's method (two
-    evaluations each, error O(steps^-2)), the way back is one jump from t to 0. Zero for the exact flow map and its
-    velocity. Arguments and errors as in `sample`; t in (0, 1].
+    From time 0 to t, it follows the velocity u(x, s) = a F(x, s, s) in `steps` steps of Heun's method (two evaluations
+    each, error O(steps^-2)). One jump leads back from t to 0. It is zero for the exact flow map and its velocity.
+    Arguments and errors are as in `sample`; t lies in (0, 1].
     """
     flow = _Flow(network, labels, w, scaled, guidance, x0.dtype)
     _check_steps(steps)
@@ -61,7 +61,7 @@ def cycle_error(
 
 @dataclass(frozen=True)
 class _Flow:
-    """The flow map of a network at fixed labels and guidance; states are float64, the network is called in `dtype`."""
+    """The flow map of a network for fixed labels and guidance. States are float64; the network is called in `dtype`."""
 
     network: Network
     labels: Tensor

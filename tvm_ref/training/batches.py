@@ -1,4 +1,7 @@
-"""The batch of a step: data, noise, times and label drops as functions of (seed, step, place in the global batch)."""
+"""Prepares the batch of each step: images, noise, times, guidance and label dropout.
+
+All of it depends only on (seed, step, position in the global batch), not on how the batch is split.
+"""
 
 from collections.abc import Generator as Stream
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,19 +15,19 @@ from ..objective.loss import Batch, make_batch
 from .config import ConfigError, TrainConfig
 from .parallel import World
 
-UNIT = 16  # images whose draws share one generator; units start at multiples of UNIT in the global batch
-DATA, DRAW = 0, 1  # streams of random numbers
+UNIT = 16  # images that share one random generator; units start at multiples of UNIT in the global batch
+DATA, DRAW = 0, 1  # independent random streams
 
 
 class Batches:
-    """This process's part of every global batch, in micro-batches.
+    """Gives this process its part of every global batch, in micro-batches.
 
-    The global batch of a step is the same for every number of processes and micro-batches; process r takes the r-th of
-    world.size contiguous parts. The next step is drawn by a thread while the current one is computed.
+    The global batch of a step does not depend on the number of processes or micro-batches. Process r takes the r-th of
+    world.size contiguous parts. A thread prepares the next step while the current one is computed.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, world: World) -> None:
-        """Raises ConfigError if the data do not fit the network, or the batch cannot be split evenly."""
+        """Raises ConfigError if the data do not match the network, or the batch cannot be split evenly."""
         self._config, self._dataset, self._world = config, dataset, world
         model, run = config.model, config.run
         wanted = (model.channels, model.image_size, model.image_size)
@@ -49,7 +52,7 @@ class Batches:
         self._pool = ThreadPoolExecutor(max_workers=1)
 
     def steps(self, first: int) -> Stream[list[Batch]]:
-        """The micro-batches of step `first`, of the next one, and so on, on the CPU (pinned if they go to a GPU)."""
+        """Yields the micro-batches of step `first` and all following ones, on the CPU (pinned if they go to a GPU)."""
         try:
             ahead: Future[list[Batch]] = self._pool.submit(self.draw, first)
             while True:
@@ -61,7 +64,7 @@ class Batches:
             self._pool.shutdown(cancel_futures=True)
 
     def draw(self, step: int) -> list[Batch]:
-        """The micro-batches of a step."""
+        """Prepares the micro-batches of a step."""
         accumulate = self._config.run.accumulate
         start = self._world.rank * accumulate * self._micro
         batches = [self._part(step, start + i * self._micro) for i in range(accumulate)]
@@ -70,13 +73,13 @@ class Batches:
         return batches
 
     def _part(self, step: int, start: int) -> Batch:
-        """Images [start, start + micro) of the global batch of a step."""
+        """Prepares images [start, start + micro) of the global batch of a step."""
         run = self._config.run
         stop = start + self._micro
         indices = self._order.indices(step, 0, 1, run.batch)[start:stop]
         x0, labels = self._dataset.get(indices, _generator(run.seed, step, DATA, 0))
         first, last = start // UNIT, -(-stop // UNIT)
-        # Units that this part covers in part are drawn whole, on images of zeros, and cut to size.
+        # A unit that this part covers only partly is padded with images of zeros, drawn whole, and then cut.
         x0 = _pad(x0.to(torch.get_default_dtype()), start - first * UNIT, last * UNIT - stop)
         labels = _pad(labels, start - first * UNIT, last * UNIT - stop)
         units = [
@@ -98,7 +101,7 @@ def _generator(*key: int) -> Generator:
 
 
 def _pad(x: Tensor, before: int, after: int) -> Tensor:
-    """`x` with rows of zeros before and after."""
+    """Adds rows of zeros before and after `x`."""
     if not before and not after:
         return x
     return torch.cat([x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])])

@@ -1,13 +1,13 @@
-"""Checkpoints: complete or absent, checked before they are used, and free of pickles.
+"""Saves and loads checkpoints, which are written atomically, verified by checksums, and contain no pickles.
 
 A checkpoint is a folder `step-00000100` with
 
-    shard-*.safetensors   tensors, written by torch.distributed.checkpoint, every process its own; any number of
-                          processes can load them
+    shard-*.safetensors   tensors, written by torch.distributed.checkpoint (DCP); each process writes its shards, and
+                          any number of processes can load them
     config.json           the TrainConfig
-    manifest.json         the step, and size and SHA-256 of every other file; it carries a SHA-256 of itself
+    manifest.json         the step number, the size and SHA-256 of every other file, and a SHA-256 of itself
 
-It is written under another name, brought to the disk, and renamed. Nothing in it is ever unpickled.
+It is written under another name, flushed to the disk (fsync) and renamed, so it is either complete or absent.
 """
 
 import hashlib
@@ -33,29 +33,29 @@ Tensors = dict[str, Tensor]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, found, trusted or used."""
+    """A checkpoint cannot be written or found, is damaged, or does not match the network."""
 
 
 class LoadedModel(NamedTuple):
-    """A network and the run that trained it."""
+    """A network and the configuration of the run that trained it."""
 
     model: DiT
     config: TrainConfig
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in `folder`, oldest first."""
+    """Lists the complete checkpoints in `folder`, oldest first."""
     return sorted(folder.glob("step-*[0-9]"))
 
 
 def save(folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: World) -> Path:
-    """Writes checkpoint `step` into `folder`, then removes all but the newest config.run.keep; every process calls it.
+    """Writes checkpoint `step` into `folder`, then removes all but the newest config.run.keep. Every process calls it.
 
-    tensors: named alike on every process; a sharded one (DTensor) is written in parts, any other one once. Names start
-        with a word and a dot; tensors with the same word share files.
+    tensors: the same names on every process. Sharded tensors (DTensor) are written in parts, others once. Names start
+        with a word and a dot, such as "ema."; tensors with the same first word share files.
 
-    Returns the checkpoint's path. Raises CheckpointError, on every process, if it cannot be written; then those before
-    it are untouched.
+    Returns the checkpoint's path. Raises CheckpointError on every process if it cannot be written; earlier checkpoints
+    are then untouched.
     """
     path, draft = folder / f"step-{step:08d}", folder / ".draft"
     _together(world, path, lambda: _fresh(draft) if world.first else None)
@@ -68,27 +68,27 @@ def save(folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: 
 
 
 def read_step(path: Path, world: World = ALONE) -> int:
-    """The step of the checkpoint `path`, once all its files are what they were when it was written.
+    """Verifies the checksums of all files of the checkpoint `path`, then returns its step number.
 
-    Raises CheckpointError that names the damaged file and offers the newest whole checkpoint beside it.
+    Raises CheckpointError that names the damaged file and offers the newest intact checkpoint before it.
     """
     faults = [fault for part in world.gather(_faults(path, world)) for fault in part]
     if not faults:
         return int(json.loads((path / MANIFEST).read_text())["step"])
     earlier = [other for other in checkpoints(path.parent) if other.name < path.name]
-    whole = next((other for other in reversed(earlier) if not _faults(other, ALONE)), None)
+    intact = next((other for other in reversed(earlier) if not _faults(other, ALONE)), None)
     advice = (
-        f"{whole} is whole: give it instead (training goes on from it with --run.resume {whole})"
-        if whole
-        else "there is no whole checkpoint before it: start again with another --run.out"
+        f"{intact} is intact: use it instead (training resumes from it with --run.resume {intact})"
+        if intact
+        else "there is no intact checkpoint before it: start again with another --run.out"
     )
     raise CheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}. {advice}.")
 
 
 def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
-    """Fills `tensors`, whose names and shapes must be in the checkpoint; every process calls it, after read_step.
+    """Loads a checkpoint into `tensors`, in place. Every process calls it, after `read_step`.
 
-    Raises CheckpointError for a name or shape that is not there, and for files that are not safetensors.
+    Raises CheckpointError for a name or shape that the checkpoint lacks, and for files that are not safetensors.
     """
     try:
         with warnings.catch_warnings():
@@ -99,25 +99,25 @@ def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
 
 
 def set_aside(folder: Path, step: int) -> None:
-    """Renames the checkpoints after `step`, so that a run which went back to it does not take them up again."""
+    """Renames the checkpoints after `step`, so that a run that went back to `step` does not resume from them."""
     for path in checkpoints(folder):
         if path.name > f"step-{step:08d}":
             path.rename(path.with_name(f"aside-{path.name}"))
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, and what was left of others."""
+    """Removes all checkpoints but the newest `keep`, and leftovers of interrupted removals."""
     for old in checkpoints(folder)[:-keep]:
-        # Out of sight first: a half-removed folder must not look like a checkpoint.
+        # Rename it first: a half-removed folder must not look like a checkpoint.
         shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
     for hidden in (".replaced", *(old.name for old in folder.glob(".removed-*"))):
         shutil.rmtree(folder / hidden, ignore_errors=True)
 
 
 def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
-    """The network of a checkpoint, or of the newest one of a run's folder, for evaluation.
+    """Loads the network of a checkpoint, or of the newest checkpoint in the folder of a run, for evaluation.
 
-    weights: "ema", the average that samples are drawn with, or "raw", those of the optimizer.
+    weights: "ema", the averaged weights that samples are drawn with, or "raw", the weights of the last step.
 
     Raises CheckpointError for a path without a checkpoint and for a damaged one, ConfigError for a configuration that
     cannot be read. No pickle is read.
@@ -135,19 +135,17 @@ def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw
 
 
 def named(word: str, module: torch.nn.Module) -> Tensors:
-    """The tensors of a module, not copies, by word.name."""
+    """Returns the tensors of a module under the names "word.name", without copying."""
     return {f"{word}.{name}": value for name, value in module.state_dict().items()}
 
 
 def _together(world: World, path: Path, work: Any) -> list[Any]:
-    """Results of `work` by process; raises on every process if it failed on any."""
+    """Calls `work` on every process and gathers the results. Raises on every process if it failed on any."""
     result, reason, error = None, "", None
     try:
         result = work()
-    except (
-        Exception,
-        CheckpointException,
-    ) as caught:  # every failure must reach every process, or the others would wait for ever
+    # Catch everything: a failure must reach every process, or the others would wait forever.
+    except (Exception, CheckpointException) as caught:
         reason, error = _reason(caught), caught
     outcomes = world.gather((result, reason))
     failed = next((why for _, why in outcomes if why), "")
@@ -156,7 +154,7 @@ def _together(world: World, path: Path, work: Any) -> list[Any]:
         advice = f"the newest one is {before[-1]}" if before else "there is none before it"
         raise CheckpointError(
             f"checkpoint {path} could not be written: {failed}; {advice}. "
-            "Once there is room, the same command goes on from there."
+            "Once there is space, the same command resumes from there."
         ) from error
     return [value for value, _ in outcomes]
 
@@ -185,7 +183,7 @@ def _finish(draft: Path, path: Path, step: int, files: dict[str, Any], config: T
     (draft / MANIFEST).write_text(_manifest(body))
     for file in (draft / CONFIG, draft / MANIFEST, draft):
         _to_disk(file)
-    if path.exists():  # a run that went back to an earlier checkpoint
+    if path.exists():  # the run went back to an earlier checkpoint
         _fresh(path.parent / ".replaced")
         path.rename(path.parent / ".replaced" / path.name)
     draft.rename(path)
@@ -198,7 +196,7 @@ def _describe(files: Any) -> dict[str, Any]:
 
 
 def _faults(path: Path, world: World) -> list[str]:
-    """What is wrong with a checkpoint, in words; each process checks its share of the files."""
+    """Describes what is wrong with a checkpoint. Each process checks its share of the files."""
     try:
         text = (path / MANIFEST).read_text()
         body = json.loads(text)
@@ -208,7 +206,7 @@ def _faults(path: Path, world: World) -> list[str]:
         files = dict(sorted(body["files"].items()))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return [f"{MANIFEST} cannot be read ({_reason(error)})"] if world.first else []
-    faults = [f"{name} was added" for name in sorted(_strangers(path, files))] if world.first else []
+    faults = [f"{name} was added" for name in sorted(_added(path, files))] if world.first else []
     for name, expected in list(files.items())[world.rank :: world.size]:
         file = path / name
         size = file.stat().st_size if file.is_file() else None
@@ -220,7 +218,7 @@ def _faults(path: Path, world: World) -> list[str]:
     return faults
 
 
-def _strangers(path: Path, files: dict[str, Any]) -> set[str]:
+def _added(path: Path, files: dict[str, Any]) -> set[str]:
     return {file.name for file in path.iterdir()} - files.keys() - {MANIFEST}
 
 
@@ -230,7 +228,7 @@ def _sha256(file: Path) -> str:
 
 
 def _manifest(body: dict[str, Any]) -> str:
-    """The text of a manifest, down to the last byte."""
+    """Returns the exact text of a manifest."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps(body | {"sha256": digest}, indent=2) + "\n"
 
@@ -244,7 +242,7 @@ def _to_disk(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The cause of an error in one line; DCP wraps those of all processes in one of its own."""
+    """Describes the cause of an error in one line. DCP wraps the errors of all processes in one of its own."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]

@@ -1,4 +1,4 @@
-"""Everything that decides a training run, as frozen dataclasses, and their JSON form."""
+"""Settings of a training run: frozen dataclasses, saved as JSON with every checkpoint."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..data.dataset import DataConfig
-from ..model.dit import DiTConfig
+from ..model.config import DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 
@@ -17,25 +17,25 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used, or that does not fit another one."""
+    """A setting is invalid, or does not match another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its learning rate, and the two moving averages of the weights.
+    """Settings of AdamW, the learning rate, and the two EMAs of the weights.
 
     Raises:
         ConfigError: for a value out of range.
     """
 
     lr: float = 1e-4  # learning rate, constant after the warm-up
-    betas: tuple[float, float] = (0.9, 0.95)  # decay rates of the two moments
-    eps: float = 1e-8  # added to the root of the second moment
-    weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
-    clip: float | None = None  # largest norm of the whole gradient; None: no limit
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's decay rates of the two moments
+    eps: float = 1e-8  # AdamW's eps, added to the root of the second moment
+    weight_decay: float = 0.0  # decoupled weight decay, multiplied by the learning rate
+    clip: float | None = None  # largest norm of the whole gradient; None: no clipping
     warmup_steps: int = 0  # steps over which the learning rate rises linearly to lr
-    target_ema: float = 0.99  # decay rate of the target network
-    ema: float = 0.9999  # decay rate of the weights that are sampled from
+    target_ema: float = 0.99  # EMA decay of the target network in the loss
+    ema: float = 0.9999  # EMA decay of the weights that samples are drawn with
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", "more than 0", self.lr)
@@ -50,30 +50,30 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long, where and in which arithmetic a run trains.
+    """How long a run trains, on which hardware and precision, and what it writes.
 
     Raises:
         ConfigError: for a value out of range.
     """
 
     steps: int  # optimizer steps in total, counted from the start of the run
-    batch: int  # images of one step, over all processes and micro-batches
-    out: str  # folder of the run: checkpoints, metrics, samples; a run that is found there goes on
-    accumulate: int = 1  # micro-batches into which each process splits its part of the batch, to save memory
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products and attention (autocast)
-    compile: bool = False  # torch.compile of every block
-    checkpointing: Literal["none", "full", "selective"] = "none"  # recompute blocks backward; selective: keep attention
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: replicas, or weights sharded over them
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
-    threads: int = 0  # of PyTorch on a CPU; 0: as many as it chooses itself, which is slow for small networks
-    seed: int = 0  # of the weights, the order of the data and every draw
+    batch: int  # global batch size: images of one step, over all processes and micro-batches
+    out: str  # folder of the run, for checkpoints, metrics and samples; a run found there is resumed
+    accumulate: int = 1  # gradient accumulation: micro-batches of each process in a step, to save memory
+    precision: Literal["float32", "bfloat16"] = "float32"  # precision of matrix products and attention (autocast)
+    compile: bool = False  # torch.compile every block
+    checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    threads: int = 0  # CPU threads of PyTorch; 0: PyTorch's own choice, which is slow for small networks
+    seed: int = 0  # seed of the weights, the order of the data and all random draws
     save_every: int = 1000  # steps between checkpoints; the last step is always saved
-    keep: int = 3  # checkpoints that are kept, the newest ones
+    keep: int = 3  # number of newest checkpoints to keep
     sample_every: int = 1000  # steps between sample grids
     log_every: int = 1  # steps between rows of metrics.csv
-    resume: str = ""  # a checkpoint to go on from, in place of the newest one in the folder of the run
+    resume: str = ""  # checkpoint to resume from, in place of the newest one in the folder of the run
     vae: str = ""  # folder of a diffusers AutoencoderKL that decodes the latents of sample grids
-    evaluate: bool = True  # measure the quality of samples at the end
+    evaluate: bool = True  # evaluate the samples at the end of the run
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"):
@@ -85,7 +85,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A whole run. Raises ConfigError where its parts do not fit each other."""
+    """All settings of a run. Raises ConfigError for settings that do not match each other."""
 
     model: DiTConfig
     data: DataConfig
@@ -115,7 +115,7 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
         raise ConfigError(f"{name}: expected {expected}, got {got!r}")
 
 
-# Settings of a run that do not change its results up to a step, so that a resumed run may have other ones.
+# Settings that may change when a run is resumed, because they do not change the results of a step.
 FREE = frozenset(
     f"run.{name}"
     for name in ("steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep")
@@ -123,7 +123,7 @@ FREE = frozenset(
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Lines "optim.lr: 0.001 before, 0.0001 now" for the settings that differ and may not when a run is resumed."""
+    """Lists the settings that must not change when a run is resumed, but did: "optim.lr: 0.001 before, 0.0001 now"."""
     before, now = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     return [
         f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
@@ -138,7 +138,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Reads what save_config wrote. Raises ConfigError that names the file for anything else."""
+    """Reads what save_config wrote. Raises ConfigError, naming the file, for anything else."""
     try:
         return _build(TrainConfig, json.loads(path.read_text()), "")
     except (ValueError, TypeError) as error:
@@ -146,7 +146,7 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def _build(kind: type[T], values: Any, where: str) -> T:
-    """A dataclass `kind` from nested dicts, with every field present, none unknown and each of its declared type."""
+    """Builds the dataclass `kind` from nested dicts. Missing, unknown and wrongly typed fields are refused."""
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != names:
@@ -156,7 +156,7 @@ def _build(kind: type[T], values: Any, where: str) -> T:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type `hint`; lists become tuples, whole numbers may stand for a float."""
+    """Converts a JSON value to the type `hint`. Lists become tuples, and a float may be written as an integer."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

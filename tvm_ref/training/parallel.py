@@ -1,7 +1,7 @@
-"""Where a network runs: the processes of a run, replicas or shards of the weights, recomputation and compilation.
+"""Distributed training and memory: process groups, DDP, FSDP, activation checkpointing and compilation.
 
-torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them a run is one process. Tensors of CPU processes travel by
-gloo, those of GPUs by nccl.
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them, a run is a single process. The backend is gloo for CPU
+tensors and NCCL for GPU tensors.
 """
 
 import contextlib
@@ -26,14 +26,15 @@ from .config import ConfigError
 T = TypeVar("T")
 
 _GROUPS: list[Any] = []
-"""Every group joined, kept until the process ends. A replica left behind (by an exception's traceback, say) would be a
-group's last owner, and its destructor waits, holding the interpreter's lock, for gloo's threads, which may wait for
-that lock to free a tensor: a deadlock. Freed from here, the lock is let go first."""
+"""Every process group, kept alive until the process ends, to avoid a deadlock. Otherwise a DDP module that outlives
+training (in an exception's traceback, say) may own a group last. Its destructor then waits for gloo's threads while it
+holds the GIL, and those threads may wait for the GIL to free a tensor. When freed from here, the GIL is released first.
+"""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: this one's number, how many there are, and the device of this one."""
+    """The processes of a run: the rank of this process, the world size, and the device of this process."""
 
     rank: int
     size: int
@@ -41,11 +42,11 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the files that only one may write."""
+        """Whether this is rank 0, which writes the files that only one process may write."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """`value` of every process, by rank; all of them must call it."""
+        """Gathers `value` from every process, ordered by rank. All processes must call it."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -53,7 +54,7 @@ class World:
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of `values` over all processes, in place."""
+        """Sums `values` over all processes, in place (all-reduce)."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -61,9 +62,9 @@ class World:
 
 @contextlib.contextmanager
 def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
-    """Joins the processes that torchrun started, and leaves them at the end.
+    """Joins the process group of the processes that torchrun started, and leaves it at the end.
 
-    Raises ConfigError for a device that is not there, and for more processes on a machine than it has GPUs.
+    Raises ConfigError if there is no GPU for this process.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -89,8 +90,11 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process. One of several skips the interpreter's teardown: with gloo, C++ ended such a process there at
-    random ("terminate called without an active exception"), after all of its work was done."""
+    """Ends the process with an exit status.
+
+    With several processes, it skips the interpreter's teardown. There gloo sometimes aborted a process ("terminate
+    called without an active exception") after all its work was done.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -99,14 +103,14 @@ def leave(status: int) -> NoReturn:
 
 
 def recompute(blocks: nn.ModuleList, kind: Literal["none", "full", "selective"]) -> None:
-    """Makes every block keep only its inputs (full) or also its attention (selective) for the backward pass."""
+    """Applies activation checkpointing to every block: keep only inputs (full), or also attention (selective)."""
     if kind == "none":
         return
     context: dict[str, Any] = {}
     if kind == "selective":
         context["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
     for index, block in enumerate(blocks):
-        # Blocks draw no random numbers, so there is no random state to save.
+        # Blocks use no random numbers, so there is no random state to save.
         blocks[index] = checkpoint_wrapper(block, preserve_rng_state=False, **context)
 
 
@@ -116,12 +120,12 @@ def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> C
 
 
 def compile_blocks(blocks: nn.ModuleList) -> None:
-    """Compiles every block by itself; equal blocks share what is compiled.
+    """Compiles every block by itself; equal blocks share the compiled code.
 
-    Without inductor's fusion of reductions over different dims ("mix order"), which may drop gradients of modulation
+    Inductor's fusion of reductions over different dims ("mix order") is turned off: it may drop gradients of modulation
     vectors that are slices of one tensor (PyTorch 2.10 to 2.13; pytorch/pytorch#193061).
     """
-    from .inductor import wait_before_reading_back  # seconds to import, and for compiled runs alone
+    from .inductor import wait_before_reading_back  # takes seconds to import; only compiled runs need it
 
     wait_before_reading_back()
     for block in blocks:
@@ -129,14 +133,14 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
 
 
 def shard(blocks: nn.ModuleList, root: nn.Module, this: World) -> None:
-    """Shards the weights of every block, and the others of `root`, over all processes (FSDP2)."""
+    """Shards the weights of every block, and all other weights of `root`, over all processes (FSDP2)."""
     mesh = init_device_mesh(this.device.type, (this.size,))
     for module in (*blocks, root):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def replicate(step: nn.Module, this: World) -> nn.Module:
-    """`step`, with gradients averaged over all processes in its backward pass."""
+    """Wraps `step` in DDP, which averages gradients over all processes in the backward pass."""
     if this.size == 1:
         return step
     return DistributedDataParallel(step, gradient_as_bucket_view=True)
@@ -144,7 +148,7 @@ def replicate(step: nn.Module, this: World) -> nn.Module:
 
 @torch.no_grad()
 def same_start(network: nn.Module, this: World) -> None:
-    """Gives every process the weights of the first one."""
+    """Broadcasts the weights of rank 0 to every process."""
     if this.size > 1:
         for parameter in network.parameters():
             dist.broadcast(parameter, 0)

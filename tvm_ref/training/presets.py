@@ -1,10 +1,10 @@
-"""Runs that are known to work, each a function that gives its TrainConfig."""
+"""Complete training configurations by name, for `python -m tvm_ref.train PRESET`. Each is a function."""
 
 from collections.abc import Callable
 
 from ..data.dataset import DataConfig
 from ..data.latents import LatentStatisticsName
-from ..model.dit import SIZES, DiTConfig
+from ..model.config import SIZES, DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 from .config import OptimConfig, RunConfig, TrainConfig
@@ -21,11 +21,11 @@ def toy2d() -> TrainConfig:
             depth=3,
             heads=1,
             guidance=False,
-            attention_backend="reference",  # the fastest for one token
+            attention_backend="reference",  # the fastest one for a single token
         ),
         data=DataConfig(name="eight_gaussians"),
         loss=LossConfig(w=1.0),
-        times=TimeConfig(s_mu=-1.2),  # more of the times at which Gaussians this narrow part
+        times=TimeConfig(s_mu=-1.2),  # more times close to the data, where Gaussians this narrow separate
         optim=OptimConfig(lr=2e-3, ema=0.985),
         run=RunConfig(steps=1050, batch=256, out="runs/toy2d", save_every=350, sample_every=350, threads=1),
     )
@@ -42,7 +42,7 @@ def digits() -> TrainConfig:
             depth=4,
             heads=4,
             num_classes=10,
-            attention_backend="reference",  # the fastest for a few tokens
+            attention_backend="reference",  # the fastest one for a few tokens
         ),
         data=DataConfig(name="digits"),
         loss=LossConfig(w=1.5),
@@ -72,7 +72,7 @@ def imagenet512_w225() -> TrainConfig:
 
 
 def _imagenet(pixels: int, *, w: float, scaled: bool = True, spectral_time_mlp: bool = False) -> TrainConfig:
-    """The published settings: Zhou et al., arXiv 2511.19797; batches for 8 GPUs of 80 GiB or more."""
+    """The published settings (Zhou et al., arXiv 2511.19797), with micro-batches for 8 GPUs of 80 GiB or more."""
     size = SIZES["XL/2-18h"]
     statistics: LatentStatisticsName = "imagenet256" if pixels == 256 else "imagenet512"
     return TrainConfig(
@@ -108,7 +108,7 @@ def _imagenet(pixels: int, *, w: float, scaled: bool = True, spectral_time_mlp: 
             save_every=5000,
             sample_every=5000,
             log_every=10,
-            evaluate=False,  # FID takes 50000 samples and a file of weights: python -m tvm_ref.evaluate
+            evaluate=False,  # FID needs 50000 samples and the Inception weights: python -m tvm_ref.evaluate
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What a run shows of its samples: grids while it trains, figures at its end."""
+"""Samples of a run: grids of images while it trains, and an evaluation at its end."""
 
 from pathlib import Path
 
@@ -18,13 +18,14 @@ POINTS = 2048
 PER_CLASS = 10
 MOST_IMAGES = 100
 SEED = 0
-AT_ONCE = 256  # images
+AT_ONCE = 256  # images in a batch
 
 
 def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> None:
-    """samples/step-00000100-nfe-1.png and so on in the folder of the run, for 1, 2 and 4 network evaluations.
+    """Writes sample grids for 1, 2 and 4 NFE into the folder of the run: samples/step-00000100-nfe-1.png and so on.
 
-    Every process calls it where the weights are sharded; one has write = True. Always the same noise and labels.
+    Noise and labels are the same at every call. If the weights are sharded, every process must call it, one of them
+    with write = True.
     """
     folder = Path(config.run.out) / "samples"
     vae = load_vae(Path(config.run.vae), next(model.parameters()).device) if config.run.vae and write else None
@@ -41,12 +42,12 @@ def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> 
 
 
 def _w(config: LossConfig) -> float:
-    """The guidance that a run shows: the one it trains with, of random guidance the strongest."""
+    """The guidance scale to sample with: that of training, or the largest one if it is random."""
     return config.w if config.w_random is None else config.w_random[1]
 
 
 def _labels(config: DiTConfig) -> torch.Tensor:
-    """Rows of one class each; classes spread evenly where there are many. All zero without classes."""
+    """Labels of a grid whose rows show one class each, spread evenly if there are many. All zero without classes."""
     if config.num_classes == 0:
         return torch.zeros(POINTS if config.image_size == 1 else MOST_IMAGES, dtype=torch.int64)
     rows = min(config.num_classes, MOST_IMAGES // PER_CLASS)
@@ -54,7 +55,7 @@ def _labels(config: DiTConfig) -> torch.Tensor:
 
 
 def final_figures(path: Path, config: TrainConfig, device: torch.device, console: Console) -> None:
-    """Measures samples of a checkpoint, prints a table and writes summary.json into the folder of the run."""
+    """Evaluates samples of a checkpoint, prints a table and writes summary.json into the folder of the run."""
     from ..evaluate import EvaluateConfig, evaluate, print_table, write_json  # slow to import
 
     settings = EvaluateConfig(checkpoint=path, w=_w(config.loss))

@@ -1,4 +1,4 @@
-"""What a run is after a number of steps: three networks, the optimizer, and that number."""
+"""The training state that a checkpoint holds: the network, its two EMAs, the optimizer and the step number."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from .step import Objective
 
 
 class State:
-    """Everything that a checkpoint holds, and the loss as a module that works on it."""
+    """The network, target network, EMA weights, optimizer and step number, and the `Objective` to train with."""
 
     def __init__(self, config: TrainConfig, world: World, network: DiT | None = None) -> None:
-        """The state before the first step; every process has the same.
+        """Creates the state before the first step, equal on every process.
 
-        network: what training starts from, by default `initialised`; it is on the device of this process and becomes
-            part of the state.
+        network: the network to start from, by default `initialised`. It must be on the device of this process, and
+            becomes part of the state.
         """
         run = config.run
         self.network = initialised(config, world) if network is None else network
@@ -47,7 +47,7 @@ class State:
         self._optim = config.optim
 
     def advance(self) -> float:
-        """One step along the gradient that the parameters hold; returns the learning rate."""
+        """Makes an optimizer step with the gradients in the parameters, updates the EMAs; returns the learning rate."""
         optim = self._optim
         rate = optim.lr * min(1.0, (self.step + 1) / max(1, optim.warmup_steps))
         for group in self.optimizer.param_groups:
@@ -59,8 +59,11 @@ class State:
         return rate
 
     def tensors(self) -> Tensors:
-        """Every tensor of the state by name, not copies. Before the first step it must be used for loading only: it
-        makes the optimizer's tensors by a step without gradient, which the optimizer counts."""
+        """Returns every tensor of the state by name, without copying.
+
+        Before the first step, use the result only to load a checkpoint into: to create the optimizer's tensors,
+        PyTorch makes a step without gradients, and the optimizer counts it.
+        """
         tensors = named("network", self.network) | named("target", self.target) | named("ema", self.average)
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         optimizer: dict[str, Any] = get_optimizer_state_dict(self.network, self.optimizer, options=options)
@@ -68,7 +71,7 @@ class State:
 
 
 def initialised(config: TrainConfig, world: World) -> DiT:
-    """The network before the first step, a function of config.run.seed, on the device of this process."""
+    """Creates the network with initial weights from config.run.seed, on the device of this process."""
     torch.manual_seed(config.run.seed)
     with world.device:
         return DiT(config.model)

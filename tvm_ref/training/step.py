@@ -1,4 +1,4 @@
-"""The gradient of a step: the loss as one forward call of a module, over micro-batches and processes."""
+"""The gradient of one training step, accumulated over micro-batches and averaged over processes."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from .parallel import World
 
 
 class Objective(nn.Module):
-    """The loss of a batch as a module's forward, the only one that DDP and FSDP see."""
+    """The loss of a batch as the forward pass of a module. This is the module that DDP and FSDP wrap."""
 
     def __init__(self, network: DiT, config: TrainConfig, device: torch.device) -> None:
         super().__init__()
@@ -27,15 +27,17 @@ class Objective(nn.Module):
         self._autocast = config.run.precision == "bfloat16"
 
     def forward(self, batch: Batch, target: DiT) -> Terms:
-        """The terms of the loss, each [B] float32; the target is an argument, so that it is no part of this module."""
-        # Without autocast's cache of weight casts, whose hits a recomputed block would not repeat.
+        """Returns the terms of the loss, each [B] float32. The target is an argument, so it is not a submodule."""
+        # No cache of weight casts: activation checkpointing needs the recomputation to run the same operators.
         with torch.autocast(self._kind, torch.bfloat16, enabled=self._autocast, cache_enabled=False):
             return terms(self.network, target, batch, self._loss, guidance=self._guidance)
 
 
 class Outcome(NamedTuple):
-    """What a step gave, the same on every process: means over the global batch, the gradient's norm before clipping,
-    and whether any process was asked to stop."""
+    """Results of a step, equal on every process.
+
+    Loss terms are means over the global batch; gradient_norm is before clipping; stop: any process was asked to stop.
+    """
 
     loss: float
     velocity: float
@@ -45,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient that is NaN or infinite."""
+    """A loss or gradient is NaN or infinite."""
 
 
 def gradient(
@@ -57,14 +59,14 @@ def gradient(
     clip: float | None = None,
     stop: bool = False,
 ) -> Outcome:
-    """Leaves the gradient of the global batch's mean loss in the parameters of `objective`, scaled to the norm `clip`
-    at most.
+    """Computes the gradient of the mean loss over the global batch, and leaves it in the parameters of `objective`.
 
-    objective: an `Objective`, for several processes wrapped so that their gradients are averaged.
-    batches: this process's micro-batches, of equal size, on its device.
+    objective: an `Objective`; for several processes, wrapped so that gradients are averaged (DDP or FSDP).
+    batches: the micro-batches of this process, of equal size, on its device.
+    clip: the largest gradient norm; None means no limit.
     stop: whether this process was asked to stop.
 
-    Waits for the device once. Raises NonFiniteError, on every process, naming term, images and times.
+    Synchronises with the device once. Raises NonFiniteError on every process, naming loss term, images and times.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -89,12 +91,12 @@ def gradient(
 
 
 def _average_later(objective: nn.Module) -> contextlib.AbstractContextManager:
-    """Keeps gradients of a micro-batch to this process; sharded ones are averaged at once, to save memory."""
+    """Skips DDP's averaging for all but the last micro-batch. FSDP averages each time, which saves memory."""
     return objective.no_sync() if isinstance(objective, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def _blame(batches: Sequence[Batch], results: Sequence[Terms], outcome: Outcome, world: World) -> str:
-    """Which terms are not finite, for which images and times."""
+    """Describes which loss terms are not finite, and for which images and times."""
     batch = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
     found = Terms(*(torch.cat(parts) for parts in zip(*results, strict=True)))
     lines = []

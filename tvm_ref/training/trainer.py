@@ -1,4 +1,4 @@
-"""A run from its first step, or its last checkpoint, to its end."""
+"""The training loop: starts or resumes a run, trains, logs, samples, saves checkpoints and handles signals."""
 
 import contextlib
 import signal
@@ -14,7 +14,7 @@ from ..objective.loss import Batch
 from . import checkpoint
 from .batches import Batches
 from .config import ConfigError, TrainConfig, differences, load_config
-from .metrics import Board, Live, MetricsError, MetricsFile, Row
+from .logger import Board, Live, MetricsError, MetricsFile, Row
 from .parallel import World
 from .report import final_figures, sample_grids
 from .state import State
@@ -22,10 +22,10 @@ from .step import NonFiniteError, gradient
 
 
 class Outputs:
-    """Where one process writes the numbers of every step: metrics.csv, TensorBoard and the terminal."""
+    """The loggers of a run, used by the first process: metrics.csv, TensorBoard and the terminal."""
 
     def __init__(self, config: TrainConfig, step: int, console: Console) -> None:
-        """Goes on after `step`."""
+        """Continues the logs after `step`."""
         out, run = Path(config.run.out), config.run
         self._every = run.log_every
         self.file = MetricsFile(out / "metrics.csv", step)
@@ -33,7 +33,7 @@ class Outputs:
         self.live = Live(console, step, run.steps, run.batch)
 
     def write(self, row: Row) -> None:
-        """Shows a step, and files every run.log_every-th."""
+        """Shows a step in the terminal; every run.log_every-th step also goes to metrics.csv and TensorBoard."""
         speed = self.live.write(row)
         if row.step % self._every == 0:
             self.file.write(row)
@@ -43,7 +43,7 @@ class Outputs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Writes what is buffered. What cannot be written does not take the place of the error that ended the run."""
+        """Closes the loggers. If an error ended the run, a failure to write does not replace it."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.suppress(*([MetricsError] if kind else [])))
             for end in (self.file.close, self._board.close, self.live.close):
@@ -51,15 +51,16 @@ class Outputs:
 
 
 class Trainer:
-    """Trains what a TrainConfig describes, in the processes of a world.
+    """Trains the run that a TrainConfig describes, on the processes of a `World`.
 
-    In the folder config.run.out: checkpoints/, samples/, tensorboard/, metrics.csv and, at the end, summary.json.
+    It writes into the folder config.run.out: checkpoints/, samples/, tensorboard/, metrics.csv and, at the end,
+    summary.json.
     """
 
     def __init__(self, config: TrainConfig, world: World, console: Console) -> None:
-        """Opens the data and the folder of the run, and takes up its newest checkpoint if there is one.
+        """Opens the data and the folder of the run, and resumes from the newest checkpoint if there is one.
 
-        Raises ConfigError, FileNotFoundError, DatasetError or CheckpointError, before anything is written into the
+        Raises ConfigError, FileNotFoundError, DatasetError or CheckpointError before anything is written into the
         folder.
         """
         if config.run.evaluate and config.data.name == "archive":
@@ -78,7 +79,7 @@ class Trainer:
         self._signal: signal.Signals | None = None
 
     def run(self) -> bool:
-        """Trains until config.run.steps steps are done (True), or until SIGTERM or Ctrl-C (False).
+        """Trains until config.run.steps steps are done (returns True), or until SIGTERM or Ctrl-C (returns False).
 
         Either way the last state is saved. Raises NonFiniteError, CheckpointError or MetricsError.
         """
@@ -98,16 +99,16 @@ class Trainer:
                     self._sample(outputs)
         if state.step < run.steps:
             name = self._signal.name if self._signal else "a signal to another process"
-            self._say(f"stopped by {name} after step {state.step}; the same command goes on from {self._saved}")
+            self._say(f"stopped by {name} after step {state.step}; the same command resumes from {self._saved}")
             return False
-        self._sample(None)  # also of a run that was killed just before
+        self._sample(None)  # here, so that a run that was killed after its last step gets its grids when resumed
         if run.evaluate and self.world.first and self._saved:
             final_figures(self._saved, self.config, self.world.device, self.console)
         self._say(f"done: {run.steps} steps, {self._saved}")
         return True
 
     def _step(self, batches: list[Batch], outputs: Outputs | None) -> bool:
-        """One optimizer step; returns whether to stop after it."""
+        """Makes one optimizer step; returns whether to stop after it."""
         state, device = self.state, self.world.device
         batches = [Batch(*(x.to(device, non_blocking=True) for x in batch)) for batch in batches]
         try:
@@ -137,7 +138,7 @@ class Trainer:
             outputs.live.pause()
 
     def _sample(self, outputs: Outputs | None) -> None:
-        """Sharded weights need every process."""
+        """Writes sample grids. With sharded weights, every process takes part."""
         if self.world.first or self.config.run.parallel == "fsdp":
             sample_grids(self.state.average, self.config, self.state.step, write=self.world.first)
         if outputs:
@@ -152,15 +153,15 @@ class Trainer:
         changed = differences(load_config(path / checkpoint.CONFIG), self.config)
         if changed:
             raise ConfigError(
-                f"{path} was trained with other settings ({'; '.join(changed)}): give the same ones to go on, or "
-                "another --run.out for another run"
+                f"{path} was trained with other settings ({'; '.join(changed)}): give the same ones to resume, or "
+                "another --run.out to start a new run"
             )
         checkpoint.load(path, self.state.tensors(), self.world)
         self.state.step, self._saved = step, path
         if self.world.first:
             checkpoint.set_aside(self._folder, step)
-            checkpoint.remove_old(self._folder, self.config.run.keep)  # had the last process no time for it
-        self._say(f"going on from {path}")
+            checkpoint.remove_old(self._folder, self.config.run.keep)  # in case the run was killed before it did
+        self._say(f"resuming from {path}")
 
     def _say(self, text: str) -> None:
         if self.world.first:
@@ -168,7 +169,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT (Ctrl-C) ask for a stop after the current step."""
+        """Makes SIGTERM and SIGINT (Ctrl-C) stop the run after the current step."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self._signal = signal.Signals(number)
@@ -182,7 +183,7 @@ class Trainer:
 
 
 def _make(folder: Path) -> None:
-    """Makes a folder in which files can be written."""
+    """Creates a folder and checks that files can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

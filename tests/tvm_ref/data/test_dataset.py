@@ -1,4 +1,4 @@
-"""Sources without files, and the order of batches."""
+"""The built-in data sets, reproducible noise, and the order of batches."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""Each layer on pairs against torch.func.jvp of its plain formula, values, tangents and all gradients, in float64."""
+"""Each layer on (value, tangent) pairs against torch.func.jvp of its formula: values, tangents and all gradients."""
 
 from collections.abc import Callable
 from itertools import product
@@ -122,7 +122,7 @@ def test_norms_of_half_types_are_computed_and_returned_in_float32(norm: Any, dty
 
 
 def test_stock_layer_norm_would_give_a_wrong_gradient_of_the_jvp() -> None:
-    """Why the norm is written out: fails when PyTorch mends its own, which may then be used."""
+    """Why `dual` does not use F.layer_norm. When this fails, PyTorch has fixed it, and it may be used."""
     x, x_t = torch.randn(2, 3, 6, dtype=torch.float64).unbind()
     found = {}
     for name, norm in (("stock", lambda z: F.layer_norm(z, (6,), eps=EPS)), ("written out", written_out_layer_norm)):

@@ -1,4 +1,4 @@
-"""Moving averages of weights."""
+"""EMA: exponential moving averages of weights."""
 
 import torch
 from torch import nn

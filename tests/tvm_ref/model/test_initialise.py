@@ -1,4 +1,4 @@
-"""How a network starts."""
+"""Initial weights and position embedding of the network."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The objectives in float64 against their formulas, stated a second time image by image on the dense network."""
+"""The losses in float64 against a second implementation of their formulas, image by image on the dense network."""
 
 import copy
 import math
@@ -66,7 +66,7 @@ def differentiated(found: Terms, network: DiT) -> list[Tensor]:
 
 
 def single(network: DiT, given: Batch) -> tuple[DiT, Batch]:
-    """In float32."""
+    """Converts network and batch to float32."""
     fields = (z if z.dtype == torch.int64 else z.float() for z in given)
     return copy.deepcopy(network).float(), Batch(*fields)
 

@@ -1,4 +1,4 @@
-"""The path and its derivative."""
+"""The path between data and noise, and its velocity."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Times by their distributions: exact transformations to known laws, then Kolmogorov-Smirnov."""
+"""The distributions of times: transformed exactly to known distributions, then tested by Kolmogorov-Smirnov."""
 
 from typing import Any
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tvm_ref.data.digits import real_digits
 from tvm_ref.data.safe_pickle import UnsafePickleError
-from tvm_ref.quality.digits import DigitJudge
-from tvm_ref.quality.distances import Moments, frechet_distance, precision_recall, wasserstein2
+from tvm_ref.quality.digit_classifier import DigitJudge
 from tvm_ref.quality.inception import DetectorError, InceptionDetector
+from tvm_ref.quality.metrics import Moments, frechet_distance, precision_recall, wasserstein2
 from tvm_ref.quality.reference import ReferenceFileError, load_moments
 from verify.budget.metric_tolerance import frechet_bound, wasserstein_bound
 

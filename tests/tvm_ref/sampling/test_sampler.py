@@ -1,4 +1,4 @@
-"""Sampling and the cycle error with a flow map that is known: of data N(0, SIGMA^2), along the straight path."""
+"""The sampler and the cycle error with a flow map known exactly: that of data N(0, SIGMA^2) on the straight path."""
 
 from itertools import pairwise
 from typing import Any

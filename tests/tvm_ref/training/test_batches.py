@@ -1,4 +1,4 @@
-"""The batch of a step does not depend on how many processes and micro-batches share it."""
+"""The global batch of a step does not depend on the number of processes and micro-batches."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ DATASET = open_dataset(CONFIG.data)
 
 
 def whole(size: int, accumulate: int, step: int) -> Batch:
-    """The global batch of a step, put together from all parts."""
+    """The global batch of a step, concatenated from all parts."""
     config = change(CONFIG, accumulate=accumulate)
     parts = [part for rank in range(size) for part in Batches(config, DATASET, World(rank, size, CPU)).draw(step)]
     assert all(len(part.x0) == 48 // size // accumulate for part in parts)

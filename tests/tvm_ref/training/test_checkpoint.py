@@ -1,4 +1,4 @@
-"""Checkpoints: complete, checked, free of pickles, and the same for every number of processes."""
+"""Checkpoints: complete, verified, free of pickles, and equal for every number of processes."""
 
 import hashlib
 import json
@@ -96,7 +96,7 @@ def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
         read_step(path)
     assert f"{shard.name} is missing" in str(error.value)
     assert "shard-00009-model-00001-of-00001.safetensors was added" in str(error.value)
-    assert "there is no whole checkpoint before it" in str(error.value)
+    assert "there is no intact checkpoint before it" in str(error.value)
 
 
 def test_only_a_whole_checkpoint_is_offered(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Configurations: what is refused, and the JSON form."""
+"""Training settings: invalid ones are refused, and JSON files are read back exactly."""
 
 import dataclasses
 import json

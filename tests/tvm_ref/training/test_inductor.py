@@ -1,4 +1,4 @@
-"""Generated kernels wait before they read back what they stored; the race itself needs a GPU (`verify model`)."""
+"""Generated kernels get a barrier before they read back what they stored. Seeing the race needs a GPU."""
 
 from types import SimpleNamespace
 from unittest.mock import patch

@@ -1,4 +1,4 @@
-"""Two processes that gloo connects train like one, replicated (DDP) or sharded (FSDP2)."""
+"""Two processes train like one, replicated (DDP) or sharded (FSDP2), over gloo."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ from verify.budget.network_tolerance import relative_error, training_budget
 
 
 def train_in_float64(config: TrainConfig) -> None:
-    """Three steps; writes what they gave, and a checkpoint of what they led to, into config.run.out."""
+    """Trains three steps; writes their results and a checkpoint into config.run.out."""
     torch.set_default_dtype(torch.float64)
     out = Path(config.run.out)
     with world(config.run.device) as this:
@@ -52,7 +52,7 @@ def train_in_float64(config: TrainConfig) -> None:
 
 
 def train_compiled_in_float64(config: TrainConfig) -> None:
-    """The same with compiled blocks, but for code generation, which is slow."""
+    """The same with compiled blocks, but without code generation, which is slow."""
     torch.compile = functools.partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
     train_in_float64(config)
 
@@ -63,7 +63,7 @@ def results(out: Path, rank: int) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one process's training."""
+    """The folder of a run of one process."""
     out = tmp_path_factory.mktemp("one")
     train_in_float64(digits(out))
     return out
@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     written = {path.name[:11] for path in checkpoints(tmp_path / "checkpoints")[-1].glob("shard-*")}
     assert written == {"shard-00001", "shard-00002"}
     printed = train(change(config, steps=6, parallel="ddp"))
-    assert "going on from" in printed and "step-00000004" in printed
+    assert "resuming from" in printed and "step-00000004" in printed
     assert read_step(checkpoints(tmp_path / "checkpoints")[-1]) == 6
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("123456")
@@ -155,7 +155,7 @@ def test_torchrun_starts_a_run_and_goes_on_with_it(tmp_path: Path) -> None:
     for last in (3, 5):
         torchrun(command_line(out, steps=last, parallel="fsdp"), tmp_path / f"output-{last}")
         assert read_step(checkpoints(out / "checkpoints")[-1]) == last
-    assert f"going on from {out / 'checkpoints' / 'step-00000003'}" in (tmp_path / "output-5").read_text()
+    assert f"resuming from {out / 'checkpoints' / 'step-00000003'}" in (tmp_path / "output-5").read_text()
     rows = (out / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("12345")
     written = {path.name[:11] for path in checkpoints(out / "checkpoints")[-1].glob("shard-*")}
@@ -181,7 +181,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_only_a_process_alone_is_torn_down(processes: str) -> None:
-    """What runs at the interpreter's exit does not, in one of several; what was printed is there, and the status."""
+    """With several processes, exit handlers do not run, but the output is flushed and the exit status is kept."""
     code = """
 import atexit
 from tvm_ref.training.parallel import leave

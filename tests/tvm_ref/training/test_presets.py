@@ -1,4 +1,4 @@
-"""The presets have the published settings, and the command line changes every field."""
+"""The presets have the published settings, and every setting can be changed on the command line."""
 
 from pathlib import Path
 

@@ -23,14 +23,14 @@ from tvm_ref.objective.loss import Terms
 from tvm_ref.training import checkpoint, step
 from tvm_ref.training.checkpoint import CheckpointError, checkpoints, load_model, read_step
 from tvm_ref.training.config import ConfigError, TrainConfig
-from tvm_ref.training.metrics import MetricsError
+from tvm_ref.training.logger import MetricsError
 from tvm_ref.training.step import NonFiniteError
 
 FILE_CALLS = ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir")
 
 
 def _count_file_calls(counter: Any, last: int) -> None:
-    """Counts this process's calls that change files; the one after `last` is never made: SIGKILL comes before it."""
+    """Counts the calls of this process that change files, and sends SIGKILL instead of making call `last` + 1."""
     for name in FILE_CALLS:
         original = getattr(os, name)
 
@@ -110,7 +110,7 @@ def test_signals_save_and_end_the_run(tmp_path: Path, number: signal.Signals) ->
 
 
 def with_small_files(config: TrainConfig, most_bytes: int) -> None:
-    """Trains where no file may grow beyond `most_bytes`, like a disk that is full."""
+    """Trains with a limit of `most_bytes` for every file, like a disk that is full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
     with pytest.raises(CheckpointError, match=r"step-00000004 could not be written: .*File too large.*step-00000002"):
@@ -127,20 +127,20 @@ def test_a_full_disk_stops_the_run_with_the_checkpoints_before_it(tmp_path: Path
 
 
 def run_command(arguments: list[str]) -> None:
-    """`python -m tvm_ref.train` as the work of a child."""
+    """`python -m tvm_ref.train`, to be run in a child."""
     sys.argv = ["train", *arguments]
     command.main()
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk that has no room left."""
+    """A file on a disk that is full."""
 
     def write(self, data: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def on_a_full_disk(arguments: list[str], place: str) -> None:
-    """The command, where the disk is full once files called place... ("folder/start of the name") are written."""
+    """The command, with a disk that is full for every file whose "folder/name" starts with `place`."""
     whole = io.open
 
     def opened(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
@@ -179,7 +179,7 @@ def test_no_space_left_for_tensorboard_ends_the_command_and_is_named(tmp_path: P
 
 
 def test_the_error_that_ended_a_run_is_the_one_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the disk is full, closing the other files fails as well."""
+    """On a full disk, closing the other files fails as well."""
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

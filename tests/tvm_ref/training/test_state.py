@@ -1,4 +1,4 @@
-"""What a step does to the three networks, in float64."""
+"""What a step does to the network, the target network and the EMA weights, in float64."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ OPTIM = OptimConfig(lr=0.1, betas=(0.8, 0.7), eps=0.01, weight_decay=0.3, target
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
-    """The type of the networks."""
+    """Sets the dtype of the networks."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -30,14 +30,14 @@ DATASET = open_dataset(CONFIG.data)
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
-    """The type of networks and batches."""
+    """Sets the dtype of networks and batches."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 def trained(config: TrainConfig, steps: int = 3) -> tuple[State, list[Outcome]]:
-    """The state after some steps of `config`, and what the steps gave."""
+    """Trains some steps of `config`; returns the state and the results of the steps."""
     state, batches = State(config, ALONE), Batches(config, DATASET, ALONE)
     outcomes = []
     for step in range(steps):
@@ -47,7 +47,7 @@ def trained(config: TrainConfig, steps: int = 3) -> tuple[State, list[Outcome]]:
 
 
 def assert_same(config: TrainConfig, other: TrainConfig) -> None:
-    """Both give the same losses, gradient norms and weights up to rounding."""
+    """Asserts that both give the same losses, gradient norms and weights up to rounding."""
     (one, losses), (two, other_losses) = trained(config), trained(other)
     assert relative_error(*(torch.tensor(x).unbind() for x in (other_losses, losses))) <= training_budget()
     for copy in ("network", "target", "average"):
@@ -73,7 +73,7 @@ def test_compiled_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Count(TorchDispatchMode):
-    """How often attention is computed."""
+    """Counts how often attention is computed."""
 
     calls = 0
 

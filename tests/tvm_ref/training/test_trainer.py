@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and how it goes on."""
+"""The files that a run writes into its folder, and how it is resumed."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ def test_a_longer_run_repeats_the_shorter_one(tmp_path: Path) -> None:
     train(digits(tmp_path / "short", steps=3))
     train(digits(tmp_path / "long", steps=5))
     assert rows(tmp_path / "long")[:3] == rows(tmp_path / "short")
-    assert "going on from" in train(digits(tmp_path / "short", steps=5))
+    assert "resuming from" in train(digits(tmp_path / "short", steps=5))
     assert rows(tmp_path / "long") == rows(tmp_path / "short")
 
 

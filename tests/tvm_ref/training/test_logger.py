@@ -1,4 +1,4 @@
-"""metrics.csv, TensorBoard's files and the lines of a run."""
+"""The logs of a run: metrics.csv, TensorBoard and the terminal."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tvm_ref.training.metrics import Board, Live, MetricsError, MetricsFile, Row
+from tvm_ref.training.logger import Board, Live, MetricsError, MetricsFile, Row
 
 ROWS = [Row(step, 1 / 3 + step, 0.1 * step, 1e-30, 2.5, 1e-4) for step in range(1, 6)]
 
@@ -79,7 +79,7 @@ def test_tensorboard_shows_what_was_written_and_hides_what_is_done_again(tmp_pat
 
 def test_a_terminal_shows_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(start=100.0, step=0.5)
-    monkeypatch.setattr("tvm_ref.training.metrics.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("tvm_ref.training.logger.time.perf_counter", lambda: next(clock))
     printed = io.StringIO()
     live = Live(Console(file=printed, width=200), 0, 5, batch=32)
     assert [live.write(row) for row in ROWS] == [64.0] * 5  # 32 images in half a second

@@ -1,4 +1,4 @@
-"""What `evaluate` measures, for each kind of data."""
+"""Evaluation of a network for each kind of data: which samples are drawn, and which metrics are computed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from ..model.dit import DiT
 from ..sampling.generate import generate
 from ..sampling.grids import decoded, to_uint8
 from ..sampling.sampler import cycle_error
-from .digits import DigitJudge
-from .distances import frechet_distance, precision_recall, wasserstein2
+from .digit_classifier import DigitJudge
 from .inception import DETECTOR_URL, InceptionDetector
+from .metrics import frechet_distance, precision_recall, wasserstein2
 from .reference import load_moments
 
 CYCLE_TIMES = (0.25, 0.5, 1.0)
 CYCLE_IMAGES = 64
-CYCLE_STEPS = 16  # of Heun's method on the way out
+CYCLE_STEPS = 16  # steps of Heun's method from the data to time t
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How samples are drawn: guidance w, LossConfig.scaled, seed of noise and labels, samples made at once."""
+    """How samples are drawn: guidance scale w, LossConfig.scaled, seed of noise and labels, batch size."""
 
     w: float
     scaled: bool
@@ -38,12 +38,12 @@ class Sampling:
     batch: int
 
     def draw(self, model: DiT, labels: Tensor, nfe: int) -> Iterator[Tensor]:
-        """Batches of one sample for each of `labels`; see generate."""
+        """Yields batches with one sample for each of `labels`; see `generate`."""
         return generate(model, labels, w=self.w, steps=nfe, scaled=self.scaled, seed=self.seed, batch=self.batch)
 
 
 class Evaluation(NamedTuple):
-    """Figures for each number of network evaluations, and figures that do not depend on it, by name."""
+    """Metrics by name: by_nfe for each NFE, context for those that do not depend on it."""
 
     samples: int
     by_nfe: dict[int, dict[str, float]]
@@ -51,10 +51,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_toy(model: DiT, name: ToyName, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
-    """w2: exact 2-Wasserstein distance of `count` samples to as many fresh points.
+    """Evaluates a network of 2-D points. w2: exact 2-Wasserstein distance of `count` samples to as many fresh points.
 
-    Context: w2_fresh, the same between two sets of fresh points (none of them training data), which even a perfect
-    network reaches on average only; and the cycle errors.
+    Context: w2_fresh, the same distance between two sets of fresh points, which is what a perfect network reaches on
+    average; and the cycle errors. Fresh points are not training data.
     """
     one, two = (torch.from_numpy(toy_points(name, count, TRAINING_SEED + 1 + i)) for i in range(2))
     labels = torch.zeros(count, dtype=torch.int64)
@@ -67,9 +67,10 @@ def evaluate_toy(model: DiT, name: ToyName, nfes: tuple[int, ...], count: int, s
 
 
 def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
-    """accuracy and frechet of DigitJudge for `count` samples whose labels are those of the real digits, in turn.
+    """Evaluates a network of digits: accuracy and frechet of `DigitJudge` for `count` samples.
 
-    Context: the judge's accuracy on held-out digits, and the cycle errors.
+    The samples have the labels of the real digits, repeated as needed. Context: the classifier's accuracy on held-out
+    digits, and the cycle errors.
     """
     judge = DigitJudge()
     labels = torch.from_numpy(np.resize(real_digits().labels, count))
@@ -95,11 +96,13 @@ def evaluate_images(
     reference_images: Path | None,
     vae: Path | None,
 ) -> Evaluation:
-    """fid, and with reference images precision and recall, of `count` samples with labels uniform over the classes.
+    """Evaluates a network of images or latents: FID, and with reference images precision and recall.
 
+    Draws `count` samples with labels uniform over the classes. reference: reference statistics for FID.
     reference_images: `count` of them (or all, if fewer), chosen by the seed, are compared with; without `reference`,
-    FID is to them too. Everything is checked and loaded before the first sample. Context: the cycle errors.
-    Raises FileNotFoundError and ValueError that say what to give or to fetch.
+    FID uses them too. All files are loaded and checked before the first sample is drawn. Context: the cycle errors.
+
+    Raises FileNotFoundError and ValueError that say which option to give or what to download.
     """
     device = next(model.parameters()).device
     if inception is None:
@@ -140,9 +143,9 @@ def evaluate_images(
 
 
 def cycle_errors(model: DiT, dataset: Dataset, sampling: Sampling) -> dict[str, float]:
-    """Mean over 64 training items of sampler.cycle_error: out by the velocity to t, back by one jump; a key for each t.
+    """Computes the mean of `sampler.cycle_error` over 64 training items, for each of three times t.
 
-    The root mean square over an item's numbers, in units of the data.
+    It is an RMS over the elements of an item, in units of the data.
     """
     device = next(model.parameters()).device
     indices = BatchOrder(seed=sampling.seed, size=len(dataset)).indices(0, 0, 1, min(CYCLE_IMAGES, len(dataset)))

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.csv, TensorBoard, and the terminal."""
+"""Logs the metrics of every training step: metrics.csv, TensorBoard, and progress in the terminal."""
 
 import contextlib
 import csv
@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 WINDOW = 20  # steps over which images/s is averaged
-QUIET_SECONDS = 10.0  # between lines where the output is no terminal
+QUIET_SECONDS = 10.0  # between lines if the output is not a terminal
 
 
 class Row(NamedTuple):
-    """What is known of a step; all but the learning rate of the global batch, before its update.
+    """Metrics of one step. Loss and gradient are those of the global batch, before the update.
 
     step: counted from 1; loss = velocity (terminal-velocity term) + flow (flow-matching term); gradient_norm: before
     clipping.
@@ -35,14 +35,14 @@ class Row(NamedTuple):
 
 
 class MetricsError(RuntimeError):
-    """A metrics file that is none, or that cannot be written."""
+    """A metrics file cannot be written, or is not one of this program."""
 
 
 class MetricsFile:
-    """metrics.csv: a row a step, in full precision, so that equal runs have equal files."""
+    """metrics.csv: one row per step, in full precision, so that equal runs have equal files."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Opens `path` to go on after `step`: rows of later steps are cut off, atomically."""
+        """Opens `path` to continue after `step`. Rows of later steps are removed, atomically."""
         with _named(path):
             kept = _rows_until(path, step) if path.exists() else [",".join(Row._fields) + "\n"]
             draft = path.with_name(f".{path.name}.draft")
@@ -55,13 +55,13 @@ class MetricsFile:
         self._path, self._writer = path, csv.writer(self._stream, lineterminator="\n")
 
     def write(self, row: Row) -> None:
-        """Appends a row, which the operating system has when this returns."""
+        """Appends a row and flushes it to the operating system."""
         with _named(self._path):
             self._writer.writerow([repr(value) for value in row])
             self._stream.flush()
 
     def to_disk(self) -> None:
-        """Returns when all rows are on the disk."""
+        """Waits until all rows are on the disk (fsync)."""
         with _named(self._path):
             os.fsync(self._stream.fileno())
 
@@ -73,7 +73,7 @@ class MetricsFile:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of the operating system become MetricsErrors that name `path`."""
+    """Turns OSError into a MetricsError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -81,7 +81,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _rows_until(path: Path, step: int) -> list[str]:
-    """The header and the complete rows of steps <= `step`."""
+    """Returns the header and the complete rows of steps up to `step`."""
     header, *rows = path.read_text().splitlines(keepends=True) or [""]
     if header.rstrip("\n") != ",".join(Row._fields):
         raise MetricsError(f"{path} is no metrics file of this program: expected the columns {', '.join(Row._fields)}")
@@ -89,10 +89,10 @@ def _rows_until(path: Path, step: int) -> list[str]:
 
 
 class Board:
-    """TensorBoard's event files in a folder."""
+    """Writes TensorBoard event files into a folder."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Goes on after `step`: what was written for later steps is hidden."""
+        """Continues after `step`. Events of later steps are hidden."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._folder = folder
@@ -100,20 +100,20 @@ class Board:
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, row: Row, images_per_second: float) -> None:
-        """Adds the numbers of a step, which a thread writes: an error may be that of an earlier step."""
+        """Adds the metrics of a step. A thread writes them, so an error may belong to an earlier step."""
         more = {"images_per_second": images_per_second, "peak_memory_gib": peak_memory_gib()}
         with _named(self._folder):
             for name, value in (*zip(row._fields[1:], row[1:], strict=True), *more.items()):
                 self._writer.add_scalar(name, value, row.step)
 
     def close(self) -> None:
-        """Writes what is buffered."""
+        """Writes all buffered events."""
         with _named(self._folder):
             self._writer.close()
 
 
 class Live:
-    """The progress of a run: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Shows the progress of a run: a bar in a terminal, otherwise a line every ten seconds."""
 
     def __init__(self, console: Console, step: int, steps: int, batch: int) -> None:
         self._console, self._steps, self._batch = console, steps, batch
@@ -132,7 +132,7 @@ class Live:
         self._bar.start()
 
     def write(self, row: Row) -> float:
-        """Shows the numbers of a step; returns images/s."""
+        """Shows the metrics of a step; returns images/s."""
         now = time.perf_counter()
         self._times.append(now)
         speed = self._batch * (len(self._times) - 1) / max(now - self._times[0], sys.float_info.min)
@@ -148,17 +148,17 @@ class Live:
         return speed
 
     def pause(self) -> None:
-        """Leaves the time since the last step out of images/s."""
+        """Excludes the time since the last step from images/s."""
         self._times.clear()
         self._times.append(time.perf_counter())
 
     def close(self) -> None:
-        """Leaves the last state on the terminal."""
+        """Stops the bar; its last state stays on the terminal."""
         self._bar.stop()
 
 
 def peak_memory_gib() -> float:
-    """The most memory in use so far: of the GPU's tensors, or of the process where there is no GPU."""
+    """Peak memory so far: of tensors on the GPU, or of the process if there is no GPU."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

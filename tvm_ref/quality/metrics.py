@@ -1,6 +1,6 @@
-"""How far samples are from data: Frechet distance, exact 2-Wasserstein distance, precision and recall.
+"""Metrics of sample quality: Frechet distance (FID), exact 2-Wasserstein distance, precision and recall.
 
-All three compare two sets of vectors (points, pixels or Inception features), one row each.
+All of them compare two sets of vectors (points, pixels or Inception features), one vector per row.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-MOST_ITERATIONS = 10_000_000  # of the network simplex; it stops at the optimum long before
+MOST_ITERATIONS = 10_000_000  # limit for the network simplex, which reaches the optimum long before
 
 
 class Moments(NamedTuple):
@@ -24,7 +24,7 @@ class Moments(NamedTuple):
 
 
 class _AsTheyAre(nn.Module):
-    """The feature network of vectors that are features already."""
+    """An identity in place of torchmetrics' feature network, for vectors that are features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class _AsTheyAre(nn.Module):
 def frechet_distance(generated: Tensor, real: Tensor | Moments) -> float:
     """||mu1 - mu2||^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the Gaussians fitted to two sets of vectors.
 
-    generated: [n, d]; real: [m, d], or the moments of such a set; floats, computed in float64 by torchmetrics. With
-    Inception features this is FID. It is the squared distance, and biased upwards by an amount of order 1/n.
+    generated: [n, d]; real: [m, d], or the moments of such a set; both floating-point. Computed in float64 by
+    torchmetrics. With Inception features this is FID. It is the squared distance, with an upward bias of order 1/n.
 
-    Raises ValueError for shapes that do not fit, fewer than two rows, and values that are not finite.
+    Raises ValueError for shapes that do not match, fewer than two rows, and values that are not finite.
     """
     generated = _rows("generated", generated)
     width = generated.shape[1]
@@ -53,7 +53,7 @@ def frechet_distance(generated: Tensor, real: Tensor | Moments) -> float:
                 f"expected moments of {width} features, got a mean {list(mean.shape)} "
                 f"and a covariance {list(covariance.shape)}"
             )
-        # What update() would have left behind for two vectors with these moments.
+        # The state that update() would leave for two vectors with these moments.
         metric.real_features_num_samples = torch.tensor(2)
         metric.real_features_sum = 2 * mean
         metric.real_features_cov_sum = covariance + 2 * torch.outer(mean, mean)
@@ -66,11 +66,11 @@ def frechet_distance(generated: Tensor, real: Tensor | Moments) -> float:
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> float:
-    """(min over couplings of E ||x - y||^2)^(1/2) between two sets of equally heavy points, exactly (POT).
+    """(min over couplings of E ||x - y||^2)^(1/2) between two sets of equally weighted points, exactly (by POT).
 
-    x: [n, d], y: [m, d]; floats. Time grows like n^2 to n^3: meant for a few thousand points.
+    x: [n, d], y: [m, d]; floating-point. Time grows like n^2 to n^3: use a few thousand points.
 
-    Raises ValueError for shapes that do not fit and values that are not finite, RuntimeError if no optimum was found.
+    Raises ValueError for shapes that do not match and values that are not finite, RuntimeError if no optimum was found.
     """
     x, y = _rows("x", x), _rows("y", y)
     if x.shape[1] != y.shape[1]:
@@ -82,7 +82,7 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1]: of samples that lie among the data, and of data that lie among the samples."""
+    """Fractions in [0, 1]: precision, of samples covered by the data; recall, of data covered by the samples."""
 
     precision: float
     recall: float
@@ -91,11 +91,11 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991, Eq. 1 and 2).
 
-    A set covers the balls around its vectors that reach to their `neighbours`-th nearest neighbour in the set.
-    precision: the share of generated vectors [n, d] that `real` [m, d] covers; recall: the reverse. Computed by
-    scikit-learn in the vectors' own float type.
+    A set covers the balls around its vectors whose radius is the distance to the `neighbours`-th nearest neighbour in
+    the set. precision: the fraction of generated vectors [n, d] that `real` [m, d] covers; recall: the reverse.
+    Computed by scikit-learn in the vectors' own dtype.
 
-    Raises ValueError for shapes that do not fit, sets of at most `neighbours` vectors, values that are not finite.
+    Raises ValueError for shapes that do not match, sets of at most `neighbours` vectors, values that are not finite.
     """
     for name, vectors in (("generated", generated), ("real", real)):
         _rows(name, vectors)
@@ -115,13 +115,13 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> Pr
 
 
 def _radii(vectors: np.ndarray, neighbours: int) -> np.ndarray:
-    """Distance of each vector to its `neighbours`-th nearest other one."""
+    """Distance from each vector to its `neighbours`-th nearest neighbour."""
     distance, _ = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(vectors).kneighbors()
     return distance[:, -1]
 
 
 def _rows(name: str, vectors: Tensor) -> Tensor:
-    """`vectors` as float64 on the CPU, once they are checked."""
+    """Checks `vectors` and returns them as float64 on the CPU."""
     if vectors.ndim != 2 or len(vectors) < 2:
         raise ValueError(f"{name}: expected at least two vectors [n, d], got {list(vectors.shape)}")
     if not vectors.is_floating_point() or not vectors.isfinite().all():
