@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from . import causal_bias, checks
-from .dispatch import derivatives, fast_path, func_jvp, operators
+from .dispatch import derivatives, fast_path, func_jvp
+from .dispatch.schema import FORWARD, FORWARD_JVP
+from .operands import Inputs, Operands, Options
 
 Maybe = Tensor | None
 
@@ -83,8 +85,8 @@ def attention(
         FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
     """
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, attn_mask), (is_causal, scale, enable_gqa, backend)
-    if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(operators.FORWARD, given, options)):
+    given, options = (q, k, v, attn_mask), (is_causal, scale, backend)
+    if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
         o: Tensor = run(given)[0]
         return o
     checks.options(dropout_p, is_causal, scale, enable_gqa)
@@ -94,9 +96,9 @@ def attention(
         )
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
-    (q_, k_, v_, *_), mask = _canonical((q, k, v, None, None, None), attn_mask, enable_gqa, backend)
-    o = derivatives.attention(q_, k_, v_, mask, is_causal, _scale(scale), backend)
-    fast_path.keep(operators.FORWARD, given, (q_, k_, v_, mask), options)
+    operands = _canonical(Operands(q, k, v, mask=attn_mask), enable_gqa, backend)
+    o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend))
+    fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
     return o.squeeze(0) if _is_one_head(q, k, v) else o
 
 
@@ -166,16 +168,15 @@ def attention_jvp(
         FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
     """
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, enable_gqa, backend)
-    if run := fast_path.find(operators.FORWARD_JVP, given, options):
+    given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, backend)
+    if run := fast_path.find(FORWARD_JVP, given, options, enable_gqa):
         o, o_t, _, _ = run(given)
         return o, o_t
     checks.options(0.0, is_causal, scale, enable_gqa)
-    arguments, mask = _canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
-    q_, k_, v_, q_t_, k_t_, v_t_ = arguments
-    o, o_t = derivatives.attention_jvp(q_, k_, v_, q_t_, k_t_, v_t_, mask, is_causal, _scale(scale), backend)
-    if not (q_t is None and k_t is None and v_t is None):
-        fast_path.keep(operators.FORWARD_JVP, given, (*arguments, mask), options)
+    operands = _canonical(Operands(*given), enable_gqa, backend)
+    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend))
+    if operands.has_tangents:
+        fast_path.keep(FORWARD_JVP, given, options, enable_gqa, operands)
     return (o.squeeze(0), o_t.squeeze(0)) if _is_one_head(q, k, v) else (o, o_t)
 
 
@@ -197,33 +198,31 @@ def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, 
     return plain, True if causal and is_causal is False else is_causal
 
 
-def _canonical(
-    tensors: checks.Arguments, mask: Maybe, enable_gqa: bool, backend: str | None
-) -> tuple[checks.Arguments, Maybe]:
-    """The arguments, checked, cast for autocast, and viewed with the ranks and batch dims that operators take."""
-    checks.tensors(tensors, mask)
-    tensors, mask = _autocast(tensors, mask)
-    checks.dtypes_and_devices(tensors, mask, backend)
-    tensors = _of_one_rank(tensors)
-    leading = checks.shapes(tensors, enable_gqa)
+def _canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
+    """The operands, checked, cast for autocast, and viewed with the ranks and batch dims that operators take."""
+    checks.tensors(x)
+    x = _autocast(x)
+    checks.dtypes_and_devices(x, backend)
+    x = _of_one_rank(x)
+    leading = checks.shapes(x, enable_gqa)
     if leading is not None:
         of_q, of_kv = leading
-        tensors = tuple(_expand(x, dims) for x, dims in zip(tensors, (of_q, of_kv, of_kv) * 2, strict=True))
-    q, k = tensors[0], tensors[1]
-    if mask is not None:
-        checks.mask_shape(mask.shape, (*q.shape[:-1], k.shape[-2]))
-    if q.ndim == 2:
-        tensors = tuple(x if x is None else x.unsqueeze(0) for x in tensors)
-    if mask is not None and mask.ndim < tensors[0].ndim:
-        mask = mask.view((1,) * (tensors[0].ndim - mask.ndim) + mask.shape)
-    return tensors, mask
+        dims = Inputs(of_q, of_kv, of_kv, of_q, of_kv, of_kv)
+        x = Operands._make([*map(_expand, x.inputs, dims), x.mask])
+    if x.mask is not None:
+        checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2]))
+    if x.q.ndim == 2:
+        x = x.map(lambda tensor: tensor.unsqueeze(0))
+    if x.mask is not None and x.mask.ndim < x.q.ndim:
+        x = x._replace(mask=x.mask.view((1,) * (x.q.ndim - x.mask.ndim) + x.mask.shape))
+    return x
 
 
-def _of_one_rank(tensors: checks.Arguments) -> checks.Arguments:
-    """The arguments with leading dims of size 1, where their ranks differ: aligned at the right, as they broadcast."""
-    checks.ranks_and_tangents(tensors)
-    rank = max(x.ndim for x in tensors if x is not None)
-    return tuple(x if x is None or x.ndim == rank else x[(None,) * (rank - x.ndim)] for x in tensors)
+def _of_one_rank(x: Operands) -> Operands:
+    """With leading dims of size 1, where the ranks of the inputs differ: aligned at the right, as they broadcast."""
+    checks.ranks_and_tangents(x)
+    rank = max(tensor.ndim for tensor in x.inputs if tensor is not None)
+    return x.map(lambda tensor: tensor if tensor.ndim == rank else tensor[(None,) * (rank - tensor.ndim)])
 
 
 def _expand(x: Maybe, leading: checks.Shape) -> Maybe:
@@ -232,12 +231,11 @@ def _expand(x: Maybe, leading: checks.Shape) -> Maybe:
     return x.expand(*leading, *x.shape[-2:])
 
 
-def _autocast(tensors: checks.Arguments, mask: Maybe) -> tuple[checks.Arguments, Maybe]:
+def _autocast(x: Operands) -> Operands:
     """As PyTorch's autocast casts for its own attention, except that a float32 mask keeps its precision."""
-    q = tensors[0]
-    device_type = q.device.type
+    device_type = x.q.device.type
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # there is no autocast for meta
-        return tensors, mask
+        return x
     dtype = torch.get_autocast_dtype(device_type)
-    tensors = tuple(x.to(dtype) if x is not None and x.dtype in _AUTOCAST_FROM else x for x in tensors)
-    return tensors, mask.to(dtype) if mask is not None and mask.dtype in _HALF else mask
+    x = x.map(lambda tensor: tensor.to(dtype) if tensor.dtype in _AUTOCAST_FROM else tensor)
+    return x._replace(mask=x.mask.to(dtype)) if x.mask is not None and x.mask.dtype in _HALF else x

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .backends import select
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
+from .operands import Operands
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_HEAD_DIM = 256
@@ -21,10 +22,8 @@ REAL: Any = (float, int, torch.SymFloat, torch.SymInt, numbers.Real)  # the freq
 # What types of tensors have as __torch_function__ that do nothing there.
 _PLAIN_FUNCTIONS = (getattr(Tensor.__torch_function__, "__func__", None), torch.nn.Parameter.__torch_function__)
 
-NAMES = ("q", "k", "v", "q_t", "k_t", "v_t")
-PRIMALS = NAMES[:3]
+PRIMALS = ("q", "k", "v")
 
-Arguments = tuple[Any, ...]  # q, k, v, q_t, k_t, v_t; a tangent may be None
 Maybe = Tensor | None
 Shape = tuple[int, ...]
 
@@ -48,51 +47,52 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
             raise ArgumentValueError(_message("scale", "a finite number", repr(scale)))
 
 
-def tensors(arguments: Arguments, attn_mask: object) -> None:
+def tensors(x: Operands) -> None:
     """Every argument is a tensor in plain strided memory; tangents and mask may be None."""
-    for name, x in zip(NAMES, arguments, strict=True):
-        if x is not None or name in PRIMALS:
-            _tensor(name, x)
-    if attn_mask is not None:
-        _tensor("attn_mask", attn_mask)
+    for name, tensor in _named(x):
+        if tensor is not None or name in PRIMALS:
+            _tensor(name, tensor)
+    if x.mask is not None:
+        _tensor("attn_mask", x.mask)
 
 
-def dtypes_and_devices(arguments: Arguments, attn_mask: Maybe, backend: object) -> None:
+def dtypes_and_devices(x: Operands, backend: object) -> None:
     """One dtype that attention takes and one device, which an explicit backend can serve, and a mask that fits them."""
-    dtype, device = arguments[0].dtype, arguments[0].device
+    dtype, device = x.q.dtype, x.q.device
     if dtype not in DTYPES:
         raise ArgumentTypeError(_message("q", "a dtype of " + ", ".join(map(str, DTYPES)), str(dtype)))
-    for name, x in zip(NAMES, arguments, strict=True):
-        if x is None:
+    for name, tensor in _named(x):
+        if tensor is None:
             continue
-        if x.dtype is not dtype:
-            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", str(x.dtype)))
-        if x.device != device:
-            raise ArgumentValueError(_message(name, f"the device of q, {device}", str(x.device)))
-    if attn_mask is not None:
-        _mask(attn_mask, dtype, device)
+        if tensor.dtype is not dtype:
+            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", str(tensor.dtype)))
+        if tensor.device != device:
+            raise ArgumentValueError(_message(name, f"the device of q, {device}", str(tensor.device)))
+    if x.mask is not None:
+        _mask(x.mask, dtype, device)
     if backend is not None:
         select.check(backend, device, dtype)
 
 
-def ranks_and_tangents(arguments: Arguments) -> None:
+def ranks_and_tangents(x: Operands) -> None:
     """q, k and v have two dims or more, and a tangent the shape of its primal."""
-    for name, x in zip(PRIMALS, arguments[:3], strict=True):
-        if x.ndim < 2:
-            raise ArgumentValueError(_message(name, "at least 2 dims, [rows, D] or [..., H, rows, D]", _shape(x.shape)))
-    for i in (3, 4, 5):
-        x = arguments[i]
-        if x is not None and x.shape != arguments[i - 3].shape:
-            expected = f"the shape of {NAMES[i - 3]}, {_sizes(arguments[i - 3].shape)}"
-            raise ArgumentValueError(_message(NAMES[i], expected, _shape(x.shape)))
+    primals = (("q", x.q), ("k", x.k), ("v", x.v))
+    for name, primal in primals:
+        if primal.ndim < 2:
+            expected = "at least 2 dims, [rows, D] or [..., H, rows, D]"
+            raise ArgumentValueError(_message(name, expected, _shape(primal.shape)))
+    for (name, primal), tangent in zip(primals, (x.q_t, x.k_t, x.v_t), strict=True):
+        if tangent is not None and tangent.shape != primal.shape:
+            expected = f"the shape of {name}, {_sizes(primal.shape)}"
+            raise ArgumentValueError(_message(f"{name}_t", expected, _shape(tangent.shape)))
 
 
-def shapes(arguments: Arguments, enable_gqa: bool) -> tuple[Shape, Shape] | None:
+def shapes(x: Operands, enable_gqa: bool) -> tuple[Shape, Shape] | None:
     """q [*batch, Hq, M, D], k [*batch, Hkv, N, D], v [*batch, Hkv, N, Dv], or rank 2, all of one rank.
 
     Returns [*batch, Hq] and [*batch, Hkv] after broadcasting, or None where all the dims before the last two agree.
     """
-    q, k, v = arguments[0].shape, arguments[1].shape, arguments[2].shape
+    q, k, v = x.q.shape, x.k.shape, x.v.shape
     _rows_and_widths(q, k, v)
     if q[:-2] == k[:-2] == v[:-2]:
         return None
@@ -107,6 +107,12 @@ def mask_shape(shape: Shape, scores: Shape) -> None:
         fits = fits and (size == full or size == 1)
     if not fits:
         raise ArgumentValueError(_message("attn_mask", f"a shape that broadcasts to {_sizes(scores)}", _shape(shape)))
+
+
+def _named(x: Operands) -> list[tuple[str, Any]]:
+    """All but the mask, each with its name."""
+    *inputs, _ = zip(x._fields, x, strict=True)
+    return inputs
 
 
 def _tensor(name: str, x: object) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _torch, api, checks, support
 from .backends import select
+from .operands import Operands, Options
 
 if TYPE_CHECKING:
     from .kernels.launch.call import Call
@@ -86,9 +87,9 @@ def explain(
     attn_mask, is_causal = api._plain_mask(attn_mask, is_causal, q, k)
     checks.options(0.0, is_causal, scale, enable_gqa)
     with _WithoutCopies():
-        arguments, mask = api._canonical((q, k, v, q_t, k_t, v_t), attn_mask, enable_gqa, backend)
-        served = _served(arguments, mask, is_causal, scale, backend)
-    explanation = _explanation(served, arguments[0], backend)
+        operands = api._canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask), enable_gqa, backend)
+        served = _served(operands, Options(is_causal, scale, backend))
+    explanation = _explanation(served, operands.q, backend)
     print(explanation)
     return explanation
 
@@ -116,12 +117,11 @@ class _Served(NamedTuple):
     reasons: list[str]
 
 
-def _served(
-    arguments: checks.Arguments, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None
-) -> _Served:
-    """Of canonical arguments."""
-    q, k, v = arguments[:3]
-    chosen = backend or select.choose(q.device, q.dtype)
+def _served(operands: Operands, options: Options) -> _Served:
+    """Of canonical operands."""
+    q, k, v, *_, mask = operands
+    is_causal, scale = options.of_backend(q)
+    chosen = options.backend or select.choose(q.device, q.dtype)
     if chosen == "reference":
         return _Served(chosen, DENSE, {}, [])
     if chosen == "tiled":
@@ -137,11 +137,10 @@ def _served(
     call = Call(q, k, v, mask, is_causal)
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    jvp = any(x is not None for x in arguments[3:])
+    jvp = operands.has_tangents
     reasons = [schedule.why_not_pipelines(call.device, call.kind, call.width)]
     if schedule.has_pipelines(call.device, call.kind, call.width):
-        reasons.append(eligibility.obstacle(call, arguments, (), scale))
+        reasons.append(eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp), found)

@@ -23,17 +23,19 @@ from .._torch.eager import is_marked, is_plain, marked, may_hold_tangents
 from .._torch.guards import Remembered
 from .._torch.levels import apply, requires_grad
 from ..errors import ArgumentTypeError, UnsupportedError, second_order
-from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, IMPLEMENTATIONS, bound, library
+from ..operands import Operands, Options, PlainOperands
+from .operators import IMPLEMENTATIONS, bound
+from .schema import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, OPERATORS, Operator, library
 
 Maybe = Tensor | None
 
 
-def _redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
-    return levels.redispatch(op, IMPLEMENTATIONS[op], keyset, args)
+def _redispatch(operator: Operator, keyset: Any, args: Sequence[Any]) -> Any:
+    return levels.redispatch(operator.handle, IMPLEMENTATIONS[operator], keyset, args)
 
 
-def _redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
-    return levels.redispatch_in_node(op, IMPLEMENTATIONS[op], keyset, args, fwd_grad)
+def _redispatch_in_node(operator: Operator, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
+    return levels.redispatch_in_node(operator.handle, IMPLEMENTATIONS[operator], keyset, args, fwd_grad)
 
 
 def _split(name: str, x: Tensor) -> tuple[Tensor, Maybe]:
@@ -61,16 +63,50 @@ def _has_tangent(tensors: Sequence[Any]) -> bool:
     return any(_torch.unpack_dual(x)[1] is not None for x in tensors if isinstance(x, Tensor))
 
 
-# The nodes. `below` gives the results of an operator from its tensors; `options` are the rest of its arguments.
+# The nodes. `below` gives the results of a forward operator from its tensors, and `gradients` those of its node.
+
+
+class Gradients:
+    """The backward operator of a node, with the options of its forward."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def __call__(self, operator: Operator, tensors: Sequence[Maybe], wanted: tuple[bool, ...]) -> Sequence[Maybe]:
+        """The gradients that are wanted, and None for the others."""
+        grads = operator.handle(*tensors, *self._options, wanted)
+        return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+
+
+class BoundGradients(Gradients):
+    """The same for all nodes of a forward that skips the dispatcher (fast_path.py). The backward does so, too, where
+    tensors like these were seen to be plain and record no node. What a node saved is compared again: hooks may have
+    put other tensors in its place."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._known: Remembered[Callable[[Sequence[Maybe]], Any]] = Remembered()
+
+    def __call__(self, operator: Operator, tensors: Sequence[Maybe], wanted: tuple[bool, ...]) -> Sequence[Maybe]:
+        if torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents():
+            return super().__call__(operator, tensors, wanted)
+        given = [x for x in tensors if x is not None]
+        key = wanted, tuple([x is None for x in tensors])
+        if (below := self._known.find(key, given)) is None:
+            if is_plain(given):
+                self._known.keep(key, given, bound(operator, operator.operands(*tensors), self._options, wanted))
+            return super().__call__(operator, tensors, wanted)
+        grads: Sequence[Maybe] = below(tensors)
+        return grads
 
 
 class _Forward(levels.Node):
     @staticmethod
-    def forward(ctx, below, options, *tensors):  # type: ignore[no-untyped-def]
+    def forward(ctx, below, gradients, *tensors):  # type: ignore[no-untyped-def]
         o, lse = below(tensors)
         q, k, v, mask = tensors
         ctx.save_for_backward(q, k, v, o, lse, mask)
-        ctx.options = options
+        ctx.gradients = gradients
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
         return o, lse
@@ -78,19 +114,19 @@ class _Forward(levels.Node):
     @staticmethod
     def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
         if d_o is None:
-            return (None,) * 6
-        wanted = ctx.needs_input_grad[2:5]
-        grads = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)
+            return (None,) * len(ctx.needs_input_grad)
+        _, _, *wanted, _ = ctx.needs_input_grad
+        grads = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))
         return None, None, *grads, None
 
 
 class _ForwardJvp(levels.Node):
     @staticmethod
-    def forward(ctx, below, options, *tensors):  # type: ignore[no-untyped-def]
+    def forward(ctx, below, gradients, *tensors):  # type: ignore[no-untyped-def]
         o, o_t, lse, mu = below(tensors)
         q, k, v, q_t, k_t, v_t, mask = tensors
         ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
-        ctx.options = options
+        ctx.gradients = gradients
         ctx.in_level = _in_present_level() if is_marked("split") else None
         ctx.mark_non_differentiable(lse, mu)
         ctx.set_materialize_grads(False)
@@ -99,11 +135,11 @@ class _ForwardJvp(levels.Node):
     @staticmethod
     def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
         if ctx.in_level is not None and _has_tangent((ctx.in_level,)):
-            raise second_order(BACKWARD_JVP.name())
+            raise second_order(BACKWARD_JVP.handle.name())
         if d_o is None and d_o_t is None:
-            return (None,) * 9
-        wanted = ctx.needs_input_grad[2:8]
-        grads = _derived(BACKWARD_JVP, (d_o, d_o_t, *ctx.saved_tensors), ctx.options, wanted)
+            return (None,) * len(ctx.needs_input_grad)
+        _, _, *wanted, _ = ctx.needs_input_grad
+        grads = ctx.gradients(BACKWARD_JVP, (d_o, d_o_t, *ctx.saved_tensors), tuple(wanted))
         return None, None, *grads, None
 
 
@@ -117,47 +153,33 @@ class _Backward(levels.Node):
     """A backward operator whose inputs require a gradient: func.grad always asks for that graph and seldom uses it."""
 
     @staticmethod
-    def forward(ctx, op, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def]
-        ctx.op = op
-        grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)
+    def forward(ctx, operator, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def]
+        ctx.operator = operator
+        grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)
         ctx.mark_non_differentiable(*(grad for grad, want in zip(grads, wanted, strict=True) if not want))
         return grads
 
     @staticmethod
     def backward(ctx, *_):  # type: ignore[no-untyped-def]
-        raise second_order(ctx.op.name())
-
-
-_PLAIN: Remembered[Callable[[Sequence[Maybe]], Any]] = Remembered()
-
-
-def _derived(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...], wanted: tuple[bool, ...]) -> Any:
-    """The gradients, without the dispatcher where tensors like these were seen to be plain and record no node."""
-    if _torch.CAN_SKIP_DISPATCHER and not (torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents()):
-        given = [x for x in tensors if x is not None]
-        key = op, options, wanted, given[0].shape, tuple([x is None for x in tensors])
-        if (below := _PLAIN.find(key, given)) is not None:
-            return below(tensors)
-        if _PLAIN.saw(key) and is_plain(given):
-            _PLAIN.keep(key, given, bound(op, tensors, options, wanted))
-    grads = op(*tensors, *options, wanted)
-    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+        raise second_order(ctx.operator.handle.name())
 
 
 # The Autograd-key kernels
 
 
-def _forward(keyset, q, k, v, mask, *options):  # type: ignore[no-untyped-def]
-    _check_mask(mask)
+def _forward(keyset, *args):  # type: ignore[no-untyped-def]
+    operands, options, _ = FORWARD.split(args)
+    _check_mask(operands.mask)
     if _may_be_dual():
+        q, k, v, mask = operands
         (q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), _split("v", v)
         if not (q_t is None and k_t is None and v_t is None):
             below = _untraced(_forward_of_duals) if _may_be_compiled() else _forward_of_duals
-            return below(keyset, (q, k, v, q_t, k_t, v_t, mask, *options))
-    args = (q, k, v, mask, *options)
-    if requires_grad(args):
-        return _record(FORWARD, keyset, args)
-    return _redispatch(FORWARD, keyset, args)
+            return below(keyset, Operands(q, k, v, q_t, k_t, v_t, mask), options)
+        operands = PlainOperands(q, k, v, mask)
+    if requires_grad(operands):
+        return _record(FORWARD, keyset, operands, options)
+    return _redispatch(FORWARD, keyset, (*operands, *options))
 
 
 @functools.cache
@@ -168,57 +190,62 @@ def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return untraced
 
 
-def _forward_of_duals(keyset: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def _forward_of_duals(keyset: Any, operands: Operands, options: Options) -> tuple[Tensor, Tensor]:
     """o, with its tangent, and lse."""
     if _torch.transforms_active():  # all tensors go the same way from here, whatever their keys
-        o, o_t, lse, _ = _record_jvp(keyset, args)
+        o, o_t, lse, _ = _record_jvp(keyset, operands, options)
         return _torch.make_dual(o, o_t), lse
-    if type(args[0]) is Tensor and _torch.dual_level_active() and not is_marked("public"):
+    if type(operands.q) is Tensor and _torch.dual_level_active() and not is_marked("public"):
         raise UnsupportedError(
             "attention: expected tensors without tangents in a compiled function, whose other operators would ignore "
             "them, got dual tensors: open the dual level inside the function, or use torch.func.jvp"
         )
     with marked("split"):
-        o, o_t, lse, _ = FORWARD_JVP(*args)
+        o, o_t, lse, _ = FORWARD_JVP.handle(*operands, *options)
     if _torch.is_legacy_batched(o):  # only the tangents are mapped there
-        o, lse = FORWARD(*args[:3], *args[6:])
+        o, lse = FORWARD.handle(*operands.plain, *options)
     return _torch.make_dual(o, o_t), lse
 
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
-    _check_mask(args[6])
-    if _may_be_dual() and _has_tangent(args):
-        raise second_order(FORWARD_JVP.name())
-    return _record_jvp(keyset, args)
+    operands, options, _ = FORWARD_JVP.split(args)
+    _check_mask(operands.mask)
+    if _may_be_dual() and _has_tangent(operands):
+        raise second_order(FORWARD_JVP.handle.name())
+    return _record_jvp(keyset, operands, options)
 
 
-def _record_jvp(keyset: Any, args: Sequence[Any]) -> Any:
+def _record_jvp(keyset: Any, operands: Operands, options: Options) -> Any:
     """`forward_jvp` of tensors without tangents."""
-    if requires_grad(args):
-        return _record(FORWARD_JVP, keyset, args)
-    return _redispatch(FORWARD_JVP, keyset, args)
+    if requires_grad(operands):
+        return _record(FORWARD_JVP, keyset, operands, options)
+    return _redispatch(FORWARD_JVP, keyset, (*operands, *options))
 
 
-def _record(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+def _record(operator: Operator, keyset: Any, operands: PlainOperands | Operands, options: Options) -> Any:
     """The results of a forward operator, of tensors without tangents of which one requires a gradient."""
-    options, fwd_grad = (*args[-3:],), _torch.is_fwd_grad_enabled()
+    fwd_grad = _torch.is_fwd_grad_enabled()
     return record(
-        op, lambda tensors: _redispatch_in_node(op, keyset, (*tensors, *options), fwd_grad), args[:-3], options
-    )
+        operator, lambda tensors: _redispatch_in_node(operator, keyset, (*tensors, *options), fwd_grad), operands,
+        Gradients(options),
+    )  # fmt: skip
 
 
-def record(op: Any, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Any:
+def record(
+    operator: Operator, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], gradients: Gradients
+) -> Any:
     """The same, computed by `below` from the tensors, with its node."""
-    return apply(_Forward if op is FORWARD else _ForwardJvp, below, options, *tensors)
+    return apply(_Forward if operator is FORWARD else _ForwardJvp, below, gradients, *tensors)
 
 
-def _backward_kernel(op: Any) -> Callable[..., Any]:
+def _backward_kernel(operator: Operator) -> Callable[..., Any]:
     def kernel(keyset, *args):  # type: ignore[no-untyped-def]
         if _may_be_dual() and _has_tangent(args):
-            raise second_order(op.name())
+            raise second_order(operator.handle.name())
         if requires_grad(args):
-            return apply(_Backward, op, keyset, _torch.is_fwd_grad_enabled(), args[-1], *args[:-1])
-        return _redispatch(op, keyset, args)
+            *others, wanted = args
+            return apply(_Backward, operator, keyset, _torch.is_fwd_grad_enabled(), wanted, *others)
+        return _redispatch(operator, keyset, args)
 
     return kernel
 
@@ -233,21 +260,22 @@ def _check_mask(mask: Maybe) -> None:
         raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
 
 
-def _without_autocast(op: Any, key: str) -> Callable[..., Any]:
+def _without_autocast(operator: Operator, key: str) -> Callable[..., Any]:
     """attention casts its arguments itself; products inside an operator must keep the type that the backend chose."""
     autocast = _torch.keyset(key)
 
     def kernel(*args):  # type: ignore[no-untyped-def]
         with _torch.ExcludeDispatchKeyGuard(autocast):
-            return op(*args)
+            return operator.handle(*args)
 
     return kernel
 
 
-library.impl("forward", _forward, "Autograd", with_keyset=True)
-library.impl("forward_jvp", _forward_jvp, "Autograd", with_keyset=True)
-library.impl("backward", _backward_kernel(BACKWARD), "Autograd", with_keyset=True)
-library.impl("backward_jvp", _backward_kernel(BACKWARD_JVP), "Autograd", with_keyset=True)
-for _op in (FORWARD, FORWARD_JVP, BACKWARD, BACKWARD_JVP):
+_KERNELS: dict[Operator, Callable[..., Any]] = {
+    FORWARD: _forward, FORWARD_JVP: _forward_jvp,
+    BACKWARD: _backward_kernel(BACKWARD), BACKWARD_JVP: _backward_kernel(BACKWARD_JVP),
+}  # fmt: skip
+for _operator in OPERATORS:
+    library.impl(_operator.name, _KERNELS[_operator], "Autograd", with_keyset=True)
     for _key in ("AutocastCPU", "AutocastCUDA"):
-        library.impl(_op, _without_autocast(_op, _key), _key)
+        library.impl(_operator.name, _without_autocast(_operator, _key), _key)

@@ -16,7 +16,9 @@ from torch import Tensor
 from .. import _torch
 from .._torch.eager import KEYSETS, is_plain, may_hold_tangents
 from .._torch.guards import Remembered
+from ..operands import AnyOperands, Options
 from . import derivatives, operators
+from .schema import Operator
 
 Maybe = Tensor | None
 Run = Callable[[Sequence[Maybe]], Any]
@@ -26,67 +28,83 @@ _AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA") if _CAN_SKIP_DISPATCHER
 _KNOWN: Remembered[Run] = Remembered()
 
 
-def find(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> Run | None:
-    """What gives the results of operator `op`, if a call like this one was kept.
+def find(operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object) -> Run | None:
+    """What gives the results of an operator, if a call like this one was kept.
 
-    `tensors` are those of the operator, q and k first and the mask last, and `options` is_causal, scale, enable_gqa,
-    backend. Arguments of wrong types are never like those of a call that was kept.
+    `tensors` and `options` are as the operator takes them: tuples, since making a record of them takes as long as all
+    of this. Arguments of wrong types are never like those of a call that was kept.
     """
-    key = _key(op, tensors, options)
+    key = _key(operator, tensors, options, enable_gqa)
     return None if key is None else _KNOWN.find(key, [x for x in tensors if x is not None])
 
 
-def keep(op: Any, tensors: Sequence[Any], canonical: Sequence[Maybe], options: tuple[Any, ...]) -> None:
-    """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came. The
-    mask alone may have been viewed."""
-    key = _key(op, tensors, options)
-    if key is None or any(x is not y for x, y in zip(tensors[:-1], canonical[:-1], strict=True)):
+def keep(
+    operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object, canonical: AnyOperands
+) -> None:
+    """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came.
+
+    The mask alone may have been viewed.
+    """
+    key = _key(operator, tensors, options, enable_gqa)
+    *inputs, mask = tensors
+    *canonical_inputs, viewed = canonical
+    if key is None or any(x is not y for x, y in zip(inputs, canonical_inputs, strict=True)):
         return
-    mask, viewed, given = tensors[-1], canonical[-1], [x for x in tensors if x is not None]
-    if given[0].device.type not in KEYSETS:  # a meta tensor, say
+    device = canonical.q.device.type
+    if device not in KEYSETS:  # a meta tensor, say
         return
     if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
         return
-    run = _run(op, canonical, options)
+    run = _run(operator, canonical, Options(*options))
     if viewed is not None and viewed is not mask:
         run = _with_mask_of(run, viewed.shape)
-    if torch.is_autocast_enabled(given[0].device.type):  # the casts were made, or the tensors would not be as they came
+    if torch.is_autocast_enabled(device):  # the casts were made, or the tensors would not be as they came
         run = _without_autocast(run)
+    given = [x for x in tensors if x is not None]
     with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
         if is_plain(given):
             _KNOWN.keep(key, given, run)
 
 
-def _key(op: Any, tensors: Sequence[Any], options: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _key(
+    operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object
+) -> tuple[Any, ...] | None:
     """None where a call has to take the dispatcher, or may have an argument of a wrong type."""
     # In this order: torch.compile, which the first one sees, could not trace the second.
     if not _CAN_SKIP_DISPATCHER or _torch.is_watched() or may_hold_tangents():
         return None
-    q, k = tensors[0], tensors[1]
-    is_causal, scale, enable_gqa, backend = options
+    q, k, *_ = tensors
+    is_causal, scale, backend = options
     if type(q) is not Tensor or type(k) is not Tensor or type(is_causal) is not bool or type(enable_gqa) is not bool:
         return None
     if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
         return None
     try:
-        return op, *options, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]
+        return operator, options, enable_gqa, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]
     except (AttributeError, RuntimeError):  # no tensor, or a nested one, which has no shape and ends guards in C++
         return None
 
 
-def _run(op: Any, tensors: Sequence[Maybe], options: tuple[Any, ...]) -> Run:
+def _run(operator: Operator, operands: AnyOperands, options: Options) -> Run:
     """The operator without the dispatcher, for tensors like these."""
-    is_causal, scale, _, backend = options
-    others = is_causal, scale, backend
-    below = operators.bound(op, tensors, others)
-    if not any(x is not None and x.requires_grad for x in tensors):
+    below = operators.bound(operator, operands, options)
+    if not any(x is not None and x.requires_grad for x in operands):
         return below
-    return lambda given: derivatives.record(op, below, given, others) if torch.is_grad_enabled() else below(given)
+    gradients = derivatives.BoundGradients(options)
+    return lambda given: (
+        derivatives.record(operator, below, given, gradients) if torch.is_grad_enabled() else below(given)
+    )
 
 
 def _with_mask_of(run: Run, shape: torch.Size) -> Run:
     """For masks without the leading dims of size 1 that operators take."""
-    return lambda tensors: run((*tensors[:-1], *[x.view(shape) for x in tensors[-1:] if x is not None]))
+
+    def viewing(tensors: Sequence[Maybe]) -> Any:
+        *inputs, mask = tensors
+        assert mask is not None
+        return run((*inputs, mask.view(shape)))
+
+    return viewing
 
 
 def _without_autocast(run: Run) -> Run:

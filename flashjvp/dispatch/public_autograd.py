@@ -6,35 +6,30 @@ these calls uncompiled (a graph break): of a Function in a compiled torch.func.j
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from ..errors import UnsupportedError, second_order
-from .operators import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, mapped
+from ..operands import Operands, Options
+from .operators import mapped
+from .schema import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, Operator
 
 Maybe = Tensor | None
-Options = tuple[bool, float | None, str | None]  # is_causal, scale, backend
 
 
 @torch.compiler.disable
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float | None, backend: str | None
-) -> Tensor:
+def attention(operands: Operands, options: Options) -> Tensor:
     """o, differentiable in both modes."""
-    o: Tensor = _Attention.apply(q, k, v, mask, (is_causal, scale, backend))[0]
+    o: Tensor = _Attention.apply(*operands.plain, (options, ()))[0]
     return o
 
 
 @torch.compiler.disable
-def attention_jvp(
-    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float |
-    None, backend: str | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def attention_jvp(operands: Operands, options: Options) -> tuple[Tensor, Tensor]:
     """o and o_t, differentiable in reverse mode."""
-    o, o_t, _, _ = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, (is_causal, scale, backend))
+    o, o_t, _, _ = _AttentionJvp.apply(*operands, (options, ()))
     return o, o_t
 
 
@@ -44,17 +39,19 @@ def _refuse_gradient_of_mask(needed: bool) -> None:
 
 
 class _Node(Function):
-    """What the Functions here share: an operator, and its rule for torch.func.vmap."""
+    """What the Functions here share: an operator, and its rule for torch.func.vmap.
 
-    operator: Any
+    They take the operator's tensors, and at last one pair: its options, and `wanted` or nothing.
+    """
+
+    operator: Operator
 
     @classmethod
     def vmap(cls, info, in_dims, *args):  # type: ignore[no-untyped-def]
-        *tensors, options = args
-        moved = mapped(cls.operator, info.batch_size, in_dims, tensors)
-        results = cls.apply(*moved, options)
-        wanted = options[-1] if isinstance(options[-1], tuple) else (True,) * len(results)
-        return results, tuple(0 if want else None for want in wanted)
+        *tensors, rest = args
+        results = cls.apply(*mapped(cls.operator, info.batch_size, in_dims, tensors), rest)
+        _, wanted = rest
+        return results, tuple(0 if want else None for want in wanted or (True,) * len(results))
 
     @staticmethod
     def jvp(ctx, *_):  # type: ignore[no-untyped-def]
@@ -62,18 +59,20 @@ class _Node(Function):
 
 
 class _Attention(_Node):
-    """(q, k, v, mask, options) -> o, lse."""
+    """(q, k, v, mask, rest) -> o, lse."""
 
     operator = FORWARD
 
     @staticmethod
-    def forward(q, k, v, mask, options):  # type: ignore[no-untyped-def]
-        return FORWARD(q, k, v, mask, *options)
+    def forward(q, k, v, mask, rest):  # type: ignore[no-untyped-def]
+        options, _ = rest
+        return FORWARD.handle(q, k, v, mask, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _refuse_gradient_of_mask(ctx.needs_input_grad[3])
-        q, k, v, mask, ctx.options = inputs
+        q, k, v, mask, ctx.rest = inputs
+        *_, of_mask, _ = ctx.needs_input_grad
+        _refuse_gradient_of_mask(of_mask)
         o, lse = output
         ctx.mark_non_differentiable(lse)
         ctx.save_for_backward(q, k, v, mask, o, lse)
@@ -83,10 +82,11 @@ class _Attention(_Node):
     @staticmethod
     def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
         q, k, v, mask, o, lse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+        *wanted, _, _ = ctx.needs_input_grad
         if d_o is None:
-            return (None,) * 5
-        grads = _Backward.apply(d_o, q, k, v, o, lse, mask, (*ctx.options, wanted))
+            return (None,) * len(ctx.needs_input_grad)
+        options, _ = ctx.rest
+        grads = _Backward.apply(d_o, q, k, v, o, lse, mask, (options, tuple(wanted)))
         return *_given(grads, wanted), None, None
 
     @staticmethod
@@ -96,35 +96,38 @@ class _Attention(_Node):
         q, k, v, mask = ctx.saved_tensors
         o_t = None
         if not (q_t is None and k_t is None and v_t is None):
-            o_t = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, ctx.options)[1]
+            _, o_t, _, _ = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, ctx.rest)
         return o_t, None
 
 
 class _AttentionJvp(_Node):
-    """(q, k, v, q_t, k_t, v_t, mask, options) -> o, o_t, lse, mu."""
+    """(q, k, v, q_t, k_t, v_t, mask, rest) -> o, o_t, lse, mu."""
 
     operator = FORWARD_JVP
 
     @staticmethod
-    def forward(q, k, v, q_t, k_t, v_t, mask, options):  # type: ignore[no-untyped-def]
-        return FORWARD_JVP(q, k, v, q_t, k_t, v_t, mask, *options)
+    def forward(q, k, v, q_t, k_t, v_t, mask, rest):  # type: ignore[no-untyped-def]
+        options, _ = rest
+        return FORWARD_JVP.handle(q, k, v, q_t, k_t, v_t, mask, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _refuse_gradient_of_mask(ctx.needs_input_grad[6])
-        *tensors, mask, ctx.options = inputs
+        *tensors, mask, ctx.rest = inputs
+        *_, of_mask, _ = ctx.needs_input_grad
+        _refuse_gradient_of_mask(of_mask)
         o, o_t, lse, mu = output
-        ctx.name = FORWARD_JVP.name()
+        ctx.name = FORWARD_JVP.handle.name()
         ctx.mark_non_differentiable(lse, mu)
         ctx.save_for_backward(*tensors, o, o_t, lse, mu, mask)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
-        wanted = ctx.needs_input_grad[:6]
+        *wanted, _, _ = ctx.needs_input_grad
         if d_o is None and d_o_t is None:
-            return (None,) * 8
-        grads = _BackwardJvp.apply(d_o, d_o_t, *ctx.saved_tensors, (*ctx.options, wanted))
+            return (None,) * len(ctx.needs_input_grad)
+        options, _ = ctx.rest
+        grads = _BackwardJvp.apply(d_o, d_o_t, *ctx.saved_tensors, (options, tuple(wanted)))
         return *_given(grads, wanted), None, None
 
 
@@ -133,13 +136,14 @@ class _Last(_Node):
 
     @classmethod
     def forward(cls, *args):  # type: ignore[no-untyped-def]
-        *tensors, options = args
-        return cls.operator(*tensors, *options)
+        *tensors, (options, wanted) = args
+        return cls.operator.handle(*tensors, *options, wanted)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):  # type: ignore[no-untyped-def]
-        ctx.name = cls.operator.name()
-        ctx.mark_non_differentiable(*(x for x, want in zip(output, inputs[-1][-1], strict=True) if not want))
+        *_, (_, wanted) = inputs
+        ctx.name = cls.operator.handle.name()
+        ctx.mark_non_differentiable(*(x for x, want in zip(output, wanted, strict=True) if not want))
 
     @staticmethod
     def backward(ctx, *_):  # type: ignore[no-untyped-def]
@@ -147,13 +151,13 @@ class _Last(_Node):
 
 
 class _Backward(_Last):
-    """(d_o, q, k, v, o, lse, mask, (*options, wanted)) -> d_q, d_k, d_v."""
+    """(d_o, q, k, v, o, lse, mask, (options, wanted)) -> d_q, d_k, d_v."""
 
     operator = BACKWARD
 
 
 class _BackwardJvp(_Last):
-    """(d_o, d_o_t, q, ..., v_t, o, o_t, lse, mu, mask, (*options, wanted)) -> the six gradients."""
+    """(d_o, d_o_t, q, ..., v_t, o, o_t, lse, mu, mask, (options, wanted)) -> the six gradients."""
 
     operator = BACKWARD_JVP
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from flashjvp import UnsupportedError
-from flashjvp.dispatch.operators import FORWARD
+from flashjvp.dispatch.schema import FORWARD
 
 from ..budget.tolerance import Identity
 from ..cases.inputs import Inputs
@@ -35,7 +35,7 @@ def compiled_duals(inputs: Inputs, subject: Subject) -> list[Identity]:
 
     def operator(i: int) -> None:
         with forward_ad.dual_level():
-            FORWARD(*of_dual(i), *options)
+            FORWARD.handle(*of_dual(i), *options)
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v).sin() * q.sum()

@@ -217,13 +217,14 @@ _OF_WIRING = [
     ),
     Fault(
         "tangent of o without a graph", "wiring", AUTOGRAD,
-        "args[6:])\n    return _torch.make_dual(o, o_t)", "args[6:])\n    return _torch.make_dual(o, o_t.detach())",
+        "operands.plain, *options)\n    return _torch.make_dual(o, o_t)",
+        "operands.plain, *options)\n    return _torch.make_dual(o, o_t.detach())",
         check="forward_ad",
     ),
     Fault(
         "d_k and d_v exchanged", "wiring", AUTOGRAD,
-        "grads = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)",
-        "d_q, d_v, d_k = _derived(BACKWARD, (d_o, *ctx.saved_tensors), ctx.options, wanted)\n"
+        "grads = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))",
+        "d_q, d_v, d_k = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))\n"
         "        grads = (d_q, d_k, d_v)",
         "plain",
     ),
@@ -246,7 +247,10 @@ _OF_WIRING = [
     ),
     Fault(
         "gradients asked for one place off", "wiring", AUTOGRAD,
-        "ctx.needs_input_grad[2:8]", "ctx.needs_input_grad[1:7]",
+        "return (None,) * len(ctx.needs_input_grad)\n        _, _, *wanted, _ = ctx.needs_input_grad\n"
+        "        grads = ctx.gradients(BACKWARD_JVP",
+        "return (None,) * len(ctx.needs_input_grad)\n        _, *wanted, _, _ = ctx.needs_input_grad\n"
+        "        grads = ctx.gradients(BACKWARD_JVP",
     ),
     Fault(
         "cotangent of o_t dropped", "wiring", AUTOGRAD,
@@ -254,8 +258,8 @@ _OF_WIRING = [
     ),
     Fault(
         "recorded backward gives tangents first", "wiring", AUTOGRAD,
-        "grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)",
-        "grads = _redispatch_in_node(op, keyset, (*args, wanted), fwd_grad)\n"
+        "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)",
+        "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)\n"
         "        grads = (*grads[3:], *grads[:3])",
         check="func.grad",
     ),
@@ -265,15 +269,16 @@ _OF_WIRING = [
     ),
     Fault(
         "second backward silently zero", "wiring", AUTOGRAD,
-        "raise second_order(ctx.op.name())", "return (None,) * len(ctx.needs_input_grad)", check="second-order",
+        "raise second_order(ctx.operator.handle.name())",
+        "return (None,) * len(ctx.needs_input_grad)", check="second-order",
     ),
     Fault(
         "JVP of a JVP silently zero", "wiring", AUTOGRAD,
-        "raise second_order(FORWARD_JVP.name())", "pass", check="second-order",
+        "raise second_order(FORWARD_JVP.handle.name())", "pass", check="second-order",
     ),
     Fault(
         "JVP of a backward silently zero", "wiring", AUTOGRAD,
-        "raise second_order(op.name())", "pass", check="second-order",
+        "raise second_order(operator.handle.name())", "pass", check="second-order",
     ),
     Fault(
         "backward inside a dual level silent", "wiring", AUTOGRAD,
@@ -290,28 +295,29 @@ _OF_WIRING = [
     ),
     Fault(
         "short way with the options of an earlier call", "repeated calls", "dispatch/fast_path.py",
-        "return op, *options, q.shape", "return op, q.shape", check="repeated",
+        "return operator, options, enable_gqa, q.shape", "return operator, q.shape", check="repeated",
     ),
     Fault(
         "short way with the tensors of an earlier call", "repeated calls", OPERATORS,
-        "function(*given, *rest)", "function(*tensors, *rest)", "plain", "repeated",
+        "function(*tensors, *rest, *wanted)", "function(*operands, *rest, *wanted)", "plain", "repeated",
     ),
     Fault(
         "short way with the default scale", "repeated calls", "dispatch/fast_path.py",
-        "others = is_causal, scale, backend", "others = is_causal, None, backend", check="repeated",
+        "canonical, Options(*options))", "canonical, Options(*options)._replace(scale=None))", check="repeated",
     ),
     Fault(
-        "short way back with the options of an earlier call", "repeated calls", AUTOGRAD,
-        "key = op, options, wanted,", "key = op, wanted,", check="repeated",
+        "short way back with the options of an earlier call", "repeated calls", "dispatch/fast_path.py",
+        "gradients = derivatives.BoundGradients(options)",
+        'gradients = vars(derivatives).setdefault("first", derivatives.BoundGradients(options))', check="repeated",
     ),
     Fault("vmap over the wrong dim", "wiring", OPERATORS, "x.movedim(dim, 0)", "x", "square", "func.vmap"),
     Fault(
         "default scale from the width of v", "wiring", OPERATORS,
-        "scale = q.shape[-1] ** -0.5", "scale = tensors[_Q[op] + 2].shape[-1] ** -0.5", "dims_64_24",
+        "options.of_backend(operands.q)", "options.of_backend(operands.v)", "dims_64_24",
     ),
     Fault(
         "causal option lost", "wiring", "api.py",
-        "q_t_, k_t_, v_t_, mask, is_causal, _scale(scale)", "q_t_, k_t_, v_t_, mask, False, _scale(scale)",
+        "attention_jvp(operands, Options(is_causal,", "attention_jvp(operands, Options(False,",
         "causal_64_64",
     ),
 ]  # fmt: skip
@@ -330,8 +336,9 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "mapped tangents silently zero", "wiring", AUTOGRAD,
-        "o, lse = FORWARD(*args[:3], *args[6:])",
-        "o, lse = FORWARD(*args[:3], *args[6:])\n        o_t = torch.zeros_like(o_t)", "gqa_short", "vectorized",
+        "o, lse = FORWARD.handle(*operands.plain, *options)",
+        "o, lse = FORWARD.handle(*operands.plain, *options)\n        o_t = torch.zeros_like(o_t)",
+        "gqa_short", "vectorized",
     ),
     # Masks that are no plain numbers
     Fault(
@@ -386,7 +393,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "duals in a compiled function accepted", "wiring", AUTOGRAD,
-        'if type(args[0]) is Tensor and _torch.dual_level_active() and not is_marked("public"):', "if False:",
+        'if type(operands.q) is Tensor and _torch.dual_level_active() and not is_marked("public"):', "if False:",
         "gqa_short", "compiled-duals",
     ),
     Fault(

@@ -8,7 +8,8 @@ from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.utils._pytree import tree_map
 
-from flashjvp.dispatch import derivatives, operators
+from flashjvp.dispatch import derivatives, schema
+from flashjvp.operands import Operands, Options
 
 BACKENDS = ("reference", "tiled")
 
@@ -29,9 +30,9 @@ def leaf(x: Any) -> Any:
 def test_opcheck_of_the_forward_operators(backend: str, is_causal: bool) -> None:
     x = canonical()
     options = (x["mask"], is_causal, None, backend)
-    opcheck(operators.FORWARD, (leaf(x["q"]), leaf(x["k"]), leaf(x["v"]), *options))
+    opcheck(schema.FORWARD.handle, (leaf(x["q"]), leaf(x["k"]), leaf(x["v"]), *options))
     six = tuple(leaf(x[name]) for name in ("q", "k", "v", "q_t", "k_t", "v_t"))
-    opcheck(operators.FORWARD_JVP, (*six, *options))
+    opcheck(schema.FORWARD_JVP.handle, (*six, *options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -40,12 +41,12 @@ def test_opcheck_of_the_backward_operators(backend: str, cotangents: tuple[bool,
     x = canonical()
     six = tuple(x[name] for name in ("q", "k", "v", "q_t", "k_t", "v_t"))
     options = (x["mask"], False, 0.3, backend)
-    o, o_t, lse, mu = operators.FORWARD_JVP(*six, *options)
+    o, o_t, lse, mu = schema.FORWARD_JVP.handle(*six, *options)
     d_o, d_o_t = (torch.randn_like(o) if given else None for given in cotangents)
     wanted = [True, False, True, True, False, True]
-    opcheck(operators.BACKWARD_JVP, (d_o, d_o_t, *six, o, o_t, lse, mu, *options, wanted))
+    opcheck(schema.BACKWARD_JVP.handle, (d_o, d_o_t, *six, o, o_t, lse, mu, *options, wanted))
     if d_o is not None:
-        opcheck(operators.BACKWARD, (d_o, *six[:3], o, lse, *options, wanted[:3]))
+        opcheck(schema.BACKWARD.handle, (d_o, *six[:3], o, lse, *options, wanted[:3]))
 
 
 def negated(x: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def test_lazily_negated_tensors(backend: str, with_graph: bool) -> None:
 
     def results(*negative: Any) -> Any:
         inputs = [leaf(x) if with_graph else x for x in negative]
-        o, o_t, *_ = operators.FORWARD_JVP(*inputs, None, False, None, backend)
+        o, o_t, *_ = schema.FORWARD_JVP.handle(*inputs, None, False, None, backend)
         if not with_graph:
             return o, o_t
         leaves = [x for x in inputs if x is not None]
@@ -97,12 +98,12 @@ class Seen(torch.Tensor):
 def test_a_tensor_subclass_sees_the_operator(place: int, with_graph: bool) -> None:
     x = canonical()
     six = [x[name] for name in ("q", "k", "v", "q_t", "k_t", "v_t")]
-    expected = operators.FORWARD_JVP(*six, None, False, None, "reference")
+    expected = schema.FORWARD_JVP.handle(*six, None, False, None, "reference")
     if with_graph:
         six = [leaf(x) for x in six]
     six[place] = Seen(six[place].detach())
     Seen.names.clear()
-    actual = operators.FORWARD_JVP(*six, None, False, None, "reference")
+    actual = schema.FORWARD_JVP.handle(*six, None, False, None, "reference")
     assert "forward_jvp" in Seen.names
     assert all(isinstance(x, Seen) for x in actual)
     torch.testing.assert_close([x.held for x in actual], list(expected))
@@ -113,5 +114,5 @@ def test_a_tangent_that_is_a_subclass_sees_the_operator() -> None:
     Seen.names.clear()
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x["q"], Seen(x["q_t"].mT.contiguous().mT))
-        derivatives.attention(dual, x["k"], x["v"], None, False, None, "reference")
+        derivatives.attention(Operands(dual, x["k"], x["v"]), Options(backend="reference"))
     assert "forward_jvp" in Seen.names

@@ -1,0 +1,54 @@
+"""The dispatcher operators `flashjvp::{forward, backward, forward_jvp, backward_jvp}`: their names and schemas.
+
+An operator takes the tensors of a record and the options (operands.py); a backward operator also which gradients are
+`wanted`. Those that are not come back as empty tensors, because a dispatcher operator cannot return None.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+from ..operands import BackwardOperands, Operands, Options, PlainBackwardOperands, PlainOperands
+
+library = torch.library.Library("flashjvp", "DEF")
+_TYPES: dict[Any, str] = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", float | None: "float?", str | None: "str?"
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One operator: the dispatcher's handle for it, and what it takes.
+
+    A backend's function of the same name computes it.
+    """
+
+    name: str
+    operands: type[Any]
+    is_backward: bool
+    handle: Any
+
+    def split(self, args: Sequence[Any]) -> tuple[Any, Options, tuple[Any, ...]]:
+        """Arguments of the operator as its tensors by name, its options, and what follows: (), or (wanted,)."""
+        tensors = len(self.operands._fields)
+        end = tensors + len(Options._fields)
+        return self.operands(*args[:tensors]), Options(*args[tensors:end]), tuple(args[end:])
+
+
+def _define(name: str, operands: type[Any], results: int, is_backward: bool = False) -> Operator:
+    hints = {**get_type_hints(operands), **get_type_hints(Options)}
+    arguments = [f"{_TYPES[hint]} {argument}" for argument, hint in hints.items()]
+    arguments += ["bool[] wanted"] * is_backward
+    schema = f"{name}({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    return Operator(name, operands, is_backward, getattr(torch.ops.flashjvp, name).default)
+
+
+FORWARD = _define("forward", PlainOperands, results=2)
+BACKWARD = _define("backward", PlainBackwardOperands, results=3, is_backward=True)
+FORWARD_JVP = _define("forward_jvp", Operands, results=4)
+BACKWARD_JVP = _define("backward_jvp", BackwardOperands, results=6, is_backward=True)
+OPERATORS = (FORWARD, BACKWARD, FORWARD_JVP, BACKWARD_JVP)
