@@ -1,1 +1,6 @@
-"""Data sets, archives and latents."""
+"""Training data: which data set, in which order, and how its files are read.
+
+dataset (`open_dataset`, `DataConfig`, order of the batches), archive (zip files and folders of images or VAE latents),
+digits and toys (small built-in data sets), latents (normalisation), vae (the autoencoder), noise (reproducible noise),
+safe_pickle (reads untrusted pickles without executing them).
+"""

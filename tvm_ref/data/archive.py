@@ -1,8 +1,9 @@
-"""Archives of images or latents: an uncompressed zip file or a folder, with labels in dataset.json.
+"""Data sets stored as an uncompressed zip file or a folder, of images or of VAE latents, with labels in dataset.json.
 
-RGB images are `00000/img00000000.png`; latents are `00000/img-mean-std-00000000.npy`, float32 [8, h, w], the mean and
-then the standard deviation of the VAE's posterior, without the factor 0.18215. dataset.json holds
-{"labels": [[file name, class index], ...]}. Items are numbered in the order of their names.
+This is the format of EDM2. RGB images are named `00000/img00000000.png`. Latents are named
+`00000/img-mean-std-00000000.npy` and hold float32 [8, h, w]: the mean, then the standard deviation of the VAE's
+posterior, without the factor 0.18215. dataset.json holds {"labels": [[file name, class index], ...]}. Items are
+numbered in the order of their names.
 """
 
 import io
@@ -27,7 +28,7 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 class DatasetError(ValueError):
-    """A dataset, or a file in it, is not what its format asks for; the message names the file."""
+    """A data set, or a file in it, violates the format. The message names the file."""
 
 
 class _Files(Protocol):
@@ -69,7 +70,7 @@ class _ZipFiles:
 
 
 class _Archive:
-    """What archives of images and of latents share: files, labels, and items that are checked when they are read."""
+    """The common part of `ImageArchive` and `LatentArchive`: files, labels, and items that are checked on reading."""
 
     suffix: str
 
@@ -90,11 +91,11 @@ class _Archive:
         return len(self._names)
 
     def item(self, index: int) -> np.ndarray:
-        """Item `index` as it is stored; DatasetError naming the file where it is missing, damaged or of other shape."""
+        """Returns item `index` as stored. Raises DatasetError naming a file that is missing, damaged or misshapen."""
         name = self._names[index]
         try:
             value = self._decode(self._files.read(name))
-        except Exception as error:  # zipfile, NumPy and Pillow answer damaged bytes with errors of many types
+        except Exception as error:  # damaged bytes make zipfile, NumPy and Pillow raise errors of many types
             raise DatasetError(f"{self._path}: {name}: {error or type(error).__name__}") from error
         if self._item_shape is not None and value.shape != self._item_shape:
             raise DatasetError(
@@ -125,7 +126,10 @@ class _Archive:
 
 
 def checked_labels(entries: Iterable[object], num_classes: int, where: str) -> dict[str, int]:
-    """{file name: class index} of the entries of dataset.json; DatasetError starting with `where` on a bad one."""
+    """Checks the entries of dataset.json and returns {file name: class index}.
+
+    Raises DatasetError, whose message starts with `where`, for a bad entry.
+    """
     labels: dict[str, int] = {}
     for entry in entries:
         match entry:
@@ -142,9 +146,9 @@ def checked_labels(entries: Iterable[object], num_classes: int, where: str) -> d
 
 
 class ImageArchive(_Archive):
-    """RGB images in PNG files: shape (3, H, W), values v / 127.5 - 1 in [-1, 1].
+    """RGB images in PNG files: shape (3, H, W), pixel values v / 127.5 - 1 in [-1, 1].
 
-    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, here and when an item is read.
+    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, on opening and when an item is read.
     """
 
     suffix = ".png"
@@ -156,7 +160,7 @@ class ImageArchive(_Archive):
 
     def _decode(self, content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            image.verify()  # the checksums of the chunks but the last
+            image.verify()  # checks the checksums of all chunks but the last
         if not content.endswith(PNG_END):
             raise ValueError("expected a PNG file that ends with its IEND chunk")
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -165,19 +169,19 @@ class ImageArchive(_Archive):
             return np.asarray(image)
 
     def pixels(self, indices: np.ndarray) -> Tensor:
-        """Images as they are stored, uint8 [n, 3, H, W]."""
+        """Returns images as stored, uint8 [n, 3, H, W]."""
         return torch.from_numpy(np.stack([self.item(int(index)) for index in indices])).permute(0, 3, 1, 2)
 
     def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images float32 [n, 3, H, W] and labels int64 [n]."""
+        """Returns images float32 [n, 3, H, W] and labels int64 [n]."""
         images = self.pixels(indices).to(torch.float32) / 127.5 - 1
         return images.contiguous(), torch.from_numpy(self._labels[indices])
 
 
 class LatentArchive(_Archive):
-    """Latents in NumPy files: shape (4, h, w), a sample of the posterior at each access, normalised by `statistics`.
+    """Latents in NumPy files: shape (4, h, w). Each access samples the posterior and normalises by `statistics`.
 
-    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, here and when an item is read.
+    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, on opening and when an item is read.
     """
 
     suffix = ".npy"
@@ -205,7 +209,10 @@ class LatentArchive(_Archive):
         return value
 
     def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(mean + std * noise - m) / sigma, float32 [n, 4, h, w], and labels int64 [n]; `draw` gives one number."""
+        """Returns (mean + std * noise - m) / sigma, float32 [n, 4, h, w], and labels int64 [n].
+
+        m, sigma: the statistics. `draw` gives one number, the key of the noise.
+        """
         key = int(torch.randint(2**63 - 1, (), generator=draw))
         posterior = torch.from_numpy(np.stack([self.item(int(index)) for index in indices]))
         mean, deviation = posterior.chunk(2, dim=1)

@@ -1,7 +1,7 @@
-"""Which data a run trains on, and in which order: DataConfig, open_dataset, BatchOrder.
+"""The data set of a run and the order in which it is visited: `DataConfig`, `open_dataset` and `BatchOrder`.
 
-Every source has a fixed number of items, numbered from 0, and no state: what item i is follows from i (and, for
-latents, from the generator that the caller passes). Images are float32 [C, H, W] in [-1, 1].
+Every data set has a fixed number of items, numbered from 0, and no state: item i depends on i only (for latents, also
+on the generator that the caller passes). Images are float32 [C, H, W] in [-1, 1].
 """
 
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ DataName = Literal["eight_gaussians", "moons", "checkerboard", "digits", "archiv
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the images come from.
+    """The data set to train on.
 
     Raises:
-        ValueError: for a combination that has no meaning.
+        ValueError: for unknown names and for settings that do not belong together.
     """
 
-    name: DataName = "digits"  # 2-D points, the digits that scikit-learn ships, or an archive of images or latents
-    path: str = ""  # of the archive, an uncompressed zip file or a folder; for "archive" only
-    latents: LatentStatisticsName | None = None  # constants that normalise an archive of latents; None: RGB images
-    num_classes: int = 0  # of an archive, whose labels must be less; 0: no labels are read. Others know theirs
+    name: DataName = "digits"  # 2-D points, scikit-learn's handwritten digits, or an archive of images or latents
+    path: str = ""  # archive only: an uncompressed zip file or a folder
+    latents: LatentStatisticsName | None = None  # archive only: how latents are normalised; None: RGB images
+    num_classes: int = 0  # archive only: labels lie in [0, num_classes); 0: labels are not read
 
     def __post_init__(self) -> None:
         if self.name not in get_args(DataName):
@@ -48,30 +48,30 @@ class DataConfig:
 
 
 class Dataset(Protocol):
-    """Numbered items of one shape."""
+    """A map-style data set: numbered items of one shape."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an item."""
+        """Shape (C, H, W) of an item."""
 
     @property
     def num_classes(self) -> int:
-        """Labels lie in [0, num_classes); 0 if there are none (then `get` gives zeros)."""
+        """Labels lie in [0, num_classes). 0 means no labels; then `get` returns zeros."""
 
     def __len__(self) -> int:
         """The number of items."""
 
     def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Items float32 [n, C, H, W] and labels int64 [n] at `indices` [n], on the CPU.
+        """Returns items float32 [n, C, H, W] and labels int64 [n] at `indices` [n], on the CPU.
 
-        Latents are redrawn at each access: `draw` (CPU) gives one number, and the noise of an item is a function of
-        that number and of the item's index. So ranks whose generators are in the same state draw the same noise for
-        the same item, however the batch is split. Other sources leave `draw` alone.
+        Latents are sampled anew at each access: `draw` (a CPU generator) gives one number, and the noise of an item
+        depends only on that number and the item's index. So ranks whose generators are in the same state draw the same
+        noise for the same item, however the batch is split. Other data sets do not use `draw`.
         """
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """The dataset that `config` describes; an archive is checked as far as its listing, labels and first item go.
+    """Opens the data set that `config` describes. Of an archive, the listing, labels and first item are checked.
 
     Raises DatasetError (a ValueError) that names the bad file, and FileNotFoundError for a missing archive.
     """
@@ -88,11 +88,12 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOrder:
-    """Which items a rank sees in a step: a pure function of (seed, step, rank).
+    """The items that each rank gets in each step: a stateless distributed sampler, a function of (seed, step, rank).
 
-    Epoch e goes through all `size` items in a permutation drawn from (seed, e). The global batch of step i is places
-    [i G, (i + 1) G) of these permutations in a row, G = world_size * local_batch, and may cross epochs; ranks take
-    contiguous parts of it. So the global batch does not depend on the world size, and a run resumes at any step.
+    Epoch e visits all `size` items in a permutation drawn from (seed, e). With the permutations of all epochs
+    concatenated, the global batch of step i is positions [i G, (i + 1) G), G = world_size * local_batch; it may cross
+    epochs. Each rank takes a contiguous part. So the global batch does not depend on the world size, and a run can
+    resume at any step.
     """
 
     seed: int
@@ -103,7 +104,7 @@ class BatchOrder:
             raise ValueError(f"an order needs seed >= 0 and size >= 1, got seed {self.seed} and size {self.size}")
 
     def indices(self, step: int, rank: int, world_size: int, local_batch: int) -> np.ndarray:
-        """The items, int64 [local_batch], of `rank` in [0, world_size) in `step` >= 0. Raises ValueError outside."""
+        """Returns the items, int64 [local_batch], of `rank` in [0, world_size) in `step` >= 0; ValueError otherwise."""
         if step < 0 or local_batch < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 "expected step >= 0, 0 <= rank < world_size and local_batch >= 1, got "
@@ -118,7 +119,7 @@ class BatchOrder:
         return indices
 
 
-@lru_cache(maxsize=2)  # a batch lies in one epoch or two; a permutation of ImageNet takes as long as reading the batch
+@lru_cache(maxsize=2)  # a batch spans at most two epochs; permuting ImageNet takes as long as reading a batch
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(size)
     order.setflags(write=False)

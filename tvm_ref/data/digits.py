@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: 1797 real grey images of 8 x 8 pixels, labels 0 to 9."""
+"""The handwritten digits that come with scikit-learn: 1797 grey images of 8 x 8 pixels, with labels 0 to 9."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ HELD_OUT = 300
 
 
 class RealDigits(NamedTuple):
-    """Every digit: images float32 [1797, 8, 8] in [0, 1], labels int64 [1797], held_out bool [1797].
+    """All digits: images float32 [1797, 8, 8] in [0, 1], labels int64 [1797], held_out bool [1797].
 
-    held_out marks 300 images, 29 to 31 of each class, that neither the network nor the classifier is trained on; the
-    choice is fixed.
+    held_out marks the test set, a fixed choice of 300 images (29 to 31 of each class). Neither the network nor the
+    classifier is trained on them.
     """
 
     images: np.ndarray
@@ -22,7 +22,7 @@ class RealDigits(NamedTuple):
 
 
 def real_digits() -> RealDigits:
-    """The digits in scikit-learn's order."""
+    """Returns all digits, in scikit-learn's order."""
     from sklearn.datasets import load_digits  # slow to import
     from sklearn.model_selection import train_test_split
 
@@ -36,7 +36,7 @@ def real_digits() -> RealDigits:
 
 
 class Digits:
-    """The 1497 digits that are not held out, scaled to [-1, 1]. Shape (1, 8, 8), ten classes."""
+    """The training set: the 1497 digits that are not held out, scaled to [-1, 1]. Shape (1, 8, 8), ten classes."""
 
     shape = (1, 8, 8)
     num_classes = 10
@@ -50,6 +50,6 @@ class Digits:
         return len(self._labels)
 
     def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images float32 [n, 1, 8, 8] and labels int64 [n]."""
+        """Returns images float32 [n, 1, 8, 8] and labels int64 [n]."""
         chosen = torch.from_numpy(indices)
         return self._images[chosen], self._labels[chosen]

@@ -1,4 +1,4 @@
-"""Latents of the Stable Diffusion VAE: the published normalisation, and posterior samples of mean and deviation."""
+"""Normalisation of the latents of the Stable Diffusion VAE, with the published means and standard deviations."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ CHANNELS = 4
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and standard deviation of raw latents (without the factor 0.18215) by channel."""
+    """Mean and standard deviation of each channel of raw latents (without the factor 0.18215)."""
 
     mean: tuple[float, float, float, float]
     deviation: tuple[float, float, float, float]
@@ -28,13 +28,13 @@ LATENT_STATISTICS: dict[LatentStatisticsName, LatentStatistics] = {
 
 
 def normalise(latents: Tensor, name: LatentStatisticsName) -> Tensor:
-    """(z - mean) / deviation by channel: raw latents [n, 4, h, w] to what the network models, same type."""
+    """Raw latents [n, 4, h, w] to what the network models: (z - mean) / deviation for each channel, same dtype."""
     mean, deviation = _columns(latents, name)
     return (latents - mean) / deviation
 
 
 def denormalise(latents: Tensor, name: LatentStatisticsName) -> Tensor:
-    """z * deviation + mean by channel: what the network models [n, 4, h, w] to what the decoder takes, same type."""
+    """The inverse of `normalise`, z * deviation + mean: network output [n, 4, h, w] to decoder input, same dtype."""
     mean, deviation = _columns(latents, name)
     return latents * deviation + mean
 

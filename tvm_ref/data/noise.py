@@ -1,4 +1,4 @@
-"""Standard normal noise that is a function of (key, index): no state, so batches may be split in any way."""
+"""Reproducible normal noise. Each item's noise depends on a key and the item's index, not on how batches are split."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def indexed_normals(key: int, indices: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-    """Independent N(0, 1) numbers, float32 [n, *shape] on the CPU; row j depends on `key` and on indices[j] only.
+    """Draws N(0, 1) noise, float32 [n, *shape] on the CPU. Row j depends on `key` and indices[j] only.
 
-    `key` and the indices lie in [0, 2^64): the key of NumPy's counter-based generator Philox. Raises ValueError
-    outside.
+    (key, index) is the key of NumPy's counter-based generator Philox. Both must lie in [0, 2^64), or ValueError is
+    raised.
     """
     rows = []
     for index in indices:

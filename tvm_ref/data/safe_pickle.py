@@ -1,8 +1,8 @@
-"""Reading a pickle that a stranger made, without executing anything in it.
+"""Reads an untrusted pickle of tensors, arrays and plain containers without executing anything in it.
 
-A pickle is a program: it names functions, which the standard unpickler imports and calls. `SafeUnpickler` knows a fixed
-table of names, each of which stands for a function of this file that builds a tensor, an array or a plain container
-and checks what it was given; every other name is refused. Nothing is imported.
+A pickle is a program: it names functions, which the standard unpickler imports and calls. `SafeUnpickler` has a fixed
+table of allowed names instead. Each is bound to a function of this file that checks its arguments and builds a tensor,
+an array or a plain container. Every other name is refused, and nothing is imported.
 """
 
 import io
@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # what protocols 0 to 2 write
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # module names that pickle protocols 0 to 2 write
 DTYPES = ("bfloat16", "bool", "float16", "float32", "float64", "int16", "int32", "int64", "int8", "uint8")
 
 
 class UnsafePickleError(ValueError):
-    """A pickle names something that is neither a tensor nor a plain container, or is damaged."""
+    """A pickle is damaged, or names something other than tensors, arrays and plain containers."""
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Admits tensors (on the CPU), torch dtypes, numeric numpy arrays and plain containers; refuses the rest by name.
+    """Allows tensors (on the CPU), torch dtypes, numeric numpy arrays and plain containers; refuses the rest by name.
 
-    Numpy arrays come as `Array` until `load` has replaced them.
+    Numpy arrays are `Array` objects until `load` replaces them.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for the global `module.name`; raises UnsafePickleError if it is not in the table."""
+        """Returns the builder for the global `module.name`. Raises UnsafePickleError if it is not in the table."""
         if module == "torch" and name in DTYPES:
             return getattr(torch, name)
         module = PYTHON_2.get(module, module)
@@ -44,12 +44,12 @@ class SafeUnpickler(pickle.Unpickler):
             raise UnsafePickleError(f"pickle: expected {expected}, got a reference to {module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        """Raises: references to outside of the file are refused."""
+        """Always raises: references to data outside the file are refused."""
         raise UnsafePickleError(f"pickle: expected a file complete in itself, got the outside reference {pid!r}")
 
 
 def load(path: Path, unpickler: type[SafeUnpickler] = SafeUnpickler) -> Any:
-    """The contents of a pickle file. Raises UnsafePickleError, naming the file, if it is refused or damaged."""
+    """Reads a pickle file. Raises UnsafePickleError, naming the file, if its contents are refused or damaged."""
     with open(path, "rb") as file:
         try:
             return _with_arrays(unpickler(file).load())
@@ -61,7 +61,7 @@ def load(path: Path, unpickler: type[SafeUnpickler] = SafeUnpickler) -> Any:
 
 
 class Dtype:
-    """A numeric numpy dtype as the pickle describes it: a code like "f8" and a byte order."""
+    """Stands in for numpy.dtype: a numeric dtype, given by a code like "f8" and a byte order."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248])", code):
@@ -77,7 +77,7 @@ class Dtype:
 
 
 class Array:
-    """A numpy array as the pickle describes it: shape, dtype, order and bytes."""
+    """Stands in for numpy.ndarray: an array, given by shape, dtype, memory order and bytes."""
 
     def __init__(self, *_: object) -> None:
         self.array: np.ndarray = np.empty(0)
@@ -99,7 +99,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _storage(data: Any) -> torch.storage.TypedStorage:
-    """The numbers of a tensor, which torch has pickled within the pickle; read by torch's own safe reader."""
+    """Reads a tensor's storage, a pickle within the pickle, with torch's own safe reader (weights_only=True)."""
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.storage.TypedStorage):
         raise UnsafePickleError(f"tensor: expected a storage, got {type(storage).__name__}")
@@ -107,7 +107,7 @@ def _storage(data: Any) -> torch.storage.TypedStorage:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
-    """A view of a storage; one that would reach beyond its numbers is refused."""
+    """Builds a tensor as a view of a storage. A view that would reach beyond the storage is refused."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise UnsafePickleError(f"tensor: expected a storage, got {type(storage).__name__}")
     numbers = [offset, *size, *stride]
@@ -127,7 +127,7 @@ def _parameter(data: Any, *_: object) -> Tensor:
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """How old pickle protocols write bytes."""
+    """Decodes bytes as old pickle protocols write them."""
     if encoding != "latin1":
         raise UnsafePickleError(f"bytes: expected the encoding latin1, got {encoding!r}")
     return text.encode("latin1")
@@ -138,7 +138,7 @@ def _types(values: Sequence[object]) -> str:
 
 
 def _with_arrays(value: Any) -> Any:
-    """The value with every `Array` in its containers replaced by the array."""
+    """Replaces every `Array` in nested containers by its numpy array."""
     if isinstance(value, Array):
         return value.array
     if type(value) in (list, tuple):

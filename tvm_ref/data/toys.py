@@ -1,4 +1,4 @@
-"""Two-dimensional distributions: points of order one, nearly all in [-3, 3]^2, any number of them from a seed."""
+"""Two-dimensional toy distributions: eight Gaussians, two moons, a checkerboard. Nearly all points lie in [-3, 3]^2."""
 
 from typing import Literal
 
@@ -16,9 +16,9 @@ TRAINING_SEED = 0
 
 
 def toy_points(name: ToyName, count: int, seed: int) -> np.ndarray:
-    """`count` independent points of a distribution, float32 [count, 2]: a function of the arguments.
+    """Draws `count` independent points, float32 [count, 2]. Equal arguments give equal points.
 
-    eight_gaussians: N(c_k, 0.2^2 I) with equal weights, c_k evenly on the circle of radius 2.
+    eight_gaussians: N(c_k, 0.2^2 I) with equal weights, c_k evenly spaced on the circle of radius 2.
     moons: scikit-learn's two half circles with noise 0.05, centred and scaled by 1.5.
     checkerboard: uniform on every other square of the 4 x 4 board [-2, 2]^2.
     """
@@ -48,9 +48,9 @@ def _moons(count: int, seed: int) -> np.ndarray:
 
 
 class Toy:
-    """The training points of a toy distribution: 2^18 of them, the same in every run. Shape (2, 1, 1), no labels.
+    """The training set of a toy distribution: 2^18 points, the same in every run. Shape (2, 1, 1), no labels.
 
-    Fresh points for evaluation are toy_points of another seed.
+    For fresh points to evaluate with, call `toy_points` with another seed.
     """
 
     shape = (2, 1, 1)
@@ -63,5 +63,5 @@ class Toy:
         return len(self._points)
 
     def get(self, indices: np.ndarray, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Points float32 [n, 2, 1, 1] and labels 0, int64 [n]."""
+        """Returns points float32 [n, 2, 1, 1] and labels int64 [n], all zero."""
         return self._points[torch.from_numpy(indices)][:, :, None, None], torch.zeros(len(indices), dtype=torch.int64)

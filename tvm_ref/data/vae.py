@@ -1,4 +1,4 @@
-"""The autoencoder of latent models: a diffusers AutoencoderKL from a local folder."""
+"""The VAE that encodes images as latents and decodes them: a diffusers AutoencoderKL from a local folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and only latent models n
 
 
 def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
-    """The autoencoder saved in `folder` (config.json and diffusion_pytorch_model.safetensors), float32, for inference.
+    """Loads the VAE saved in `folder` (config.json, diffusion_pytorch_model.safetensors) in float32, for inference.
 
-    Nothing is downloaded, and no pickle is read. Raises FileNotFoundError, naming what to fetch, where a file is
-    missing, and ValueError for damaged files, weights that are missing or left over, and an autoencoder that is not one
-    of RGB images with four latent channels.
+    Nothing is downloaded, and no pickle is read. Raises FileNotFoundError that says what to download if a file is
+    missing. Raises ValueError for damaged files, for missing or unexpected weights, and for a VAE that does not encode
+    RGB images in four latent channels.
     """
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         if not (folder / name).is_file():
@@ -40,7 +40,7 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: its files do not make an AutoencoderKL: {error}") from error
-    # diffusers leaves a weight that is missing at its random initial value.
+    # diffusers leaves a missing weight at its random initial value.
     for what in ("missing_keys", "unexpected_keys"):
         if loading[what]:
             raise ValueError(f"{folder}: {what.replace('_keys', '')} weights, first {sorted(loading[what])[0]}")
@@ -54,7 +54,7 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Mean, then standard deviation of the posterior, float32 [n, 8, h, w], of images uint8 [n, 3, H, W]."""
+    """Encodes images uint8 [n, 3, H, W] as float32 [n, 8, h, w]: the posterior's mean, then its standard deviation."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 [n, 3, H, W], got {images.dtype} {list(images.shape)}")
     posterior = vae.encode(images.to(vae.device, torch.float32) / 127.5 - 1).latent_dist
@@ -63,5 +63,8 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, statistics: LatentStatisticsName) -> Tensor:
-    """Images float32 [n, 3, H, W], about [-1, 1], of normalised latents float32 [n, 4, h, w], on the VAE's device."""
+    """Decodes normalised latents float32 [n, 4, h, w] to images float32 [n, 3, H, W], about [-1, 1], on vae's device.
+
+    statistics: the normalisation to undo first.
+    """
     return vae.decode(denormalise(latents.to(vae.device, torch.float32), statistics)).sample

@@ -1,1 +1,5 @@
-"""The training losses, the path between data and noise, and how times are drawn."""
+"""The training objective.
+
+loss (Terminal Velocity Matching, flow matching and MeanFlow), path (interpolation between data and noise),
+time_sampling (how the times of a training step are drawn).
+"""

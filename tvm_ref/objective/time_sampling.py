@@ -1,4 +1,4 @@
-"""How the times t >= s of a training step, and the time s' of its flow-matching term, are drawn."""
+"""Draws the times of a training step: t >= s for the terminal-velocity term, s' for the flow-matching term."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,7 +11,7 @@ KINDS = ("gap", "gap*", "trunc", "clamp", "uniform")
 
 
 class Times(NamedTuple):
-    """Times [B] in [0, 1], 1 is noise: from t to s <= t, and s2 (s') for the flow-matching term."""
+    """Times [B] in [0, 1], where 1 is noise: a jump from t to s <= t, and s2 (s') for the flow-matching term."""
 
     t: Tensor
     s: Tensor
@@ -20,7 +20,7 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
-    """How the times t > s of a jump, and s' of the flow-matching term, are drawn (Zhou et al., arXiv 2511.19797).
+    """Distribution of the times t > s of a jump, and of s' of the flow-matching term (Zhou et al., arXiv 2511.19797).
 
     - gap: g ~ LN(gap), s ~ LN(s) truncated to [0, 1 - g], t = s + g, s' = s
     - gap*: the same, and s' ~ LN(s), independent of t and s
@@ -28,20 +28,20 @@ class TimeConfig:
     - clamp: t ~ LN(t), s = min(t, s1) with s1 ~ LN(s), s' = s
     - uniform: t and s are the larger and the smaller of two uniform numbers, s' = s
 
-    LN, logit-normal, is the law of sigmoid(N(mu, sigma^2)).
+    LN, logit-normal, is the distribution of sigmoid(N(mu, sigma^2)).
 
     Raises:
         ValueError: for a value out of range.
     """
 
-    kind: Kind = "gap*"  # one of the laws above
+    kind: Kind = "gap*"  # one of the distributions above
     gap_mu: float = -0.8  # mean of logit(g)
     gap_sigma: float = 1.0  # standard deviation of logit(g)
     s_mu: float = -0.4  # mean of logit(s), and of logit(s')
     s_sigma: float = 1.0  # standard deviation of logit(s), and of logit(s')
     t_mu: float = 1.0  # mean of logit(t), for trunc and clamp
     t_sigma: float = 1.0  # standard deviation of logit(t), for trunc and clamp
-    equal_share: float = 0.0  # probability of s = t afterwards, which leaves t and s' as drawn
+    equal_share: float = 0.0  # probability that s is then set to t; t and s' stay as drawn
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,9 +54,9 @@ class TimeConfig:
 
 
 def sample_times(config: TimeConfig, batch: int, generator: Generator) -> Times:
-    """`batch` independent draws, float32 [batch] on the CPU, where `generator` must be; drawn in float64.
+    """Draws `batch` independent times, float32 [batch] on the CPU. `generator` must be a CPU generator.
 
-    0 <= s <= t <= 1 holds after rounding to float32.
+    Times are drawn in float64; 0 <= s <= t <= 1 also holds after rounding to float32.
     """
     t, s = _pair(config, batch, generator)
     s2 = s
@@ -90,7 +90,7 @@ def _logit_normal(mu: float, sigma: float, batch: int, generator: Generator) -> 
 
 
 def _truncated_logit_normal(mu: float, sigma: float, upper: Tensor, generator: Generator) -> Tensor:
-    """Logit-normal numbers given that they are at most `upper` [B], by the inverse of their distribution function."""
+    """Draws logit-normal numbers truncated to at most `upper` [B], by inverting their cumulative distribution."""
     below = torch.special.ndtr((torch.logit(upper) - mu) / sigma)  # P(number <= upper)
     quantile = torch.special.ndtri(_uniform(len(upper), generator) * below)
     return torch.minimum(torch.sigmoid(mu + sigma * quantile), upper)
