@@ -52,7 +52,7 @@ def _of_duals(inputs: Inputs, subject: Subject) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def _elsewhere(place: Callable[[Pause], object]) -> Iterator[None]:
-    """Another thread is in `place`, which calls what it is given there, while the block runs."""
+    """While the block runs, another thread stays inside of `place`, which gets a function that waits there."""
     inside, leave = threading.Event(), threading.Event()
     failures: list[BaseException] = []
 
@@ -81,7 +81,7 @@ def _elsewhere(place: Callable[[Pause], object]) -> Iterator[None]:
 
 
 def _in_jvp(pause: Pause) -> None:
-    """In the midst of a call there, which took the tangents of its tensors off."""
+    """Pauses inside of a call that runs under func.jvp and has taken the tangents off its tensors."""
 
     def f(x: Tensor) -> Tensor:
         with eager.marked("lowered"):

@@ -1,4 +1,4 @@
-"""Compiles the kernels for a GPU that need not be there, and measures what came out.
+"""Compiles the kernels for a GPU that need not be there, and reads registers, spills and instructions off the code.
 
 `python -m verify.codegen.worker` reads a JSON list of configurations from its input and prints one JSON line for each:
 its kernels. The launchers of flashjvp run on meta tensors, Triton is told which GPU it has, and launches only compile.
@@ -42,7 +42,7 @@ SASS_BRANCH = r"\bBRA\S* .*?(0x[0-9a-f]+)"
 
 
 class Driver:
-    """What Triton asks of the driver of a GPU before it compiles, answered for one that is only named."""
+    """Answers what Triton asks the driver of a GPU before it compiles, for a GPU that is not there."""
 
     def __init__(self, architecture: str) -> None:
         self._device = list(TARGETS).index(architecture)

@@ -1,11 +1,11 @@
-"""Runs Gluon kernels written for Hopper on the CPU, so that what they compute and how they wait is judged anywhere.
+"""Runs Gluon kernels written for Hopper GPUs on a CPU, so that their results and their waits can be tested anywhere.
 
-The partitions of a warp-specialised kernel are threads and barriers block them. What is asynchronous there happens late
-here: a product of a warpgroup when a wait asks for it, a copy into shared memory after a random delay. So a missing
-wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a deadlock, which is found after
-PATIENCE_SECONDS. Fresh shared memory is NaN. Layouts mean nothing here: that a tile is distributed and swizzled as an
-instruction wants it, only the compiler and the GPU judge. Numbers keep their types; products of tiles add up in
-float32, and other products are contracted with the sum that they enter.
+The partitions of a warp-specialised kernel are threads, and barriers block them. What a GPU does asynchronously happens
+late here: a product of a warpgroup when a wait asks for it, a copy into shared memory after a random delay. So a
+missing wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a deadlock, which is
+found after PATIENCE_SECONDS. Fresh shared memory is NaN. Numbers keep their types. Products of tiles add up in float32,
+other products are contracted with the sum that they enter. Layouts mean nothing here: only the compiler and the GPU
+judge that a tile is distributed and swizzled as an instruction wants it.
 """
 
 import importlib

@@ -77,7 +77,7 @@ class ModelCase:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which attention rounds."""
+        """The type that attention computes in."""
         return {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
 
     @property
@@ -89,14 +89,14 @@ class ModelCase:
 
 @dataclass
 class ModelPlan:
-    """The cases of a run on a device, and in words what it leaves out."""
+    """The cases of a run on a device, and what it leaves out, in words."""
 
     device: str
     cases: list[ModelCase] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def add(self, cases: Iterable[ModelCase]) -> None:
-        """Those that can run here and are not in yet; why the others cannot goes to `skipped`, once."""
+        """Adds the cases that can run here and are not in the plan yet. Why others cannot goes to `skipped`, once."""
         device = torch.device(self.device)
         for case in cases:
             reason = select.obstacle(case.backend, device, case.dtype)

@@ -27,12 +27,12 @@ Found = dict[str, list[Tensor]]  # tensors by quantity
 
 
 class Call(NamedTuple):
-    """Arguments of a network, tangents x_t, t_t, s_t, cotangents of F and F_t, and what a block takes and gives."""
+    """Arguments of a network, their tangents, the cotangents of F and F_t, and inputs and cotangents of one block."""
 
     inputs: tuple[Tensor, Tensor, Tensor]
     labels: Tensor
     beta: Tensor | None
-    tangents: tuple[Tensor, Tensor, Tensor]
+    tangents: tuple[Tensor, Tensor, Tensor]  # x_t, t_t, s_t
     cotangents: tuple[Tensor, Tensor]
     tokens: tuple[Tensor, Tensor, Tensor, Tensor]  # x, c, x_t, c_t
     token_cotangents: tuple[Tensor, Tensor]
@@ -104,7 +104,7 @@ def evaluate(case: ModelCase, setting: Setting, device: str) -> Found:
 
 
 def dense(case: ModelCase, setting: Setting, device: str) -> Found:
-    """The same by the dense network; of the type of `setting`, under autocast if the case is."""
+    """The same quantities by the dense network, in the type of `setting`, and under autocast if the case is."""
     network, target, call, batch = setting
     every = weights_of(network)
     weights = _learned(network)
@@ -150,7 +150,7 @@ def _loss_quantities(terms: Any, weights: Weights) -> Found:
 
 def _train_config(case: ModelCase) -> TrainConfig:
     """The settings of the trainer that the objective reads."""
-    w = 1.0 if case.config.num_classes == 0 else 2.0  # of the check of the settings; the batch has its own
+    w = 1.0 if case.config.num_classes == 0 else 2.0  # for the validation of the settings; the batch has its own
     objective: Literal["meanflow", "tvm"] = "meanflow" if case.part == "meanflow" else "tvm"
     return TrainConfig(
         model=case.config,
@@ -165,7 +165,7 @@ def _train_config(case: ModelCase) -> TrainConfig:
 
 @contextlib.contextmanager
 def _compiled(case: ModelCase, network: DiT, target: DiT) -> Iterator[None]:
-    """Compiles the blocks of both networks, from nothing, and forgets what was compiled."""
+    """Compiles the blocks of both networks without any cache, and discards what was compiled at the end."""
     if case.compiled == "no":
         yield
         return
@@ -192,7 +192,7 @@ def _autocast(case: ModelCase, device: str) -> torch.autocast:
 
 
 def _to(part: Any, dtype: torch.dtype, device: str | None = None) -> Any:
-    """All numbers of nested tuples in another type, on a device; whole numbers keep theirs."""
+    """Nested tuples of tensors in another type, on a device. Integer tensors keep their type."""
     if isinstance(part, Tensor):
         return part.to(device=device, dtype=dtype if part.is_floating_point() else part.dtype)
     if isinstance(part, tuple):

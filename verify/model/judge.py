@@ -91,7 +91,7 @@ def lost(case: ModelCase, run: Run, reason: str) -> list[ModelVerdict]:
 
 @functools.lru_cache(maxsize=64)
 def _oracle(part: Any, network: str, precision: Any, device: str, seed: int) -> tuple[Found, Found, torch.dtype]:
-    """Exact quantities, those of the dense network in the type judged (float32 for float64), and that type."""
+    """Exact quantities, those of the dense network in the type judged (float32 if that is float64), and that type."""
     case = ModelCase(part, network, precision)
     setting = make_setting(network, case.config, device, seed)
     exact = dense(ModelCase(part, network, "float64"), setting, device)
@@ -104,7 +104,7 @@ def _flat(found: Found) -> list[Tensor]:
 
 
 def _operators(case: ModelCase, setting: Setting, device: str) -> dict[str, Any]:
-    """The dual network, the JVP of the plain one and two objectives, forward and backward."""
+    """Runs the dual network, the JVP of the plain one and two objectives, and says which norms of torch they call."""
     parts: tuple[Part, ...] = ("network", "func.jvp", "tvm", "meanflow")
     with stock_norms() as used:
         for part in parts:

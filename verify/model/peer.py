@@ -40,7 +40,7 @@ def peer(checkout: Path) -> Iterator[Any]:
 
 
 class _UnderAutocast:
-    """torch, but for the answer to a question: without autocast the published attention rounds to bfloat16."""
+    """torch, except that it says autocast is on: otherwise the published attention rounds to bfloat16."""
 
     def __getattr__(self, name: str) -> Any:
         return (lambda: True) if name == "is_autocast_enabled" else getattr(torch, name)

@@ -52,7 +52,7 @@ CONFIGS = {
     "imagenet512-w2.5": "im512_w2p5",
     "imagenet512-w2.25": "im512_w2p25",
 }
-OTHERWISE = {  # weights that the published code starts in another way than the paper says
+OTHERWISE = {  # weights that the published code initialises in another way than the paper says
     "x_embedder.proj.weight": "published: Xavier-normal, since the quotient by the spectral norm is assigned to a copy"
 }
 SAME_START = 1e-3  # of norms at initialisation: float32 singular values, by two algorithms
@@ -143,7 +143,7 @@ def compare(wrapper: Any, name: str, config: DiTConfig, seed: int) -> list[Row]:
 
 
 def _converted(module: Any, network: DiT, name: str) -> Row:
-    """What tvm_ref.convert makes of the module that the published code pickles loads strictly and is the same."""
+    """tvm_ref.convert turns the pickle of the published module into weights that load strictly and are the same."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "network.pkl"), Path(folder, "weights.safetensors")
         source.write_bytes(pickle.dumps({"ema": module, "dataset_kwargs": {}}))

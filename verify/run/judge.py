@@ -116,7 +116,7 @@ def command(task: Task, run: Run, backend: Backend) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _oracle(case: Case, dtype: str, device: str, seed: int) -> tuple[Inputs, Results, Budgets]:
-    """What all backends are judged by."""
+    """Inputs, exact results and budgets of a case, by which all backends are judged."""
     inputs = make_inputs(case, DTYPES[dtype], device, seed)
     exact = dense64(inputs)
     return inputs, exact, budget(inputs, exact, dense_same_type(inputs))
