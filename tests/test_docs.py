@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,18 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("example", "shown"), EXAMPLES)
 def test_example_runs_and_prints_what_is_shown(example: str, shown: str | None) -> None:
+    if "torch.compile(" in example and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
+        pytest.skip("torch.compile on a CPU needs a C++ compiler, and there is none")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", example], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert shown is None or result.stdout == shown
+
+
+def test_the_recipes_assert_what_they_show() -> None:
+    recipes = [str(example.values[0]) for example in EXAMPLES if str(example.id).startswith("examples-")]
+    assert len(recipes) == 3
+    assert all(re.search(r"assert", recipe) and "flashjvp.attention" in recipe for recipe in recipes)
 
 
 def test_the_pitfall_is_shown_by_what_an_example_prints() -> None:

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,35 +121,6 @@ def test_failures_stand_above_the_lines() -> None:
     assert panel.y1 < crosses.get_window_extent().y0 < crosses.get_window_extent().y1 < title.y0
     assert forward.get_ylim()[1] < 2 * 256  # they stretch no axis
     assert "rCM" not in [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_results_over_budget_are_dashed_and_say_so() -> None:
-    rows = [
-        replace(row, status="wrong", reason="o 3e-3 (budget 2e-3)") if row.provider == "official" else row
-        for row in rows_of(LENGTHS)
-    ]
-    figure = draw_lines(rows, LATENCY)
-    found = lines_of(figure.axes[0])
-    line = found["official (TVM), over budget"]
-    assert list(line.get_ydata()) == [0.5 * n for n in sorted(LENGTHS)]
-    assert line.get_color() == LOOKS["official"].colour
-    assert line.get_linestyle() == "--" and line.get_markerfacecolor() == "white"
-    assert "official (TVM)" not in found and not texts(figure)
-    assert "official (TVM), over budget" in [text.get_text() for text in figure.legends[0].get_texts()]
-    assert not [text for text in figure.legends[0].get_texts() if text.get_text() not in found]
-    figure = draw_sweep([row for row in rows if row.queries == 64])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["16.0", "64.0", "32.0, over budget"]
-    assert "official (TVM)" not in [text.get_text() for text in draw_speedup(rows).legends[0].get_texts()]
-
-
-def test_points_of_one_length_stand_side_by_side() -> None:
-    figure = draw_lines(rows_of(LENGTHS), MEMORY)
-    figure.canvas.draw()
-    lines = [line for name, line in lines_of(figure.axes[0]).items() if name != "least possible"]
-    places = [line.get_transform().transform((64, 1))[0] for line in lines]
-    assert len({round(place, 2) for place in places}) == len(COSTS)
-    exact = figure.axes[0].transData.transform((64, 1))[0]
-    assert all(abs(place - exact) < 5 / 72 * figure.dpi for place in places)
 
 
 def test_any_number_of_failures_leaves_room_for_the_panels() -> None:

@@ -34,22 +34,6 @@ def test_a_failure_is_its_status_with_its_reason_below() -> None:
     assert "an empty cell: no row" in table and "an empty cell" not in sweep_table(rows_of(), rows_of())
 
 
-def test_a_result_over_budget_has_its_time_and_its_error_but_no_ratio() -> None:
-    rows = rows_of((256,))
-    reason = "d_k 3.9e-03 (budget 3.0e-03), worst row 5.2e-03 (budget 4.0e-03); o 1.0e-3 (budget 2.0e-3)"
-    shape: Any = {"heads": 4, "kv_heads": 4, "causal": False, "queries": 256, "keys": 256, "status": "wrong"}
-    rows.append(make_row(provider="official", mode="fwd", reason=reason, latency_p50_ms=51.2, **shape))
-    rows.append(make_row(provider="rcm", mode="fwd", reason="o nan (budget 1e-3)", latency_p50_ms=4.0, **shape))
-    rows.append(make_row(provider="rcm", mode="fwd+bwd", reason="no shape", **shape | FAILED))
-    table = sweep_table(rows, rows)
-    assert [line[-2:] for line in cells(table)[1:]] == [
-        ["51.2 ms, error 1.3 of budget", "4.00 ms, error inf of budget"],
-        ["", "wrong"],
-    ]
-    assert f"- official (TVM), forward + JVP: over budget, {reason}" in table
-    assert "the largest error over what it may be" in table
-
-
 def test_a_provider_that_is_unsupported_in_all_rows_is_named_with_its_reasons_below() -> None:
     rows = rows_of()
     for length in (256, 1024):
