@@ -76,7 +76,7 @@ def test_candidates_come_in_one_order_with_the_tile_in_use_first() -> None:
 
 
 def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
-    families = ["forward", "backward_key", "backward_sums", "backward_value", "backward_pairs", "backward_query"]
+    families = ["forward", "backward_key", "backward_dq_accum", "backward_value", "backward_pairs", "backward_query"]
     found = candidates("sm_90", "tangents", families, [64, 72, 128, 256])
     first = {(x.family, x.entry[3]): x.tile for x in reversed(found)}
     assert first == {
@@ -86,10 +86,11 @@ def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
         for family in tiles["tangents"]
     }
     near = [x.tile for x in found if (x.family, x.head_dim) == ("backward_query", 128)][:7]
-    assert near[0] == (32, 3, 0, 1, 0)  # in use; then one step away: half or twice the rows, a stage, a held tile
+    # in use; then one step away: half or twice the rows, a stage, a register operand
+    assert near[0] == (32, 3, 0, 1, 0)
     assert set(near[1:5]) == {(64, 3, 0, 1, 0), (32, 2, 0, 1, 0), (32, 4, 0, 1, 0), (32, 3, 1, 1, 0)}
     assert {x.tile[2:] for x in found if x.family in ("backward_value", "backward_pairs")} == {(0, 1, 0)}
-    assert {x.tile[4] for x in found if x.family == "backward_sums"} == {1, 2}
+    assert {x.tile[4] for x in found if x.family == "backward_dq_accum"} == {1, 2}
     assert {x.family for x in candidates("sm_90", "plain", families, [128])} == {
         "forward", "backward_key", "backward_query"
     }  # fmt: skip
@@ -184,7 +185,7 @@ def test_the_file_of_pipelines_changes_in_one_line(tmp_path: Path) -> None:
     changes = [(old.strip(), new.strip()) for old, new in zip(before, after, strict=True) if old != new]
     tile = PIPELINES["sm_90"][64]["tangents"]["backward_key"]
     assert len(changes) == 1 and str(tile.rows) in changes[0][0]
-    assert changes[0][1] == '"backward_key": Pipeline(64, 5, held=2),'
+    assert changes[0][1] == '"backward_key": Pipeline(64, 5, register_operands=2),'
     judge_style(path)
 
 
@@ -287,7 +288,7 @@ def test_a_family_is_launched_once_with_the_candidates_tile(family: str, monkeyp
         ("tangents", "forward", 128, (32, 3, 0)),
         ("tangents", "backward_key", 64, (64, 3, 2)),
         ("tangents", "backward_key", 72, (64, 2, 1, 2)),  # which sums would stand in for
-        ("tangents", "backward_sums", 72, (64, 2, 1, 2, 2)),
+        ("tangents", "backward_dq_accum", 72, (64, 2, 1, 2, 2)),
         ("tangents", "backward_pairs", 128, (64, 3, 0)),
         ("tangents", "backward_value", 128, (32, 4, 0)),
         ("tangents", "backward_query", 128, (64, 2, 1)),  # which sums would stand in for
@@ -303,7 +304,7 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
         pytest.skip("the emulator serves machines without a GPU")
     monkeypatch.setattr(tune_worker, "LENGTH", 140)
     monkeypatch.setattr(tune_worker, "HEADS", 1)
-    monkeypatch.setattr(hopper_tables, "SUMS_FROM", {})
+    monkeypatch.setattr(hopper_tables, "DQ_ACCUM_FROM", {})
     candidate = Candidate("sm_90", kind, family, head_dim, tile)
     inputs = tune_worker.inputs_of(candidate, torch.device("cpu")).map(torch.Tensor.float)
     exact = oracles.dense64(inputs)
@@ -313,7 +314,8 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
 
     def seen(call: Call, kernel: Any, family: str, programs: int, args: Any, *rest: Any, **constants: Any) -> None:
         rows = {x.block_shape[2] for x in args if hasattr(x, "block_shape") and len(x.block_shape) == 4}
-        flags = [constants.get(name, default) for name, default in (("HELD", 0), ("PARTS", 1), ("SLOTS", 0))]
+        defaults = {"REGISTER_OPERANDS": 0, "SUB_TILES": 1, "BUFFER_STAGES": 0}
+        flags = [constants.get(name, default) for name, default in defaults.items()]
         used.append((family, rows, constants["STAGES"], *flags))
         original(call, kernel, family, programs, args, *rest, **constants)
 

@@ -71,35 +71,35 @@ def against_float64(
 
 
 def in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The warp-specialised kernels against dense attention, query gradients without sums in global memory."""
+    """The warp-specialised kernels against dense attention, d_q and d_q_t not accumulated in global memory."""
     return _emulated(against_float64, inputs, subject, ordered=True)
 
 
 def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """In order, with the maximum of scores as bfloat16 has it: scaled before it is subtracted, and following late."""
+    """In order, with the maximum of scores as bfloat16 has it: scaled before it is subtracted, and updated lazily."""
 
     def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
         from flashjvp.kernels.hopper import forward
 
-        with patch.object(forward, "_exact", lambda dtype: False):
+        with patch.object(forward, "_subtracts_first", lambda dtype: False):
             return against_float64(inputs, subject)
 
     return _emulated(scaled_first, inputs, subject, ordered=True)
 
 
 def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The same, with those sums where there is a kernel for them."""
+    """The same, accumulated there where a kernel does so."""
     return _emulated(against_float64, inputs, subject, ordered=False)
 
 
 def rescaled(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """The same of float32 tensors that may be rounded, which the kernels read as float16 in units of their own."""
+    """The same of float32 tensors that may be rounded, which the kernels read as float16 with a scale for each."""
     with tf32():
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=False)
 
 
 def rescaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """And without sums in global memory."""
+    """And not accumulated in global memory."""
     with tf32():
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
 
@@ -150,7 +150,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
         with (
             patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
             patch.object(Call, "launch_pipeline", noted),
-            patch.object(hopper_tables, "SUMS_FROM", {}),
+            patch.object(hopper_tables, "DQ_ACCUM_FROM", {}),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
             yield launched
