@@ -148,7 +148,6 @@ def _consume(
     batch, row0 = block[0], block[2]
     streamed_head, streamed_heads, first, last, heads = loop
     SUB_ROWS: gl.constexpr = pipeline[0].shape[3] // SUB_TILES
-    row = row0 + consumer * CONSUMER_ROWS
     accs = zeros(resident_tiles[: len(outs)])
     mbarrier.wait(resident_full.index(0), 0)
     register_operands = load_register_operands(resident_tiles[: REGISTER_OPERANDS * CHUNKS], consumer, SUB_ROWS)
@@ -163,6 +162,7 @@ def _consume(
             passed = (full.index(stage), (iteration // STAGES) & 1)
             mask_tiles = ()
             for i in gl.static_range(SUB_TILES):
+                row = row0 + consumer * CONSUMER_ROWS
                 mask_tiles = mask_tiles + (load_mask_tile(packed_mask, row, tile * SUB_TILES + i, SUB_ROWS),)
             mbarrier.wait(passed[0], passed[1])
             in_memory = resident_rows(resident_tiles[len(register_operands) :], consumer, iteration)

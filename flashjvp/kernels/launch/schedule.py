@@ -2,7 +2,7 @@
 
 Registers decide: a tile that spills loses more than a larger one gains. `python -m verify codegen` shows what every
 entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `ieee` float32
-without them: there a thread holds rows of both factors, so tiles are small (matrix cores of gfx942 compute it, too).
+without them: there a thread holds rows of both operands, so tiles are small.
 """
 
 import re
@@ -62,8 +62,6 @@ def _detect(device: torch.device) -> str:
     """The interpreter (CPU tensors) takes the tiles of sm_90."""
     if device.type != "cuda":
         return "sm_90"
-    if torch.version.hip:
-        return "gfx942"
     return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[torch.cuda.get_device_capability(device)[0]]
 
 
