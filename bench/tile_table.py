@@ -20,11 +20,12 @@ KERNELS = Path(schedule.__file__).parent
 PRODUCTS = ("half", "tf32", "ieee")
 PIPELINE_KINDS = ("tangents", "plain")
 KINDS = (*PRODUCTS, *PIPELINE_KINDS)
-# What is tried. The row sums have no key rows and nothing to pipeline; some kernels can hold own tiles in registers.
+# What is tried. The row sums have no key rows and nothing to pipeline.
 ROWS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3)
-STREAMED_ROWS, RING_STAGES = (32, 64, 128), (2, 3, 4, 5)
-HELD = {"forward": 2, "backward_key": 3, "backward_sums": 3, "backward_query": 3}  # at most; without tangents 2
-PARTS, SLOTS = {"backward_key": (1, 2), "backward_sums": (1, 2)}, {"backward_sums": (1, 2)}
+BLOCK_ROWS, PIPELINE_STAGES = (32, 64, 128), (2, 3, 4, 5)
+# How many resident tiles a kernel can keep in registers; without tangents 2 at most.
+REGISTER_OPERANDS = {"forward": 2, "backward_key": 3, "backward_dq_accum": 3, "backward_query": 3}
+SUB_TILES, BUFFER_STAGES = {"backward_key": (1, 2), "backward_dq_accum": (1, 2)}, {"backward_dq_accum": (1, 2)}
 
 HEAD = '''"""Tiles of every kernel family; schedule.py says what they mean.
 
@@ -68,8 +69,9 @@ def current(entry: Entry) -> Tile | Pipeline:
 def space(kind: str, family: str) -> Iterable[tuple[int, ...]]:
     """The tiles that are tried for a family."""
     if kind in PIPELINE_KINDS:
-        held = range(min(HELD.get(family, 0), 3 if kind == "tangents" else 2) + 1)
-        return itertools.product(STREAMED_ROWS, RING_STAGES, held, PARTS.get(family, (1,)), SLOTS.get(family, (0,)))
+        in_registers = range(min(REGISTER_OPERANDS.get(family, 0), 3 if kind == "tangents" else 2) + 1)
+        pieces = SUB_TILES.get(family, (1,)), BUFFER_STAGES.get(family, (0,))
+        return itertools.product(BLOCK_ROWS, PIPELINE_STAGES, in_registers, *pieces)
     return itertools.product(ROWS, *(((0,), WARPS, (1,)) if family == "rowsums" else (ROWS, WARPS, STAGES)))
 
 

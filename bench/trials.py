@@ -14,7 +14,7 @@ from .tile_table import Entry, current, entry, space
 
 SCHEMA_VERSION = 2
 STATUSES = ("compiled", "skipped", "ok", "wrong", "oom", "crashed", "timeout", "unsupported", "error")
-SMALL = 6  # stages, held tiles, parts and slots are below, rows are above; of the numbers of warps, 4 and 8, one is
+SMALL = 6  # stages and what follows them are below, rows are above; of the numbers of warps, 4 and 8, one is
 MARGIN = 0.02  # a tile in the table stays unless another is faster by more than timings differ by chance
 
 

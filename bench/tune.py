@@ -30,6 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from flashjvp.kernels.launch import schedule
+from flashjvp.kernels.launch.hopper_tables import Pipeline
 from reports.environment import DATA, commit, cores, driver, machine, now, slug, version
 from reports.schema import SchemaError
 from verify.arguments import names_out_of
@@ -216,7 +217,8 @@ def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tile_table.Entry
     """A line for each entry of the table: the tile in use, the fastest, and how many were tried."""
     known = {trial.candidate: trial for trial in trials}
     pipelines = any(candidate.kind in tile_table.PIPELINE_KINDS for candidate in todo)
-    sizes = "streamed rows x stages x held x parts x slots" if pipelines else "query rows x key rows x warps x stages"
+    portable, specialised = "query rows x key rows x warps x stages", " x ".join(Pipeline._fields).replace("_", " ")
+    sizes = specialised if pipelines else portable
     result = Table(title=f"tiles: {sizes}")
     for name in ("entry", "in use", "ms", "chosen", "ms", "timed", "skipped", "failed", "not tried"):
         result.add_column(name, justify="left" if name in ("entry", "in use", "chosen") else "right")

@@ -77,9 +77,7 @@ def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str
     if device_type != "cuda":
         return f"expected tensors on a cuda device, got {device_type}"
     if torch.version.hip is not None:
-        return (
-            "expected an NVIDIA GPU, got an AMD one: the kernels compile for gfx942, but nobody has run them there yet"
-        )
+        return "expected an NVIDIA GPU, got an AMD one, for which there are no kernels"
     capability = _CAPABILITIES.get(index)
     if capability is None:
         capability = _CAPABILITIES[index] = torch.cuda.get_device_capability(index)

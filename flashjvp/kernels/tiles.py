@@ -1,4 +1,4 @@
-"""Jit helpers that every kernel shares: addressing, tiles of rows, products of tiles, masks.
+"""What all Triton kernels share: addressing, loads and stores of tiles of rows, products of tiles, masks.
 
 A tile of rows `[BLOCK, D]` is a tuple of column chunks whose widths are powers of two (72 = 64 + 16, the last one
 padded), because a Triton tensor has power-of-two sides and padding 72 to 128 would waste half of every product.
@@ -98,9 +98,11 @@ def load_rows(x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULA
 
 
 @triton.jit
-def _rounded(x, PRECISION: tl.constexpr):
-    """x as a factor of products: float32 to the nearest number of 11 significant bits in TF32, since tensor cores cut
-    off what they do not read, which is twice as far off and always towards zero."""
+def _round_to_tf32(x, PRECISION: tl.constexpr):
+    """x as an operand of a product: under TF32 rounded to the nearest number of 11 significant bits.
+
+    Tensor cores would cut the other bits off, which is twice as far off and always towards zero.
+    """
     if PRECISION == "tf32":
         bits = x.to(tl.uint32, bitcast=True)
         is_finite = (bits & 0x7F800000) != 0x7F800000
@@ -110,14 +112,14 @@ def _rounded(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_factors(
+def load_operand(
     x, first, limit, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """`load_rows` of a factor of products."""
+    """`load_rows` of an operand of products, rounded to the input precision."""
     tile = load_rows(x, first, limit, ROWS, COLUMNS, REGULAR)
     rounded = ()
     for i in tl.static_range(len(tile)):
-        rounded = rounded + (_rounded(tile[i], PRECISION),)
+        rounded = rounded + (_round_to_tf32(tile[i], PRECISION),)
     return rounded
 
 
@@ -191,7 +193,7 @@ def _add_scores(total, a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def scores_sum(a, b, a2, b2, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISION: tl.constexpr):
-    """a @ b.T + a2 @ b2.T without a product that lacks a factor; at least one is complete.
+    """a @ b.T + a2 @ b2.T, without a product that lacks an operand; at least one is complete.
 
     FIRST is len(a) * len(b) and SECOND is len(a2) * len(b2). As constants they keep the instances of this function
     apart: Triton 3.6 names an instance by its constants and by the flattened types of its arguments, in which neither
@@ -209,7 +211,7 @@ def scores_sum(a, b, a2, b2, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISIO
 def scores_and_tangent(a, b, a_t, b_t, FIRST: tl.constexpr, SECOND: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b.T and a_t @ b.T + a @ b_t.T; FIRST is len(a_t) * len(b) and SECOND len(a) * len(b_t), as in scores_sum.
 
-    Chunk by chunk: without tensor cores a thread holds rows of the factors, and of all chunks they fit no registers.
+    Chunk by chunk: without tensor cores a thread holds rows of both operands, and those of all chunks fit no registers.
     """
     s = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
     s_t = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
@@ -225,7 +227,7 @@ def scores_and_tangent(a, b, a_t, b_t, FIRST: tl.constexpr, SECOND: tl.constexpr
 @triton.jit
 def add_product(tile, weights, x, PRECISION: tl.constexpr):
     """tile + weights @ x with the weights rounded to x's type."""
-    factor = _rounded(weights.to(x[0].dtype), PRECISION)
+    factor = _round_to_tf32(weights.to(x[0].dtype), PRECISION)
     total = ()
     for i in tl.static_range(len(tile)):
         total = total + (tl.dot(factor, x[i], tile[i], input_precision=PRECISION),)

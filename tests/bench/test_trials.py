@@ -41,7 +41,7 @@ def test_candidates_come_in_one_order_with_the_tile_in_use_first() -> None:
 
 
 def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
-    families = ["forward", "backward_key", "backward_sums", "backward_value", "backward_pairs", "backward_query"]
+    families = ["forward", "backward_key", "backward_dq_accum", "backward_value", "backward_pairs", "backward_query"]
     found = candidates("sm_90", "tangents", families, [64, 72, 128, 256])
     first = {(x.family, x.entry[3]): x.tile for x in reversed(found)}
     assert first == {
@@ -51,10 +51,11 @@ def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
         for family in tiles["tangents"]
     }
     near = [x.tile for x in found if (x.family, x.head_dim) == ("backward_query", 128)][:7]
-    assert near[0] == (32, 3, 0, 1, 0)  # in use; then one step away: half or twice the rows, a stage, a held tile
+    # in use; then one step away: half or twice the rows, a stage, a register operand
+    assert near[0] == (32, 3, 0, 1, 0)
     assert set(near[1:5]) == {(64, 3, 0, 1, 0), (32, 2, 0, 1, 0), (32, 4, 0, 1, 0), (32, 3, 1, 1, 0)}
     assert {x.tile[2:] for x in found if x.family in ("backward_value", "backward_pairs")} == {(0, 1, 0)}
-    assert {x.tile[4] for x in found if x.family == "backward_sums"} == {1, 2}
+    assert {x.tile[4] for x in found if x.family == "backward_dq_accum"} == {1, 2}
     assert {x.family for x in candidates("sm_90", "plain", families, [128])} == {
         "forward", "backward_key", "backward_query"
     }  # fmt: skip

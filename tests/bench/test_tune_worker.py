@@ -52,7 +52,7 @@ def test_a_family_is_launched_once_with_the_candidates_tile(family: str, monkeyp
         ("tangents", "forward", 128, (32, 3, 0)),
         ("tangents", "backward_key", 64, (64, 3, 2)),
         ("tangents", "backward_key", 72, (64, 2, 1, 2)),  # which sums would stand in for
-        ("tangents", "backward_sums", 72, (64, 2, 1, 2, 2)),
+        ("tangents", "backward_dq_accum", 72, (64, 2, 1, 2, 2)),
         ("tangents", "backward_pairs", 128, (64, 3, 0)),
         ("tangents", "backward_value", 128, (32, 4, 0)),
         ("tangents", "backward_query", 128, (64, 2, 1)),  # which sums would stand in for
@@ -68,7 +68,7 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
         pytest.skip("the emulator serves machines without a GPU")
     monkeypatch.setattr(tune_worker, "LENGTH", 140)
     monkeypatch.setattr(tune_worker, "HEADS", 1)
-    monkeypatch.setattr(hopper_tables, "SUMS_FROM", {})
+    monkeypatch.setattr(hopper_tables, "DQ_ACCUM_FROM", {})
     candidate = Candidate("sm_90", kind, family, head_dim, tile)
     inputs = tune_worker.inputs_of(candidate, torch.device("cpu")).map(torch.Tensor.float)
     exact = oracles.dense64(inputs)
@@ -78,7 +78,8 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
 
     def seen(call: Call, kernel: Any, family: str, programs: int, args: Any, *rest: Any, **constants: Any) -> None:
         rows = {x.block_shape[2] for x in args if hasattr(x, "block_shape") and len(x.block_shape) == 4}
-        flags = [constants.get(name, default) for name, default in (("HELD", 0), ("PARTS", 1), ("SLOTS", 0))]
+        defaults = {"REGISTER_OPERANDS": 0, "SUB_TILES": 1, "BUFFER_STAGES": 0}
+        flags = [constants.get(name, default) for name, default in defaults.items()]
         used.append((family, rows, constants["STAGES"], *flags))
         original(call, kernel, family, programs, args, *rest, **constants)
 

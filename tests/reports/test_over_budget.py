@@ -11,7 +11,7 @@ from reports.panels import LATENCY, MEMORY
 from reports.plot import draw_lines, draw_speedup, draw_sweep
 from reports.style import LOOKS
 from reports.tables import sweep_table
-from tests.reports.test_build import cells, rows_of
+from tests.reports.pages import cells, rows_of
 from tests.reports.test_plot import COSTS, LENGTHS, lines_of, texts
 from tests.reports.test_plot import rows_of as plotted
 from tests.reports.test_schema import FAILED, make_row

@@ -82,7 +82,7 @@ def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
     def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
         from flashjvp.kernels.hopper import forward
 
-        with patch.object(forward, "_exact", lambda dtype: False):
+        with patch.object(forward, "_subtracts_first", lambda dtype: False):
             return against_float64(inputs, subject)
 
     return _emulated(scaled_first, inputs, subject, ordered=True)
@@ -151,7 +151,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
         with (
             patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
             patch.object(Call, "launch_pipeline", noted),
-            patch.object(hopper_tables, "SUMS_FROM", {}),
+            patch.object(hopper_tables, "DQ_ACCUM_FROM", {}),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
             yield launched

@@ -35,7 +35,7 @@ from reports.schema import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 # architecture -> bytes of shared memory that a block may have
-SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 KINDS = ("half", "tf32", "ieee")
 HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
 OPTION_SPILLS = 1 / 128

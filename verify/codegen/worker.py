@@ -32,7 +32,6 @@ TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 META = torch.device("meta")
 BATCH, HEADS, ROWS = 2, 24, 4000
@@ -84,7 +83,7 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
     def compile_only(kernel: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
         try:
             compiled = run(kernel, *args, grid=grid, warmup=True, **options)
-            measured = measure(compiled, configuration.architecture)
+            measured = measure(compiled)
         except Exception as error:  # whatever a compiler raises is a row of the table
             measured = {"failure": f"{type(error).__name__}: {str(error.__cause__ or error).strip()[:300]}"}
         found.append(Kernel(**asdict(configuration), **current, **measured))
@@ -128,14 +127,11 @@ def call(configuration: Configuration) -> None:
         kernels.backward(d_o, q, k, v, o, lse, mask, causal, scale, (True,) * 3)
 
 
-def measure(compiled: Any, architecture: str) -> dict[str, Any]:
+def measure(compiled: Any) -> dict[str, Any]:
     """Registers, spills, shared memory and instructions of a compiled kernel."""
-    text = compiled.asm["amdgcn"] if architecture.startswith("gfx") else dump(compiled.asm["cubin"])
-    measured = of_amdgcn(text) if architecture.startswith("gfx") else of_sass(text)
-    if not architecture.startswith("gfx"):
-        version, target = re.findall(r"^\.(?:version|target) (\S+)", compiled.asm["ptx"], re.MULTILINE)[:2]
-        measured["isa"] = f"{target.rstrip(',')}, PTX {version}"
-    return {**measured, "shared_bytes": compiled.metadata.shared}
+    version, target = re.findall(r"^\.(?:version|target) (\S+)", compiled.asm["ptx"], re.MULTILINE)[:2]
+    isa = f"{target.rstrip(',')}, PTX {version}"
+    return {**of_sass(dump(compiled.asm["cubin"])), "isa": isa, "shared_bytes": compiled.metadata.shared}
 
 
 def dump(cubin: bytes) -> str:
@@ -170,20 +166,20 @@ def of_sass(text: str) -> dict[str, Any]:
 def overwritten(code: Code) -> list[str]:
     """Products whose left operand, in registers, comes from before an innermost loop that writes to these registers.
 
-    ptxas 12.8 compiles that from correct PTX where a tile that is held in registers takes part in one product: from the
-    second turn of the loop on, the product is wrong. An operand of ours is held all the time or made in the same turn.
+    ptxas 12.8 compiles that from correct PTX where a register operand takes part in one product: from the second
+    iteration on, the product is wrong. Our operands stay in registers all the time or are made in the same iteration.
     """
     found = []
     for first, last in innermost_loops(code, SASS_BRANCH):
         written: set[int] = set()
-        held: list[tuple[str, set[int]]] = []
+        kept: list[tuple[str, set[int]]] = []
         for _, instruction in code[first : last + 1]:
             if left := re.search(r"\bHGMMA\S* R\d+, R(\d+), gdesc", instruction):
                 registers = set(range(int(left[1]), int(left[1]) + 4))
                 if not registers & written:
-                    held.append((instruction, registers))
+                    kept.append((instruction, registers))
             written |= _destinations(instruction)
-        found += [instruction for instruction, registers in held if registers & written]
+        found += [instruction for instruction, registers in kept if registers & written]
     return found
 
 
@@ -195,34 +191,6 @@ def _destinations(instruction: str) -> set[int]:
     wide = {"CS2R": 2, "LDSM": 4}.get(parts[1].split(".")[0], 1)
     width = 4 if ".128" in parts[1] else 2 if ".64" in parts[1] or ".WIDE" in parts[1] else wide
     return set(range(int(parts[2]), int(parts[2]) + width))
-
-
-def of_amdgcn(text: str) -> dict[str, Any]:
-    """What the assembly of an AMD kernel and its metadata say; scratch memory is what registers are spilled to."""
-
-    def number(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", text)
-        assert found is not None, f"no .{name} in the metadata"
-        return int(found[1])
-
-    code: Code = []
-    label = ""
-    for line in text.splitlines():
-        if found := re.match(r"(\.LBB\w+):", line):
-            label = found[1]
-        elif re.match(r"\s+[a-z]+_", line):
-            code.append((label, line.strip()))
-            label = ""
-    spills, share = in_loops(code, r"^s_c?branch\S* (\.LBB\w+)", r"^scratch_")
-    target = re.search(r"\.amdgcn_target \"\S*?(gfx\w+)", text)
-    return {
-        "registers": number("vgpr_count"),
-        "spill_bytes": number("private_segment_fixed_size"),
-        "loop_spills": spills,
-        "loop_spill_share": share,
-        "tensor_core": count(code, r"^v_mfma"),
-        "isa": target[1] if target else "",
-    }
 
 
 def in_loops(code: Code, branch: str, spill: str, essential: str = "") -> tuple[int, float]:

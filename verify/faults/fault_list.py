@@ -31,7 +31,7 @@ _OF_KERNELS = [
         "k_head = select_head(k, batch, head // group,", "k_head = select_head(k, batch, head % (heads // group),",
         "mask_gqa_per_head",
     ),
-    Fault("running mean not moved", "jvp", FORWARD, "c += step", "c += step * 0.0", "lengths_33_257"),
+    Fault("running mean not moved", "jvp", FORWARD, "mean += step", "mean += step * 0.0", "lengths_33_257"),
     Fault(
         "alpha not applied to acc_o_t", "jvp", FORWARD,
         "acc_o_t = scale_rows(acc_o_t, alpha)", "acc_o_t = acc_o_t", "lengths_33_257",
@@ -47,7 +47,7 @@ _OF_KERNELS = [
     Fault("mu not subtracted", "jvp", FORWARD, "(s_t - step[:, None])", "s_t"),
     Fault(
         "scale missing from the score tangent", "jvp", FORWARD,
-        " * scale - c[:, None]", " - c[:, None]",
+        " * scale - mean[:, None]", " - mean[:, None]",
     ),
     Fault("tangent of v ignored", "jvp", FORWARD, "if len(v_t) > 0:", "if len(v_t) > 2:"),
     Fault(

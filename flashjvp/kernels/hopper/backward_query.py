@@ -1,5 +1,6 @@
-"""d_q and d_q_t of the queries that a program owns, without sums in global memory: bit-reproducible; MATH.md (1)-(6),
-(9)-(15), (18). Tiles are [queries, keys].
+"""The kernel of d_q and d_q_t of the resident queries, streaming over key tiles; MATH.md (1)-(6), (9)-(15), (18).
+
+Nothing is accumulated in global memory, so results are bit-reproducible. Tiles are [queries, keys].
 """
 
 from triton.experimental import gluon
@@ -11,58 +12,55 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .blocks import CONSUMER_ROWS, query_block, unmasked_tiles, where_visible
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, scaled, zeros
-from .packed_mask import load_words, where_allowed, words_by_keys
+from .packed_mask import load_mask_tile, packed_by_key, where_allowed
 from .pipeline import (
-    HALF,
     LSE,
     MU,
     ROW_A,
     ROW_DELTA,
     STATISTICS,
     accumulator,
-    barriers,
-    given,
-    held_rows,
+    allocate_tiles,
     keep_above,
-    of_queries,
-    own_rows,
+    load_register_operands,
+    make_barriers,
+    optional,
     produce,
-    scale_of,
+    resident_rows,
+    softmax_scale_of,
     streamed_rows,
-    tiles_for,
-    where_seen,
-    whole_tiles,
-    write,
 )
+from .results import store_results
 from .scales import D_Q
 
 
 @gluon.jit
-def _row_statistic(stats, head, padded, rows, which: gl.constexpr):
-    """[64, 1] of the statistics [heads of all batches, 4, padded rows]."""
+def _load_statistic(stats, head, padded, rows, which: gl.constexpr):
+    """One statistic of 64 queries as [64, 1], from [batch * heads, 4, padded rows]."""
     return gl.load(stats + (head * STATISTICS + which) * padded + rows)[:, None]
 
 
 @gluon.jit
 def _plain_tile(
-    acc, own, streamed, rows, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+    acc, resident, streamed, rows, mask_tile, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
 ):
-    """Adds a tile's part of d_q / c, without tangents."""
-    q, G = own
+    """Adds what a tile gives to d_q / c, without tangents."""
+    q, G = resident
     k, v = streamed
     lse, delta = rows[0], rows[3]
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
-    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = add_scores(zero, q, k, USE_ACC=False)
     b = add_scores(zero, G, v, USE_ACC=False)
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
-        p = where_seen(p, 0.0, row0, tile, N, TILE, CAUSAL)
-    p = where_allowed(p, words, 0.0, TILE)
+        p = where_visible(p, 0.0, row0, tile, N, TILE, CAUSAL)
+    p = where_allowed(p, mask_tile, 0.0, TILE)
     keep_above(passed)
     b = warpgroup_mma_wait(0, deps=[b])
     ds = left_operands((p * (b - delta)).to(k[0].dtype), k)
@@ -71,17 +69,17 @@ def _plain_tile(
 
 @gluon.jit
 def _tangent_tile(
-    acc, own, streamed, rows, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+    acc, resident, streamed, rows, mask_tile, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
 ):
-    """Adds a tile's part of d_q / c and d_q_t / c."""
+    """Adds what a tile gives to d_q / c and d_q_t / c."""
     acc_q, acc_q_t = acc
-    q, G, q_t, T = own
+    q, G, q_t, T = resident
     k, v, k_t, v_t = streamed
     lse, mu, row_a, delta = rows
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
-    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = add_scores(zero, q, k, USE_ACC=False)
     a = add_scores(zero, T, v, USE_ACC=False)
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
@@ -89,8 +87,8 @@ def _tangent_tile(
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if MASKED:
-        p = where_seen(p, 0.0, row0, tile, N, TILE, CAUSAL)
-    p = where_allowed(p, words, 0.0, TILE)
+        p = where_visible(p, 0.0, row0, tile, N, TILE, CAUSAL)
+    p = where_allowed(p, mask_tile, 0.0, TILE)
     keep_above(passed)
     a = warpgroup_mma_wait(2 * CHUNKS, deps=[a])
     centred = a - row_a
@@ -109,94 +107,98 @@ def _tangent_tile(
 
 
 @gluon.jit
-def _walk(
-    accs, shared, scale, row0, N, first, last, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
+def _mainloop(
+    accs, shared, scale, row0, N, first, last, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
     CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Adds the tiles from `first` to `last`; MASKED if some of their keys are."""
-    held, own_tiles, ring, rows, full, empty, bits = shared
-    KEYS: gl.constexpr = ring[0].shape[3]
-    row = row0 + who * HALF
+    """Adds the tiles from `first` to `last`, MASKED by position or not."""
+    register_operands, resident_tiles, pipeline, rows, full, empty, packed_mask = shared
+    KEYS: gl.constexpr = pipeline[0].shape[3]
+    row = row0 + consumer * CONSUMER_ROWS
     for tile in range(first, last):
         stage = tile % STAGES
         passed = (full.index(stage), (tile // STAGES) & 1)
-        words = load_words(bits, row, tile, KEYS)
+        mask_tile = load_mask_tile(packed_mask, row, tile, KEYS)
         mbarrier.wait(passed[0], passed[1])
-        own = by_tensor(held + own_rows(own_tiles[len(held) :], who, tile), CHUNKS)
-        streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
+        resident = by_tensor(
+            register_operands + resident_rows(resident_tiles[len(register_operands) :], consumer, tile), CHUNKS
+        )
+        streamed = by_tensor(streamed_rows(pipeline, stage), CHUNKS)
         acc = by_tensor(accs, CHUNKS)
-        if len(own) == 2:
-            accs = _plain_tile(acc, own, streamed, rows, words, passed, scale, row, tile, N, CAUSAL, MASKED)
+        if len(resident) == 2:
+            accs = _plain_tile(acc, resident, streamed, rows, mask_tile, passed, scale, row, tile, N, CAUSAL, MASKED)
         else:
-            accs = _tangent_tile(acc, own, streamed, rows, words, passed, scale, row, tile, N, CAUSAL, MASKED)
+            accs = _tangent_tile(acc, resident, streamed, rows, mask_tile, passed, scale, row, tile, N, CAUSAL, MASKED)
         mbarrier.arrive(empty.index(stage), count=1)
     return accs
 
 
 @gluon.jit
 def _consume(
-    shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    HELD: gl.constexpr,
+    shared, scale, M, N, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    REGISTER_OPERANDS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
-    outs, own_tiles, ring, stats, bits, factors, bars, place, walk = shared
-    own_full, full, empty = bars
-    batch, own_head, row0 = place
-    last, heads = walk[3], walk[4]
-    KEYS: gl.constexpr = ring[0].shape[3]
+    outs, resident_tiles, pipeline, stats, packed_mask, tensor_scales, barriers, block, loop = shared
+    resident_full, full, empty = barriers
+    batch, resident_head, row0 = block
+    last, heads = loop[3], loop[4]
+    KEYS: gl.constexpr = pipeline[0].shape[3]
     TILE: gl.constexpr = accumulator(KEYS)
-    numbers = row0 + who * HALF + gl.arange(0, HALF, gl.SliceLayout(1, TILE))
-    head = batch.to(gl.int64) * heads + own_head
-    padded = gl.cdiv(M, 2 * HALF) * (2 * HALF)
+    numbers = row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, TILE))
+    head = batch.to(gl.int64) * heads + resident_head
+    padded = gl.cdiv(M, 2 * CONSUMER_ROWS) * (2 * CONSUMER_ROWS)
     rows = (
-        _row_statistic(stats, head, padded, numbers, LSE),
-        _row_statistic(stats, head, padded, numbers, MU),
-        _row_statistic(stats, head, padded, numbers, ROW_A),
-        _row_statistic(stats, head, padded, numbers, ROW_DELTA),
+        _load_statistic(stats, head, padded, numbers, LSE),
+        _load_statistic(stats, head, padded, numbers, MU),
+        _load_statistic(stats, head, padded, numbers, ROW_A),
+        _load_statistic(stats, head, padded, numbers, ROW_DELTA),
     )
-    accs = zeros(own_tiles[: len(outs)])
-    mbarrier.wait(own_full.index(0), 0)
-    held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
-    whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
-    shared = (held, own_tiles, ring, rows, full, empty, bits)
-    accs = _walk(accs, shared, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
-    accs = _walk(accs, shared, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
-    write(outs, scaled(accs, scale), own_tiles, place, factors, who, CHUNKS, D_Q, 1)
+    accs = zeros(resident_tiles[: len(outs)])
+    mbarrier.wait(resident_full.index(0), 0)
+    register_operands = load_register_operands(resident_tiles[: REGISTER_OPERANDS * CHUNKS], consumer, KEYS)
+    unmasked = unmasked_tiles(row0 + consumer * CONSUMER_ROWS, N, last, KEYS, CAUSAL)
+    shared = (register_operands, resident_tiles, pipeline, rows, full, empty, packed_mask)
+    accs = _mainloop(accs, shared, scale, row0, N, 0, unmasked, consumer, CHUNKS, STAGES, CAUSAL, False)
+    accs = _mainloop(accs, shared, scale, row0, N, unmasked, last, consumer, CHUNKS, STAGES, CAUSAL, True)
+    store_results(outs, scaled(accs, scale), resident_tiles, block, tensor_scales, consumer, CHUNKS, D_Q, 1)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
     q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, stats,
-    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, factors, scale, M, N, heads, group,
-    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
+    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, tensor_scales, scale, M, N, heads, group,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    VARIES: gl.constexpr,
 ):  # fmt: skip
-    """One program: 128 queries of one head against all keys. `stats` cover whole programs, rows beyond the end, too.
+    """One program: 128 queries of one head against all keys.
 
-    A `_rest` is a tensor's second chunk, if it has one.
+    `stats` has values for the rows beyond the last query, too. A `_rest` is a tensor's second chunk, if it has one.
     """
-    own = chunks(q, q_rest) + chunks(G, G_rest)
+    resident = chunks(q, q_rest) + chunks(G, G_rest)
     streamed = chunks(k, k_rest) + chunks(v, v_rest)
     outs = chunks(d_q, d_q_rest)
     CHUNKS: gl.constexpr = len(outs)
     if JVP:
-        own = own + chunks(q_t, q_t_rest) + chunks(T, T_rest)
+        resident = resident + chunks(q_t, q_t_rest) + chunks(T, T_rest)
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(d_q_t, d_q_t_rest)
     KEYS: gl.constexpr = k.block_shape[2]
     gdc_launch_dependents()
-    scale = scale_of(factors, scale)
-    place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
-    bits = words_by_keys(mask, place[0], place[1], heads, M, N, VARIES)
-    own_tiles = tiles_for(own, 2)
-    ring = tiles_for(streamed, STAGES)
-    bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
+    scale = softmax_scale_of(tensor_scales, scale)
+    block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
+    packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
+    resident_tiles = allocate_tiles(resident, 2)
+    pipeline = allocate_tiles(streamed, STAGES)
+    barriers = (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
     fence_async_shared()
-    shared = (outs, own_tiles, ring, stats, bits, given(factors), bars, place, walk)
+    copies = (resident, streamed, (), resident_tiles, pipeline, (), barriers, block, loop)
+    shared = (outs, resident_tiles, pipeline, stats, packed_mask, optional(tensor_scales), barriers, block, loop)
     gl.warp_specialize(
         [
-            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD)),
-            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD)),
+            (produce, copies + (CHUNKS, STAGES)),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, REGISTER_OPERANDS)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, REGISTER_OPERANDS)),
         ],
         [4, 4],
         [240, 240],

@@ -1,21 +1,22 @@
-"""Tiles of several column chunks, and their products.
+"""Tiles whose head dim is split into column chunks, and the products of such tiles.
 
 A head dim that is no power of two is padded to two of them, 72 to 64 + 16; the columns from 72 on load as zeros and are
-not stored. Each chunk has its own descriptor, tiles in shared memory and accumulator. They travel in flat tuples, the
-chunks of a tensor side by side. A product of tiles is as many instructions in flight as there are chunks.
+not stored. Each chunk has its own descriptor, tile in shared memory and accumulator. They travel in flat tuples, the
+chunks of a tensor side by side. A product of two tiles puts as many instructions in flight as there are chunks.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from .pipeline import HALF, accumulator, left_operand
+from .blocks import CONSUMER_ROWS
+from .pipeline import accumulator, left_operand
 from .triton_compat import ARITHMETIC_SINKS, addressed_here
 
 
 @gluon.jit
 def chunks(first, rest):
-    """The descriptors of a tensor: of its one chunk or its two."""
+    """The descriptors of a tensor's one or two chunks."""
     if rest is None:
         return (first,)
     else:
@@ -24,25 +25,25 @@ def chunks(first, rest):
 
 @gluon.jit
 def by_tensor(tiles, CHUNKS: gl.constexpr):
-    """A flat tuple, as a tuple of each tensor's chunks."""
+    """A flat tuple as a tuple with the chunks of each tensor."""
     found = ()
     for i in gl.static_range(len(tiles) // CHUNKS):
-        own = ()
+        tensor = ()
         for j in gl.static_range(CHUNKS):
-            own = own + (tiles[i * CHUNKS + j],)
-        found = found + (own,)
+            tensor = tensor + (tiles[i * CHUNKS + j],)
+        found = found + (tensor,)
     return found
 
 
 @gluon.jit
 def zero(WIDTH: gl.constexpr):
-    """An accumulator of 64 rows."""
-    return gl.zeros([HALF, WIDTH], gl.float32, accumulator(WIDTH))
+    """A zero accumulator of 64 rows."""
+    return gl.zeros([CONSUMER_ROWS, WIDTH], gl.float32, accumulator(WIDTH))
 
 
 @gluon.jit
 def zeros(tiles):
-    """Accumulators of 64 rows, as wide as the tiles [..., D]."""
+    """Zero accumulators of 64 rows, as wide as the tiles [..., D]."""
     found = ()
     for i in gl.static_range(len(tiles)):
         found = found + (zero(tiles[i].shape[4]),)
@@ -60,7 +61,7 @@ def _addressed(x):
 
 @gluon.jit
 def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
-    """acc + x @ y^T, summed over the chunks; in flight."""
+    """acc + x @ y.T, summed over the chunks; in flight."""
     for i in gl.static_range(len(x)):
         acc = warpgroup_mma(
             _addressed(x[i]), addressed_here(y[i]).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True
@@ -70,7 +71,7 @@ def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
 
 @gluon.jit
 def left_operands(weights, tile):
-    """The weights as left operands of products with each chunk: the same registers, in the compiler's eyes others."""
+    """The weights as left operands for products with each chunk: the same registers, but another layout."""
     found = ()
     for i in gl.static_range(len(tile)):
         found = found + (gl.convert_layout(weights, left_operand(tile[i].shape[1])),)
@@ -88,7 +89,7 @@ def add_product(acc, weights, tile):
 
 @gluon.jit
 def complete(accs):
-    """The accumulators once no product is in flight."""
+    """Waits for all products in flight, and returns the accumulators."""
     found = warpgroup_mma_wait(0, deps=accs)
     if len(accs) == 1:
         return (found,)
@@ -98,7 +99,7 @@ def complete(accs):
 
 @gluon.jit
 def scaled(accs, factor):
-    """All of them times a number."""
+    """Each accumulator times one number."""
     found = ()
     for i in gl.static_range(len(accs)):
         found = found + (accs[i] * factor,)
@@ -106,8 +107,8 @@ def scaled(accs, factor):
 
 
 @gluon.jit
-def times(acc, factor):
-    """Each row of all chunks times its factor, [64] in any layout."""
+def scale_rows(acc, factor):
+    """Each row of all chunks times its own factor, [64] in any layout."""
     found = ()
     for i in gl.static_range(len(acc)):
         row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc[i].shape[1])))
@@ -117,7 +118,8 @@ def times(acc, factor):
 
 @gluon.constexpr_function
 def _times_unless_one(count):
-    """Assembly: `count` numbers of a thread times their factors, or nothing in a warp whose factors are all 1.
+    """Assembly that multiplies `count` numbers of a thread by their factors, but is skipped by a warp whose factors are
+    all 1.
 
     Triton has no branches of a warp. Numbers are of two rows by turns of two.
     """
@@ -128,12 +130,12 @@ def _times_unless_one(count):
 
 @gluon.constexpr_function
 def _in_place(count):
-    """Its constraints: each number is left where it was."""
+    """The constraints of that assembly: each number stays in its register."""
     return ",".join(["=f"] * count + [f"{i}" for i in range(count)] + ["f"] * count)
 
 
 @gluon.jit
-def _follow(acc, factor, HERE: gl.constexpr):
+def _lazy_rescale(acc, factor, HERE: gl.constexpr):
     COUNT: gl.constexpr = acc.shape[1] // 2  # of a thread, one of 128 for 64 rows
     row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc.shape[1])))[:, None]
     if COUNT < 16:  # about as many products as instructions to branch around them
@@ -146,17 +148,21 @@ def _follow(acc, factor, HERE: gl.constexpr):
 
 
 @gluon.jit
-def follow(acc, factor, HERE: gl.constexpr = False):
-    """`times`, for factors of 1 in most rows: warps that have no other skip it. HERE keeps it above the next wait."""
+def lazy_rescale(acc, factor, HERE: gl.constexpr = False):
+    """`scale_rows` for factors that are mostly 1: warps without another factor skip it. HERE keeps it above the next
+    wait."""
     found = ()
     for i in gl.static_range(len(acc)):
-        found = found + (_follow(acc[i], factor, HERE),)
+        found = found + (_lazy_rescale(acc[i], factor, HERE),)
     return found
 
 
 @gluon.jit
-def plus(x, y):
-    """Chunk by chunk. For a difference negate a factor: LLVM spends an instruction on negating what assembly gave."""
+def add(x, y):
+    """x + y, chunk by chunk.
+
+    For a difference negate a factor: LLVM spends an instruction on negating what assembly gave.
+    """
     found = ()
     for i in gl.static_range(len(x)):
         found = found + (x[i] + y[i],)

@@ -29,7 +29,7 @@ def statistics_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
 
 
 def _descriptor(x: Tensor, shape: Sequence[int], strides: Sequence[int], block: Sequence[int], layout: Any) -> Any:
-    """Without the checks of the constructor, which `obstacles.fits` has made and which take longer than a launch."""
+    """Without the checks of the constructor, which `eligibility.fits` has made and which take longer than a launch."""
     made = object.__new__(TensorDescriptor)
     made.base, made.shape, made.strides, made.block_shape, made.layout = x, shape, strides, block, layout
     return made

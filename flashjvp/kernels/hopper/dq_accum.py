@@ -1,9 +1,10 @@
-"""d_q and d_q_t as float32 sums in global memory, in any order, to which each program adds what its keys give; MATH.md
-(15), (18). For head dims of two column chunks.
+"""Accumulates d_q and d_q_t in global memory: each program adds what its keys give; MATH.md (15), (18).
 
-Both consumers leave dS and dS_t of their keys in shared memory. A tile of queries later, when the other one has, too,
-each adds its share of the products with all keys. These products come late in an iteration, when the registers of the
-scores are free again. `queries` is what they share: the sums, room for dS and dS_t, barriers, and the tiles of k, k_t.
+For head dims of two column chunks. The accumulators are float32, and programs add to them in any order. Both consumers
+store dS and dS_t of their keys in shared memory. One tile later, when both have, each adds its share of the products
+with all keys. This comes late in an iteration, when the registers of the scores are free again.
+
+`dq` is what both consumers share: the accumulators, tiles of dS and dS_t, three barriers, and the tiles of k and k_t.
 """
 
 from triton.experimental import gluon
@@ -15,128 +16,141 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .blocks import CONSUMER_ROWS
 from .chunks import zero
-from .pipeline import HALF, accumulator, barriers, own_rows
+from .pipeline import accumulator, make_barriers, resident_rows
 from .triton_compat import here
 
 
 @gluon.jit
-def room_for(sums, k, k_t, ROWS: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr):
-    """`queries` for tiles of ROWS queries, of which PARTS are left one after the other: SLOTS times dS of both
-    consumers, then dS_t. A product has 64 rows: ROWS."""
-    DELTA: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS // PARTS, 16)  # no part begins inside a swizzled row
-    deltas = gl.allocate_shared_memory(k[0].dtype, [4 * SLOTS, HALF, ROWS], DELTA)
-    return sums, deltas, barriers(SLOTS, 2), barriers(SLOTS, 2), barriers(1, 2), k, k_t
+def allocate(dq_accum, k, k_t, ROWS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER_STAGES: gl.constexpr):
+    """`dq` for tiles of ROWS = 64 queries, stored in SUB_TILES pieces; BUFFER_STAGES tiles are in flight.
+
+    A stage is dS of both consumers, then dS_t of both.
+    """
+    DS_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(
+        2 * ROWS // SUB_TILES, 16
+    )  # no sub-tile begins inside a swizzled row
+    ds_tiles = gl.allocate_shared_memory(k[0].dtype, [4 * BUFFER_STAGES, CONSUMER_ROWS, ROWS], DS_LAYOUT)
+    ready, free, done = make_barriers(BUFFER_STAGES, 2), make_barriers(BUFFER_STAGES, 2), make_barriers(1, 2)
+    return dq_accum, ds_tiles, ready, free, done, k, k_t
 
 
 @gluon.constexpr_function
-def _slots(deltas):
-    return deltas.shape[0] // 4
+def _buffer_stages(ds_tiles):
+    return ds_tiles.shape[0] // 4
 
 
 @gluon.constexpr_function
 def _in_order(columns):
-    """The layout of a [64, columns] accumulator whose numbers are counted as in global memory."""
+    """The layout in which a [64, columns] accumulator has the order of global memory."""
     registers = [[1], [2]] + [[512 << i] for i in range((columns // 8).bit_length() - 1)]
     return gl.DistributedLinearLayout(registers, [[4], [8], [16], [32], [64]], [[128], [256]], [], [64 * columns])
 
 
 @gluon.jit
-def add_to_sum(sum, total):
-    """Adds a [64, columns] accumulator, in the order in which threads hold it: 16 bytes of a thread side by side, and
-    512 of a warp."""
+def atomic_add_tile(dq_accum, total):
+    """Adds a [64, columns] accumulator to global memory, in the order in which threads hold it: 16 bytes of a thread
+    side by side, and 512 of a warp."""
     COLUMNS: gl.constexpr = total.shape[1]
-    total = total.reshape([4, 2, 8, COLUMNS // 8, 4, 2]).permute((3, 0, 2, 4, 1, 5)).reshape([HALF * COLUMNS])
-    offsets = gl.arange(0, HALF * COLUMNS, _in_order(COLUMNS))
-    gl.atomic_add(sum + offsets, gl.convert_layout(total, _in_order(COLUMNS)), sem="relaxed")
+    total = total.reshape([4, 2, 8, COLUMNS // 8, 4, 2]).permute((3, 0, 2, 4, 1, 5)).reshape([CONSUMER_ROWS * COLUMNS])
+    offsets = gl.arange(0, CONSUMER_ROWS * COLUMNS, _in_order(COLUMNS))
+    gl.atomic_add(dq_accum + offsets, gl.convert_layout(total, _in_order(COLUMNS)), sem="relaxed")
 
 
 @gluon.jit
-def leave_nothing(queries, who: gl.constexpr):
-    """Leaves zeros as number 0."""
-    deltas = queries[1]
-    ROWS: gl.constexpr = deltas.shape[2]
-    nothing = gl.zeros([HALF, ROWS], deltas.dtype, accumulator(ROWS))
-    _leave(queries, nothing, nothing, 0, who, 0, 1)
+def store_zeros(dq, consumer: gl.constexpr):
+    """Stores zeros as dS number 0: the tile before the first."""
+    ds_tiles = dq[1]
+    ROWS: gl.constexpr = ds_tiles.shape[2]
+    nothing = gl.zeros([CONSUMER_ROWS, ROWS], ds_tiles.dtype, accumulator(ROWS))
+    _store_ds(dq, nothing, nothing, 0, consumer, 0, 1)
 
 
 @gluon.jit
-def pass_on(
-    queries, ds, ds_t, index, at, who: gl.constexpr, COLUMNS: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr
-):
-    """Leaves dS and dS_t of a part of tile `at`, which gets the number at + 1. Once a tile it adds what the tile before
-    gives: first, if there is room for one tile."""
-    SLOTS: gl.constexpr = _slots(queries[1])
-    if SLOTS == 1 and PART == 0:
-        _add(queries, index, at, who, COLUMNS)
-    _leave(queries, ds, ds_t, at + 1, who, PART, PARTS)
-    if SLOTS > 1 and PART == PARTS - 1:
-        _add(queries, index, at, who, COLUMNS)
+def accumulate(
+    dq, ds, ds_t, dq_tile, iteration, consumer: gl.constexpr, COLUMNS: gl.constexpr, SUB_TILE: gl.constexpr,
+    SUB_TILES: gl.constexpr,
+):  # fmt: skip
+    """Stores dS and dS_t of a sub-tile of this iteration, which has number iteration + 1. Once a tile it adds the
+    products of the tile before: first, if there is one buffer stage only."""
+    BUFFER_STAGES: gl.constexpr = _buffer_stages(dq[1])
+    if BUFFER_STAGES == 1 and SUB_TILE == 0:
+        _add_dq(dq, dq_tile, iteration, consumer, COLUMNS)
+    _store_ds(dq, ds, ds_t, iteration + 1, consumer, SUB_TILE, SUB_TILES)
+    if BUFFER_STAGES > 1 and SUB_TILE == SUB_TILES - 1:
+        _add_dq(dq, dq_tile, iteration, consumer, COLUMNS)
 
 
 @gluon.jit
-def finish(queries, index, at, who: gl.constexpr, COLUMNS: gl.constexpr):
-    """Adds what the last of `at` tiles gives, and waits until nobody reads keys any more."""
-    if at > 0:
-        _add(queries, index, at, who, COLUMNS)
-    done = queries[4]
+def finish(dq, dq_tile, iteration, consumer: gl.constexpr, COLUMNS: gl.constexpr):
+    """Adds the products of the last tile, and waits until nobody reads keys any more."""
+    if iteration > 0:
+        _add_dq(dq, dq_tile, iteration, consumer, COLUMNS)
+    done = dq[4]
     mbarrier.arrive(done.index(0), count=1)
     mbarrier.wait(done.index(0), 0)
 
 
 @gluon.jit
-def _leave(queries, ds, ds_t, at, who: gl.constexpr, PART: gl.constexpr, PARTS: gl.constexpr):
-    """Leaves this consumer's part of number `at` for both consumers."""
-    deltas, ready, free = queries[1], queries[2], queries[3]
-    SLOTS: gl.constexpr = _slots(deltas)
+def _store_ds(dq, ds, ds_t, iteration, consumer: gl.constexpr, SUB_TILE: gl.constexpr, SUB_TILES: gl.constexpr):
+    """Stores this consumer's dS and dS_t number `iteration` for both consumers."""
+    ds_tiles, ready, free = dq[1], dq[2], dq[3]
+    BUFFER_STAGES: gl.constexpr = _buffer_stages(ds_tiles)
     ROWS: gl.constexpr = ds.shape[1]
-    slot = at % SLOTS
-    if PART == 0:
-        mbarrier.wait(free.index(slot), (at // SLOTS & 1) ^ 1)
-    deltas.index(slot * 4 + who + (at >> 30)).slice(PART * ROWS, ROWS, 1).store(ds)
-    deltas.index(slot * 4 + 2 + who + (at >> 30)).slice(PART * ROWS, ROWS, 1).store(ds_t)
-    if PART == PARTS - 1:
+    buffer = iteration % BUFFER_STAGES
+    if SUB_TILE == 0:
+        mbarrier.wait(free.index(buffer), (iteration // BUFFER_STAGES & 1) ^ 1)
+    ds_tiles.index(buffer * 4 + consumer + (iteration >> 30)).slice(SUB_TILE * ROWS, ROWS, 1).store(ds)
+    ds_tiles.index(buffer * 4 + 2 + consumer + (iteration >> 30)).slice(SUB_TILE * ROWS, ROWS, 1).store(ds_t)
+    if SUB_TILE == SUB_TILES - 1:
         fence_async_shared()
-        mbarrier.arrive(ready.index(slot), count=1)
+        mbarrier.arrive(ready.index(buffer), count=1)
 
 
 @gluon.jit
-def _with_keys(total, deltas, keys, at, TANGENT: gl.constexpr, USE_ACC: gl.constexpr = True):
-    """In flight: total + dS.T @ keys, or dS_t.T @ keys, of number `at`; `keys` are a chunk of all of them."""
-    for half in gl.static_range(2):
-        weights = deltas.index(at % _slots(deltas) * 4 + 2 * TANGENT + half + (at >> 30) + here()).permute((1, 0))
-        rows = own_rows((keys,), half + here(), at)[0]
-        total = warpgroup_mma(weights, rows, total, use_acc=USE_ACC or half > 0, is_async=True)
+def _add_ds_product(total, ds_tiles, keys, iteration, TANGENT: gl.constexpr, USE_ACC: gl.constexpr = True):
+    """In flight: total + dS.T @ keys, or dS_t.T @ keys, of number `iteration`; `keys` are one column chunk."""
+    for source in gl.static_range(2):
+        ds = ds_tiles.index(
+            iteration % _buffer_stages(ds_tiles) * 4 + 2 * TANGENT + source + (iteration >> 30) + here()
+        )
+        rows = resident_rows((keys,), source + here(), iteration)[0]
+        total = warpgroup_mma(ds.permute((1, 0)), rows, total, use_acc=USE_ACC or source > 0, is_async=True)
     return total
 
 
 @gluon.jit
-def _used(total, COLUMNS: gl.constexpr):
+def _without_padding(total, COLUMNS: gl.constexpr):
     """The accumulator without its second half where that only pads the head dim."""
     WIDTH: gl.constexpr = total.shape[1]
     if WIDTH > COLUMNS:
-        first, _second = gl.split(total.reshape([HALF, 2, WIDTH // 2]).permute((0, 2, 1)))
+        first, _second = gl.split(total.reshape([CONSUMER_ROWS, 2, WIDTH // 2]).permute((0, 2, 1)))
         return gl.convert_layout(first, accumulator(WIDTH // 2))
     else:
         return total
 
 
 @gluon.jit
-def _add(queries, index, at, who: gl.constexpr, COLUMNS: gl.constexpr):
-    """Adds what number `at`, the tile `index` of all, gives to d_q / c and d_q_t / c: one chunk of each, the other
-    consumer the other ones."""
-    sums, deltas, ready, free, _done, k, k_t = queries
-    SLOTS: gl.constexpr = _slots(deltas)
+def _add_dq(dq, dq_tile, iteration, consumer: gl.constexpr, COLUMNS: gl.constexpr):
+    """Adds the products of number `iteration`, tile `dq_tile` of all heads, to d_q / c and d_q_t / c.
+
+    A consumer adds one column chunk of each, the other consumer the other ones.
+    """
+    dq_accum, ds_tiles, ready, free, _done, k, k_t = dq
+    BUFFER_STAGES: gl.constexpr = _buffer_stages(ds_tiles)
     FIRST: gl.constexpr = k[0].shape[4]
-    OTHER: gl.constexpr = 1 - who
-    slot = at % SLOTS
-    tile = index.to(gl.int64) * (HALF * COLUMNS)
-    mbarrier.wait(ready.index(slot), (at // SLOTS) & 1)
-    total_t = _with_keys(zero(k[who].shape[4]), deltas, k[who], at, 1, USE_ACC=False)
-    total = _with_keys(zero(k[OTHER].shape[4]), deltas, k[OTHER], at, 0, USE_ACC=False)
-    total = _with_keys(total, deltas, k_t[OTHER], at, 1)
+    OTHER: gl.constexpr = 1 - consumer
+    buffer = iteration % BUFFER_STAGES
+    tile = dq_tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS)
+    mbarrier.wait(ready.index(buffer), (iteration // BUFFER_STAGES) & 1)
+    total_t = _add_ds_product(zero(k[consumer].shape[4]), ds_tiles, k[consumer], iteration, 1, USE_ACC=False)
+    total = _add_ds_product(zero(k[OTHER].shape[4]), ds_tiles, k[OTHER], iteration, 0, USE_ACC=False)
+    total = _add_ds_product(total, ds_tiles, k_t[OTHER], iteration, 1)
     total_t = warpgroup_mma_wait(4, deps=[total_t])
-    add_to_sum(sums[1] + (tile + who * HALF * FIRST), _used(total_t, COLUMNS - who * FIRST))
+    total_t = _without_padding(total_t, COLUMNS - consumer * FIRST)
+    atomic_add_tile(dq_accum[1] + (tile + consumer * CONSUMER_ROWS * FIRST), total_t)
     total = warpgroup_mma_wait(0, deps=[total])
-    mbarrier.arrive(free.index(slot), count=1)
-    add_to_sum(sums[0] + (tile + OTHER * HALF * FIRST), _used(total, COLUMNS - OTHER * FIRST))
+    mbarrier.arrive(free.index(buffer), count=1)
+    total = _without_padding(total, COLUMNS - OTHER * FIRST)
+    atomic_add_tile(dq_accum[0] + (tile + OTHER * CONSUMER_ROWS * FIRST), total)

@@ -12,8 +12,8 @@ def obstacle(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
     `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask but a boolean
-    one, a positive scale, tensors that TMA can address: the inputs, unless they are rescaled, and, whose rows are
-    packed, the results.
+    one, a positive scale, tensors that TMA can address: the inputs, unless they are scaled (per_tensor_scaling.py),
+    and the results, whose rows are packed.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
@@ -42,7 +42,7 @@ def unwritten(call: Call, inputs: tuple[Maybe, ...], scale: float) -> str | None
 
 
 def misfit(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...]) -> str | None:
-    """Which tensor the kernels cannot address, and how to mend it. What is rescaled is copied anyway."""
+    """Which tensor the kernels cannot address, and how to mend it. What is scaled is copied anyway."""
     tensors = (*inputs, *cotangents)
     if call.kind == "tf32" or all(x is None or fits(x) for x in tensors):
         return None

@@ -1,7 +1,8 @@
-"""o, and under a JVP o_t, of the queries that a program owns, streaming over key tiles; MATH.md (1)-(7'').
+"""The forward kernel: o, and under a JVP o_t, of the resident queries, streaming over key tiles; MATH.md (1)-(7'').
 
-The weights of v in o_t are centred on the running mean c of S_t, the tile's own scores included: centred on that of the
-tiles before, a key that outweighs all of them would be rounded with its distance from a mean that counts no more.
+The weights of v in o_t are centred on the running mean of S_t, which counts the tile's own scores, too. Centred on the
+mean of the tiles before, a key that outweighs all of them would be rounded at its distance from a mean that no longer
+counts.
 """
 
 from triton.experimental import gluon
@@ -12,73 +13,85 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .chunks import add_product, add_scores, by_tensor, chunks, complete, follow, left_operands, plus, times, zeros
-from .packed_mask import load_words, where_allowed, words_by_keys
-from .pipeline import (
-    HALF,
-    accumulator,
-    barriers,
-    given,
-    held_rows,
-    keep_above,
-    of_queries,
-    own_rows,
-    produce,
-    scale_of,
-    streamed_rows,
-    tiles_for,
-    where_seen,
-    whole_tiles,
-    write,
+from .blocks import CONSUMER_ROWS, query_block, unmasked_tiles, where_visible
+from .chunks import (
+    add,
+    add_product,
+    add_scores,
+    by_tensor,
+    chunks,
+    complete,
+    lazy_rescale,
+    left_operands,
+    scale_rows,
+    zeros,
 )
+from .packed_mask import load_mask_tile, packed_by_key, where_allowed
+from .pipeline import (
+    accumulator,
+    allocate_tiles,
+    keep_above,
+    load_register_operands,
+    make_barriers,
+    optional,
+    produce,
+    resident_rows,
+    softmax_scale_of,
+    streamed_rows,
+)
+from .results import store_results
 from .scales import MU, O
 from .triton_compat import sum_of_products
 
-# In base 2, how far scores may be above the "maximum" that P is taken from before that follows: P stays below 256 then,
-# and what was summed before is seldom rescaled.
-LAG = gl.constexpr(8.0)
+# The lazy rescale threshold, in base 2. The "maximum" m of a row follows the scores only when they are so far above it:
+# P stays below 2^8 = 256, and accumulators are seldom rescaled.
+RESCALE_THRESHOLD = gl.constexpr(8.0)
 
 
 @gluon.constexpr_function
-def _exact(dtype):
-    """Whether the maximum is subtracted from the scores before they are scaled: P of the largest one is then 1 also in
-    a type with more digits than bfloat16. Otherwise it is so up to the rounding of the scaled maximum, the same for all
-    keys of a row, and takes one instruction a score less."""
+def _subtracts_first(dtype):
+    """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
+    1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
+    same for all keys of a row; that takes one instruction a score less."""
     return dtype != gl.bfloat16
 
 
 @gluon.jit
 def _softmax(
-    s, m, l, scale, row0, tile, N, words, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
+    s, m, l, scale, row0, tile, N, mask_tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
-    """P of a tile up to the row's sum, the tile's and the running sum, the running maximum of the scores, and the
-    factor of what was summed before. The scale is positive. The maximum is of scores in base 2, and follows them with
-    a LAG, or, where it is `_exact`, of those before they are scaled.
+    """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; `scale` is positive.
+
+    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
+    plain maximum of the products q @ k.T, before they are scaled.
     """
     scale2 = scale * 1.4426950408889634
-    EXACT: gl.constexpr = _exact(dtype)
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
     if MASKED:
-        s = where_seen(s, float("-inf"), row0, tile, N, LAYOUT, CAUSAL)
-    s = where_allowed(s, words, float("-inf"), LAYOUT)
-    top = gl.max(s, 1)
-    m_new = gl.maximum(m, top) if EXACT else gl.where(top * scale2 > m + LAG, top * scale2, m)
-    finite = m_new
-    if len(words) > 0:  # no key so far may be allowed
-        finite = gl.where(m_new > float("-inf"), m_new, 0.0)
-    if EXACT:
-        alpha = gl.exp2((m - finite) * scale2)
-        p = gl.exp2((s - finite[:, None]) * scale2)
+        s = where_visible(s, float("-inf"), row0, tile, N, LAYOUT, CAUSAL)
+    s = where_allowed(s, mask_tile, float("-inf"), LAYOUT)
+    tile_max = gl.max(s, 1)
+    if SUBTRACT_FIRST:
+        m_new = gl.maximum(m, tile_max)
     else:
-        alpha = gl.exp2(m - finite)
-        p = gl.exp2(s * scale2 - finite[:, None])
-    mass = gl.sum(p, 1)
-    return p, mass, l * alpha + mass, m_new, alpha
+        m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
+    m_safe = m_new
+    if len(mask_tile) > 0:  # no key so far may be allowed
+        m_safe = gl.where(m_new > float("-inf"), m_new, 0.0)
+    if SUBTRACT_FIRST:
+        alpha = gl.exp2((m - m_safe) * scale2)
+        p = gl.exp2((s - m_safe[:, None]) * scale2)
+    else:
+        alpha = gl.exp2(m - m_safe)
+        p = gl.exp2(s * scale2 - m_safe[:, None])
+    tile_sum = gl.sum(p, 1)
+    return p, tile_sum, l * alpha + tile_sum, m_new, alpha
 
 
 @gluon.jit
 def _divisor(l, mask):
-    """A running sum to divide by: 0 is 1 where a mask may hide all keys."""
+    """l as a divisor: 1 for a row without allowed keys, where it is 0."""
     if len(mask) > 0:
         l = gl.where(l > 0.0, l, 1.0)
     return l
@@ -86,162 +99,174 @@ def _divisor(l, mask):
 
 @gluon.jit
 def _plain_tile(
-    accs, state, own, streamed, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+    accs, state, resident, streamed, mask_tile, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
 ):
-    """Adds a tile to o; without tangents."""
+    """Adds a tile to o, without tangents."""
     m, l = state
     k, v = streamed
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
-    WIDE: gl.constexpr = v[0].shape[1] > HALF  # else a branch takes longer than the products that it skips
-    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
-    s = warpgroup_mma_wait(0, deps=[add_scores(zero, own[0], k, USE_ACC=False)])
-    p, _mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
-    acc_o = follow(accs[0], alpha) if WIDE else times(accs[0], alpha)
+    WIDE: gl.constexpr = v[0].shape[1] > 64  # else a branch takes longer than the products that it skips
+    zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
+    s = warpgroup_mma_wait(0, deps=[add_scores(zero, resident[0], k, USE_ACC=False)])
+    p, _tile_sum, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, mask_tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    acc_o = lazy_rescale(accs[0], alpha) if WIDE else scale_rows(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
 
 
 @gluon.jit
 def _tangent_tile(
-    accs, state, own, streamed, words, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
+    accs, state, resident, streamed, mask_tile, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
 ):
     """Adds a tile to o and o_t."""
     acc_o, acc_o_t = accs
-    m, l, c = state
-    q, q_t = own
+    m, l, mean = state
+    q, q_t = resident
     k, v, k_t, v_t = streamed
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
     # P is multiplied with v_t while S_t is awaited: faster where a product is several, if there are registers for it.
-    EARLY: gl.constexpr = KEYS <= HALF and CHUNKS > 1
-    zero = gl.zeros([HALF, KEYS], gl.float32, TILE)
+    EARLY: gl.constexpr = KEYS <= 64 and CHUNKS > 1
+    zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = add_scores(zero, q, k, USE_ACC=False)
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, mass, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, words, v[0].dtype, TILE, CAUSAL, MASKED)
-    acc_o_t = follow(acc_o_t, alpha, HERE=not EARLY)
-    acc_o = follow(acc_o, alpha, HERE=not EARLY)
+    p, tile_sum, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, mask_tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
+    acc_o = lazy_rescale(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
     keep_above(passed)
     if EARLY:
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])
-    back = (c * mass - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, words)
-    c -= back
-    weights_t = left_operands((p * (s_t * scale - c[:, None])).to(v[0].dtype), v)
+    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, mask_tile)
+    mean -= negative_step
+    weights_t = left_operands((p * (s_t * scale - mean[:, None])).to(v[0].dtype), v)
     if EARLY:
         keep_above(passed)
-        acc_o_t = plus(complete(acc_o_t), times(acc_o, back))
+        acc_o_t = add(complete(acc_o_t), scale_rows(acc_o, negative_step))
     else:
-        acc_o_t = add_product(plus(acc_o_t, times(acc_o, back)), weights, v_t)
+        acc_o_t = add_product(add(acc_o_t, scale_rows(acc_o, negative_step)), weights, v_t)
     acc_o_t = add_product(acc_o_t, weights_t, v)
     acc_o = add_product(acc_o, weights, v)
-    return complete(acc_o + acc_o_t), (m, l, c)
+    return complete(acc_o + acc_o_t), (m, l, mean)
 
 
 @gluon.jit
-def _walk(
-    accs, state, tiles, scale, row0, N, first, last, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
+def _mainloop(
+    accs, state, tiles, scale, row0, N, first, last, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
     CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Adds the tiles from `first` to `last`. Where no tile has a masked key, a loop without masks: a condition in the
-    loop would become a selection for each score. Words of a mask are loaded a tile ahead without tangents; beside them
-    registers are short."""
-    held, own_tiles, ring, full, empty, bits = tiles
-    KEYS: gl.constexpr = ring[0].shape[3]
-    row = row0 + who * HALF
+    """Adds the tiles from `first` to `last`. Only the loop over MASKED ones masks by position: a condition in a common
+    loop would become a selection for each score. Without tangents the packed mask is loaded a tile ahead; with tangents
+    there are no registers for that."""
+    register_operands, resident_tiles, pipeline, full, empty, packed_mask = tiles
+    KEYS: gl.constexpr = pipeline[0].shape[3]
+    row = row0 + consumer * CONSUMER_ROWS
     AHEAD: gl.constexpr = len(state) == 2
-    coming = load_words(bits, row, gl.minimum(first, last - 1), KEYS) if AHEAD else ()
+    next_mask_tile = load_mask_tile(packed_mask, row, gl.minimum(first, last - 1), KEYS) if AHEAD else ()
     for tile in range(first, last):
         stage = tile % STAGES
         passed = (full.index(stage), (tile // STAGES) & 1)
         if AHEAD:
-            words = coming
-            coming = load_words(bits, row, gl.minimum(tile + 1, last - 1), KEYS)
+            mask_tile = next_mask_tile
+            next_mask_tile = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, last - 1), KEYS)
         else:
-            words = load_words(bits, row, tile, KEYS)
+            mask_tile = load_mask_tile(packed_mask, row, tile, KEYS)
         mbarrier.wait(passed[0], passed[1])
-        own = by_tensor(held + own_rows(own_tiles[len(held) :], who, tile), CHUNKS)
-        streamed = by_tensor(streamed_rows(ring, stage), CHUNKS)
-        sums = by_tensor(accs, CHUNKS)
-        if len(own) == 1:
-            accs, state = _plain_tile(sums, state, own, streamed, words, passed, scale, row, tile, N, CAUSAL, MASKED)
+        in_memory = resident_rows(resident_tiles[len(register_operands) :], consumer, tile)
+        resident = by_tensor(register_operands + in_memory, CHUNKS)
+        streamed = by_tensor(streamed_rows(pipeline, stage), CHUNKS)
+        acc = by_tensor(accs, CHUNKS)
+        if len(resident) == 1:
+            accs, state = _plain_tile(
+                acc, state, resident, streamed, mask_tile, passed, scale, row, tile, N, CAUSAL, MASKED
+            )
         else:
-            accs, state = _tangent_tile(sums, state, own, streamed, words, passed, scale, row, tile, N, CAUSAL, MASKED)
+            accs, state = _tangent_tile(
+                acc, state, resident, streamed, mask_tile, passed, scale, row, tile, N, CAUSAL, MASKED
+            )
         mbarrier.arrive(empty.index(stage), count=1)
     return accs, state
 
 
 @gluon.jit
 def _consume(
-    shared, scale, M, N, who: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    HELD: gl.constexpr,
+    shared, scale, M, N, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
+    REGISTER_OPERANDS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: 64 queries."""
-    outs, statistics, own_tiles, ring, bits, factors, bars, place, walk = shared
-    own_full, full, empty = bars
-    batch, own_head, row0 = place
-    last, heads = walk[3], walk[4]
+    outs, statistics, resident_tiles, pipeline, packed_mask, tensor_scales, barriers, block, loop = shared
+    resident_full, full, empty = barriers
+    batch, head, row0 = block
+    last, heads = loop[3], loop[4]
     JVP: gl.constexpr = len(statistics) == 2
-    KEYS: gl.constexpr = ring[0].shape[3]
+    KEYS: gl.constexpr = pipeline[0].shape[3]
     ROW: gl.constexpr = gl.SliceLayout(1, accumulator(KEYS))
-    accs = zeros(own_tiles[: len(outs)])
-    state = (gl.full([HALF], float("-inf"), gl.float32, ROW), gl.zeros([HALF], gl.float32, ROW))
+    accs = zeros(resident_tiles[: len(outs)])
+    state = (gl.full([CONSUMER_ROWS], float("-inf"), gl.float32, ROW), gl.zeros([CONSUMER_ROWS], gl.float32, ROW))
     if JVP:
-        state = state + (gl.zeros([HALF], gl.float32, ROW),)
-    mbarrier.wait(own_full.index(0), 0)
-    held = held_rows(own_tiles[: HELD * CHUNKS], who, KEYS)
-    whole = whole_tiles(row0 + who * HALF, N, last, KEYS, CAUSAL)
-    tiles = (held, own_tiles, ring, full, empty, bits)
-    accs, state = _walk(accs, state, tiles, scale, row0, N, 0, whole, who, CHUNKS, STAGES, CAUSAL, False)
-    accs, state = _walk(accs, state, tiles, scale, row0, N, whole, last, who, CHUNKS, STAGES, CAUSAL, True)
-    rows = row0 + who * HALF + gl.arange(0, HALF, ROW)
-    offset = (batch.to(gl.int64) * heads + own_head) * M + rows
-    norm = 1.0 / _divisor(state[1], bits)  # a row without keys has zeros, and -inf for lse
-    lse = (state[0] if not _exact(own_tiles[0].dtype) else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
+        state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
+    mbarrier.wait(resident_full.index(0), 0)
+    register_operands = load_register_operands(resident_tiles[: REGISTER_OPERANDS * CHUNKS], consumer, KEYS)
+    unmasked = unmasked_tiles(row0 + consumer * CONSUMER_ROWS, N, last, KEYS, CAUSAL)
+    tiles = (register_operands, resident_tiles, pipeline, full, empty, packed_mask)
+    accs, state = _mainloop(
+        accs, state, tiles, scale, row0, N, 0, unmasked, consumer, CHUNKS, STAGES, CAUSAL, MASKED=False
+    )
+    accs, state = _mainloop(
+        accs, state, tiles, scale, row0, N, unmasked, last, consumer, CHUNKS, STAGES, CAUSAL, MASKED=True
+    )
+    rows = row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
+    offset = (batch.to(gl.int64) * heads + head) * M + rows
+    norm = 1.0 / _divisor(state[1], packed_mask)  # a row without keys has zeros, and -inf for lse
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(resident_tiles[0].dtype)
+    lse = (state[0] if not SUBTRACT_FIRST else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
     gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)
     if JVP:
         mu = state[2]
-        if len(factors) > 0:
-            mu = mu * gl.load(factors[0] + MU)
+        if len(tensor_scales) > 0:
+            mu = mu * gl.load(tensor_scales[0] + MU)
         gl.store(statistics[1] + offset, mu, mask=rows < M)
-    write(outs, times(accs, norm), own_tiles, place, factors, who, CHUNKS, O, 1)
+    store_results(outs, scale_rows(accs, norm), resident_tiles, block, tensor_scales, consumer, CHUNKS, O, 1)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
-    mask, factors, scale, M, N, heads, group,
-    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, HELD: gl.constexpr, VARIES: gl.constexpr,
+    mask, tensor_scales, scale, M, N, heads, group,
+    JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    VARIES: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. A `_rest` is a tensor's second chunk, if it has one."""
-    own = chunks(q, q_rest)
+    resident = chunks(q, q_rest)
     streamed = chunks(k, k_rest) + chunks(v, v_rest)
     outs = chunks(o, o_rest)
     statistics = (lse,)
-    CHUNKS: gl.constexpr = len(own)
+    CHUNKS: gl.constexpr = len(resident)
     if JVP:
-        own = own + chunks(q_t, q_t_rest)
+        resident = resident + chunks(q_t, q_t_rest)
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(o_t, o_t_rest)
         statistics = statistics + (mu,)
     KEYS: gl.constexpr = k.block_shape[2]
-    scale = scale_of(factors, scale)
-    place, walk = of_queries(M, N, heads, group, KEYS, CAUSAL)
-    bits = words_by_keys(mask, place[0], place[1], heads, M, N, VARIES)
-    own_tiles = tiles_for(own, 2)
-    ring = tiles_for(streamed, STAGES)
-    bars = (barriers(1, 1), barriers(STAGES, 1), barriers(STAGES, 2))
+    scale = softmax_scale_of(tensor_scales, scale)
+    block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
+    packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
+    resident_tiles = allocate_tiles(resident, 2)
+    pipeline = allocate_tiles(streamed, STAGES)
+    barriers = (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
     fence_async_shared()
-    shared = (outs, statistics, own_tiles, ring, bits, given(factors), bars, place, walk)
+    copies = (resident, streamed, (), resident_tiles, pipeline, (), barriers, block, loop)
+    shared = (outs, statistics, resident_tiles, pipeline, packed_mask, optional(tensor_scales), barriers, block, loop)
     gl.warp_specialize(
         [
-            (produce, (own, streamed, (), own_tiles, ring, (), bars, place, walk, CHUNKS, STAGES)),
-            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, HELD)),
-            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, HELD)),
+            (produce, copies + (CHUNKS, STAGES)),
+            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, REGISTER_OPERANDS)),
+            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, REGISTER_OPERANDS)),
         ],
         [4, 4],
         [240, 240],

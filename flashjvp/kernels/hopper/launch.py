@@ -10,18 +10,19 @@ from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Pipeline
 from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
-from .backward_preprocess import launch_query_sums, launch_statistics, summed_columns
+from .backward_postprocess import dq_columns, launch_postprocess
+from .backward_preprocess import launch_preprocess
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
-from .packed_mask import Bits, pack
-from .per_tensor_scaling import Operands, rescale
+from .packed_mask import PackedMask, pack
+from .per_tensor_scaling import Operands, scale_tensors
 
-Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
+DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
-OWN = 128  # rows of a program
-HALF = OWN // 2  # and of each of its consumers
+BLOCK_ROWS = 128  # rows of a program
+CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
 
 
 def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -33,10 +34,23 @@ def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor
     tile = _pipelines(call, jvp)["forward"]
     o, lse = empty_rows(like, like.shape[-1]), empty_statistic(like)
     o_t, mu = (empty_rows(like, like.shape[-1]), empty_statistic(like)) if jvp else (None, None)
-    own, outs = _described(call, HALF, q, q_t), _written(given, o, o_t)
-    bits = pack(call, by_keys=True, by_queries=False)
-    args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys, given.factors)
-    flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
+    resident, outs = _described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
+    packed_mask = pack(call, by_keys=True, by_queries=False)
+    args = (
+        *resident,
+        *_described(call, tile.block_rows, k, v, k_t, v_t),
+        *outs,
+        lse,
+        mu,
+        packed_mask.by_keys,
+        given.tensor_scales,
+    )
+    flags: dict[str, Any] = {
+        "JVP": jvp,
+        "STAGES": tile.stages,
+        "REGISTER_OPERANDS": tile.register_operands,
+        "VARIES": packed_mask.varies,
+    }
     call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
     return o, o_t, lse, mu
 
@@ -46,8 +60,8 @@ def backward(
 ) -> tuple[Maybe, ...]:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
-    A head dim without registers for four accumulators has `backward_value`. Where query gradients are summed,
-    the kernel of d_k and d_k_t adds them up in float32, in any order.
+    A head dim without registers for four accumulators has `backward_value`. Where d_q and d_q_t are
+    accumulated, the kernel of d_k and d_k_t does so, in float32 and in any order.
     """
     o, o_t, lse, mu = results
     d_o, d_o_t = cotangents
@@ -55,29 +69,32 @@ def backward(
     given = _as_read(call, inputs, cotangents, scale)
     call, (d_o, d_o_t) = given.call, given.cotangents
     assert d_o is not None
-    stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu, given.factors)
+    stats = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
     tiles = _pipelines(call, d_o_t is not None)
     family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
-    bits = pack(call, by_keys=not summed, by_queries=True)
+    packed_mask = pack(call, by_keys=not summed, by_queries=True)
     grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
-    sums = _sums(call, stats, tiles[family]) if summed else None
-    work = _Backward(given, stats, bits, grads, sums, scale)
+    dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
+    work = _Backward(given, stats, packed_mask, grads, dq_accum, scale)
     if family == "backward_pairs":
         work.pairs(tiles[family])
     else:
         work.keys(family, tiles[family], "backward_value" not in tiles)
     if "backward_value" in tiles:
         work.values(tiles["backward_value"])
-    if sums is not None:
-        launch_query_sums(call, sums, grads[0], grads[3], given.factors, scale)
+    if dq_accum is not None:
+        launch_postprocess(call, dq_accum, grads[0], grads[3], given.tensor_scales, scale)
     else:
         work.queries(tiles["backward_query"])
     return grads
 
 
-def _sums(call: Call, stats: Tensor, tile: Pipeline) -> Sums:
+def _zero_dq_accum(call: Call, stats: Tensor, tile: Pipeline) -> DqAccum:
     """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
-    count, size = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows), summed_columns(call) * tile.rows
+    count, size = (
+        call.programs * call.sizes[2] * -(-call.sizes[0] // tile.block_rows),
+        dq_columns(call) * tile.block_rows,
+    )
     return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
@@ -86,68 +103,90 @@ class _Backward(NamedTuple):
 
     given: Operands
     stats: Tensor
-    bits: Bits
+    packed_mask: PackedMask
     grads: tuple[Maybe, ...]
-    sums: Sums | None
+    dq_accum: DqAccum | None
     scale: float
 
     def pairs(self, tile: Pipeline) -> None:
-        """Writes d_k, d_k_t and, if there are sums, adds to those."""
+        """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         # Two tensors in a tile are copied in pieces of 64 columns.
-        streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
-        own, outs = self._described(HALF, k, v, k_t, v_t)[::2], _written(self.given, self.grads[1], self.grads[4])[::2]
-        args = (*own, *streamed, self._statistics(tile), *outs)
-        flags = {"QUERIES": self.sums is not None, "STAGES": tile.stages}
-        self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.sums or (None, None))), **flags)
+        streamed = [
+            rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
+        ]
+        resident, outs = (
+            self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2],
+            _written(self.given, self.grads[1], self.grads[4])[::2],
+        )
+        args = (*resident, *streamed, self._statistics(tile), *outs)
+        flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
+        self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags)
 
     def keys(self, family: str, tile: Pipeline, values: bool) -> None:
-        """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are sums, adds to those."""
+        """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are accumulators, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
-        own, streamed = self._described(HALF, k, v, k_t, v_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
+        resident, streamed = (
+            self._described(CONSUMER_ROWS, k, v, k_t, v_t),
+            self._described(tile.block_rows, q, d_o, q_t, d_o_t),
+        )
         written = _written(self.given, *outs)
-        args = (*own, *streamed, self._statistics(tile), *written, *(self.sums or (None, None)))
+        args = (*resident, *streamed, self._statistics(tile), *written, *(self.dq_accum or (None, None)))
         flags = {
-            "JVP": d_o_t is not None, "VALUES": values, "QUERIES": summed_columns(self.given.call) if self.sums else 0,
-            "STAGES": tile.stages, "HELD": tile.held, "PARTS": tile.parts, "SLOTS": tile.slots,
+            "JVP": d_o_t is not None, "WITH_DV": values,
+            "DQ_COLUMNS": dq_columns(self.given.call) if self.dq_accum else 0, "STAGES": tile.stages,
+            "REGISTER_OPERANDS": tile.register_operands, "SUB_TILES": tile.sub_tiles,
+            "BUFFER_STAGES": tile.buffer_stages,
         }  # fmt: skip
         self._of_keys(backward_key_kernel, family, args, **flags)
 
     def values(self, tile: Pipeline) -> None:
         """Writes d_v and d_v_t."""
         (q, k, _, q_t, k_t, _), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
-        own, streamed = self._described(HALF, k, k_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
-        args = (*own, *streamed, self._statistics(tile), *_written(self.given, self.grads[2], self.grads[5]))
+        resident, streamed = (
+            self._described(CONSUMER_ROWS, k, k_t),
+            self._described(tile.block_rows, q, d_o, q_t, d_o_t),
+        )
+        args = (*resident, *streamed, self._statistics(tile), *_written(self.given, self.grads[2], self.grads[5]))
         self._of_keys(backward_value_kernel, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
-        own, streamed = self._described(HALF, q, d_o, q_t, d_o_t), self._described(tile.rows, k, v, k_t, v_t)
-        args = (*own, *streamed, self.stats, *_written(self.given, self.grads[0], self.grads[3]), self.bits.by_keys)
-        flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held}
+        resident, streamed = (
+            self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t),
+            self._described(tile.block_rows, k, v, k_t, v_t),
+        )
+        args = (
+            *resident,
+            *streamed,
+            self.stats,
+            *_written(self.given, self.grads[0], self.grads[3]),
+            self.packed_mask.by_keys,
+        )
+        flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
         self._launch(backward_query_kernel, "backward_query", _query_programs(self.given.call), args, **flags)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: object) -> None:
-        self._launch(kernel, family, _key_programs(self.given.call), (*args, self.bits.by_queries), **flags)
+        self._launch(kernel, family, _key_programs(self.given.call), (*args, self.packed_mask.by_queries), **flags)
 
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: object) -> None:
-        flags["VARIES"] = self.bits.varies
-        args = (*args, self.given.factors)
+        flags["VARIES"] = self.packed_mask.varies
+        args = (*args, self.given.tensor_scales)
         self.given.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
         return _described(self.given.call, rows, *tensors)
 
     def _statistics(self, tile: Pipeline) -> Any:
-        return statistics_descriptor(self.stats, tile.rows)
+        return statistics_descriptor(self.stats, tile.block_rows)
 
 
 def _as_read(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
     """A call with the tensors as the kernels read them."""
-    return rescale(call, inputs, cotangents, scale) if call.kind == "tf32" else Operands(call, inputs, cotangents)
+    return scale_tensors(call, inputs, cotangents, scale) if call.kind == "tf32" else Operands(call, inputs, cotangents)
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:
@@ -165,19 +204,19 @@ def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
 
 
 def _written(given: Operands, *tensors: Maybe) -> tuple[Any, ...]:
-    """The same of results. A tile in shared memory has room for half the columns of float32 ones: `ring.write`."""
-    if given.factors is None:
-        return _described(given.call, HALF, *tensors)
+    """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
+    if given.tensor_scales is None:
+        return _described(given.call, CONSUMER_ROWS, *tensors)
     found: list[Any] = []
     for x in tensors:
         widths = [columns // 2 for columns in given.call.k_columns[1:]]
-        found += (*([] if x is None else rows_descriptors(x, HALF, tuple(widths))), None, None)[:2]
+        found += (*([] if x is None else rows_descriptors(x, CONSUMER_ROWS, tuple(widths))), None, None)[:2]
     return tuple(found)
 
 
 def _query_programs(call: Call) -> int:
-    return call.programs * call.sizes[2] * -(-call.sizes[0] // OWN)
+    return call.programs * call.sizes[2] * -(-call.sizes[0] // BLOCK_ROWS)
 
 
 def _key_programs(call: Call) -> int:
-    return call.programs * call.kv_heads * -(-call.sizes[1] // OWN)
+    return call.programs * call.kv_heads * -(-call.sizes[1] // BLOCK_ROWS)

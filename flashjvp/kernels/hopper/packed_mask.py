@@ -1,9 +1,9 @@
-"""Boolean masks as the warp-specialised kernels read them: a bit for each query and key, 32 in a word.
+"""Packs boolean masks for the warp-specialised kernels, one bit for each query and key, and applies them to tiles.
 
-Words lie along the rows of a tile, so that a warp reads neighbours: `by_keys` [head, block of 128 keys, quarter, query]
-for tiles [queries, keys] and `by_queries` [head, block of 128 queries, quarter, key] for tiles [keys, queries]. A
-quarter is what one thread holds of a row of an accumulator: of every 8 columns two. Keys beyond the end have the bit 0.
-What a mask repeats is packed once.
+A word has 32 bits. Words lie along the rows of a tile, so that a warp reads neighbours: `by_keys` [head, block of 128
+keys, quarter, query] for tiles [queries, keys], and `by_queries` [head, block of 128 queries, quarter, key] for tiles
+[keys, queries]. A quarter is what one thread holds of a row of an accumulator: two of every 8 columns. Keys beyond the
+end have the bit 0. A mask that is broadcast is packed once.
 """
 
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from triton.experimental.gluon import language as gl
 from ..launch.call import Call, Maybe
 from ..launch.schedule import Tile
 from ..tiles import from_odd, load_mask, odd, select_head
+from .blocks import CONSUMER_ROWS
 from .eligibility import BLOCK
-from .pipeline import HALF
 
 # $1 where the word $3 has the bit $4, else $2. LLVM makes vectors of such tests beside a chain of maxima, at 1.7
 # times the instructions; from this ptxas moves seven bits of a byte to predicates at once.
 SELECT = gl.constexpr("{.reg .pred p; .reg .b32 t; and.b32 t, $3, $4; setp.ne.b32 p, t, 0; selp.f32 $0, $1, $2, p;}")
 
 
-class Bits(NamedTuple):
-    """A mask in words, and over which of (batch, head, query) it varies; () without a mask."""
+class PackedMask(NamedTuple):
+    """The words of a mask, and which of (batch, head, query) it varies over; () without a mask."""
 
     by_keys: Maybe = None
     by_queries: Maybe = None
@@ -39,7 +39,7 @@ def pack_kernel(
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: a square of the mask, read once. An absent result is None."""
+    """One program: a square of the mask, read once. A layout that is not wanted is None."""
     SIDE: tl.constexpr = TILE[0]
     rows = tl.where(mask.strides[0] != 0, M, 1)
     heads = tl.where(from_odd(mask.strides[1]) != 0, heads, 1)
@@ -55,16 +55,16 @@ def pack_kernel(
     seen = load_mask(head, m0, n0, side[:, None], side[None, :], last, N, MASK_LAYOUT) != 0
     query, key = m0 + side, n0 + side
     if by_keys is not None:
-        place = by_keys + number.to(tl.int64) * (across * 4 * rows) + (n0 // 32 + quarter).to(tl.int64)[None, :] * rows
-        tl.store(place + query[:, None], words_of(seen, SIDE), mask=(query < rows)[:, None])
+        words = by_keys + number.to(tl.int64) * (across * 4 * rows) + (n0 // 32 + quarter).to(tl.int64)[None, :] * rows
+        tl.store(words + query[:, None], pack_words(seen, SIDE), mask=(query < rows)[:, None])
     if by_queries is not None:
-        place = by_queries + number.to(tl.int64) * (down * 4 * N) + (m0 // 32 + quarter).to(tl.int64)[None, :] * N
-        tl.store(place + key[:, None], words_of(tl.trans(seen), SIDE), mask=(key < N)[:, None])
+        words = by_queries + number.to(tl.int64) * (down * 4 * N) + (m0 // 32 + quarter).to(tl.int64)[None, :] * N
+        tl.store(words + key[:, None], pack_words(tl.trans(seen), SIDE), mask=(key < N)[:, None])
 
 
 @triton.jit
-def words_of(seen, SIDE: tl.constexpr):
-    """[SIDE, quarters] of [SIDE, 128 columns]: of every 8 columns the two of a quarter are two bits of its word."""
+def pack_words(seen, SIDE: tl.constexpr):
+    """[SIDE, quarters] words of [SIDE, 128 columns]: of every 8 columns, two are bits of each quarter's word."""
     column = tl.arange(0, 128)
     bit = column // 8 * 2 + column % 2
     bits = tl.where(seen, (1 << bit)[None, :], 0).reshape((SIDE, 16, 4, 2))
@@ -72,10 +72,10 @@ def words_of(seen, SIDE: tl.constexpr):
     return tl.sum(tl.sum(bits, 3), 1)
 
 
-def pack(call: Call, by_keys: bool, by_queries: bool) -> Bits:
-    """The words that are asked for; without a mask none."""
+def pack(call: Call, by_keys: bool, by_queries: bool) -> PackedMask:
+    """The words in the layouts that are asked for; none without a mask."""
     if call.mask is None:
-        return Bits()
+        return PackedMask()
     tensor, (_, (row, head, *batch)), _ = call.mask
     varies = (batch[0] != odd(0), head != odd(0), row != 0)
     m, n, heads, _ = call.sizes
@@ -87,12 +87,12 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> Bits:
 
     found = (words(by_keys, across, rows), words(by_queries, down, n))
     call.launch(pack_kernel, "pack", lambda tile: maps * across * down, (call.mask, *found), 0.0, Tile(BLOCK, 0, 8, 1))
-    return Bits(*found, varies)
+    return PackedMask(*found, varies)
 
 
 @gluon.jit
-def words_by_keys(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
-    """Of the queries of a head: (pointer, words of a quarter, words from a block to the next), or ()."""
+def packed_by_key(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
+    """The packed mask of one head for tiles [queries, keys]: (pointer, words of a quarter, words of a block), or ()."""
     if mask is None:
         return ()
     else:
@@ -102,8 +102,8 @@ def words_by_keys(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
 
 
 @gluon.jit
-def words_by_queries(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
-    """The same of the keys, for the queries of one head."""
+def packed_by_query(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
+    """Likewise for tiles [keys, queries]."""
     if len(mask) == 0:
         return ()
     else:
@@ -114,14 +114,14 @@ def words_by_queries(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
 
 @gluon.jit
 def _number(batch, head, heads, VARIES: gl.constexpr):
-    """Of a head's map among those that are packed."""
+    """The number of a head's mask among those that are packed."""
     number = (batch * heads if VARIES[1] else batch) if VARIES[0] else batch * 0
     number = number + head if VARIES[1] else number
     return number.to(gl.int64)
 
 
 @gluon.constexpr_function
-def _by_bits(pairs):
+def _bit_layout(pairs):
     """The layout of a [64, 8 * pairs] accumulator as [row, 8 columns, quarter, column]."""
     registers = [[0, 0, 0, 1], [8, 0, 0, 0]] + [[0, 1 << i, 0, 0] for i in range(pairs.bit_length() - 1)]
     lanes = [[0, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]]
@@ -131,7 +131,7 @@ def _by_bits(pairs):
 
 @gluon.constexpr_function
 def _along(layout, dims):
-    """The layout of what lies along some of the dims, in order, without the others."""
+    """The layout of a tensor with only these dims of four."""
     for dim in reversed(range(4)):
         if dim not in dims:
             layout = gl.SliceLayout(dim, layout)
@@ -139,32 +139,34 @@ def _along(layout, dims):
 
 
 @gluon.jit
-def load_words(words, row0, tile, COLUMNS: gl.constexpr):
-    """Of a tile of COLUMNS columns and the 64 rows from `row0` on: ([64, quarters],), or () without a mask. The bits
-    of the tile are the lowest."""
+def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr):
+    """(words [64, quarters],) of 64 rows from `row0` on and of a tile of COLUMNS columns, or () without a mask.
+
+    The tile's bits are the lowest of each word.
+    """
     if len(words) == 0:
         return ()
     else:
         first, rows, step = words
-        WORDS: gl.constexpr = _along(_by_bits(COLUMNS // 8), (0, 2))
-        row = gl.minimum(row0 + gl.arange(0, HALF, gl.SliceLayout(1, WORDS)), rows - 1)
+        WORDS: gl.constexpr = _along(_bit_layout(COLUMNS // 8), (0, 2))
+        row = gl.minimum(row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS)), rows - 1)
         quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + tile * COLUMNS // 128 * step
         return (gl.load(first + (quarter[None, :] + row[:, None])) >> (tile * COLUMNS % 128 // 4),)
 
 
 @gluon.jit
 def where_allowed(x, words, other, LAYOUT: gl.constexpr):
-    """x of a tile where the mask is True, `other` elsewhere."""
+    """x [64, columns] where the mask is True, `other` elsewhere."""
     if len(words) == 0:
         return x
     else:
         PAIRS: gl.constexpr = x.shape[1] // 8
-        BITS: gl.constexpr = _by_bits(PAIRS)
-        pair = gl.arange(0, PAIRS, _along(BITS, (1,)))[None, :, None, None] * 2
-        bit = 1 << (pair + gl.arange(0, 2, _along(BITS, (3,)))[None, None, None, :])
-        parts = gl.convert_layout(x.reshape([HALF, PAIRS, 4, 2]), BITS)
-        other = gl.full(parts.shape, other, gl.float32, BITS)
-        parts = gl.inline_asm_elementwise(
-            SELECT, "=f,f,f,r,r", [parts, other, words[0][:, None, :, None], bit], gl.float32, is_pure=True, pack=1
+        BIT_LAYOUT: gl.constexpr = _bit_layout(PAIRS)
+        pair = gl.arange(0, PAIRS, _along(BIT_LAYOUT, (1,)))[None, :, None, None] * 2
+        bit = 1 << (pair + gl.arange(0, 2, _along(BIT_LAYOUT, (3,)))[None, None, None, :])
+        groups = gl.convert_layout(x.reshape([CONSUMER_ROWS, PAIRS, 4, 2]), BIT_LAYOUT)
+        other = gl.full(groups.shape, other, gl.float32, BIT_LAYOUT)
+        groups = gl.inline_asm_elementwise(
+            SELECT, "=f,f,f,r,r", [groups, other, words[0][:, None, :, None], bit], gl.float32, is_pure=True, pack=1
         )
-        return gl.convert_layout(parts.reshape([HALF, x.shape[1]]), LAYOUT)
+        return gl.convert_layout(groups.reshape([CONSUMER_ROWS, x.shape[1]]), LAYOUT)

@@ -1,18 +1,19 @@
-"""float32 tensors as float16 ones in units of their own, for the tensor cores of the half types.
+"""Per-tensor scaling: where TF32 is allowed, float32 tensors are turned into float16 tensors times powers of two.
 
-Where PyTorch allows TF32, a float32 product may round its factors to 11 significant bits. float16 has as many, and
-tensor cores multiply it twice as fast, but few exponents. So q, k, v and d_o are divided by powers of two u that are
-measured: then no row of them is longer than MOST_SCORES and so on say. q_t, k_t and v_t are in units of u_q r,
-u_k r and u_v r, and d_o_t in units of u_do / r, with one power of two r: what is added up, such as G v.T + T v_t.T, has
-one unit, and no kernel knows of any but in its scale (u_q u_k times as large) and in what it writes (scales.py).
+A TF32 product rounds its operands to 11 significant bits. float16 has as many, and tensor cores multiply it twice as
+fast, but it has few exponents. So every tensor is divided by a power of two, its scale, which is measured: no row of q
+is then longer than 2^LONGEST_QK, and so on. The scales are u_q, u_k, u_v and u_do; those of q_t, k_t and v_t are u_q r,
+u_k r and u_v r, and that of d_o_t is u_do / r, with one power of two r. All terms of a sum, such as G v.T + T v_t.T,
+then have the same scale. The kernels see only two differences: the softmax scale is u_q u_k times as large, and each
+result is multiplied by its own scale when it is written (scales.py). MATH.md (21)-(23).
 
-r is the least with |S_t| <= 2 in its unit, as |q_t| |k| + |q| |k_t| bound it, and v_t no longer than v may be; in the
+r is the least with |S_t| <= 2 after scaling, as |q_t| |k| + |q| |k_t| bound it, and v_t no longer than v may be; in the
 backward also with d_o_t as long as d_o: the gradients of tangents depend on d_o_t alone, however short it is. With
 P * 2^9 for P, all that is rounded to float16 then stays below 2^15: |A - a| <= 8, |S_t - mu| <= 4, |B - delta| <= 32.
 Rows of gradients differ more in length than those of v: they have the larger part of the room that A and B leave.
 
-Of short q and k, with scores below 2^-7, the units are larger, so that q_t and k_t stay below 2^15, too. In the forward
-v may be longer, so that v_t keeps its digits beside an S_t of 10^4 that P (S_t - mu) leaves nothing of.
+Where q and k are short, with scores below 2^-7, their scales are larger, so that q_t and k_t stay below 2^15, too. In
+the forward v may be longer, so that v_t keeps its digits beside an S_t of 10^4 that P (S_t - mu) leaves nothing of.
 
 A number has 11 bits down to 2^-14 and below loses them one by one: of v in rows 2^-8 times as long as the longest one
 (for D = 64), of d_o 2^-16, of q and k 2^-19. Where a large S_t or v_t sets r, the other one and d_o lose some earlier.
@@ -28,7 +29,7 @@ import triton.language as tl
 from ..launch.call import Call, Maybe
 from ..launch.schedule import Tile
 from ..tiles import load_rows, scale_rows, select_head, store_rows
-from . import scales as places
+from . import scales
 from .scales import (
     D_K,
     D_K_T,
@@ -36,66 +37,66 @@ from .scales import (
     D_Q_T,
     D_V,
     D_V_T,
+    INVERSE_MU,
+    INVERSE_O,
+    INVERSE_O_T,
+    KEY_SIDE,
     MU,
     O_T,
-    OF_KEYS,
-    OF_QUERIES,
-    OWN_MU,
-    OWN_O,
-    OWN_O_T,
-    SHIFT,
-    SIGMA,
+    P_EXPONENT,
+    QUERY_SIDE,
+    SOFTMAX_SCALE,
     O,
 )
 
-MOST_SCORES = tl.constexpr(8)  # log2 of the greatest length of a row of q and of k, unless scores are small
-MOST_FORWARD, MOST_BACKWARD = (12, 0), (-3, 5)  # likewise of v, and of d_o and d_o_t
+LONGEST_QK = tl.constexpr(8)  # log2 of the greatest length of a row of q and of k, unless scores are small
+LONGEST_FORWARD, LONGEST_BACKWARD = (12, 0), (-3, 5)  # likewise of v, and of d_o and d_o_t
 _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
 _ROWS = 32  # of a program
 
 
 class Operands(NamedTuple):
-    """A call with the tensors that the kernels read and, if these were rescaled, the factors: float32 [COUNT]."""
+    """A call with the tensors that the kernels read and, if these were scaled, the scales: float32 [COUNT]."""
 
     call: Call
     inputs: tuple[Maybe, ...]  # q, k, v, q_t, k_t, v_t
     cotangents: tuple[Maybe, ...]  # of o and o_t
-    factors: Maybe = None
+    tensor_scales: Maybe = None
 
 
-def rescale(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
-    """A call of contiguous float16 tensors in their units, in place of one of float32; what is None stays so."""
+def scale_tensors(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
+    """The call with contiguous float16 tensors, divided by their scales, in place of float32 ones; None stays None."""
     q, k, v, q_t, k_t, v_t = inputs
     d_o, d_o_t = cotangents or (None, None)
     assert q is not None
-    of_queries, of_keys = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
-    lengths = q.new_zeros(8, dtype=torch.int32)
-    factors = q.new_empty(places.COUNT)
-    own_queries, own_keys = Tile(_ROWS, 0, 4, 1), Tile(0, _ROWS, 4, 1)
-    queries, keys = call.operands(*of_queries), call.operands(*of_keys)
-    call.launch(lengths_kernel, "lengths", call.query_programs, (*queries, lengths), scale, own_queries)
-    call.launch(lengths_kernel, "lengths", call.key_programs, (*keys, lengths), scale, own_keys)
-    most = Tile(*(MOST_BACKWARD if cotangents else MOST_FORWARD), 4, 1)
-    call.launch(factors_kernel, "factors", lambda tile: 1, (lengths, factors), scale, most)
-    halves_q, halves_k = tuple(map(_half, of_queries)), tuple(map(_half, of_keys))
-    args = (*queries, *call.operands(*halves_q), factors)
-    call.launch(rescale_kernel, "rescale", call.query_programs, args, scale, own_queries)
-    args = (*keys, *call.operands(*halves_k), factors)
-    call.launch(rescale_kernel, "rescale", call.key_programs, args, scale, own_keys)
-    q, q_t, d_o, d_o_t = halves_q
-    k, v, k_t, v_t = halves_k
+    query_side, key_side = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
+    norms = q.new_zeros(8, dtype=torch.int32)
+    tensor_scales = q.new_empty(scales.COUNT)
+    query_tile, key_tile = Tile(_ROWS, 0, 4, 1), Tile(0, _ROWS, 4, 1)
+    queries, keys = call.operands(*query_side), call.operands(*key_side)
+    call.launch(row_norms_kernel, "row_norms", call.query_programs, (*queries, norms), scale, query_tile)
+    call.launch(row_norms_kernel, "row_norms", call.key_programs, (*keys, norms), scale, key_tile)
+    longest = Tile(*(LONGEST_BACKWARD if cotangents else LONGEST_FORWARD), 4, 1)
+    call.launch(scales_kernel, "tensor_scales", lambda tile: 1, (norms, tensor_scales), scale, longest)
+    scaled_q, scaled_k = tuple(map(_empty_half, query_side)), tuple(map(_empty_half, key_side))
+    args = (*queries, *call.operands(*scaled_q), tensor_scales)
+    call.launch(scale_kernel, "scale_tensors", call.query_programs, args, scale, query_tile)
+    args = (*keys, *call.operands(*scaled_k), tensor_scales)
+    call.launch(scale_kernel, "scale_tensors", call.key_programs, args, scale, key_tile)
+    q, q_t, d_o, d_o_t = scaled_q
+    k, v, k_t, v_t = scaled_k
     assert q is not None and k is not None and v is not None
     mask = None if call.mask is None else call.mask[0]
-    return Operands(Call(q, k, v, mask, call.is_causal), (q, k, v, q_t, k_t, v_t), (d_o, d_o_t), factors)
+    return Operands(Call(q, k, v, mask, call.is_causal), (q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
 
 
-def _half(x: Maybe) -> Maybe:
+def _empty_half(x: Maybe) -> Maybe:
     return None if x is None else x.new_empty(x.shape, dtype=torch.float16)
 
 
 @triton.jit
-def _place_of(M, N, heads, group, TILE: tl.constexpr):
-    """Of a program that owns rows of queries, TILE being (rows, 0), or of keys: batch, head, first row, all rows."""
+def _block_of(M, N, heads, group, TILE: tl.constexpr):
+    """(batch, head, first row, all rows) of a program for rows of queries, where TILE is (rows, 0), or of keys."""
     KEYS: tl.constexpr = TILE[0] == 0
     rows = N if KEYS else M
     heads = heads // group if KEYS else heads
@@ -105,46 +106,52 @@ def _place_of(M, N, heads, group, TILE: tl.constexpr):
 
 
 @triton.jit
-def _note_length(lengths, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
-    """Raises a length, as the bits of a float32 number, to that of the longest of some rows, if it is shorter."""
+def _raise_to_longest(norms, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
+    """Raises a norm, kept as the bits of a float32 number, to that of the longest row here."""
     if len(x) > 0:
         tile = load_rows(x, first, rows, ROWS, COLUMNS, REGULAR)
-        most = tl.max(tl.abs(tile[0]), 1)
+        longest = tl.max(tl.abs(tile[0]), 1)
         for i in tl.static_range(1, len(tile)):
-            most = tl.maximum(most, tl.max(tl.abs(tile[i]), 1))
-        unit = tl.maximum(most, 1e-30)  # so that no square leaves the range of float32
+            longest = tl.maximum(longest, tl.max(tl.abs(tile[i]), 1))
+        unit = tl.maximum(longest, 1e-30)  # so that no square leaves the range of float32
         total = tl.sum((tile[0] / unit[:, None]) * (tile[0] / unit[:, None]), 1)
         for i in tl.static_range(1, len(tile)):
             total += tl.sum((tile[i] / unit[:, None]) * (tile[i] / unit[:, None]), 1)
-        length = tl.max(unit * tl.sqrt(total), 0)
-        tl.atomic_max(lengths, length.to(tl.int32, bitcast=True))
+        norm = tl.max(unit * tl.sqrt(total), 0)
+        tl.atomic_max(norms, norm.to(tl.int32, bitcast=True))
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
-def lengths_kernel(
-    x0, x1, x2, x3, lengths, scale, batch_shape, M, N, heads, group,
+def row_norms_kernel(
+    x0, x1, x2, x3, norms, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t. An absent one is None."""
-    batch, head, first, rows = _place_of(M, N, heads, group, TILE)
+    """One program: the longest of some rows of q, q_t, d_o, d_o_t, or of k, v, k_t, v_t. An absent one is None."""
+    batch, head, first, rows = _block_of(M, N, heads, group, TILE)
     ROWS: tl.constexpr = TILE[0] + TILE[1]
-    place = lengths + (4 if TILE[0] == 0 else 0)
-    _note_length(place, select_head(x0, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
-    _note_length(place + 1, select_head(x1, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
-    _note_length(place + 2, select_head(x2, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
-    _note_length(place + 3, select_head(x3, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
+    place = norms + (4 if TILE[0] == 0 else 0)
+    _raise_to_longest(place, select_head(x0, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
+    _raise_to_longest(
+        place + 1, select_head(x1, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
+    )
+    _raise_to_longest(
+        place + 2, select_head(x2, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
+    )
+    _raise_to_longest(
+        place + 3, select_head(x3, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
+    )
 
 
 @triton.jit
 def _exponent(bits):
-    """The least e with x < 2^e of a positive float32 number's bits, from -100 to 100; _NONE of 0."""
+    """The least e with x < 2^e, from -100 to 100, for the bits of a positive float32 x; _NONE for 0."""
     return tl.where(bits == 0, _NONE, tl.minimum(tl.maximum((bits >> 23) - 126, -100), 100))
 
 
 @triton.jit
 def _unless_none(e, other):
-    """An exponent; of zeros, which have any, the other one."""
+    """e, or the other exponent where the tensor is zero and any would do."""
     return tl.where(e > _NONE, e, tl.where(other > _NONE, other, 0))
 
 
@@ -155,80 +162,80 @@ def _power(e):
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
-def factors_kernel(
-    lengths, factors, scale, batch_shape, M, N, heads, group,
+def scales_kernel(
+    norms, tensor_scales, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: the factors. Units are exponents of two, u of what is without a tangent and u + r of its tangent.
+    """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent.
 
     TILE has the log2 of the greatest length of a row of v, and of d_o and d_o_t.
     """
-    length_t_q, length_t_k = _exponent(tl.load(lengths + 1)), _exponent(tl.load(lengths + 6))
-    length_t_v, length_g = _exponent(tl.load(lengths + 7)), _exponent(tl.load(lengths + 2))
-    length_t = _exponent(tl.load(lengths + 3))
-    length_q = _unless_none(_exponent(tl.load(lengths)), length_t_q)
-    length_k = _unless_none(_exponent(tl.load(lengths + 4)), length_t_k)
-    length_v = _unless_none(_exponent(tl.load(lengths + 5)), length_t_v)
-    scores = _exponent(tl.full([], scale, tl.float32).to(tl.int32, bitcast=True)) + length_q + length_k
-    most = tl.minimum(tl.maximum(scores + 15, 0), MOST_SCORES)
-    u_q, u_k, u_v = length_q - most, length_k - most, length_v - TILE[0]
-    sigma = tl.maximum(scale * _power(u_q + u_k), 1e-30)
-    # |S_t| <= 2 in units of 2^r, but q_t and k_t below 2^15.
-    r = tl.maximum(length_t_q - length_q, length_t_k - length_k) + tl.maximum(scores, most - 15)
-    r = tl.maximum(r, length_t_v - length_v)
+    norm_q_t, norm_k_t = _exponent(tl.load(norms + 1)), _exponent(tl.load(norms + 6))
+    norm_v_t, norm_G = _exponent(tl.load(norms + 7)), _exponent(tl.load(norms + 2))
+    norm_T = _exponent(tl.load(norms + 3))
+    norm_q = _unless_none(_exponent(tl.load(norms)), norm_q_t)
+    norm_k = _unless_none(_exponent(tl.load(norms + 4)), norm_k_t)
+    norm_v = _unless_none(_exponent(tl.load(norms + 5)), norm_v_t)
+    scores = _exponent(tl.full([], scale, tl.float32).to(tl.int32, bitcast=True)) + norm_q + norm_k
+    longest = tl.minimum(tl.maximum(scores + 15, 0), LONGEST_QK)
+    u_q, u_k, u_v = norm_q - longest, norm_k - longest, norm_v - TILE[0]
+    softmax_scale = tl.maximum(scale * _power(u_q + u_k), 1e-30)
+    # |S_t| <= 2 divided by 2^r, but q_t and k_t below 2^15.
+    r = tl.maximum(norm_q_t - norm_q, norm_k_t - norm_k) + tl.maximum(scores, longest - 15)
+    r = tl.maximum(r, norm_v_t - norm_v)
     r = tl.where(r > _NONE // 2, r, 0)  # tangents, if there are any, are zeros
-    r = tl.where(length_t > _NONE, tl.maximum(r, length_g - length_t), r)
-    u_g = tl.maximum(length_g, length_t + r)
-    u_g = tl.where(u_g > _NONE // 2, u_g, 0) - TILE[1]
-    u_t = u_g - r
+    r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T), r)
+    u_do = tl.maximum(norm_G, norm_T + r)
+    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - TILE[1]
+    u_do_t = u_do - r
 
-    tl.store(factors + SIGMA, sigma)
-    tl.store(factors + O, _power(u_v))
-    tl.store(factors + O_T, _power(u_v + r))
-    tl.store(factors + MU, _power(r))
-    tl.store(factors + D_Q, _power(u_g + u_v - u_q - SHIFT))
-    tl.store(factors + D_K, _power(u_g + u_v - u_k - SHIFT))
-    tl.store(factors + D_V, _power(u_g - SHIFT))
-    tl.store(factors + D_Q_T, _power(u_t + u_v - u_q - SHIFT))
-    tl.store(factors + D_K_T, _power(u_t + u_v - u_k - SHIFT))
-    tl.store(factors + D_V_T, _power(u_t - SHIFT))
-    tl.store(factors + OWN_MU, _power(-r))
-    tl.store(factors + OWN_O, _power(-u_v))
-    tl.store(factors + OWN_O_T, _power(-u_v - r))
-    tl.store(factors + OF_QUERIES, _power(-u_q))
-    tl.store(factors + OF_QUERIES + 1, _power(-u_q - r))
-    tl.store(factors + OF_QUERIES + 2, _power(-u_g))
-    tl.store(factors + OF_QUERIES + 3, _power(-u_t))
-    tl.store(factors + OF_KEYS, _power(-u_k))
-    tl.store(factors + OF_KEYS + 1, _power(-u_v))
-    tl.store(factors + OF_KEYS + 2, _power(-u_k - r))
-    tl.store(factors + OF_KEYS + 3, _power(-u_v - r))
+    tl.store(tensor_scales + SOFTMAX_SCALE, softmax_scale)
+    tl.store(tensor_scales + O, _power(u_v))
+    tl.store(tensor_scales + O_T, _power(u_v + r))
+    tl.store(tensor_scales + MU, _power(r))
+    tl.store(tensor_scales + D_Q, _power(u_do + u_v - u_q - P_EXPONENT))
+    tl.store(tensor_scales + D_K, _power(u_do + u_v - u_k - P_EXPONENT))
+    tl.store(tensor_scales + D_V, _power(u_do - P_EXPONENT))
+    tl.store(tensor_scales + D_Q_T, _power(u_do_t + u_v - u_q - P_EXPONENT))
+    tl.store(tensor_scales + D_K_T, _power(u_do_t + u_v - u_k - P_EXPONENT))
+    tl.store(tensor_scales + D_V_T, _power(u_do_t - P_EXPONENT))
+    tl.store(tensor_scales + INVERSE_MU, _power(-r))
+    tl.store(tensor_scales + INVERSE_O, _power(-u_v))
+    tl.store(tensor_scales + INVERSE_O_T, _power(-u_v - r))
+    tl.store(tensor_scales + QUERY_SIDE, _power(-u_q))
+    tl.store(tensor_scales + QUERY_SIDE + 1, _power(-u_q - r))
+    tl.store(tensor_scales + QUERY_SIDE + 2, _power(-u_do))
+    tl.store(tensor_scales + QUERY_SIDE + 3, _power(-u_do_t))
+    tl.store(tensor_scales + KEY_SIDE, _power(-u_k))
+    tl.store(tensor_scales + KEY_SIDE + 1, _power(-u_v))
+    tl.store(tensor_scales + KEY_SIDE + 2, _power(-u_k - r))
+    tl.store(tensor_scales + KEY_SIDE + 3, _power(-u_v - r))
 
 
 @triton.jit
-def _rescale(x, half, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
+def _scale(x, out, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
     if len(x) > 0:
         tile = load_rows(x, first, rows, ROWS, COLUMNS, REGULAR)
         tile = scale_rows(tile, tl.full([ROWS], tl.load(factor), tl.float32))
-        store_rows(half, tile, first, rows, COLUMNS, REGULAR)
+        store_rows(out, tile, first, rows, COLUMNS, REGULAR)
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
-def rescale_kernel(
-    x0, x1, x2, x3, half0, half1, half2, half3, factors, scale, batch_shape, M, N, heads, group,
+def scale_kernel(
+    x0, x1, x2, x3, out0, out1, out2, out3, tensor_scales, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t, times their factors."""
-    batch, head, first, rows = _place_of(M, N, heads, group, TILE)
+    """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t, divided by their scales."""
+    batch, head, first, rows = _block_of(M, N, heads, group, TILE)
     ROWS: tl.constexpr = TILE[0] + TILE[1]
-    factor = factors + (OF_KEYS if TILE[0] == 0 else OF_QUERIES)
-    a = select_head(x0, batch, head, batch_shape, REGULAR), select_head(half0, batch, head, batch_shape, REGULAR)
-    b = select_head(x1, batch, head, batch_shape, REGULAR), select_head(half1, batch, head, batch_shape, REGULAR)
-    c = select_head(x2, batch, head, batch_shape, REGULAR), select_head(half2, batch, head, batch_shape, REGULAR)
-    d = select_head(x3, batch, head, batch_shape, REGULAR), select_head(half3, batch, head, batch_shape, REGULAR)
-    _rescale(a[0], a[1], factor, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _rescale(b[0], b[1], factor + 1, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _rescale(c[0], c[1], factor + 2, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _rescale(d[0], d[1], factor + 3, first, rows, ROWS, K_COLUMNS, REGULAR)
+    factor = tensor_scales + (KEY_SIDE if TILE[0] == 0 else QUERY_SIDE)
+    a = select_head(x0, batch, head, batch_shape, REGULAR), select_head(out0, batch, head, batch_shape, REGULAR)
+    b = select_head(x1, batch, head, batch_shape, REGULAR), select_head(out1, batch, head, batch_shape, REGULAR)
+    c = select_head(x2, batch, head, batch_shape, REGULAR), select_head(out2, batch, head, batch_shape, REGULAR)
+    d = select_head(x3, batch, head, batch_shape, REGULAR), select_head(out3, batch, head, batch_shape, REGULAR)
+    _scale(a[0], a[1], factor, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(b[0], b[1], factor + 1, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(c[0], c[1], factor + 2, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(d[0], d[1], factor + 3, first, rows, ROWS, K_COLUMNS, REGULAR)

@@ -25,7 +25,7 @@ LESS = gl.constexpr("{.reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, 
 
 
 @gluon.jit
-def room_for_tile_of(tensor, tile):
+def reinterpret_tile(tensor, tile):
     """A tile's shared memory as a tile of the tensor that is described."""
     if RENAMED_REINTERPRET:
         return tile.reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)

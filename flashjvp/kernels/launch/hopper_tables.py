@@ -1,40 +1,42 @@
-"""Tiles of the warp-specialised kernels in hopper/: by architecture, padded head dim (80 = 64 + 16 serves 72, too),
-with or without tangents, and family.
+"""The tile table of the warp-specialised kernels in hopper/, by architecture, padded head dim (80 = 64 + 16 serves 72,
+too), with or without tangents, and family.
 
-Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. From SUMS_FROM rows of queries on, unless
-PyTorch is in its deterministic mode, `backward_sums`, the same kernel as `backward_key`, and `backward_pairs` stand in
-for `backward_query`, too; otherwise `backward_pairs` stands in for `backward_key`.
+Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_dq_accum` is the kernel of
+`backward_key` where it also accumulates d_q and d_q_t in global memory; `backward_pairs` can do so, too. Both then
+replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
+`backward_pairs` replaces `backward_key` alone.
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton; with a newer one they must pass
-hopper/selfcheck.py. From HELD_SINCE on fewer tiles are held: that release's ptxas copies them for each product.
+hopper/selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
+them for each product.
 """
 
 from typing import NamedTuple
 
 
 class Pipeline(NamedTuple):
-    """What a kernel streams, and what it holds."""
+    """The tile sizes of one warp-specialised kernel."""
 
-    rows: int  # of a streamed tile
-    stages: int  # tiles of the ring
-    held: int = 0  # own tiles in registers, the first ones: their products read less shared memory
-    parts: int = 1  # in which a tile is computed, one after the other: fewer registers for scores
-    slots: int = 0  # tiles whose dS and dS_t wait in shared memory for the sums of query gradients
+    block_rows: int  # rows of a streamed tile
+    stages: int  # pipeline stages: streamed tiles in shared memory at once
+    register_operands: int = 0  # how many resident tiles, the first ones, products read from registers
+    sub_tiles: int = 1  # a tile is computed in so many pieces, one after the other: scores take fewer registers
+    buffer_stages: int = 0  # tiles whose dS and dS_t wait in shared memory to be added to d_q and d_q_t
 
 
 Families = dict[str, Pipeline]
-# padded head dim -> rows of queries from which on sums of query gradients were measured to be 10 % faster
-SUMS_FROM = {80: 1024, 96: 2048, 128: 2048}
+# padded head dim -> rows of queries from which on accumulating d_q and d_q_t was measured to be 10 % faster
+DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
-HELD_SINCE: Release = (3, 9)
-# from then on: (padded head dim, "tangents" or "plain", family) -> held tiles
-HELD = {
+REGISTER_OPERANDS_SINCE: Release = (3, 9)
+# from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
+REGISTER_OPERANDS = {
     (64, "plain", "backward_query"): 1,
     (80, "tangents", "forward"): 0,
     (80, "tangents", "backward_key"): 1,
     (96, "tangents", "backward_key"): 0,
-    (96, "tangents", "backward_sums"): 0,
+    (96, "tangents", "backward_dq_accum"): 0,
     (96, "tangents", "backward_query"): 0,
 }
 
@@ -44,22 +46,22 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
         64: {
             "tangents": {
                 "forward": Pipeline(128, 3),
-                "backward_key": Pipeline(32, 4, held=1),
-                "backward_query": Pipeline(64, 3, held=1),
+                "backward_key": Pipeline(32, 4, register_operands=1),
+                "backward_query": Pipeline(64, 3, register_operands=1),
             },
             "plain": {
                 "forward": Pipeline(128, 3),
                 "backward_key": Pipeline(64, 4),
-                "backward_query": Pipeline(128, 3, held=2),
+                "backward_query": Pipeline(128, 3, register_operands=2),
             },
         },
         80: {
             "tangents": {
-                "forward": Pipeline(64, 4, held=1),
-                "backward_key": Pipeline(64, 3, held=3, parts=2),
-                "backward_sums": Pipeline(64, 2, held=2, parts=2, slots=2),
+                "forward": Pipeline(64, 4, register_operands=1),
+                "backward_key": Pipeline(64, 3, register_operands=3, sub_tiles=2),
+                "backward_dq_accum": Pipeline(64, 2, register_operands=2, sub_tiles=2, buffer_stages=2),
                 "backward_value": Pipeline(64, 3),
-                "backward_query": Pipeline(32, 4, held=2),
+                "backward_query": Pipeline(32, 4, register_operands=2),
             },
             "plain": {
                 "forward": Pipeline(128, 3),
@@ -70,10 +72,10 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
         96: {
             "tangents": {
                 "forward": Pipeline(64, 3),
-                "backward_key": Pipeline(32, 3, held=2),
-                "backward_sums": Pipeline(64, 2, held=1, parts=2, slots=1),
+                "backward_key": Pipeline(32, 3, register_operands=2),
+                "backward_dq_accum": Pipeline(64, 2, register_operands=1, sub_tiles=2, buffer_stages=1),
                 "backward_value": Pipeline(64, 3),
-                "backward_query": Pipeline(32, 4, held=2),
+                "backward_query": Pipeline(32, 4, register_operands=2),
             },
             "plain": {
                 "forward": Pipeline(128, 3),

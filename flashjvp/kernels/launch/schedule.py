@@ -2,7 +2,7 @@
 
 Registers decide: a tile that spills loses more than a larger one gains. `python -m verify codegen` shows what every
 entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `ieee` float32
-without them: there a thread holds rows of both factors, so tiles are small (matrix cores of gfx942 compute it, too).
+without them: there a thread holds rows of both operands, so tiles are small.
 """
 
 import re
@@ -12,7 +12,7 @@ import torch
 import triton
 
 from . import hopper_tables as tables_of_pipelines
-from .hopper_tables import HELD, HELD_SINCE, MEASURED, PIPELINES, Families, Release
+from .hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS, REGISTER_OPERANDS_SINCE, Families, Release
 from .tables import TILES
 
 
@@ -62,8 +62,6 @@ def _detect(device: torch.device) -> str:
     """The interpreter (CPU tensors) takes the tiles of sm_90."""
     if device.type != "cuda":
         return "sm_90"
-    if torch.version.hip:
-        return "gfx942"
     return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[torch.cuda.get_device_capability(device)[0]]
 
 
@@ -135,11 +133,13 @@ def _why_not_triton(device: torch.device) -> str | None:
 
 def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:
     """The table as a release of Triton takes it."""
-    held = HELD if release >= HELD_SINCE else {}
+    register_operands = REGISTER_OPERANDS if release >= REGISTER_OPERANDS_SINCE else {}
     return {
         width: {
             kind: {
-                family: tile._replace(held=held.get((width, kind, family), tile.held))
+                family: tile._replace(
+                    register_operands=register_operands.get((width, kind, family), tile.register_operands)
+                )
                 for family, tile in families.items()
             }
             for kind, families in kinds.items()
@@ -182,9 +182,9 @@ def key_side_launches(
 def key_side_pipeline(tiles: Families, width: int, queries: int) -> tuple[str, bool]:
     """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
 
-    Where the table has a family for it: from SUMS_FROM rows of queries on, except in PyTorch's deterministic mode.
+    Where the table has a family for it: from DQ_ACCUM_FROM rows of queries on, except in PyTorch's deterministic mode.
     """
-    family = next(name for name in ("backward_pairs", "backward_sums", "backward_key") if name in tiles)
-    is_long = queries >= tables_of_pipelines.SUMS_FROM.get(width, 1)
+    family = next(name for name in ("backward_pairs", "backward_dq_accum", "backward_key") if name in tiles)
+    is_long = queries >= tables_of_pipelines.DQ_ACCUM_FROM.get(width, 1)
     summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
-    return ("backward_key" if family == "backward_sums" and not summed else family), summed
+    return ("backward_key" if family == "backward_dq_accum" and not summed else family), summed

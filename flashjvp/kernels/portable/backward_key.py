@@ -10,7 +10,7 @@ import triton.language as tl
 from ...layout import empty_rows
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..tiles import add_product, load_factors, scale_rows, select_head, store_rows, zero_rows
+from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import probabilities, score_gradients
 
 
@@ -27,14 +27,14 @@ def _key_tile(
     # Rows beyond M load as zeros, and so do their statistics: P is then finite and all that it multiplies is zero.
     first, inside = base + m0, row < M - m0
     lse, mu, row_a, row_delta = statistics
-    q = load_factors(query[0], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
-    q_t = load_factors(query[1], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+    q = load_operand(query[0], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+    q_t = load_operand(query[1], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, scale, m0, n0,
         row[None, :], column[:, None], M, N, at_border, True, MASK_LAYOUT, False, CAUSAL, PRECISION,
     )  # fmt: skip
-    G = load_factors(query[2], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    T = load_factors(query[3], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    G = load_operand(query[2], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    T = load_operand(query[3], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     if len(acc_v) > 0 and len(G) > 0:  # (17)
         acc_v = add_product(acc_v, p[0], G, PRECISION)
     if len(acc_v) > 0 and len(T) > 0 and len(p) > 1:
@@ -70,16 +70,16 @@ def backward_key_kernel(
     kv_head = (pid // tiles) % kv_heads
     batch = pid // tiles // kv_heads
 
-    k_rows = load_factors(
+    k_rows = load_operand(
         select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
     )
-    k_t_rows = load_factors(
+    k_t_rows = load_operand(
         select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
     )
-    v_rows = load_factors(
+    v_rows = load_operand(
         select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
     )
-    v_t_rows = load_factors(
+    v_t_rows = load_operand(
         select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
     )
     key = (k_rows, k_t_rows, v_rows, v_t_rows)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ...layout import empty_rows
 from ..launch.call import Call, Maybe
-from ..tiles import add_product, load_factors, scale_rows, select_head, store_rows, zero_rows
+from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
 
 
@@ -19,14 +19,14 @@ def _query_tile(
     q, q_t, G, T = query
     lse, mu, row_a, row_delta = statistics
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    k = load_factors(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
-    k_t = load_factors(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k = load_operand(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t = load_operand(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
         False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
-    v = load_factors(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
-    v_t = load_factors(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v = load_operand(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v_t = load_operand(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, False, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
     if len(ds) > 1 and len(k_t) > 0:
@@ -52,14 +52,14 @@ def backward_query_kernel(
     batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
-    q_rows = load_factors(
+    q_rows = load_operand(
         select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
-    q_t_rows = load_factors(
+    q_t_rows = load_operand(
         select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
-    G = load_factors(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    T = load_factors(
+    G = load_operand(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    T = load_operand(
         select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
     )
     query = (q_rows, q_t_rows, G, T)

@@ -21,7 +21,7 @@ def _products(
     KEYS_FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """query @ key.T + query2 @ key2.T, transposed if KEYS_FIRST, without a product that lacks a factor."""
+    """query @ key.T + query2 @ key2.T, transposed if KEYS_FIRST, without a product that lacks an operand."""
     if KEYS_FIRST:
         return scores_sum(key, query, key2, query2, FIRST, SECOND, PRECISION)
     else:

@@ -12,7 +12,7 @@ from ..tiles import (
     add_scaled_rows,
     biased_scores,
     exponential,
-    load_factors,
+    load_operand,
     scale_rows,
     scores,
     scores_and_tangent,
@@ -29,11 +29,11 @@ def _forward_tile(
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One key tile of the stream: the state (acc_o, acc_o_t, m, l, c) after it; (7'')."""
-    acc_o, acc_o_t, m, l, c = state
+    """One key tile of the stream: the state (acc_o, acc_o_t, m, l, mean) after it; (7'')."""
+    acc_o, acc_o_t, m, l, mean = state
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    k_rows = load_factors(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
-    k_t_rows = load_factors(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_rows = load_operand(k, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t_rows = load_operand(k_t, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     FIRST: tl.constexpr = len(q_t_rows) * len(k_rows)
     SECOND: tl.constexpr = len(q_rows) * len(k_t_rows)
     JOINT: tl.constexpr = q_rows[0].dtype == tl.float32 and PRECISION == "ieee"
@@ -50,22 +50,22 @@ def _forward_tile(
     p = exponential(s - m_safe[:, None], ADDITIVE)
     alpha = exponential(m - m_safe, ADDITIVE)
     l = l * alpha + tl.sum(p, 1)
-    v_rows = load_factors(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v_rows = load_operand(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     if JVP:
         acc_o_t = scale_rows(acc_o_t, alpha)
     if FIRST + SECOND > 0:
         if not JOINT:
             s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
-        s_t = s_t * scale - c[:, None]  # (4), shifted
+        s_t = s_t * scale - mean[:, None]  # (4), shifted
         step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)
-        c += step
+        mean += step
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
     if len(v_t) > 0:
-        v_t_rows = load_factors(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+        v_t_rows = load_operand(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
         acc_o_t = add_product(acc_o_t, p, v_t_rows, PRECISION)
     acc_o = add_product(scale_rows(acc_o, alpha), p, v_rows, PRECISION)
-    return acc_o, acc_o_t, m_new, l, c
+    return acc_o, acc_o_t, m_new, l, mean
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
@@ -85,10 +85,10 @@ def forward_kernel(
     batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
-    q_rows = load_factors(
+    q_rows = load_operand(
         select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
-    q_t_rows = load_factors(
+    q_t_rows = load_operand(
         select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
     k_head = select_head(k, batch, head // group, batch_shape, REGULAR)
@@ -104,17 +104,17 @@ def forward_kernel(
         full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
-    c = tl.zeros([BLOCK_M], tl.float32)
+    mean = tl.zeros([BLOCK_M], tl.float32)
     acc_o = zero_rows(BLOCK_M, V_COLUMNS, True)
     acc_o_t = zero_rows(BLOCK_M, V_COLUMNS, JVP)
-    state = (acc_o, acc_o_t, m, l, c)
+    state = (acc_o, acc_o_t, m, l, mean)
     for n0 in range(0, end, BLOCK_N):
         state = _forward_tile(
             state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, m0, n0, n0 >= full, M, N,
             K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, JVP, PRECISION, REGULAR,
         )  # fmt: skip
 
-    acc_o, acc_o_t, m, l, c = state
+    acc_o, acc_o_t, m, l, mean = state
     norm = 1.0 / tl.where(l == 0.0, 1.0, l)
     statistic = (batch.to(tl.int64) * heads + head) * M + rows
     if MASK_LAYOUT[2]:
@@ -125,7 +125,7 @@ def forward_kernel(
     o_head = select_head(o, batch, head, batch_shape, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
     if JVP:
-        tl.store(mu + statistic, c, mask=rows < M)
+        tl.store(mu + statistic, mean, mask=rows < M)
         o_t_head = select_head(o_t, batch, head, batch_shape, REGULAR)
         store_rows(o_t_head, scale_rows(acc_o_t, norm), m0, M, V_COLUMNS, REGULAR)
 

@@ -102,13 +102,13 @@ NOT_SERVED = (
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
 PIPELINES = TABLES["sm_90"]
-FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_sums", "backward_value"}
+FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_dq_accum", "backward_value"}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
 
 
 @contextlib.contextmanager
 def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
-    """On CPU tensors, too; sums in any order only if not `ordered`. Yields the families that are launched."""
+    """On CPU tensors, too; `ordered` is PyTorch's deterministic mode. Yields the families that are launched."""
     from flashjvp.kernels.launch import hopper_tables, replay, schedule
     from flashjvp.kernels.launch.call import Call
 
@@ -122,7 +122,7 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     replay.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
-    with everywhere, patch.object(Call, "launch_pipeline", launch), patch.object(hopper_tables, "SUMS_FROM", {}):
+    with everywhere, patch.object(Call, "launch_pipeline", launch), patch.object(hopper_tables, "DQ_ACCUM_FROM", {}):
         yield launched
 
 
@@ -140,9 +140,9 @@ def expected(inputs: Inputs, ordered: bool) -> set[str]:
     """The families that serve a call."""
     columns = sum(chunk_widths(inputs.q.shape[-1], "half"))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
-    if ordered or not families & {"backward_pairs", "backward_sums"}:
-        return families - {"backward_sums"}
-    return families - {"backward_query"} - ({"backward_key"} if "backward_sums" in families else set())
+    if ordered or not families & {"backward_pairs", "backward_dq_accum"}:
+        return families - {"backward_dq_accum"}
+    return families - {"backward_query"} - ({"backward_key"} if "backward_dq_accum" in families else set())
 
 
 @interpreted
@@ -157,15 +157,18 @@ def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
 
 @interpreted
 @pytest.mark.sampled(of=5)
-@pytest.mark.parametrize("lag", [None, 0.5], ids=["lag as it is", "a lag that scores pass"])
+@pytest.mark.parametrize("threshold", [None, 0.5], ids=["threshold as it is", "a threshold that scores pass"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.magnitude == 1], ids=str)
-def test_scores_whose_maximum_is_scaled_first(case: Case, lag: float | None) -> None:
+def test_scores_whose_maximum_is_scaled_first(case: Case, threshold: float | None) -> None:
     """As bfloat16 is computed, which the interpreter of the other kernels does not serve."""
     with emulated():
         from flashjvp.kernels.hopper import forward
 
-        lag = forward.LAG if lag is None else lag
-        with patch.object(forward, "_exact", lambda dtype: False), patch.object(forward, "LAG", lag):
+        threshold = forward.RESCALE_THRESHOLD if threshold is None else threshold
+        with (
+            patch.object(forward, "_subtracts_first", lambda dtype: False),
+            patch.object(forward, "RESCALE_THRESHOLD", threshold),
+        ):
             judge(case, torch.float32, True)
 
 
@@ -176,8 +179,12 @@ def test_float16_needs_the_maximum_subtracted_before_scores_are_scaled() -> None
     with emulated():
         from flashjvp.kernels.hopper import forward
 
-        scaled_first = patch.object(forward, "_exact", lambda dtype: False)
-        with scaled_first, patch.object(forward, "LAG", 0.0), pytest.raises(AssertionError, match="tensor='o'"):
+        scaled_first = patch.object(forward, "_subtracts_first", lambda dtype: False)
+        with (
+            scaled_first,
+            patch.object(forward, "RESCALE_THRESHOLD", 0.0),
+            pytest.raises(AssertionError, match="tensor='o'"),
+        ):
             judge(case, torch.float16, True)
 
 
@@ -209,8 +216,7 @@ def test_other_calls_take_the_other_kernels(case: Case) -> None:
 def test_the_emulator_sees(what: str) -> None:
     """A kernel that does not wait for a product, reads a tile before it is full, or frees one twice."""
     with emulated():
-        from flashjvp.kernels.hopper import forward
-        from flashjvp.kernels.hopper import pipeline as ring
+        from flashjvp.kernels.hopper import forward, pipeline
 
         if what == "a wait too short":
             wait = forward.warpgroup_mma_wait
@@ -223,7 +229,7 @@ def test_the_emulator_sees(what: str) -> None:
             def arrive(barrier: Any, count: int) -> None:
                 twice(barrier, count=2 * count)
 
-            change = patch.object(ring.mbarrier, "arrive", arrive)
+            change = patch.object(pipeline.mbarrier, "arrive", arrive)
         patience = patch("verify.emulator.machine.PATIENCE_SECONDS", 2.0)
         with change, patience, pytest.raises((EmulationError, AssertionError, TypeError, AttributeError)):
             judge(CASES[1], torch.float32, True)
@@ -232,14 +238,14 @@ def test_the_emulator_sees(what: str) -> None:
 COMPILE = """
 import json
 from dataclasses import asdict
-from verify.codegen import command as codegen
-from verify.codegen import worker as codegen_runs
+from verify.codegen.command import Configuration
+from verify.codegen.worker import compile_all
 found = []
 for d, tangents, ordered in (
     (64, "qkv", True), (72, "qkv", True), (72, "qkv", False), (72, "", True), (96, "qkv", False), (128, "qkv", False)
 ):
-    found += codegen_runs.compile_all(codegen.Configuration("sm_90", "half", d, d, tangents, ordered=ordered))
-found += codegen_runs.compile_all(codegen.Configuration("sm_90", "tf32", 64, 64))
+    found += compile_all(Configuration("sm_90", "half", d, d, tangents, ordered=ordered))
+found += compile_all(Configuration("sm_90", "tf32", 64, 64))
 print(json.dumps([asdict(kernel) for kernel in found]))
 """
 

@@ -19,7 +19,7 @@ import torch
 
 from flashjvp.kernels.hopper import selfcheck
 from flashjvp.kernels.launch import schedule
-from flashjvp.kernels.launch.hopper_tables import HELD, MEASURED, PIPELINES
+from flashjvp.kernels.launch.hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS
 
 ROOT = Path(__file__).resolve().parents[3]
 CARD = torch.device("cuda", 0)
@@ -153,9 +153,11 @@ def test_why_not_in_words(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> 
 def test_fewer_tiles_are_held_from_one_release_on() -> None:
     before, since = (schedule._tiles(PIPELINES["sm_90"], release) for release in ((3, 8), (3, 10)))
     assert before == PIPELINES["sm_90"]
-    for (width, kind, family), held in HELD.items():
+    for (width, kind, family), count in REGISTER_OPERANDS.items():
         assert (
-            since[width][kind][family] == before[width][kind][family]._replace(held=held) != before[width][kind][family]
+            since[width][kind][family]
+            == before[width][kind][family]._replace(register_operands=count)
+            != before[width][kind][family]
         )
 
 

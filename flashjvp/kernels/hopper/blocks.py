@@ -1,0 +1,75 @@
+"""Which rows a program computes, which tiles it streams, and which pairs of queries and keys are masked by position.
+
+A block is (batch, head, first row) of the 128 resident rows of a program. A loop is what it streams: (first head, how
+many heads, first tile, last tile, heads of all queries).
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from .triton_compat import here, where_less
+
+CONSUMER_ROWS = gl.constexpr(64)  # resident rows of a consumer; a program has two consumers
+
+
+@gluon.jit
+def query_block(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
+    """The block of a program with resident queries, and its loop over tiles of KEYS keys of one head."""
+    blocks = gl.cdiv(M, 2 * CONSUMER_ROWS)
+    pid = gl.program_id(0)
+    number = pid % blocks
+    if CAUSAL:
+        number = blocks - 1 - number  # the longest loops first, so that the short ones fill the gaps at the end
+    row0 = number * (2 * CONSUMER_ROWS)
+    head = (pid // blocks) % heads
+    last = gl.cdiv(N, KEYS)
+    if CAUSAL:
+        last = gl.minimum(last, gl.cdiv(row0 + 2 * CONSUMER_ROWS, KEYS))
+    return (pid // blocks // heads, head, row0), (head // group, 1, 0, last, heads)
+
+
+@gluon.jit
+def key_block(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr):
+    """The block of a program with resident keys, and its loop over tiles of ROWS queries of all heads of the group."""
+    blocks = gl.cdiv(N, 2 * CONSUMER_ROWS)
+    kv_heads = heads // group
+    pid = gl.program_id(0)
+    row0 = (pid % blocks) * (2 * CONSUMER_ROWS)
+    head = (pid // blocks) % kv_heads
+    last = gl.cdiv(M, ROWS)
+    first = 0
+    if CAUSAL:
+        first = gl.minimum(row0 // ROWS, last)
+    return (pid // blocks // kv_heads, head, row0), (head * group, group, first, last, heads)
+
+
+@gluon.jit
+def unmasked_tiles(row, N, last, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
+    """How many of the first `last` tiles of keys need no masking by position, for the queries from `row` on."""
+    unmasked = N // KEYS
+    if CAUSAL:
+        unmasked = gl.minimum(unmasked, (row + 1) // KEYS)
+    return gl.minimum(unmasked, last)
+
+
+@gluon.jit
+def where_visible(x, other, row, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
+    """x [queries, keys] where the key exists and the query may see it, `other` elsewhere; queries begin at `row`."""
+    KEYS: gl.constexpr = x.shape[1]
+    limit = N - tile * KEYS  # columns from here on are masked
+    key = gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :] + here()
+    if CAUSAL:
+        query = row - tile * KEYS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, LAYOUT))
+        limit = gl.minimum(query + 1, limit)[:, None]
+    return where_less(key, limit, x, other)
+
+
+@gluon.jit
+def where_causal(p, row0, tile, consumer: gl.constexpr, LAYOUT: gl.constexpr):
+    """P [keys, queries] where the query may see the key, 0 elsewhere."""
+    ROWS: gl.constexpr = p.shape[1]
+    if tile * ROWS < row0 + 2 * CONSUMER_ROWS:
+        key = row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
+        query = tile * ROWS + gl.arange(0, ROWS, gl.SliceLayout(0, LAYOUT))[None, :]
+        p = gl.where(key <= query, p, 0.0)
+    return p

@@ -1,0 +1,50 @@
+"""Writes the results of a consumer to global memory, through resident tiles that nobody reads any more."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
+
+from .blocks import CONSUMER_ROWS
+from .pipeline import accumulator, as_matrix
+from .triton_compat import reinterpret_tile, store_tile
+
+
+@gluon.jit
+def _store_rows(out, value, coordinates, tile):
+    """Writes 64 rows through a tile of shared memory, which is free again afterwards."""
+    as_matrix(tile).store(value.to(out.dtype))
+    fence_async_shared()
+    store_tile(out, coordinates, tile)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _store_in_halves(out, value, coordinates, tile):
+    """Writes 64 float32 rows through a tile of 16-bit numbers: half of the columns at a time, which `out` describes."""
+    batch, head, row, column = coordinates
+    COLUMNS: gl.constexpr = out.block_shape[3]
+    tile = reinterpret_tile(out, tile)
+    left, right = gl.split(value.reshape([CONSUMER_ROWS, 2, COLUMNS]).permute((0, 2, 1)))
+    _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], tile)
+    _store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], tile)
+
+
+@gluon.jit
+def store_results(
+    outs, values, tiles, block, tensor_scales, consumer: gl.constexpr, CHUNKS: gl.constexpr, FIRST: gl.constexpr,
+    STEP: gl.constexpr,
+):  # fmt: skip
+    """Writes a consumer's 64 rows of each result.
+
+    With `tensor_scales` (per_tensor_scaling.py) results are float32 and multiplied by their scales: the first by number
+    FIRST, the next by number FIRST + STEP, and so on.
+    """
+    batch, head, row0 = block
+    WIDTH: gl.constexpr = tiles[0].shape[4]
+    for i in gl.static_range(len(outs)):
+        coordinates = [batch, head, row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
+        if len(tensor_scales) == 0:
+            _store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
+        else:
+            scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))
+            _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))
