@@ -84,6 +84,7 @@ def test_triton_interpreted_float16(name: str) -> None:
     judge(BY_NAME[name], torch.float16, "triton")
 
 
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("backend", ("reference", "tiled", pytest.param("triton", marks=interpreted)))
 def test_two_runs_are_bit_identical(backend: Backend, name: str) -> None:
