@@ -72,7 +72,7 @@ def test_torch_backends(backend: Backend, case: Case, dtype: torch.dtype) -> Non
 
 
 @interpreted
-@pytest.mark.pairwise
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_triton_interpreted(case: Case) -> None:
     judge(case, torch.float32, "triton")
