@@ -5,7 +5,7 @@ import textwrap
 
 import torch
 
-from . import support
+from . import environment, support
 from .backends import select
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,8 +50,8 @@ def _devices() -> list[torch.device]:
 def _described(device: torch.device) -> str:
     if device.type != "cuda":
         return str(device)
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{device}: {torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+    major, minor = environment.capability(device.index)
+    return f"{device}: {environment.device_name(device)}, compute capability {major}.{minor}"
 
 
 def _gets(device: torch.device, dtype: torch.dtype) -> list[str]:

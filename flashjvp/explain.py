@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, api, checks, support
+from . import _torch, api, checks, environment, support
 from .backends import select
 from .operands import Operands, Options
 
@@ -169,10 +169,10 @@ def _warp_specialised_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]
 def _explanation(served: _Served, q: Tensor, asked: str | None) -> Explanation:
     found = support.installed()
     row, device = support.row_of(found), q.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    capability = environment.capability(device.index) if device.type == "cuda" else None
     where = str(device)
     if capability is not None:
-        where += f" ({torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]})"
+        where += f" ({environment.device_name(device)}, compute capability {capability[0]}.{capability[1]})"
     versions = {**found._asdict(), "triton": found.triton or "not installed", "device": where}
     on_kernels = served.backend == "triton" and served.kernels == WARP_SPECIALISED
     measured = on_kernels and capability == (9, 0) and row is not None and row.gpu == support.MEASURED

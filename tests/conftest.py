@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from flashjvp import environment
 from tests import tiers
 
 # One profile everywhere: hypothesis' own CI profile would make `CI=true` change what is run.
@@ -60,3 +61,20 @@ def sampled(request: pytest.FixtureRequest) -> Callable[..., list[str]]:
         return tiers.sample(names, of, tiers.commit()) if request.config.getoption("--tier") == "fast" else names
 
     return chosen
+
+
+@pytest.fixture
+def machine() -> Iterator[Callable[..., None]]:
+    """Stands for another machine: `machine(capability=(8, 6), has_triton=False)` answers for flashjvp.environment.
+
+    Each keyword is a function of that module, which returns the value from then on.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+
+        def become(**answers: object) -> None:
+            for name, answer in answers.items():
+                patch.setattr(environment, name, lambda *_, answer=answer: answer)
+            environment.forget()
+
+        yield become
+    environment.forget()

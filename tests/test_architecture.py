@@ -108,6 +108,13 @@ def test_files_and_functions_stay_short() -> None:
     assert not long
 
 
+def test_one_file_asks_what_the_machine_is() -> None:
+    """So that tests can stand for another machine there, and nowhere else (the fixture `machine`)."""
+    asks = ("get_device_capability", "get_device_name", "is_current_stream_capturing", "version.hip", "find_spec")
+    found = {name(path): [word for word in asks if word in path.read_text()] for path in python_files("flashjvp")}
+    assert {path for path, words in found.items() if words} == {"flashjvp/environment.py"}
+
+
 def test_tolerances_are_stated_once() -> None:
     """A number after atol=, rtol= or the like belongs in verify/budget/tolerance.py; exact comparison (0) is free."""
     keywords = {"atol", "rtol", "abs", "rel", "abs_tol", "rel_tol"}

@@ -1,19 +1,16 @@
 """Which backend serves a call: a name, or None for the best one that the device and the dtype allow."""
 
-import importlib.util
 import os
 from functools import cache
 from types import ModuleType
 
 import torch
 
+from .. import environment
 from ..errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from ..performance import warn_once
 
 NAMES = ("triton", "tiled", "reference")
-# device index -> compute capability, asked of the driver once
-_CAPABILITIES: dict[int | None, tuple[int, int]] = {}
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @cache
@@ -66,7 +63,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str | None:
-    if not _HAS_TRITON:
+    if not environment.has_triton():
         return "expected the triton package, got an installation without it (pip install triton)"
     if device_type == "cpu":
         if os.environ.get("TRITON_INTERPRET", "0") != "1":
@@ -76,11 +73,9 @@ def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str
         return None
     if device_type != "cuda":
         return f"expected tensors on a cuda device, got {device_type}"
-    if torch.version.hip is not None:
+    if environment.is_amd():
         return "expected an NVIDIA GPU, got an AMD one, for which there are no kernels"
-    capability = _CAPABILITIES.get(index)
-    if capability is None:
-        capability = _CAPABILITIES[index] = torch.cuda.get_device_capability(index)
+    capability = environment.capability(index)
     if capability != (8, 0) and capability[0] not in (9, 10):  # those with the shared memory that the tiles need
         return f"expected compute capability 8.0, 9.x or 10.x, got {capability}"
     return None

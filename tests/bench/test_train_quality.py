@@ -9,6 +9,7 @@ from bench import train_quality
 from reports.training_tables import DIGITS_COLUMNS, TOY_COLUMNS, digits_table, toy_table
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize(("preset", "columns"), [("digits", DIGITS_COLUMNS), ("toy2d", TOY_COLUMNS)])
 def test_a_preset_is_trained_and_recorded(preset: str, columns: tuple[str, ...], tmp_path: Path) -> None:
     settings = "--run.steps 2 --run.batch 8 --model.width 16 --model.depth 1 --run.seed 3"

@@ -10,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flashjvp
 from flashjvp import ArgumentValueError, FlashJVPError, UnsupportedError
-from flashjvp.backends import select
 from tests.flashjvp.bad_calls import BOTH, JVP_ONLY, PLAIN_ONLY, VIEWS, B, Bad, D, H, M, N, Recorder, good, of_dtype, x
 
 TANGENTS = ("q_t", "k_t", "v_t")
@@ -89,17 +88,15 @@ def test_triton_on_the_cpu(
 
 
 @BOTH_FUNCTIONS
-def test_triton_that_is_not_installed(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_HAS_TRITON", False)
+def test_triton_that_is_not_installed(function: Callable[..., Any], machine: Callable[..., None]) -> None:
+    machine(has_triton=False)
     bad = Bad("", good, UnsupportedError, "backend", "the triton package", "without it")
     assert_rejected(function, with_tangents(function, {**good(), "backend": "triton"}), bad)
 
 
 @BOTH_FUNCTIONS
-def test_triton_on_a_gpu_without_tiles(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_CAPABILITIES", {})
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: (8, 6))
-    monkeypatch.setattr("torch.version.hip", None)
+def test_triton_on_a_gpu_without_tiles(function: Callable[..., Any], machine: Callable[..., None]) -> None:
+    machine(capability=(8, 6), is_amd=False)
     with FakeTensorMode():
         arguments = {name: torch.empty(value.shape, device="cuda") for name, value in good().items()}
         with pytest.raises(

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -88,9 +88,9 @@ def test_without_a_gpu_plain_pytorch_is_explained() -> None:
     assert flashjvp.explain(*qkv(0, 4, 100, 64, **HALF), backend="triton").kernels.startswith("none")
 
 
-def test_the_version_of_triton_is_explained() -> None:
-    with patch.object(schedule, "RELEASE", (3, 5)):
-        found = flashjvp.explain(*qkv(1, 2, 100, 64, **HALF), backend="triton")
+def test_the_version_of_triton_is_explained(machine: Callable[..., None]) -> None:
+    machine(triton_release=(3, 5))
+    found = flashjvp.explain(*qkv(1, 2, 100, 64, **HALF), backend="triton")
     assert found.kernels == "portable"
     assert "Triton 3.6" in found.why_not_faster[0] and "Install a Triton" in found.why_not_faster[0]
 
@@ -129,21 +129,20 @@ def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
     assert "the gradient of o is broadcast" in str(eligibility.misfit(call, inputs, (cotangent,)))
 
 
-def test_several_reasons_are_all_named() -> None:
+def test_several_reasons_are_all_named(machine: Callable[..., None]) -> None:
+    machine(triton_release=(3, 5))
     tangent = torch.empty(2, 4, 100, 64, **HALF)
-    with patch.object(schedule, "RELEASE", (3, 5)):
-        found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), q_t=tangent, backend="triton")
+    found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), q_t=tangent, backend="triton")
     assert ["Triton" in reason for reason in found.why_not_faster] == [True, False]
 
 
-def test_a_measured_pair_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+def test_a_measured_pair_is_told_from_others(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     served = EXPLAIN._Served("triton", "warp-specialised", {}, [])
     q: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
     for row, capability in ((row, c) for row in support.TABLE for c in ((9, 0), (9, 1))):
         found = support.Versions(f"{row.torch}+cu130", row.triton, "3.11.7", "0.1.0")
         monkeypatch.setattr(support, "installed", lambda found=found: found)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        machine(capability=capability, device_name="a GPU")
         explanation = EXPLAIN._explanation(served, q, None)
         assert explanation.measured == (row.gpu == support.MEASURED and capability == (9, 0))
         assert ("yes" in str(explanation)) == explanation.measured

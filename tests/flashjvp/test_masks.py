@@ -47,6 +47,7 @@ def with_small_bias(inputs: Inputs) -> Inputs:
     return replace(inputs, mask=left.where(left > -1e4, -torch.inf) - products)
 
 
+@pytest.mark.sampled(of=3)
 @interpreted
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)

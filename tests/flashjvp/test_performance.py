@@ -1,7 +1,7 @@
 """The warning that a GPU could be faster: where it comes, once, of what, and where it does not."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,6 @@ GPU = torch.device("cuda", 0)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a fresh process."""
     monkeypatch.setattr(performance, "_SAID", set())
-    monkeypatch.setattr(select, "_CAPABILITIES", {})
     select.resolve.cache_clear()
     yield
     select.resolve.cache_clear()
@@ -36,16 +35,16 @@ def said(function: Any, *arguments: Any) -> list[str]:
     return [str(one.message) for one in found]
 
 
-def test_a_gpu_without_kernels_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+def test_a_gpu_without_kernels_is_warned_about_once(machine: Callable[..., None]) -> None:
+    machine(capability=(8, 6))
     (text,) = said(select.resolve, None, GPU, torch.bfloat16)
     assert "cuda:0" in text and "got (8, 6)" in text and "flashjvp.explain" in text
     assert not said(select.resolve, None, GPU, torch.bfloat16)
     assert not said(select.resolve, None, GPU, torch.float16)
 
 
-def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_HAS_TRITON", False)
+def test_a_gpu_without_triton_is_told_what_to_install(machine: Callable[..., None]) -> None:
+    machine(has_triton=False)
     (text,) = said(select.resolve, None, GPU, torch.float32)
     assert "pip install triton" in text
 
@@ -60,9 +59,9 @@ def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch: pytest.Monkey
     ],
 )
 def test_choices_are_not_warned_about(
-    name: str | None, device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str | None, device: torch.device, dtype: torch.dtype, machine: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+    machine(capability=(8, 6))
     assert not said(select.resolve, name, device, dtype)
 
 

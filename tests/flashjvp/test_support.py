@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ import torch
 
 from flashjvp import __main__ as command
 from flashjvp import support
-from flashjvp.backends import select
-from flashjvp.kernels.launch import hopper_tables, schedule
+from flashjvp.kernels.launch import hopper_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,15 +87,11 @@ def test_the_command_has_help() -> None:
 )
 def test_gpus_are_described(
     capability: tuple[int, int], verified: bool, expected: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    machine: Callable[..., None], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(select, "_CAPABILITIES", {})
-    monkeypatch.setattr(schedule, "ARCHITECTURES", {})
-    monkeypatch.setattr(schedule, "RELEASE", (3, 6) if verified else (3, 5))
+    machine(capability=capability, device_name="a GPU", triton_release=(3, 6) if verified else (3, 5))
     assert command.main([]) == 0
     printed = capsys.readouterr().out
     assert f"cuda:0: a GPU, compute capability {capability[0]}.{capability[1]}" in printed

@@ -19,8 +19,8 @@ from types import ModuleType
 import torch
 import triton
 from torch import Tensor
-from triton import knobs
 
+from ... import environment
 from ..launch.hopper_tables import MEASURED, Release
 
 # Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
@@ -30,7 +30,7 @@ MOST_SPILLED = 24  # registers of a thread: of measured kernels at most 18; 32 i
 
 _LOCK = threading.Lock()
 _THREAD = threading.local()
-_FOUND: dict[str, str | None] = {}  # by card
+_FOUND: dict[str, str | None] = environment.kept({})  # by card
 
 
 def why_not(release: Release, device: torch.device) -> str | None:
@@ -40,9 +40,9 @@ def why_not(release: Release, device: torch.device) -> str | None:
         return _with_remedy(f"the warp-specialised kernels need Triton {oldest} or newer, not {triton.__version__}")
     if device.type != "cuda" or getattr(_THREAD, "checks", False):
         return None  # they are only compiled, or being checked
-    card = torch.cuda.get_device_name(device)
+    card = environment.device_name(device)
     if card not in _FOUND:
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        if torch.compiler.is_compiling() or environment.is_capturing():
             return f"Triton {triton.__version__} is checked on first use, which may be no capture of a graph"
         with _LOCK:
             if card not in _FOUND:
@@ -82,7 +82,7 @@ def _path(card: str) -> Path:
         digest.update(file.read_bytes())
     mode = torch.are_deterministic_algorithms_enabled()
     digest.update(repr((triton.__version__, torch.__version__, card, mode)).encode())
-    return Path(knobs.cache.dir) / f"flashjvp-{digest.hexdigest()[:32]}.json"
+    return environment.triton_cache() / f"flashjvp-{digest.hexdigest()[:32]}.json"
 
 
 def _remember(path: Path, reason: str | None) -> None:

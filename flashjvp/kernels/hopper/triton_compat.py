@@ -10,7 +10,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 
-from ..launch.schedule import RELEASE
+from ... import environment
+
+RELEASE = environment.triton_release()
 
 load_tile = tma.async_load if RELEASE >= (3, 8) else tma.async_copy_global_to_shared
 store_tile = tma.async_store if RELEASE >= (3, 8) else tma.async_copy_shared_to_global

@@ -5,12 +5,11 @@ entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float3
 without them: there a thread holds rows of both operands, so tiles are small.
 """
 
-import re
 from typing import NamedTuple
 
 import torch
-import triton
 
+from ... import environment
 from . import hopper_tables as tables_of_pipelines
 from .hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS, REGISTER_OPERANDS_SINCE, Families, Release
 from .tables import TILES
@@ -37,17 +36,8 @@ TABLES: dict[str, dict[str, Table]] = {
     for arch, kinds in TILES.items()
 }
 # device -> key of TABLES, filled at first use
-ARCHITECTURES: dict[torch.device, str] = {}
+ARCHITECTURES: dict[torch.device, str] = environment.kept({})
 _IEEE_CHUNK = 32
-
-
-def _release(version: str) -> Release:
-    """Major and minor number of a version."""
-    major, minor = re.findall(r"\d+", version)[:2]
-    return int(major), int(minor)
-
-
-RELEASE = _release(triton.__version__)
 
 
 def architecture(device: torch.device) -> str:
@@ -62,7 +52,7 @@ def _detect(device: torch.device) -> str:
     """The interpreter (CPU tensors) takes the tiles of sm_90."""
     if device.type != "cuda":
         return "sm_90"
-    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[torch.cuda.get_device_capability(device)[0]]
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[environment.capability(device.index)[0]]
 
 
 def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
@@ -124,11 +114,12 @@ def _architecture_of_pipelines(device: torch.device, kind: str) -> str:
 
 
 def _why_not_triton(device: torch.device) -> str | None:
-    if RELEASE in MEASURED:
+    release = environment.triton_release()
+    if release in MEASURED:
         return None
     from ..hopper import selfcheck
 
-    return selfcheck.why_not(RELEASE, device)
+    return selfcheck.why_not(release, device)
 
 
 def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:
@@ -148,7 +139,7 @@ def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int
     }
 
 
-_TILES = {arch: _tiles(widths, RELEASE) for arch, widths in PIPELINES.items()}
+_TILES = {arch: _tiles(widths, environment.triton_release()) for arch, widths in PIPELINES.items()}
 
 
 def has_pipelines(device: torch.device, kind: str, width: int) -> bool:

@@ -74,7 +74,7 @@ def test_torch_backends(backend: Backend, case: Case, dtype: torch.dtype) -> Non
 
 
 @interpreted
-@pytest.mark.pairwise
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_triton_interpreted(case: Case) -> None:
     judge(case, torch.float32, "triton")
@@ -86,6 +86,7 @@ def test_triton_interpreted_float16(name: str) -> None:
     judge(BY_NAME[name], torch.float16, "triton")
 
 
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("backend", ("reference", "tiled", pytest.param("triton", marks=interpreted)))
 def test_two_runs_are_bit_identical(backend: Backend, name: str) -> None:

@@ -9,14 +9,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from flashjvp import environment
 from flashjvp.kernels.hopper import selfcheck
 from flashjvp.kernels.launch import schedule
 from flashjvp.kernels.launch.hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS
@@ -26,7 +26,7 @@ CARD = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str | None]]:
+def calls(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str | None]]:
     """A card that was never seen, a Triton that is not known, and checks that say what is popped from the list."""
     answers: list[Any] = []
 
@@ -36,49 +36,39 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str 
             raise answer
         return answer  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(schedule, "RELEASE", (99, 0))
-    monkeypatch.setitem(schedule.ARCHITECTURES, CARD, "sm_90")
-    monkeypatch.setattr(selfcheck, "_FOUND", {})
+    machine(triton_release=(99, 0), capability=(9, 0), device_name="a card", is_amd=False, is_capturing=False)
+    machine(triton_cache=tmp_path / "cache")
     monkeypatch.setattr(selfcheck, "_checked", checked)
-    monkeypatch.setattr(selfcheck, "knobs", SimpleNamespace(cache=SimpleNamespace(dir=str(tmp_path / "cache"))))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     yield answers
     assert not answers
-
-
-def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_FOUND", {})
 
 
 def are_served() -> bool:
     return bool(schedule.pipelines(CARD, "half", 64))
 
 
-def test_a_check_that_holds_is_made_once_and_kept(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_holds_is_made_once_and_kept(calls: list[Any]) -> None:
     calls.append(None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert are_served() and are_served()
-        new_process(monkeypatch)
+        environment.forget()  # as a new process
         assert are_served() and schedule.why_not_pipelines(CARD, "half", 64) is None
 
 
-def test_a_check_that_fails_is_kept(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_fails_is_kept(calls: list[Any]) -> None:
     calls.append("d_k is wrong")
     for _ in range(2):
         assert not are_served() and not are_served()
         assert re.search("d_k is wrong.*Install a Triton", schedule.why_not_pipelines(CARD, "half", 64) or "")
-        new_process(monkeypatch)
+        environment.forget()  # as a new process
 
 
-def test_what_a_check_raised_is_asked_again_in_another_process(
-    calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_check_raised_is_asked_again_in_another_process(calls: list[Any]) -> None:
     calls += [RuntimeError("no memory"), None]
     assert not are_served() and not are_served()
     assert "RuntimeError: no memory" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
-    new_process(monkeypatch)
+    environment.forget()  # as a new process
     assert are_served()
 
 
@@ -99,11 +89,11 @@ def test_without_a_place_to_keep_it_a_check_counts(calls: list[Any], tmp_path: P
     assert are_served()
 
 
-def test_no_check_while_a_graph_is_captured(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_check_while_a_graph_is_captured(calls: list[Any], machine: Callable[..., None]) -> None:
     calls.append(None)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    machine(is_capturing=True)
     assert not are_served()
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    machine(is_capturing=False)
     assert are_served()
 
 
@@ -126,26 +116,26 @@ def test_threads_wait_for_one_check_whose_own_calls_are_served(
     assert seen == [True] * 5
 
 
-def test_an_older_triton_is_not_checked(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "RELEASE", (3, 5))
+def test_an_older_triton_is_not_checked(calls: list[Any], machine: Callable[..., None]) -> None:
+    machine(triton_release=(3, 5))
     assert not are_served()
     assert "need Triton 3.6 or newer" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
 
 
 @pytest.mark.parametrize("release", MEASURED, ids=str)
 def test_measured_ones_are_served_unasked(
-    release: tuple[int, int], calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    release: tuple[int, int], calls: list[Any], machine: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(schedule, "RELEASE", release)
+    machine(triton_release=release)
     assert are_served()
 
 
-def test_why_not_in_words(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "RELEASE", MEASURED[0])
+def test_why_not_in_words(calls: list[Any], machine: Callable[..., None]) -> None:
+    machine(triton_release=MEASURED[0])
     assert "head dims padded to 48, but to 64, 80, 96, 128" in (schedule.why_not_pipelines(CARD, "half", 48) or "")
     assert "TF32" in (schedule.why_not_pipelines(CARD, "ieee", 64) or "")
     assert "interpreter" in (schedule.why_not_pipelines(torch.device("cpu"), "half", 64) or "")
-    monkeypatch.setitem(schedule.ARCHITECTURES, CARD, "sm_80")
+    machine(capability=(8, 0))
     assert "not for sm_80" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
     assert not schedule.pipelines(CARD, "half", 64)
 

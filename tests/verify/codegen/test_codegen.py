@@ -100,6 +100,7 @@ def test_the_sample_has_every_head_dim_kind_and_option() -> None:
     assert any(c.d != c.dv for c in chosen)
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
 def test_kernels_compile_without_a_gpu(architecture: str) -> None:
     (kernels,) = compiled([Configuration(architecture, "half", 16, 16, group=2)])
