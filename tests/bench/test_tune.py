@@ -184,7 +184,7 @@ def test_the_file_of_pipelines_changes_in_one_line(tmp_path: Path) -> None:
     before, after = tile_table.path_of("plain").read_text().splitlines(), path.read_text().splitlines()
     changes = [(old.strip(), new.strip()) for old, new in zip(before, after, strict=True) if old != new]
     tile = PIPELINES["sm_90"][64]["tangents"]["backward_key"]
-    assert len(changes) == 1 and str(tile.rows) in changes[0][0]
+    assert len(changes) == 1 and str(tile.block_rows) in changes[0][0]
     assert changes[0][1] == '"backward_key": Pipeline(64, 5, register_operands=2),'
     judge_style(path)
 
