@@ -23,10 +23,9 @@ from .pipeline import (
     ROW_A,
     ROW_DELTA,
     accumulator,
-    allocate_tiles,
+    allocate_pipeline,
     keep_above,
     load_register_operands,
-    make_barriers,
     optional,
     produce,
     resident_rows,
@@ -222,16 +221,12 @@ def backward_key_kernel(
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
-    resident_tiles = allocate_tiles(resident, 2)
-    pipeline = allocate_tiles(streamed, STAGES)
-    stats_pipeline = allocate_tiles((stats,), STAGES)
-    barriers = (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
+    tiles, barriers = allocate_pipeline(resident, streamed, (stats,), STAGES)
     dq = ()
     if DQ_COLUMNS > 0:
-        k_tiles, k_t_tiles = resident_tiles[:CHUNKS], resident_tiles[2 * CHUNKS : 3 * CHUNKS]
+        k_tiles, k_t_tiles = tiles[0][:CHUNKS], tiles[0][2 * CHUNKS : 3 * CHUNKS]
         dq = allocate((d_q, d_q_t), k_tiles, k_t_tiles, ROWS, SUB_TILES, BUFFER_STAGES)
     fence_async_shared()
-    tiles = (resident_tiles, pipeline, stats_pipeline)
     copies = (resident, streamed, (stats,)) + tiles + (barriers, block, loop)
     shared = (outs, dq) + tiles + (optional(mask), optional(tensor_scales), barriers, block, loop)
     gl.warp_specialize(

@@ -22,10 +22,9 @@ from .pipeline import (
     ROW_DELTA,
     STATISTICS,
     accumulator,
-    allocate_tiles,
+    allocate_pipeline,
     keep_above,
     load_register_operands,
-    make_barriers,
     optional,
     produce,
     resident_rows,
@@ -188,12 +187,10 @@ def backward_query_kernel(
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
-    resident_tiles = allocate_tiles(resident, 2)
-    pipeline = allocate_tiles(streamed, STAGES)
-    barriers = (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
+    tiles, barriers = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
-    copies = (resident, streamed, (), resident_tiles, pipeline, (), barriers, block, loop)
-    shared = (outs, resident_tiles, pipeline, stats, packed_mask, optional(tensor_scales), barriers, block, loop)
+    copies = (resident, streamed, ()) + tiles + (barriers, block, loop)
+    shared = (outs,) + tiles[:2] + (stats, packed_mask, optional(tensor_scales), barriers, block, loop)
     gl.warp_specialize(
         [
             (produce, copies + (CHUNKS, STAGES)),

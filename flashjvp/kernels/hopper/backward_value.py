@@ -19,9 +19,8 @@ from .pipeline import (
     LSE,
     MU,
     accumulator,
-    allocate_tiles,
+    allocate_pipeline,
     keep_above,
-    make_barriers,
     optional,
     produce,
     resident_rows,
@@ -113,12 +112,8 @@ def backward_value_kernel(
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
-    resident_tiles = allocate_tiles(resident, 2)
-    pipeline = allocate_tiles(streamed, STAGES)
-    stats_pipeline = allocate_tiles((stats,), STAGES)
-    barriers = (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
+    tiles, barriers = allocate_pipeline(resident, streamed, (stats,), STAGES)
     fence_async_shared()
-    tiles = (resident_tiles, pipeline, stats_pipeline)
     copies = (resident, streamed, (stats,)) + tiles + (barriers, block, loop)
     shared = (outs,) + tiles + (optional(mask), optional(tensor_scales), barriers, block, loop)
     gl.warp_specialize(

@@ -29,10 +29,9 @@ from .chunks import (
 from .packed_mask import load_mask_tile, packed_by_key, where_allowed
 from .pipeline import (
     accumulator,
-    allocate_tiles,
+    allocate_pipeline,
     keep_above,
     load_register_operands,
-    make_barriers,
     optional,
     produce,
     resident_rows,
@@ -256,12 +255,10 @@ def forward_kernel(
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
-    resident_tiles = allocate_tiles(resident, 2)
-    pipeline = allocate_tiles(streamed, STAGES)
-    barriers = (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
+    tiles, barriers = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
-    copies = (resident, streamed, (), resident_tiles, pipeline, (), barriers, block, loop)
-    shared = (outs, statistics, resident_tiles, pipeline, packed_mask, optional(tensor_scales), barriers, block, loop)
+    copies = (resident, streamed, ()) + tiles + (barriers, block, loop)
+    shared = (outs, statistics) + tiles[:2] + (packed_mask, optional(tensor_scales), barriers, block, loop)
     gl.warp_specialize(
         [
             (produce, copies + (CHUNKS, STAGES)),

@@ -74,6 +74,16 @@ def allocate_tiles(tensors, COUNT: gl.constexpr):
 
 
 @gluon.jit
+def allocate_pipeline(resident, streamed, stats, STAGES: gl.constexpr):
+    """Shared memory of a program: (resident tiles, stages of streamed tiles, stages of their statistics), and barriers.
+
+    Barriers say that the resident tiles are there, that a stage is full, and that both consumers are through with it.
+    """
+    tiles = (allocate_tiles(resident, 2), allocate_tiles(streamed, STAGES), allocate_tiles(stats, STAGES))
+    return tiles, (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
+
+
+@gluon.jit
 def as_matrix(tile):
     """A tile [1, 1, rows, D] as [rows, D]."""
     return tile.reshape([tile.shape[2], tile.shape[3]])
