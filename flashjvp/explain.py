@@ -160,7 +160,7 @@ def _warp_specialised_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]
     from .kernels.launch import schedule
 
     tiles = schedule.pipelines(call.device, call.kind, call.width)["tangents" if jvp else "plain"]
-    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
+    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
     others = ["backward_value"] * ("backward_value" in tiles) + ["backward_query"] * (not summed)
     found = {name: tiles[name]._asdict() for name in ("forward", of_keys, *others)}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}

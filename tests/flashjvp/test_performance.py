@@ -14,6 +14,7 @@ from flashjvp import FlashJVPPerformanceWarning, performance
 from flashjvp.backends import select
 from flashjvp.backends import triton as kernels
 from flashjvp.kernels.launch import replay, schedule
+from flashjvp.operands import Inputs
 
 GPU = torch.device("cuda", 0)
 
@@ -75,9 +76,9 @@ def call(**changes: Any) -> Any:
     )  # fmt: skip
 
 
-def inputs(first: Tensor | None = None) -> tuple[Tensor | None, ...]:
+def inputs(first: Tensor | None = None) -> Inputs:
     q, k, v = torch.empty(3, 1, 2, 8, 64, dtype=torch.float16)
-    return q if first is None else first, k, v, None, None, None
+    return Inputs(q if first is None else first, k, v)
 
 
 @pytest.fixture

@@ -136,11 +136,11 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
     from flashjvp.kernels.launch.call import Call
 
     launched: list[str] = []
-    launch: Callable[..., None] = Call.launch_pipeline
+    launch: Callable[..., None] = Call.launch
     tables = hopper_tables.PIPELINES["sm_90"]
 
     def noted(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
-        launched.append(family)
+        launched.extend([family] if "STAGES" in constants else [])
         launch(call, kernel, family, *rest, **constants)
 
     was_ordered = torch.are_deterministic_algorithms_enabled()
@@ -149,7 +149,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
     try:
         with (
             patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
-            patch.object(Call, "launch_pipeline", noted),
+            patch.object(Call, "launch", noted),
             patch.object(hopper_tables, "SUMS_FROM", {}),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):

@@ -7,7 +7,6 @@ that 16 divided at the first launch are taken for multiples of 16, as wide loads
 """
 
 import ctypes
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -36,7 +35,7 @@ class Compiling:
 
     def __init__(self, kernel: Any) -> None:
         self._kernel, self.fn = kernel, kernel
-        self.arg_names = list(inspect.signature(getattr(kernel, "fn", None) or kernel._function).parameters)
+        self.arg_names = kernel.arg_names
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         def launch(*args: Any, num_warps: int, **options: Any) -> Any:
@@ -139,7 +138,6 @@ def compiling() -> Iterator[list[str]]:
     try:
         with (
             patch.object(launch.Call, "launch", of(launch.Call.launch)),
-            patch.object(launch.Call, "launch_pipeline", of(launch.Call.launch_pipeline)),
             patch.object(launch, "_COMPILED", {}),
             patch.object(replay.Recording, "play", play_and_count),
             patch.multiple(TensorDescriptor, create=True, padding="zero", round_f32_to_tf32=False),

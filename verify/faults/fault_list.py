@@ -52,14 +52,16 @@ _OF_KERNELS = [
     Fault("tangent of v ignored", "jvp", FORWARD, "if len(v_t) > 0:", "if len(v_t) > 2:"),
     Fault(
         "missing tangent taken for the primal", "jvp", FORWARD,
-        "call.operands(q, k, v, q_t, k_t, v_t)", "call.operands(q, k, v, q_t, k if k_t is None else k_t, v_t)",
+        "call.operands(*inputs)",
+        "call.operands(*inputs._replace(k_t=inputs.k if inputs.k_t is None else inputs.k_t))",
         "tangents_q",
     ),
     Fault(
         "tangents read with the strides of their primals", "jvp", FORWARD,
-        "operands = call.operands(q, k, v, q_t, k_t, v_t)",
-        "x = call.operands(q, k, v, q_t, k_t, v_t)\n"
-        "    operands = (*x[:3], *(t and (t[0], (t[1][0], p[1][1]), t[2]) for p, t in zip(x[:3], x[3:])))",
+        "args = (*call.operands(*inputs),",
+        "x = call.operands(*inputs)\n"
+        "    x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
+        "    args = (*x,",
         "layout_expanded",
     ),
     # Row sums

@@ -196,7 +196,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "last keys without a program", LAUNCH,
-        "call.kv_heads * -(-call.sizes[1] // OWN)", "call.kv_heads * max(1, call.sizes[1] // OWN)",
+        "self.given.call.key_programs(OWN)", "max(1, self.given.call.key_programs(OWN) - 1)",
     ),
 ]  # fmt: skip
 

@@ -5,24 +5,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch.call import Call, Maybe
-from ..launch.schedule import Tile
 from ..portable.backward_preprocess import row_dot
 from ..tiles import load_rows, scale_rows, select_head, store_rows
 from .scales import D_Q, D_Q_T, OWN_MU, OWN_O, OWN_O_T, SHIFT, SIGMA
+
+_ROWS = 128  # of a program that makes statistics
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def statistics_kernel(
     d_o, d_o_t, o, o_t, lse, mu, packed, factors, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: lse * log2(e), mu, a and delta (11), (12) of 128 rows of one head, zeros beyond the last row.
 
     With `factors`, of rescaled cotangents and true results, in the units of the former; lse is then as far off as makes
     P 2^SHIFT times as large.
     """
-    ROWS: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
     head = (pid // tiles) % heads
@@ -61,11 +60,11 @@ def launch_statistics(
     call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, factors: Maybe
 ) -> Tensor:
     """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
-    m, _, heads, _ = call.sizes
+    rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads
     make = lse.new_empty if d_o_t is not None else lse.new_zeros
-    packed = make((call.programs * heads * 4, -(-m // 128) * 128))
+    packed = make((call.programs * heads * 4, rows))
     args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, packed, factors)
-    call.launch(statistics_kernel, "statistics", call.query_programs, args, 0.0, Tile(128, 0, 8, 1))
+    call.launch(statistics_kernel, "statistics", call.query_programs(_ROWS), args, 0.0, warps=8, stages=1, ROWS=_ROWS)
     return packed
 
 
@@ -96,18 +95,16 @@ def load_sums(sums, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr)
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def query_sums_kernel(
     sums, sums_t, d_q, d_q_t, factors, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, SUMMED: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: d_q and d_q_t of a tile of rows of one head, from their sums over scale."""
-    ROWS: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
     head = (pid // tiles) % heads
     batch = pid // tiles // heads
     m0 = (pid % tiles) * ROWS
     FIRST: tl.constexpr = K_COLUMNS[1]
-    REST: tl.constexpr = TILE[1] - FIRST
+    REST: tl.constexpr = SUMMED - FIRST
     COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST) if REST > 0 else K_COLUMNS
     first = pid.to(tl.int64) * (ROWS * (FIRST + REST))
     factor = tl.full([ROWS], scale, tl.float32)
@@ -132,7 +129,9 @@ def launch_query_sums(
     call: Call, sums: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, factors: Maybe, scale: float
 ) -> None:
     """Writes d_q and d_q_t from sums [tiles, columns * rows]."""
+    d_q_sums, _ = sums
     args = (*sums, *call.operands(d_q, d_q_t), factors)
     columns = summed_columns(call)
-    tile = Tile(sums[0].shape[-1] // columns, columns, 4, 1)
-    call.launch(query_sums_kernel, "query_sums", call.query_programs, args, scale, tile)
+    rows = d_q_sums.shape[-1] // columns
+    programs = call.query_programs(rows)
+    call.launch(query_sums_kernel, "query_sums", programs, args, scale, stages=1, ROWS=rows, SUMMED=columns)

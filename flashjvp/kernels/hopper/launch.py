@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...layout import empty_rows, empty_statistic
+from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Pipeline
@@ -16,7 +17,7 @@ from .backward_value import backward_value_kernel
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import Bits, pack
-from .per_tensor_scaling import Operands, rescale
+from .per_tensor_scaling import KernelOperands, rescale
 
 Sums = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
@@ -24,11 +25,10 @@ OWN = 128  # rows of a program
 HALF = OWN // 2  # and of each of its consumers
 
 
-def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
+def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without tangents)."""
-    like, given = inputs[0], _as_read(call, inputs, (), scale)
+    like, given = inputs.q, _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, given.inputs
-    assert like is not None
     jvp = q_t is not None
     tile = _pipelines(call, jvp)["forward"]
     o, lse = empty_rows(like, like.shape[-1]), empty_statistic(like)
@@ -37,13 +37,13 @@ def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor
     bits = pack(call, by_keys=True, by_queries=False)
     args = (*own, *_described(call, tile.rows, k, v, k_t, v_t), *outs, lse, mu, bits.by_keys, given.factors)
     flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "HELD": tile.held, "VARIES": bits.varies}
-    call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
+    call.launch(forward_kernel, "forward", call.query_programs(OWN), args, scale, **flags)
     return o, o_t, lse, mu
 
 
 def backward(
-    call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Tensor, Maybe], results: tuple[Maybe, ...], scale: float
-) -> tuple[Maybe, ...]:
+    call: Call, inputs: Inputs, cotangents: tuple[Tensor, Maybe], results: tuple[Maybe, ...], scale: float
+) -> Inputs:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
     A head dim without registers for four accumulators has `backward_value`. Where query gradients are summed,
@@ -57,9 +57,9 @@ def backward(
     assert d_o is not None
     stats = launch_statistics(call, d_o, d_o_t, o, o_t, lse, mu, given.factors)
     tiles = _pipelines(call, d_o_t is not None)
-    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
+    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
     bits = pack(call, by_keys=not summed, by_queries=True)
-    grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
+    grads = Inputs(*[None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
     sums = _sums(call, stats, tiles[family]) if summed else None
     work = _Backward(given, stats, bits, grads, sums, scale)
     if family == "backward_pairs":
@@ -69,7 +69,7 @@ def backward(
     if "backward_value" in tiles:
         work.values(tiles["backward_value"])
     if sums is not None:
-        launch_query_sums(call, sums, grads[0], grads[3], given.factors, scale)
+        launch_query_sums(call, sums, grads.q, grads.q_t, given.factors, scale)
     else:
         work.queries(tiles["backward_query"])
     return grads
@@ -77,17 +77,17 @@ def backward(
 
 def _sums(call: Call, stats: Tensor, tile: Pipeline) -> Sums:
     """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
-    count, size = call.programs * call.sizes[2] * -(-call.sizes[0] // tile.rows), summed_columns(call) * tile.rows
+    count, size = call.query_programs(tile.rows), summed_columns(call) * tile.rows
     return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
 class _Backward(NamedTuple):
     """The launches of a backward pass, and what they share."""
 
-    given: Operands
+    given: KernelOperands
     stats: Tensor
     bits: Bits
-    grads: tuple[Maybe, ...]
+    grads: Inputs
     sums: Sums | None
     scale: float
 
@@ -96,7 +96,8 @@ class _Backward(NamedTuple):
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         # Two tensors in a tile are copied in pieces of 64 columns.
         streamed = [rows_descriptors(x, tile.rows, (HALF,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
-        own, outs = self._described(HALF, k, v, k_t, v_t)[::2], _written(self.given, self.grads[1], self.grads[4])[::2]
+        own = self._described(HALF, k, v, k_t, v_t)[::2]
+        outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*own, *streamed, self._statistics(tile), *outs)
         flags = {"QUERIES": self.sums is not None, "STAGES": tile.stages}
         self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.sums or (None, None))), **flags)
@@ -119,24 +120,24 @@ class _Backward(NamedTuple):
         """Writes d_v and d_v_t."""
         (q, k, _, q_t, k_t, _), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         own, streamed = self._described(HALF, k, k_t), self._described(tile.rows, q, d_o, q_t, d_o_t)
-        args = (*own, *streamed, self._statistics(tile), *_written(self.given, self.grads[2], self.grads[5]))
+        args = (*own, *streamed, self._statistics(tile), *_written(self.given, self.grads.v, self.grads.v_t))
         self._of_keys(backward_value_kernel, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         own, streamed = self._described(HALF, q, d_o, q_t, d_o_t), self._described(tile.rows, k, v, k_t, v_t)
-        args = (*own, *streamed, self.stats, *_written(self.given, self.grads[0], self.grads[3]), self.bits.by_keys)
+        args = (*own, *streamed, self.stats, *_written(self.given, self.grads.q, self.grads.q_t), self.bits.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "HELD": tile.held}
-        self._launch(backward_query_kernel, "backward_query", _query_programs(self.given.call), args, **flags)
+        self._launch(backward_query_kernel, "backward_query", self.given.call.query_programs(OWN), args, **flags)
 
-    def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: object) -> None:
-        self._launch(kernel, family, _key_programs(self.given.call), (*args, self.bits.by_queries), **flags)
+    def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
+        self._launch(kernel, family, self.given.call.key_programs(OWN), (*args, self.bits.by_queries), **flags)
 
-    def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: object) -> None:
+    def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: Any) -> None:
         flags["VARIES"] = self.bits.varies
         args = (*args, self.given.factors)
-        self.given.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
+        self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
         return _described(self.given.call, rows, *tensors)
@@ -145,9 +146,9 @@ class _Backward(NamedTuple):
         return statistics_descriptor(self.stats, tile.rows)
 
 
-def _as_read(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
+def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
     """A call with the tensors as the kernels read them."""
-    return rescale(call, inputs, cotangents, scale) if call.kind == "tf32" else Operands(call, inputs, cotangents)
+    return rescale(call, inputs, cotangents, scale) if call.kind == "tf32" else KernelOperands(call, inputs, cotangents)
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:
@@ -157,27 +158,21 @@ def _pipelines(call: Call, jvp: bool) -> Families:
 
 def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
+    _, *widths = call.k_columns
     found: list[Any] = []
     for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, call.k_columns[1:])
+        chunks = [] if x is None else rows_descriptors(x, rows, widths)
         found += (*chunks, None, None)[:2]
     return tuple(found)
 
 
-def _written(given: Operands, *tensors: Maybe) -> tuple[Any, ...]:
+def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """The same of results. A tile in shared memory has room for half the columns of float32 ones: `ring.write`."""
     if given.factors is None:
         return _described(given.call, HALF, *tensors)
+    _, *widths = given.call.k_columns
     found: list[Any] = []
     for x in tensors:
-        widths = [columns // 2 for columns in given.call.k_columns[1:]]
-        found += (*([] if x is None else rows_descriptors(x, HALF, tuple(widths))), None, None)[:2]
+        chunks = [] if x is None else rows_descriptors(x, HALF, [columns // 2 for columns in widths])
+        found += (*chunks, None, None)[:2]
     return tuple(found)
-
-
-def _query_programs(call: Call) -> int:
-    return call.programs * call.sizes[2] * -(-call.sizes[0] // OWN)
-
-
-def _key_programs(call: Call) -> int:
-    return call.programs * call.kv_heads * -(-call.sizes[1] // OWN)

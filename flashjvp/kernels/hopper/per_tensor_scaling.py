@@ -19,14 +19,14 @@ A number has 11 bits down to 2^-14 and below loses them one by one: of v in rows
 Rows between 2^-100 and 2^100 long are served; infinite ones give NaN. Powers of two lose nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from ...operands import Inputs
 from ..launch.call import Call, Maybe
-from ..launch.schedule import Tile
 from ..tiles import load_rows, scale_rows, select_head, store_rows
 from . import scales as places
 from .scales import (
@@ -54,39 +54,39 @@ _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
 _ROWS = 32  # of a program
 
 
-class Operands(NamedTuple):
+class KernelOperands(NamedTuple):
     """A call with the tensors that the kernels read and, if these were rescaled, the factors: float32 [COUNT]."""
 
     call: Call
-    inputs: tuple[Maybe, ...]  # q, k, v, q_t, k_t, v_t
+    inputs: Inputs
     cotangents: tuple[Maybe, ...]  # of o and o_t
     factors: Maybe = None
 
 
-def rescale(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
+def rescale(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
     """A call of contiguous float16 tensors in their units, in place of one of float32; what is None stays so."""
     q, k, v, q_t, k_t, v_t = inputs
     d_o, d_o_t = cotangents or (None, None)
-    assert q is not None
     of_queries, of_keys = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
     lengths = q.new_zeros(8, dtype=torch.int32)
     factors = q.new_empty(places.COUNT)
-    own_queries, own_keys = Tile(_ROWS, 0, 4, 1), Tile(0, _ROWS, 4, 1)
+    of_rows: dict[str, Any] = {"stages": 1, "ROWS": _ROWS}
+    query_programs, key_programs = call.query_programs(_ROWS), call.key_programs(_ROWS)
     queries, keys = call.operands(*of_queries), call.operands(*of_keys)
-    call.launch(lengths_kernel, "lengths", call.query_programs, (*queries, lengths), scale, own_queries)
-    call.launch(lengths_kernel, "lengths", call.key_programs, (*keys, lengths), scale, own_keys)
-    most = Tile(*(MOST_BACKWARD if cotangents else MOST_FORWARD), 4, 1)
-    call.launch(factors_kernel, "factors", lambda tile: 1, (lengths, factors), scale, most)
+    call.launch(lengths_kernel, "lengths", query_programs, (*queries, lengths), scale, KEYS=False, **of_rows)
+    call.launch(lengths_kernel, "lengths", key_programs, (*keys, lengths), scale, KEYS=True, **of_rows)
+    most_v, most_g = MOST_BACKWARD if cotangents else MOST_FORWARD
+    call.launch(factors_kernel, "factors", 1, (lengths, factors), scale, stages=1, MOST_V=most_v, MOST_G=most_g)
     halves_q, halves_k = tuple(map(_half, of_queries)), tuple(map(_half, of_keys))
     args = (*queries, *call.operands(*halves_q), factors)
-    call.launch(rescale_kernel, "rescale", call.query_programs, args, scale, own_queries)
+    call.launch(rescale_kernel, "rescale", query_programs, args, scale, KEYS=False, **of_rows)
     args = (*keys, *call.operands(*halves_k), factors)
-    call.launch(rescale_kernel, "rescale", call.key_programs, args, scale, own_keys)
+    call.launch(rescale_kernel, "rescale", key_programs, args, scale, KEYS=True, **of_rows)
     q, q_t, d_o, d_o_t = halves_q
     k, v, k_t, v_t = halves_k
     assert q is not None and k is not None and v is not None
-    mask = None if call.mask is None else call.mask[0]
-    return Operands(Call(q, k, v, mask, call.is_causal), (q, k, v, q_t, k_t, v_t), (d_o, d_o_t), factors)
+    mask = None if call.mask is None else call.mask.tensor
+    return KernelOperands(Call(q, k, v, mask, call.is_causal), Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), factors)
 
 
 def _half(x: Maybe) -> Maybe:
@@ -94,14 +94,13 @@ def _half(x: Maybe) -> Maybe:
 
 
 @triton.jit
-def _place_of(M, N, heads, group, TILE: tl.constexpr):
-    """Of a program that owns rows of queries, TILE being (rows, 0), or of keys: batch, head, first row, all rows."""
-    KEYS: tl.constexpr = TILE[0] == 0
+def _place_of(M, N, heads, group, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """Of a program that owns ROWS rows of queries, or of keys: batch, head, first row, all rows."""
     rows = N if KEYS else M
     heads = heads // group if KEYS else heads
-    tiles = tl.cdiv(rows, TILE[0] + TILE[1])
+    tiles = tl.cdiv(rows, ROWS)
     pid = tl.program_id(0)
-    return pid // tiles // heads, (pid // tiles) % heads, (pid % tiles) * (TILE[0] + TILE[1]), rows
+    return pid // tiles // heads, (pid // tiles) % heads, (pid % tiles) * ROWS, rows
 
 
 @triton.jit
@@ -123,13 +122,11 @@ def _note_length(lengths, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.conste
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def lengths_kernel(
     x0, x1, x2, x3, lengths, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t. An absent one is None."""
-    batch, head, first, rows = _place_of(M, N, heads, group, TILE)
-    ROWS: tl.constexpr = TILE[0] + TILE[1]
-    place = lengths + (4 if TILE[0] == 0 else 0)
+    batch, head, first, rows = _place_of(M, N, heads, group, ROWS, KEYS)
+    place = lengths + (4 if KEYS else 0)
     _note_length(place, select_head(x0, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
     _note_length(place + 1, select_head(x1, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
     _note_length(place + 2, select_head(x2, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
@@ -157,12 +154,11 @@ def _power(e):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def factors_kernel(
     lengths, factors, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    MOST_V: tl.constexpr, MOST_G: tl.constexpr,
 ):  # fmt: skip
     """One program: the factors. Units are exponents of two, u of what is without a tangent and u + r of its tangent.
 
-    TILE has the log2 of the greatest length of a row of v, and of d_o and d_o_t.
+    MOST_V is the log2 of the greatest length of a row of v, MOST_G that of d_o and d_o_t.
     """
     length_t_q, length_t_k = _exponent(tl.load(lengths + 1)), _exponent(tl.load(lengths + 6))
     length_t_v, length_g = _exponent(tl.load(lengths + 7)), _exponent(tl.load(lengths + 2))
@@ -172,7 +168,7 @@ def factors_kernel(
     length_v = _unless_none(_exponent(tl.load(lengths + 5)), length_t_v)
     scores = _exponent(tl.full([], scale, tl.float32).to(tl.int32, bitcast=True)) + length_q + length_k
     most = tl.minimum(tl.maximum(scores + 15, 0), MOST_SCORES)
-    u_q, u_k, u_v = length_q - most, length_k - most, length_v - TILE[0]
+    u_q, u_k, u_v = length_q - most, length_k - most, length_v - MOST_V
     sigma = tl.maximum(scale * _power(u_q + u_k), 1e-30)
     # |S_t| <= 2 in units of 2^r, but q_t and k_t below 2^15.
     r = tl.maximum(length_t_q - length_q, length_t_k - length_k) + tl.maximum(scores, most - 15)
@@ -180,7 +176,7 @@ def factors_kernel(
     r = tl.where(r > _NONE // 2, r, 0)  # tangents, if there are any, are zeros
     r = tl.where(length_t > _NONE, tl.maximum(r, length_g - length_t), r)
     u_g = tl.maximum(length_g, length_t + r)
-    u_g = tl.where(u_g > _NONE // 2, u_g, 0) - TILE[1]
+    u_g = tl.where(u_g > _NONE // 2, u_g, 0) - MOST_G
     u_t = u_g - r
 
     tl.store(factors + SIGMA, sigma)
@@ -217,13 +213,11 @@ def _rescale(x, half, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.const
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def rescale_kernel(
     x0, x1, x2, x3, half0, half1, half2, half3, factors, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t, times their factors."""
-    batch, head, first, rows = _place_of(M, N, heads, group, TILE)
-    ROWS: tl.constexpr = TILE[0] + TILE[1]
-    factor = factors + (OF_KEYS if TILE[0] == 0 else OF_QUERIES)
+    batch, head, first, rows = _place_of(M, N, heads, group, ROWS, KEYS)
+    factor = factors + (OF_KEYS if KEYS else OF_QUERIES)
     a = select_head(x0, batch, head, batch_shape, REGULAR), select_head(half0, batch, head, batch_shape, REGULAR)
     b = select_head(x1, batch, head, batch_shape, REGULAR), select_head(half1, batch, head, batch_shape, REGULAR)
     c = select_head(x2, batch, head, batch_shape, REGULAR), select_head(half2, batch, head, batch_shape, REGULAR)

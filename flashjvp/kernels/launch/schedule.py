@@ -24,6 +24,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """The TILE of a kernel."""
+        return self.block_m, self.block_n
+
 
 # family -> largest padded head dim -> tile
 Table = dict[str, dict[int, Tile]]

@@ -25,10 +25,12 @@ Run = Callable[..., None]
 class Kernel:
     """Stands for a jitted kernel: counts compilations and keeps what launches of the compiled kernels were given."""
 
-    arg_names = ("q", "lse", "scale", "M", "N", "heads", "group", "JVP", "CAUSAL", "STAGES")
+    sizes = ("scale", "batch_shape", "M", "N", "heads", "group")
+    constants = ("K_COLUMNS", "V_COLUMNS", "TILE", "CAUSAL", "MASK_LAYOUT", "PRECISION", "REGULAR")
 
     def __init__(self, compiles: bool = True) -> None:
         self.fn = object()
+        self.arg_names = ("q", "lse", *self.sizes, *self.constants)
         self.compilations: list[tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
         self.launches: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
         self._compiles = compiles
@@ -39,6 +41,11 @@ class Kernel:
             return Compiled(self) if self._compiles else None
 
         return run
+
+
+class WarpSpecialisedKernel(Kernel):
+    sizes = ("scale", "M", "N", "heads", "group")
+    constants = ("JVP", "CAUSAL", "STAGES")
 
 
 class Compiled:
@@ -72,7 +79,11 @@ def run(
     lse = torch.empty(x.shape[:-1], device=x.device) if lse is None else lse
     call = Call(x, k, k, mask, is_causal)
     args = (*call.operands(x, k, q_t, k_t), call.mask, lse)
-    call.launch(kernel, "forward", call.query_programs, args, scale)
+    tile = call.tile("forward")
+    call.launch(
+        kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps, stages=tile.stages,
+        TILE=tile.block,
+    )  # fmt: skip
 
 
 def on_cpu(offset: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -232,7 +243,7 @@ def test_a_cached_launch_passes_the_present_addresses_sizes_and_scale() -> None:
     assert given[:6] == ((y.data_ptr(), strides), (y.data_ptr(), strides), None, None, None, other_lse.data_ptr())
     assert compiled_with[6:12] == (0.25, (odd(1),), 32, 32, 2, 1)
     assert given[6:12] == (0.5, (odd(1),), 32, 16, 2, 1)
-    assert given[12:] == compiled_with[12:]  # constants
+    assert given[12:] == tuple(kernel.compilations[0][2][name] for name in kernel.constants)
 
 
 @pytest.mark.parametrize("x", [on_cpu(), rows(row=72), on_cpu(8)], ids=["contiguous", "padded", "moved"])
@@ -248,10 +259,10 @@ def test_other_rows_are_never_taken_for_aligned_ones(x: Tensor) -> None:
 
 
 def is_regular(x: Tensor) -> object:
-    """The last constant of a kernel, REGULAR."""
+    """The constant REGULAR of a kernel."""
     kernel = Kernel()
     run(kernel, x, lse=torch.empty(x.shape[:-1], device=x.device))
-    return kernel.compilations[0][1][-1]
+    return kernel.compilations[0][2]["REGULAR"]
 
 
 def test_the_grid_follows_the_sizes() -> None:
@@ -288,17 +299,16 @@ def test_the_cache_keeps_no_tensor_alive() -> None:
 
 def run_pipeline(
     kernel: Kernel, x: Tensor, tile: tuple[int, ...] = (64, WIDTH), lse: Tensor | None = None, is_causal: bool = False,
-    family: str = "forward", stages: int = 3, k: Tensor | None = None,
+    stages: int = 3, k: Tensor | None = None,
 ) -> None:  # fmt: skip
     lse = torch.empty(x.shape[:-1], device=x.device) if lse is None else lse
     k = x if k is None else k
     call = Call(x, k, k, None, is_causal)
     args = (SimpleNamespace(base=x, block_shape=list(tile)), lse)
-    call.launch_pipeline(kernel, family, 5, args, 0.5, STAGES=stages, JVP=True)
+    call.launch(kernel, "forward", 5, args, 0.5, STAGES=stages, JVP=True)
 
 
 PIPELINES_DIFFER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "family": ({"x": rows()}, {"x": rows(), "family": "backward_key"}),
     "dtype": ({"x": rows()}, {"x": rows(dtype=torch.float16)}),
     "device": ({"x": rows()}, {"x": on_cpu()}),
     "tile": ({"x": rows()}, {"x": rows(), "tile": (128, WIDTH)}),
@@ -313,7 +323,7 @@ PIPELINES_DIFFER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", PIPELINES_DIFFER)
 def test_a_pipeline_compiles_anew_for_another(name: str) -> None:
-    kernel = Kernel()
+    kernel = WarpSpecialisedKernel()
     first, second = PIPELINES_DIFFER[name]
     for _ in range(2):
         run_pipeline(kernel, **first)
@@ -322,21 +332,27 @@ def test_a_pipeline_compiles_anew_for_another(name: str) -> None:
 
 
 def test_one_compiled_pipeline_serves_every_length_and_number_of_heads() -> None:
-    kernel = Kernel()
+    kernel = WarpSpecialisedKernel()
     for length, heads in ((32, 3), (17, 3), (1, 3), (32, 1), (32, 16)):
         run_pipeline(kernel, rows(length, heads=heads))
     assert (len(kernel.compilations), len(kernel.launches)) == (1, 4)
 
 
 def test_a_cached_pipeline_passes_the_present_arguments_in_the_kernels_order() -> None:
-    kernel = Kernel()
+    kernel = WarpSpecialisedKernel()
     run_pipeline(kernel, rows(32))
     run_pipeline(kernel, rows(32))
     x, lse = rows(64), torch.empty(1, 2, 64, device="meta")
     run_pipeline(kernel, x, lse=lse)
     ((grid, compiled_with, options),), (_, given) = kernel.compilations, kernel.launches[-1]
-    assert given[0].base is x and given[1] is lse
+    assert given[0].base is x and given[1] == lse.data_ptr()
     assert given[2:] == (0.5, 64, 64, 2, 1, True, False, 3)
     assert compiled_with[2:] == (0.5, 32, 32, 2, 1)
-    assert options == {"JVP": True, "CAUSAL": False, "STAGES": 3, "num_warps": 4, "launch_pdl": False, **FUSED}
+    assert options == {"JVP": True, "CAUSAL": False, "STAGES": 3, "num_warps": 4, **FUSED}
     assert grid == (5,) and kernel.launches[-1][0] == (5, 1, 1)
+
+
+def test_a_constant_that_a_kernel_does_not_take_is_an_error() -> None:
+    x = rows()
+    with pytest.raises(TypeError, match="takes no HELD"):
+        Call(x, x, x, None, False).launch(WarpSpecialisedKernel(), "forward", 5, (), 0.5, JVP=True, STAGES=2, HELD=1)

@@ -23,7 +23,7 @@ Maybe = Tensor | None
 class Kernel:
     """Stands for a jitted kernel; keeps what launches of the compiled one are given."""
 
-    arg_names = ("q", "scale", "M", "N", "heads", "group")
+    arg_names = ("q", "scale", "batch_shape", "M", "N", "heads", "group", "K_COLUMNS", "CAUSAL", "REGULAR")
 
     def __init__(self) -> None:
         self.fn = object()
@@ -50,7 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, how: str, scale: float)
     if how == "writes":
         lse += 1
     args = (*call.operands(q, k, v), call.mask, *call.operands(o), lse)
-    call.launch(KERNEL, "forward", call.query_programs, args, scale)
+    call.launch(KERNEL, "forward", call.query_programs(64), args, scale)
     return o[:, :1] if how == "takes a part" else o, None, lse
 
 
