@@ -125,9 +125,9 @@ def _served(operands: Operands, options: Options) -> _Served:
     if chosen == "reference":
         return _Served(chosen, DENSE, {}, [])
     if chosen == "tiled":
-        from .backends.tiled import _Grid
+        from .backends.tiled_grid import Grid
 
-        grid = _Grid.of(q, k, None, is_causal)
+        grid = Grid.of(q, k, None, is_causal)
         tile = {"queries": grid.tile_queries, "keys": grid.tile_keys}
         return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [])
     from .kernels.hopper import eligibility

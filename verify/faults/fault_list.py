@@ -186,6 +186,8 @@ _OF_KERNELS = [
     ),
 ]  # fmt: skip
 
+TILED_BACKWARD, TILED_GRID = "backends/tiled_backward.py", "backends/tiled_grid.py"
+TILED_PRODUCTS = "backends/tiled_products.py"
 _OF_TILED = [
     Fault(
         "key tiles centred on stale means", "tiled", TILED,
@@ -193,18 +195,21 @@ _OF_TILED = [
     ),
     Fault("alpha dropped from l of tiled", "tiled", TILED, "l * alpha + p.sum", "l + p.sum", "lengths_512_2100"),
     Fault(
-        "guard of empty rows of tiled dropped", "tiled", TILED,
+        "guard of empty rows of tiled dropped", "tiled", TILED_PRODUCTS,
         "x.masked_fill(x.isneginf(), 0.0)", "x", "mask_bool_empty_rows",
     ),
     Fault(
-        "last key under the diagonal dropped", "tiled", TILED,
+        "last key under the diagonal dropped", "tiled", TILED_GRID,
         "min(self.keys, rows.stop)", "min(self.keys, rows.stop - 1)", "causal_64_64",
     ),
     Fault(
-        "d_k_t from q_t", "tiled", TILED,
-        "_add_product_(d_k_t_n, dS_t.mT, q)", "_add_product_(d_k_t_n, dS_t.mT, q_t)",
+        "d_k_t from q_t", "tiled", TILED_BACKWARD,
+        "add_product_(d_k_t_n, dS_t.mT, q)", "add_product_(d_k_t_n, dS_t.mT, q_t)",
     ),
-    Fault("gradient without T v_t.T", "tiled", TILED, "_products_(B, (G, v_n), (T, v_t_n))", "_products_(B, (G, v_n))"),
+    Fault(
+        "gradient without T v_t.T", "tiled", TILED_BACKWARD,
+        "products_(B, (G, v_n), (T, v_t_n))", "products_(B, (G, v_n))",
+    ),
 ]  # fmt: skip
 
 OPERATORS, AUTOGRAD = "dispatch/operators.py", "dispatch/autograd.py"
