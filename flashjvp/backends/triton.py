@@ -8,17 +8,17 @@ from torch import Tensor
 from ..kernels.hopper import eligibility
 from ..kernels.launch import schedule
 from ..kernels.launch.call import Call, Maybe
-from ..kernels.launch.replay import recorded
+from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_key import launch_backward_key
 from ..kernels.portable.backward_preprocess import launch_rowsums
 from ..kernels.portable.backward_query import launch_backward_query
 from ..kernels.portable.forward import launch_forward
 from ..layout import empty_rows
-from ..operands import Inputs
+from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
 
 
-@recorded(tensors=4)
+@captured(PlainOperands)
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """o and lse."""
     call, inputs = Call(q, k, v, mask, is_causal), Inputs(q, k, v)
@@ -29,7 +29,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale
     return o, lse
 
 
-@recorded(tensors=7)
+@captured(Operands)
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ def forward_jvp(
     return o, o_t, lse, mu
 
 
-@recorded(tensors=7, q=1)
+@captured(PlainBackwardOperands)
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
     wanted: tuple[bool, bool, bool],
@@ -56,7 +56,7 @@ def backward(
     return d_q, d_k, d_v
 
 
-@recorded(tensors=13, q=2)
+@captured(BackwardOperands)
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],

@@ -1,6 +1,6 @@
 """Stands for the GPU where launches are repeated: kernels of the interpreter and the emulator, as if compiled.
 
-Nothing is recorded of a kernel that the interpreter runs, because nothing of it was compiled. Here the first launch
+Nothing is captured of a kernel that the interpreter runs, because nothing of it was compiled. Here the first launch
 gives a compiled kernel, with Triton's own classes around a stand-in for C, which takes what C does: addresses, strides
 and encoded descriptors. It runs the kernel on the memory that these name, with the types of the first launch. Addresses
 that 16 divided at the first launch are taken for multiples of 16, as wide loads take them.
@@ -113,21 +113,21 @@ def _memory(first: Tensor, address: int, extent: int) -> Tensor:
 
 @contextmanager
 def compiling() -> Iterator[list[str]]:
-    """In this block every launch of flashjvp compiles. Yields the recordings that were played, one word for each."""
+    """In this block every launch of flashjvp compiles. Yields a word for each call that is replayed."""
     from flashjvp.kernels.launch import call as launch
     from flashjvp.kernels.launch import replay
 
     played: list[str] = []
     known: dict[int, Compiling] = {}
-    play = replay.Recording.play
+    original = replay.CapturedCall.replay
 
     def of(original: Callable[..., None]) -> Callable[..., None]:
         return lambda call, kernel, *args, **options: original(
             call, known.setdefault(id(kernel), Compiling(kernel)), *args, **options
         )
 
-    def play_and_count(recording: Any, *args: Any) -> Any:
-        results = play(recording, *args)
+    def replay_and_count(captured: Any, *args: Any) -> Any:
+        results = original(captured, *args)
         played.extend([] if results is None else ["played"])
         return results
 
@@ -139,7 +139,7 @@ def compiling() -> Iterator[list[str]]:
         with (
             patch.object(launch.Call, "launch", of(launch.Call.launch)),
             patch.object(launch, "_COMPILED", {}),
-            patch.object(replay.Recording, "play", play_and_count),
+            patch.object(replay.CapturedCall, "replay", replay_and_count),
             patch.multiple(TensorDescriptor, create=True, padding="zero", round_f32_to_tf32=False),
         ):
             yield played

@@ -1,7 +1,7 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
-from .fault_list_gpu import OF_PIPELINES, OF_RECORDINGS, OF_RESCALED
+from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_RESCALED
 
 FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
 QUERY, KEY, TILE = (
@@ -409,4 +409,4 @@ _OF_SITUATIONS = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_REPLAY, *_OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)

@@ -14,7 +14,7 @@ from ...layout import is_additive
 from ..tiles import Operand, odd
 from . import schedule
 from .driver import on_device
-from .replay import recorder
+from .replay import active_capture
 
 Maybe = Tensor | None
 
@@ -136,7 +136,7 @@ class Call:
                 compiled = kernel[(programs,)](*given, *sizes, **taken, num_warps=warps, **options, **FUSED)
                 if compiled is not None:  # the interpreter compiles nothing
                     _COMPILED[key] = compiled
-        if (seen := recorder()) is not None:
+        if (seen := active_capture()) is not None:
             addresses = [None if x is None else _address_of(x) for x in arguments]
             seen.launch(compiled, programs, (*sizes, *taken.values()), addresses)
 
