@@ -87,7 +87,7 @@ def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> Mod
     """The launches of the warp-specialised kernels, if they serve the call."""
     if call.is_empty:
         return None
-    in_use = schedule.pipelines(call.device, call.kind, call.width)
+    in_use = schedule.pipelines(call.device, call.precision, call.width)
     if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:
         from ..kernels.hopper import launch
 
@@ -99,10 +99,10 @@ def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> Mod
 
 def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> None:
     """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
-    has_tiles = schedule.has_pipelines(call.device, call.kind, call.width)
+    has_tiles = schedule.has_pipelines(call.device, call.precision, call.width)
     if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
         return
-    reason = schedule.why_not_pipelines(call.device, call.kind, call.width)
+    reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
     reason = reason or eligibility.misfit(call, inputs, cotangents)
     warn_once(f"{call.device} runs attention on the portable kernels, which are slower: {reason}")
 

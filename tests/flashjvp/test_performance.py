@@ -71,7 +71,7 @@ def call(**changes: Any) -> Any:
     """One that the warp-specialised kernels serve, on a GPU."""
     columns, mask = (64, 64), None
     return SimpleNamespace(
-        is_empty=False, device=GPU, kind="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
+        is_empty=False, device=GPU, precision="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
         batch_shape=(1,), **changes,
     )  # fmt: skip
 

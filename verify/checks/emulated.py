@@ -45,7 +45,7 @@ def tf32() -> Iterator[None]:
         return "tf32" if dtype == torch.float32 else "half"
 
     with (
-        patch.object(schedule, "kind_of_product", kind),
+        patch.object(schedule, "input_precision", kind),
         patch("verify.budget.rounding.are_factors_rounded", lambda inputs: inputs.q.dtype == torch.float32),
     ):
         yield

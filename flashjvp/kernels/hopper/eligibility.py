@@ -45,7 +45,7 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
 def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:
     """Which tensor the kernels cannot address, and how to mend it. What is rescaled is copied anyway."""
     tensors = (*inputs, *cotangents)
-    if call.kind == "tf32" or all(x is None or fits(x) for x in tensors):
+    if call.precision == "tf32" or all(x is None or fits(x) for x in tensors):
         return None
     name, x = next((name, x) for name, x in zip(NAMES, tensors, strict=False) if x is not None and not fits(x))
     *outer, column = x.stride()

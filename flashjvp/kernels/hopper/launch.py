@@ -148,12 +148,16 @@ class _Backward(NamedTuple):
 
 def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
     """A call with the tensors as the kernels read them."""
-    return rescale(call, inputs, cotangents, scale) if call.kind == "tf32" else KernelOperands(call, inputs, cotangents)
+    return (
+        rescale(call, inputs, cotangents, scale)
+        if call.precision == "tf32"
+        else KernelOperands(call, inputs, cotangents)
+    )
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:
     """The tile of each family that serves the head dim, with or without tangents."""
-    return schedule.pipelines(call.device, call.kind, call.width)["tangents" if jvp else "plain"]
+    return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
 
 
 def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:

@@ -48,8 +48,8 @@ class Call:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool) -> None:
         self.is_empty = q.numel() == 0
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
-        self.kind = schedule.kind_of_product(self._dtype, self.device)
-        geometry = _geometry(q.shape, k.shape, v.shape, self.kind)
+        self.precision = schedule.input_precision(self._dtype, self.device)
+        geometry = _geometry(q.shape, k.shape, v.shape, self.precision)
         self.sizes, self.kv_heads, self.programs, self.batch_shape = geometry[:4]
         self.k_columns, self.v_columns, self.width, self._special = geometry[4:]
         self._is_regular = True
@@ -96,7 +96,7 @@ class Call:
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
-        return schedule.lookup(self.device, self.kind, family, self.width)
+        return schedule.lookup(self.device, self.precision, family, self.width)
 
     def query_programs(self, rows: int) -> int:
         """Programs of a kernel that owns tiles of so many query rows."""
@@ -144,7 +144,7 @@ class Call:
         """The constants that a kernel takes, in its order: those `given` and those of every call."""
         every = {
             "K_COLUMNS": self.k_columns, "V_COLUMNS": self.v_columns, "CAUSAL": self.is_causal,
-            "MASK_LAYOUT": self.mask_layout, "PRECISION": "tf32" if self.kind == "tf32" else "ieee",
+            "MASK_LAYOUT": self.mask_layout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
             "REGULAR": self._is_regular, **given,
         }  # fmt: skip
         names = kernel.arg_names
@@ -186,7 +186,7 @@ class _Layout(NamedTuple):
 
 
 @lru_cache(1 << 14)
-def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], kind: str) -> _Geometry:
+def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precision: str) -> _Geometry:
     *batch, heads, m, d = q
     kv_heads, n, dv = k[-3], k[-2], v[-1]
     batch_shape = tuple(odd(size) for size in reversed(batch)) or (odd(1),)
@@ -194,10 +194,10 @@ def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], kind: 
     for size in batch:
         programs *= size
     sizes = Sizes(m, n, heads, heads // max(kv_heads, 1))
-    k_columns = (d, *schedule.chunk_widths(d, kind))
-    v_columns = (dv, *schedule.chunk_widths(dv, kind))
+    k_columns = (d, *schedule.chunk_widths(d, precision))
+    v_columns = (dv, *schedule.chunk_widths(dv, precision))
     width = max(sum(schedule.chunk_widths(columns, "half")) for columns in (d, dv))
-    special = _special(kind, k_columns, v_columns, sizes.group, *_widths((*batch_shape, *sizes)))
+    special = _special(precision, k_columns, v_columns, sizes.group, *_widths((*batch_shape, *sizes)))
     return _Geometry(sizes, kv_heads, programs, batch_shape, k_columns, v_columns, width, special)
 
 

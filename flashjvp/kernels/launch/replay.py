@@ -224,7 +224,7 @@ class Bound:
 
 def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
     """What else than tensors and options decides about kernels."""
-    return schedule.kind_of_product(dtype, device), torch.are_deterministic_algorithms_enabled()
+    return schedule.input_precision(dtype, device), torch.are_deterministic_algorithms_enabled()
 
 
 def _may_be_captured(tensors: Sequence[Maybe]) -> bool:
