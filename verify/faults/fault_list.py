@@ -2,6 +2,7 @@
 
 from .fault import Fault
 from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_RESCALED
+from .fault_list_tiled import OF_TILED, TILED
 
 FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
 QUERY, KEY, TILE = (
@@ -9,7 +10,7 @@ QUERY, KEY, TILE = (
     "kernels/portable/backward_key.py",
     "kernels/portable/backward_tile.py",
 )
-TILES, KERNELS, TILED = "kernels/tiles.py", "backends/triton.py", "backends/tiled.py"
+TILES, KERNELS = "kernels/tiles.py", "backends/triton.py"
 
 _OF_KERNELS = [
     # Forward and JVP
@@ -183,32 +184,6 @@ _OF_KERNELS = [
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS,
         "torch.zeros_like(empty_rows(x, x.shape[-1]))", "empty_rows(x, x.shape[-1])", "cotangent_o_tangents_qkv",
-    ),
-]  # fmt: skip
-
-TILED_BACKWARD, TILED_GRID = "backends/tiled_backward.py", "backends/tiled_grid.py"
-TILED_PRODUCTS = "backends/tiled_products.py"
-_OF_TILED = [
-    Fault(
-        "key tiles centred on stale means", "tiled", TILED,
-        ".addcmul_(acc_o, step, value=-1.0)", "", "lengths_512_2100",
-    ),
-    Fault("alpha dropped from l of tiled", "tiled", TILED, "l * alpha + p.sum", "l + p.sum", "lengths_512_2100"),
-    Fault(
-        "guard of empty rows of tiled dropped", "tiled", TILED_PRODUCTS,
-        "x.masked_fill(x.isneginf(), 0.0)", "x", "mask_bool_empty_rows",
-    ),
-    Fault(
-        "last key under the diagonal dropped", "tiled", TILED_GRID,
-        "min(self.keys, rows.stop)", "min(self.keys, rows.stop - 1)", "causal_64_64",
-    ),
-    Fault(
-        "d_k_t from q_t", "tiled", TILED_BACKWARD,
-        "add_product_(d_k_t_n, dS_t.mT, q)", "add_product_(d_k_t_n, dS_t.mT, q_t)",
-    ),
-    Fault(
-        "gradient without T v_t.T", "tiled", TILED_BACKWARD,
-        "products_(B, (G, v_n), (T, v_t_n))", "products_(B, (G, v_n))",
     ),
 ]  # fmt: skip
 
@@ -409,4 +384,4 @@ _OF_SITUATIONS = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_REPLAY, *_OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
