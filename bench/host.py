@@ -24,7 +24,7 @@ from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
 
 from flashjvp.kernels.launch.driver import Launch
-from flashjvp.kernels.launch.replay import Recording
+from flashjvp.kernels.launch.replay import CapturedCall
 from reports.environment import commit, machine, version
 from reports.host_times import HOST_COLUMNS, HostTime
 from reports.schema import write_rows
@@ -39,7 +39,7 @@ BATCHES = 40
 SHAPE = (1, 24, 1024, 128)
 LAYERS = 28  # of a chain, as of DiT-XL
 CHAINED = "bwd, of a layer"
-WARM_CALLS = 3  # the first is checked and compiled, the second recorded
+WARM_CALLS = 3  # the first is checked and compiled, the second captured
 PLAN = (  # a call, the mode that it is a case of, its mask
     ("fwd", "fwd", "none"),
     ("fwd", "fwd", "bool"),
@@ -56,17 +56,17 @@ PLAN = (  # a call, the mode that it is a case of, its mask
 
 
 @dataclass(frozen=True)
-class Played:
+class Replayed:
     """What a call does below PyTorch: the tensors that it allocates, its launches, and what they give to C."""
 
-    recordings: list[Recording]
+    calls: list[CapturedCall]
     launches: list[Callable[[], object]]
     given_to_c: list[Callable[[], object]]
 
     def allocate(self) -> None:
-        for recording in self.recordings:
-            for shape, strides, dtype, _ in recording._buffers:
-                recording._allocate(shape, strides, dtype)
+        for call in self.calls:
+            for shape, strides, dtype, _ in call._buffers:
+                call._allocate(shape, strides, dtype)
 
 
 class _Empty(Function):
@@ -100,10 +100,10 @@ def parts(call: str, case: Case, device: torch.device) -> Iterator[tuple[str, in
             yield "empty, one thread", 1, _in_one_thread(empty)
     if case.plain:
         yield "sdpa", 1, work(lambda x: (scaled_dot_product_attention(x.q, x.k, x.v, x.mask),), inputs, case.mode)
-    played = _played(whole)
-    yield "buffers", sum(len(recording._buffers) for recording in played.recordings), Work(lambda _: played.allocate())
-    yield "launches", len(played.launches), Work(lambda _: [launch() for launch in played.launches])
-    yield "driver", len(played.given_to_c), Work(lambda _: [launch() for launch in played.given_to_c])
+    replayed = _replayed(whole)
+    yield "buffers", sum(len(call._buffers) for call in replayed.calls), Work(lambda _: replayed.allocate())
+    yield "launches", len(replayed.launches), Work(lambda _: [launch() for launch in replayed.launches])
+    yield "driver", len(replayed.given_to_c), Work(lambda _: [launch() for launch in replayed.given_to_c])
 
 
 def _whole(call: str, case: Case, device: torch.device) -> tuple[Inputs, Work]:
@@ -162,16 +162,16 @@ def _in_one_thread(call: Work) -> Work:
     return Work(run, call.prepare)
 
 
-def _played(call: Work) -> Played:
-    """Watches one call, after enough others that it is played from recordings."""
-    recordings: list[Recording] = []
+def _replayed(call: Work) -> Replayed:
+    """Watches one call, after enough others that it is replayed."""
+    calls: list[CapturedCall] = []
     launches: list[Callable[[], object]] = []
     given: list[Callable[[], object]] = []
-    play, launch = Recording._play, Launch.__call__
+    replay, launch = CapturedCall._replay, Launch.__call__
 
-    def seen_play(self: Recording, tensors: Any, addresses: Any) -> Any:
-        recordings.append(self)
-        return play(self, tensors, addresses)
+    def seen_replay(self: CapturedCall, tensors: Any, addresses: Any) -> Any:
+        calls.append(self)
+        return replay(self, tensors, addresses)
 
     def seen_launch(self: Launch, tensors: Any, addresses: Any, stream: int) -> None:
         launches.append(partial(launch, self, tensors, addresses, stream))
@@ -189,12 +189,12 @@ def _played(call: Work) -> Played:
         state = call.prepare()
         call.run(state)
     state = call.prepare()
-    with mock.patch.object(Recording, "_play", seen_play), mock.patch.object(Launch, "__call__", seen_launch):
+    with mock.patch.object(CapturedCall, "_replay", seen_replay), mock.patch.object(Launch, "__call__", seen_launch):
         call.run(state)
     torch.cuda.synchronize()
-    if not recordings:
-        raise RuntimeError("expected a call that is played from a recording, got one that is not")
-    return Played(recordings, launches, given)
+    if not calls:
+        raise RuntimeError("expected a call that is replayed, got one that is not")
+    return Replayed(calls, launches, given)
 
 
 def device_us(call: str, case: Case, device: torch.device) -> float:

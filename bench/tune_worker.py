@@ -150,15 +150,13 @@ def is_of(candidate: Candidate, call: Call, kernel: Any, family: str, *rest: Any
 
 @contextmanager
 def every_launch(do: Callable[..., None]) -> Iterator[None]:
-    """`do(original, *arguments)` in place of each launch, of a portable kernel or of a warp-specialised one."""
-    with ExitStack() as patches:
-        for name in ("launch", "launch_pipeline"):
-            original = getattr(Call, name)
+    """`do(original, *arguments)` in place of each launch."""
+    original: Callable[..., None] = Call.launch
 
-            def instead(*call: Any, of: Callable[..., None] = original, **constants: Any) -> None:
-                do(of, *call, **constants)
+    def instead(*call: Any, **constants: Any) -> None:
+        do(original, *call, **constants)
 
-            patches.enter_context(patch.object(Call, name, instead))
+    with patch.object(Call, "launch", instead):
         yield
 
 

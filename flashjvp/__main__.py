@@ -70,8 +70,8 @@ def _plain(device: torch.device, dtype: torch.dtype) -> str:
 def _kernels(device: torch.device, dtype: torch.dtype) -> str:
     from .kernels.launch import schedule
 
-    kind = schedule.kind_of_product(dtype, device)
-    why_not = {width: schedule.why_not_pipelines(device, kind, width) for width in WIDTHS}
+    precision = schedule.input_precision(dtype, device)
+    why_not = {width: schedule.why_not_pipelines(device, precision, width) for width in WIDTHS}
     fast = [str(width) for width, reason in why_not.items() if reason is None]
     if fast:
         return f"triton: warp-specialised kernels for head dims padded to {', '.join(fast)}, else portable ones"

@@ -125,9 +125,9 @@ def _served(operands: Operands, options: Options) -> _Served:
     if chosen == "reference":
         return _Served(chosen, DENSE, {}, [])
     if chosen == "tiled":
-        from .backends.tiled import _Grid
+        from .backends.tiled_grid import Grid
 
-        grid = _Grid.of(q, k, None, is_causal)
+        grid = Grid.of(q, k, None, is_causal)
         tile = {"queries": grid.tile_queries, "keys": grid.tile_keys}
         return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [])
     from .kernels.hopper import eligibility
@@ -138,8 +138,8 @@ def _served(operands: Operands, options: Options) -> _Served:
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
     jvp = operands.has_tangents
-    reasons = [schedule.why_not_pipelines(call.device, call.kind, call.width)]
-    if schedule.has_pipelines(call.device, call.kind, call.width):
+    reasons = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
+    if schedule.has_pipelines(call.device, call.precision, call.width):
         reasons.append(eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
@@ -152,15 +152,15 @@ def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
 
     of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
     families = ["forward", "rowsums", "backward_query", *(family for family, _ in of_keys)]
-    found = {name: schedule.lookup(call.device, call.kind, name, call.width)._asdict() for name in families}
+    found = {name: schedule.lookup(call.device, call.precision, name, call.width)._asdict() for name in families}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 
 
 def _warp_specialised_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
     from .kernels.launch import schedule
 
-    tiles = schedule.pipelines(call.device, call.kind, call.width)["tangents" if jvp else "plain"]
-    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
+    tiles = schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
+    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
     others = ["backward_value"] * ("backward_value" in tiles) + ["backward_query"] * (not summed)
     found = {name: tiles[name]._asdict() for name in ("forward", of_keys, *others)}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}

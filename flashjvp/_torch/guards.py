@@ -1,8 +1,8 @@
-"""What is known of calls from before, found by everything about their tensors but the numbers in them.
+"""A cache keyed by tensor metadata.
 
-A guard of torch.compile compares types, dispatch keys (and with them modes, transforms, autocast and lazy negation),
-dtypes, devices, sizes, strides and requires_grad of all tensors of a call in C++, in less time than Python takes to
-read the shapes. It keeps no tensor alive.
+`TensorGuards` compares types, dispatch keys (and with them modes, transforms, autocast and lazy negation), dtypes,
+devices, sizes, strides and requires_grad in C++, never values, in less time than Python takes to read the shapes. It
+keeps no tensor alive.
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,10 +16,10 @@ Value = TypeVar("Value")
 _MOST_KEYS, _MOST_GUARDS = 1 << 10, 8
 
 
-class Remembered(Generic[Value]):
-    """Values by a key and by the tensors of a call. The key tells calls apart by what is cheap to hash.
+class TensorKeyedCache(Generic[Value]):
+    """Values by a key and by the metadata of a call's tensors. The key tells calls apart by what is cheap to hash.
 
-    Bounded. Threads share it: entries are tuples, replaced as a whole.
+    The cache is bounded. Threads share it: entries are tuples, replaced as a whole.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Remembered(Generic[Value]):
         return None
 
     def saw(self, key: Hashable) -> bool:
-        """Whether the key came before: what comes once is not worth remembering."""
+        """Whether the key came before: what comes once is not worth keeping."""
         if key in self._entries:
             return True
         if len(self._entries) >= _MOST_KEYS:
@@ -42,11 +42,11 @@ class Remembered(Generic[Value]):
         return False
 
     def keep(self, key: Hashable, tensors: Sequence[Tensor], value: Value) -> None:
-        """Remembers `value`, and of many kept with one key the latest. Two tensors that are one object never match."""
-        if _torch.TensorGuards is not None:  # else nothing is ever remembered, and every call takes the long way
+        """Keeps `value`, and of many kept with one key the latest. Two tensors that are one object never match."""
+        if _torch.TensorGuards is not None:  # else nothing is ever kept, and every call takes the long way
             guard = _torch.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
             self._entries[key] = ((guard, value), *self._entries.get(key, ())[: _MOST_GUARDS - 1])
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Drops everything."""
         self._entries.clear()

@@ -8,85 +8,86 @@ from torch import Tensor
 from ..kernels.hopper import eligibility
 from ..kernels.launch import schedule
 from ..kernels.launch.call import Call, Maybe
-from ..kernels.launch.replay import recorded
+from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_key import launch_backward_key
 from ..kernels.portable.backward_preprocess import launch_rowsums
 from ..kernels.portable.backward_query import launch_backward_query
 from ..kernels.portable.forward import launch_forward
 from ..layout import empty_rows
+from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
 
 
-@recorded(tensors=4)
+@captured(PlainOperands)
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """o and lse."""
-    call = Call(q, k, v, mask, is_causal)
-    if (hopper := _hopper(call, scale, (q, k, v, None, None, None))) is not None:
-        o, _, lse, _ = hopper.forward(call, (q, k, v, None, None, None), scale)
+    call, inputs = Call(q, k, v, mask, is_causal), Inputs(q, k, v)
+    if (hopper := _hopper(call, scale, inputs)) is not None:
+        o, _, lse, _ = hopper.forward(call, inputs, scale)
         return o, lse
-    o, _, lse, _ = launch_forward(call, q, k, v, None, None, None, mask, scale, jvp=False)
+    o, _, lse, _ = launch_forward(call, inputs, mask, scale, jvp=False)
     return o, lse
 
 
-@recorded(tensors=7)
+@captured(Operands)
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """o, o_t, lse and mu."""
-    call = Call(q, k, v, mask, is_causal)
-    if (hopper := _hopper(call, scale, (q, k, v, q_t, k_t, v_t))) is not None:
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, (q, k, v, q_t, k_t, v_t), scale)
+    call, inputs = Call(q, k, v, mask, is_causal), Inputs(q, k, v, q_t, k_t, v_t)
+    if (hopper := _hopper(call, scale, inputs)) is not None:
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, inputs, scale)
         return results
-    o, o_t, lse, mu = launch_forward(call, q, k, v, q_t, k_t, v_t, mask, scale, jvp=True)
+    o, o_t, lse, mu = launch_forward(call, inputs, mask, scale, jvp=True)
     assert o_t is not None and mu is not None
     return o, o_t, lse, mu
 
 
-@recorded(tensors=7, q=1)
+@captured(PlainBackwardOperands)
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v."""
     six = (*wanted, False, False, False)
-    grads = backward_jvp(d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, is_causal, scale, six)
-    return grads[0], grads[1], grads[2]
+    d_q, d_k, d_v, *_ = backward_jvp(
+        d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, is_causal, scale, six
+    )
+    return d_q, d_k, d_v
 
 
-@recorded(tensors=13, q=2)
+@captured(BackwardOperands)
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. Without a cotangent of o_t the last three are zero."""
-    inputs = (q, k, v, q_t, k_t, v_t)
-    wanted = tuple(want and x is not None for want, x in zip(wanted, inputs, strict=True))
+    given = Inputs(q, k, v, q_t, k_t, v_t)
+    asked = Inputs(*[want and x is not None for want, x in zip(wanted, given, strict=True)])
     call = Call(q, k, v, mask, is_causal)
     if call.is_empty:
-        return tuple(_zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True))
-    if d_o_t is None:
-        # No product then involves a tangent of q, k or v.
-        inputs = (q, k, v, None, None, None)
-    needed = wanted if d_o_t is not None else wanted[:3]
-    if d_o is not None and all(needed) and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+        return tuple([_zeros_like(x) if want else None for x, want in zip(given, asked, strict=True)])
+    inputs, computed = given, asked
+    if d_o_t is None:  # no product then involves a tangent of q, k or v
+        inputs = Inputs(q, k, v)
+        computed = Inputs(asked.q, asked.k, asked.v, False, False, False)
+    complete = all(asked) if d_o_t is not None else asked.q and asked.k and asked.v
+    if d_o is not None and complete and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
-        return _with_zeros(grads, (None, None, None, q_t, k_t, v_t), wanted) if d_o_t is None else grads
-    row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
-    statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
-    has_t = d_o_t is not None
-    query = (wanted[0], wanted[3] and has_t)
-    key = (wanted[1], wanted[2], wanted[4] and has_t, wanted[5] and has_t)
-    d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, query)
-    d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, key)
-    grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
-    return grads if has_t else _with_zeros(grads, (None, None, None, q_t, k_t, v_t), wanted)
+    else:
+        row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
+        statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
+        d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, computed)
+        d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, computed)
+        grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
+    return grads if d_o_t is not None else _with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked)
 
 
-def _hopper(call: Call, scale: float, inputs: tuple[Maybe, ...], *cotangents: Maybe) -> ModuleType | None:
+def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
     """The launches of the warp-specialised kernels, if they serve the call."""
     if call.is_empty:
         return None
-    in_use = schedule.pipelines(call.device, call.kind, call.width)
+    in_use = schedule.pipelines(call.device, call.precision, call.width)
     if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:
         from ..kernels.hopper import launch
 
@@ -96,14 +97,12 @@ def _hopper(call: Call, scale: float, inputs: tuple[Maybe, ...], *cotangents: Ma
     return None
 
 
-def _warn_of_portable_kernels(
-    call: Call, scale: float, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...]
-) -> None:
+def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> None:
     """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
-    has_tiles = schedule.has_pipelines(call.device, call.kind, call.width)
+    has_tiles = schedule.has_pipelines(call.device, call.precision, call.width)
     if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
         return
-    reason = schedule.why_not_pipelines(call.device, call.kind, call.width)
+    reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
     reason = reason or eligibility.misfit(call, inputs, cotangents)
     warn_once(f"{call.device} runs attention on the portable kernels, which are slower: {reason}")
 

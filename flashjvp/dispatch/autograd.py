@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import _torch
 from .._torch import levels
 from .._torch.eager import is_marked, is_plain, marked, may_hold_tangents
-from .._torch.guards import Remembered
+from .._torch.guards import TensorKeyedCache
 from .._torch.levels import apply, requires_grad
 from ..errors import ArgumentTypeError, UnsupportedError, second_order
 from ..operands import Operands, Options, PlainOperands
@@ -85,7 +85,7 @@ class BoundGradients(Gradients):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self._known: Remembered[Callable[[Sequence[Maybe]], Any]] = Remembered()
+        self._known: TensorKeyedCache[Callable[[Sequence[Maybe]], Any]] = TensorKeyedCache()
 
     def __call__(self, operator: Operator, tensors: Sequence[Maybe], wanted: tuple[bool, ...]) -> Sequence[Maybe]:
         if torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents():

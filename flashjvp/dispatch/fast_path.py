@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch.eager import KEYSETS, is_plain, may_hold_tangents
-from .._torch.guards import Remembered
+from .._torch.guards import TensorKeyedCache
 from ..operands import AnyOperands, Options
 from . import derivatives, operators
 from .schema import Operator
@@ -25,7 +25,7 @@ Run = Callable[[Sequence[Maybe]], Any]
 
 _CAN_SKIP_DISPATCHER = derivatives.BY_LEVEL and _torch.CAN_SKIP_DISPATCHER
 _AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA") if _CAN_SKIP_DISPATCHER else None
-_KNOWN: Remembered[Run] = Remembered()
+_KNOWN: TensorKeyedCache[Run] = TensorKeyedCache()
 
 
 def find(operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object) -> Run | None:

@@ -18,6 +18,7 @@ from flashjvp.backends import select
 from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import replay, schedule
 from flashjvp.kernels.launch.call import Call
+from flashjvp.operands import Inputs
 from tests.flashjvp.bad_calls import BOTH, JVP_ONLY, VIEWS, Bad, Recorder, good
 from tests.flashjvp.kernels.test_hopper import CASES, interpreted, pipelines_in_use
 from verify.cases.case import Case
@@ -123,9 +124,9 @@ def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
     memory = torch.empty(3, 2 * 4 * 10 * 64 + 8, dtype=torch.float16)
     q, k, v = (row[4:-4].view(2, 4, 10, 64) for row in memory)
     call, cotangent = Call(q.clone(), k, v, None, False), torch.empty(()).half().expand(2, 4, 10, 64)
-    assert eligibility.misfit(call, (q.clone(), k.clone(), v.clone()), ()) is None
-    assert "k.clone() mends it" in str(eligibility.misfit(call, (q.clone(), k, v.clone()), ()))
-    inputs = (q.clone(), k.clone(), v.clone(), None, None, None)
+    assert eligibility.misfit(call, Inputs(q.clone(), k.clone(), v.clone()), ()) is None
+    assert "k.clone() mends it" in str(eligibility.misfit(call, Inputs(q.clone(), k, v.clone()), ()))
+    inputs = Inputs(q.clone(), k.clone(), v.clone())
     assert "the gradient of o is broadcast" in str(eligibility.misfit(call, inputs, (cotangent,)))
 
 
@@ -158,10 +159,10 @@ def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
     launched: dict[str, dict[str, int]] = {}
     original = Call.launch
 
-    def launch(call: Call, kernel: Any, family: str, *rest: Any) -> None:
-        tile = schedule.lookup(call.device, call.kind, family, call.width)
+    def launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+        tile = schedule.Tile(*constants["TILE"], constants["warps"], constants["stages"])
         launched[family] = {name: size for name, size in tile._asdict().items() if size}
-        original(call, kernel, family, *rest)
+        original(call, kernel, family, *rest, **constants)
 
     cotangents = ("o", "o_t") if tangents else ("o",)
     case = Case(

@@ -14,6 +14,7 @@ from flashjvp import FlashJVPPerformanceWarning, performance
 from flashjvp.backends import select
 from flashjvp.backends import triton as kernels
 from flashjvp.kernels.launch import replay, schedule
+from flashjvp.operands import Inputs
 
 GPU = torch.device("cuda", 0)
 
@@ -69,14 +70,14 @@ def call(**changes: Any) -> Any:
     """One that the warp-specialised kernels serve, on a GPU."""
     columns, mask = (64, 64), None
     return SimpleNamespace(
-        is_empty=False, device=GPU, kind="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
+        is_empty=False, device=GPU, precision="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
         batch_shape=(1,), **changes,
     )  # fmt: skip
 
 
-def inputs(first: Tensor | None = None) -> tuple[Tensor | None, ...]:
+def inputs(first: Tensor | None = None) -> Inputs:
     q, k, v = torch.empty(3, 1, 2, 8, 64, dtype=torch.float16)
-    return q if first is None else first, k, v, None, None, None
+    return Inputs(q if first is None else first, k, v)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def tf32() -> Iterator[None]:
         return "tf32" if dtype == torch.float32 else "half"
 
     with (
-        patch.object(schedule, "kind_of_product", kind),
+        patch.object(schedule, "input_precision", kind),
         patch("verify.budget.propagation.are_factors_rounded", lambda inputs: inputs.q.dtype == torch.float32),
     ):
         yield
@@ -137,11 +137,11 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
     from flashjvp.kernels.launch.call import Call
 
     launched: list[str] = []
-    launch: Callable[..., None] = Call.launch_pipeline
+    launch: Callable[..., None] = Call.launch
     tables = hopper_tables.PIPELINES["sm_90"]
 
     def noted(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
-        launched.append(family)
+        launched.extend([family] if "STAGES" in constants else [])
         launch(call, kernel, family, *rest, **constants)
 
     was_ordered = torch.are_deterministic_algorithms_enabled()
@@ -150,7 +150,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
     try:
         with (
             patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
-            patch.object(Call, "launch_pipeline", noted),
+            patch.object(Call, "launch", noted),
             patch.object(hopper_tables, "DQ_ACCUM_FROM", {}),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,24 +60,15 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
     """The kernels that a forward and a backward of this configuration launch."""
     found: list[Kernel] = []
     current: dict[str, Any] = {}
-    launch, launch_pipeline, run = Call.launch, Call.launch_pipeline, JITFunction.run
+    launch, run = Call.launch, JITFunction.run
 
-    def named_launch(
-        call: Call,
-        kernel: Any,
-        family: str,
-        programs: Callable[[schedule.Tile], int],
-        args: Sequence[Any],
-        scale: float,
-        tile: schedule.Tile | None = None,
-    ) -> None:
-        tile = tile or schedule.lookup(META, call.kind, family, call.width)
-        current.update(family=family, tile="x".join(map(str, tile)))
-        launch(call, kernel, family, programs, args, scale, tile)
-
-    def named_pipeline(call: Call, kernel: Any, family: str, programs: int, *rest: Any, **constants: Any) -> None:
-        current.update(family=f"{family}, warp-specialised", tile=", ".join(map(str, constants.items())))
-        launch_pipeline(call, kernel, family, programs, *rest, **constants)
+    def named_launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+        tile = ", ".join(map(str, constants.items()))
+        if "TILE" in constants:  # of schedule.py
+            tile = "x".join(map(str, (*constants["TILE"], constants["warps"], constants["stages"])))
+        family_name = f"{family}, warp-specialised" if "STAGES" in constants else family
+        current.update(family=family_name, tile=tile)
+        launch(call, kernel, family, *rest, **constants)
 
     def compile_only(kernel: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
         try:
@@ -94,7 +84,6 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if configuration.kind == "tf32" else "ieee"
     with (
         patch.object(Call, "launch", named_launch),
-        patch.object(Call, "launch_pipeline", named_pipeline),
         patch.object(JITFunction, "run", compile_only),
     ):
         call(configuration)

@@ -8,7 +8,6 @@ loads take them.
 """
 
 import ctypes
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -37,7 +36,7 @@ class Compiling:
 
     def __init__(self, kernel: Any) -> None:
         self._kernel, self.fn = kernel, kernel
-        self.arg_names = list(inspect.signature(getattr(kernel, "fn", None) or kernel._function).parameters)
+        self.arg_names = kernel.arg_names
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         def launch(*args: Any, num_warps: int, **options: Any) -> Any:
@@ -121,15 +120,15 @@ def compiling() -> Iterator[list[str]]:
 
     played: list[str] = []
     known: dict[int, Compiling] = {}
-    play = replay.Recording.play
+    original = replay.CapturedCall.replay
 
     def of(original: Callable[..., None]) -> Callable[..., None]:
         return lambda call, kernel, *args, **options: original(
             call, known.setdefault(id(kernel), Compiling(kernel)), *args, **options
         )
 
-    def play_and_count(recording: Any, *args: Any) -> Any:
-        results = play(recording, *args)
+    def replay_and_count(captured: Any, *args: Any) -> Any:
+        results = original(captured, *args)
         played.extend([] if results is None else ["played"])
         return results
 
@@ -140,9 +139,8 @@ def compiling() -> Iterator[list[str]]:
     try:
         with (
             patch.object(launch.Call, "launch", of(launch.Call.launch)),
-            patch.object(launch.Call, "launch_pipeline", of(launch.Call.launch_pipeline)),
             patch.object(launch, "_COMPILED", {}),
-            patch.object(replay.Recording, "play", play_and_count),
+            patch.object(replay.CapturedCall, "replay", replay_and_count),
             patch.multiple(TensorDescriptor, create=True, padding="zero", round_f32_to_tf32=False),
         ):
             yield played

@@ -9,6 +9,7 @@ judge that a tile is distributed and swizzled as an instruction wants it.
 """
 
 import importlib
+import inspect
 import math
 import re
 import sys
@@ -197,13 +198,16 @@ class Kernel:
     """A function that @gluon.jit made; launched, it runs program after program."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+        self.fn = self._function = function
+        self.arg_names = list(inspect.signature(function).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int, launch_pdl: bool, enable_fp_fusion: bool, **constants: Any) -> None:
+        def launch(
+            *args: Any, num_warps: int, enable_fp_fusion: bool, launch_pdl: bool = False, **constants: Any
+        ) -> None:
             passed = [Pointer(x.detach()) if isinstance(x, Tensor) else x for x in args]
             for number in range(grid[0]):
                 program = Program(number)

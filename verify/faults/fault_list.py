@@ -1,7 +1,8 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
-from .fault_list_gpu import OF_PIPELINES, OF_RECORDINGS, OF_RESCALED
+from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_RESCALED
+from .fault_list_tiled import OF_TILED, TILED
 
 FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
 QUERY, KEY, TILE = (
@@ -9,7 +10,7 @@ QUERY, KEY, TILE = (
     "kernels/portable/backward_key.py",
     "kernels/portable/backward_tile.py",
 )
-TILES, KERNELS, TILED = "kernels/tiles.py", "backends/triton.py", "backends/tiled.py"
+TILES, KERNELS = "kernels/tiles.py", "backends/triton.py"
 
 _OF_KERNELS = [
     # Forward and JVP
@@ -52,14 +53,16 @@ _OF_KERNELS = [
     Fault("tangent of v ignored", "jvp", FORWARD, "if len(v_t) > 0:", "if len(v_t) > 2:"),
     Fault(
         "missing tangent taken for the primal", "jvp", FORWARD,
-        "call.operands(q, k, v, q_t, k_t, v_t)", "call.operands(q, k, v, q_t, k if k_t is None else k_t, v_t)",
+        "call.operands(*inputs)",
+        "call.operands(*inputs._replace(k_t=inputs.k if inputs.k_t is None else inputs.k_t))",
         "tangents_q",
     ),
     Fault(
         "tangents read with the strides of their primals", "jvp", FORWARD,
-        "operands = call.operands(q, k, v, q_t, k_t, v_t)",
-        "x = call.operands(q, k, v, q_t, k_t, v_t)\n"
-        "    operands = (*x[:3], *(t and (t[0], (t[1][0], p[1][1]), t[2]) for p, t in zip(x[:3], x[3:])))",
+        "args = (*call.operands(*inputs),",
+        "x = call.operands(*inputs)\n"
+        "    x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
+        "    args = (*x,",
         "layout_expanded",
     ),
     # Row sums
@@ -182,27 +185,6 @@ _OF_KERNELS = [
         "gradients of tangents left unwritten", "launch", KERNELS,
         "torch.zeros_like(empty_rows(x, x.shape[-1]))", "empty_rows(x, x.shape[-1])", "cotangent_o_tangents_qkv",
     ),
-]  # fmt: skip
-
-_OF_TILED = [
-    Fault(
-        "key tiles centred on stale means", "tiled", TILED,
-        ".addcmul_(acc_o, step, value=-1.0)", "", "lengths_512_2100",
-    ),
-    Fault("alpha dropped from l of tiled", "tiled", TILED, "l * alpha + p.sum", "l + p.sum", "lengths_512_2100"),
-    Fault(
-        "guard of empty rows of tiled dropped", "tiled", TILED,
-        "x.masked_fill(x.isneginf(), 0.0)", "x", "mask_bool_empty_rows",
-    ),
-    Fault(
-        "last key under the diagonal dropped", "tiled", TILED,
-        "min(self.keys, rows.stop)", "min(self.keys, rows.stop - 1)", "causal_64_64",
-    ),
-    Fault(
-        "d_k_t from q_t", "tiled", TILED,
-        "_add_product_(d_k_t_n, dS_t.mT, q)", "_add_product_(d_k_t_n, dS_t.mT, q_t)",
-    ),
-    Fault("gradient without T v_t.T", "tiled", TILED, "_products_(B, (G, v_n), (T, v_t_n))", "_products_(B, (G, v_n))"),
 ]  # fmt: skip
 
 OPERATORS, AUTOGRAD = "dispatch/operators.py", "dispatch/autograd.py"
@@ -402,4 +384,4 @@ _OF_SITUATIONS = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_RECORDINGS, *_OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)

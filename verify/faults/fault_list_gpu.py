@@ -1,4 +1,4 @@
-"""The planted bugs of what runs on GPUs alone: warp-specialised kernels, recordings and direct launches."""
+"""The planted bugs of what runs on GPUs alone: warp-specialised kernels, replayed calls and direct launches."""
 
 from .fault import Fault
 
@@ -9,7 +9,7 @@ PREPROCESS, POSTPROCESS = HOPPER + "backward_preprocess.py", HOPPER + "backward_
 PIPELINE, BLOCKS, RESULTS = HOPPER + "pipeline.py", HOPPER + "blocks.py", HOPPER + "results.py"
 CHUNKS, LAUNCH, MASK = HOPPER + "chunks.py", HOPPER + "launch.py", HOPPER + "packed_mask.py"
 SCALING = HOPPER + "per_tensor_scaling.py"
-RECORDINGS, DIRECT = "kernels/launch/replay.py", "kernels/launch/driver.py"
+REPLAY, DIRECT = "kernels/launch/replay.py", "kernels/launch/driver.py"
 
 
 def _pipeline(name: str, file: str, old: str, new: str, case: str = "hopper_64", check: str = "emulated") -> Fault:
@@ -203,7 +203,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "last keys without a program", LAUNCH,
-        "call.kv_heads * -(-call.sizes[1] // BLOCK_ROWS)", "call.kv_heads * max(1, call.sizes[1] // BLOCK_ROWS)",
+        "self.given.call.key_programs(BLOCK_ROWS)", "max(1, self.given.call.key_programs(BLOCK_ROWS) - 1)",
     ),
 ]  # fmt: skip
 
@@ -230,27 +230,27 @@ OF_RESCALED = [
     ),
 ]  # fmt: skip
 
-OF_RECORDINGS = [
+OF_REPLAY = [
     _repeated(
-        "played with the addresses of an earlier call", RECORDINGS,
+        "replayed with the addresses of an earlier call", REPLAY,
         "addresses = _addresses(tensors)\n        if not",
         "addresses = vars(self).setdefault('first', _addresses(tensors)).copy()\n        if not",
     ),
     _repeated(
-        "first argument taken for the second", RECORDINGS,
+        "first argument taken for the second", REPLAY,
         "Place(position, self._addresses.index(address),", "Place(position, max(self._addresses.index(address), 1),",
     ),
     _repeated(
-        "played at any alignment", RECORDINGS,
+        "replayed at any alignment", REPLAY,
         "if not self._launches or not _are_aligned(addresses):", "if not self._launches:",
     ),
-    _repeated("zeros not written", RECORDINGS, "made.zero_()", "pass", "hopper_cotangent_o"),
+    _repeated("zeros not written", REPLAY, "made.zero_()", "pass", "hopper_cotangent_o"),
     _repeated(
-        "played with the options of an earlier call", RECORDINGS,
-        "function, options, first.shape", "function, first.shape",
+        "replayed with the options of an earlier call", REPLAY,
+        "function, options, q.shape", "function, q.shape",
     ),
     _repeated(
-        "results contiguous whatever was recorded", RECORDINGS,
+        "results contiguous whatever was captured", REPLAY,
         "torch.empty_strided(shape, strides, dtype=dtype, device=device)",
         "torch.empty(shape, dtype=dtype, device=device)",
     ),

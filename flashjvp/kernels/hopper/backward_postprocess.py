@@ -1,11 +1,12 @@
 """Turns the accumulators of d_q and d_q_t into gradients: reorders, scales and rounds them; MATH.md (15), (18)."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..launch.call import Call, Maybe
-from ..launch.schedule import Tile
 from ..tiles import scale_rows, select_head, store_rows
 from .scales import D_Q, D_Q_T, SOFTMAX_SCALE
 
@@ -37,18 +38,16 @@ def load_dq_accum(dq_accum, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.co
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def postprocess_kernel(
     dq_accum, dq_t_accum, d_q, d_q_t, tensor_scales, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, DQ_COLUMNS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: d_q and d_q_t of a tile of rows of one head, from the accumulators of d_q / c and d_q_t / c."""
-    ROWS: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
     head = (pid // tiles) % heads
     batch = pid // tiles // heads
     m0 = (pid % tiles) * ROWS
     FIRST: tl.constexpr = K_COLUMNS[1]
-    REST: tl.constexpr = TILE[1] - FIRST
+    REST: tl.constexpr = DQ_COLUMNS - FIRST
     COLUMNS: tl.constexpr = (K_COLUMNS[0], FIRST, REST) if REST > 0 else K_COLUMNS
     first = pid.to(tl.int64) * (ROWS * (FIRST + REST))
     factor = tl.full([ROWS], scale, tl.float32)
@@ -73,7 +72,9 @@ def launch_postprocess(
     call: Call, dq_accum: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, tensor_scales: Maybe, scale: float
 ) -> None:
     """Writes d_q and d_q_t from accumulators [tiles, columns * rows]."""
+    of_d_q, _ = dq_accum
     args = (*dq_accum, *call.operands(d_q, d_q_t), tensor_scales)
     columns = dq_columns(call)
-    tile = Tile(dq_accum[0].shape[-1] // columns, columns, 4, 1)
-    call.launch(postprocess_kernel, "backward_postprocess", call.query_programs, args, scale, tile)
+    rows = of_d_q.shape[-1] // columns
+    tile: dict[str, Any] = {"stages": 1, "ROWS": rows, "DQ_COLUMNS": columns}
+    call.launch(postprocess_kernel, "backward_postprocess", call.query_programs(rows), args, scale, **tile)

@@ -5,24 +5,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch.call import Call, Maybe
-from ..launch.schedule import Tile
 from ..portable.backward_preprocess import row_dot
 from ..tiles import load_rows, select_head
 from .scales import INVERSE_MU, INVERSE_O, INVERSE_O_T, P_EXPONENT
+
+_ROWS = 128  # of a program that makes statistics
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def preprocess_kernel(
     d_o, d_o_t, o, o_t, lse, mu, stats, tensor_scales, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: lse * log2(e), mu, a (11) and delta (12) of 128 rows of one head; zeros beyond the last row.
 
     Under per-tensor scaling the cotangents are scaled, o, o_t and mu are not, and so are scaled here; lse is shifted so
     that P comes out 2^P_EXPONENT times as large.
     """
-    ROWS: tl.constexpr = TILE[0]
     tiles = tl.cdiv(M, ROWS)
     pid = tl.program_id(0)
     head = (pid // tiles) % heads
@@ -61,9 +60,10 @@ def launch_preprocess(
     call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, tensor_scales: Maybe
 ) -> Tensor:
     """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
-    m, _, heads, _ = call.sizes
+    rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads
     make = lse.new_empty if d_o_t is not None else lse.new_zeros
-    stats = make((call.programs * heads * 4, -(-m // 128) * 128))
+    stats = make((call.programs * heads * 4, rows))
     args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, stats, tensor_scales)
-    call.launch(preprocess_kernel, "backward_preprocess", call.query_programs, args, 0.0, Tile(128, 0, 8, 1))
+    programs = call.query_programs(_ROWS)
+    call.launch(preprocess_kernel, "backward_preprocess", programs, args, 0.0, warps=8, stages=1, ROWS=_ROWS)
     return stats

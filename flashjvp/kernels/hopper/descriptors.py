@@ -9,7 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
-def rows_descriptors(x: Tensor, rows: int, widths: tuple[int, ...]) -> list[TensorDescriptor]:
+def rows_descriptors(x: Tensor, rows: int, widths: Sequence[int]) -> list[TensorDescriptor]:
     """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor, by column chunks.
 
     The widths of the chunks are powers of two and cover D.

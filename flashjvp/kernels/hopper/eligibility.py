@@ -2,13 +2,14 @@
 
 from torch import Tensor
 
+from ...operands import Inputs
 from ..launch.call import Call, Maybe
 
-NAMES = ("q", "k", "v", "q_t", "k_t", "v_t", "the gradient of o", "the gradient of o_t")
+NAMES = (*Inputs._fields, "the gradient of o", "the gradient of o_t")
 BLOCK = 128  # queries and keys of a mask that a program packs
 
 
-def obstacle(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> str | None:
+def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
     `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask but a boolean
@@ -18,16 +19,16 @@ def obstacle(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
 
-def unwritten(call: Call, inputs: tuple[Maybe, ...], scale: float) -> str | None:
+def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     """What of a call the kernels are not written for, however its tensors lie in memory."""
-    tangents = inputs[3:]
-    complete = all(x is None for x in tangents) or all(x is not None for x in tangents)
-    width, value_width = call.k_columns[0], call.v_columns[0]
+    tangents = {"q_t": inputs.q_t, "k_t": inputs.k_t, "v_t": inputs.v_t}
+    complete = all(x is None for x in tangents.values()) or all(x is not None for x in tangents.values())
+    (width, *_), (value_width, *_) = call.k_columns, call.v_columns
     maskable = call.mask is None or can_pack(call)
     if complete and width == value_width and width % 8 == 0 and maskable and len(call.batch_shape) == 1 and scale > 0:
         return None
     if not complete:
-        missing = [name for name, x in zip(NAMES[3:6], tangents, strict=True) if x is None]
+        missing = [name for name, x in tangents.items() if x is None]
         return f"some of q, k, v have a tangent, but {' and '.join(missing)} came as None: give zeros, or no tangent"
     if width != value_width:
         return f"head dims differ (D={width}, Dv={value_width})"
@@ -35,16 +36,16 @@ def unwritten(call: Call, inputs: tuple[Maybe, ...], scale: float) -> str | None
         return f"D={width} is not a multiple of 8: pad q, k, v with zeros (and give scale=D**-0.5)"
     if not maskable:
         assert call.mask is not None
-        return "a mask of too many queries and keys" if _is_boolean(call.mask[0]) else "an additive mask"
+        return "a mask of too many queries and keys" if _is_boolean(call.mask.tensor) else "an additive mask"
     if len(call.batch_shape) != 1:
         return f"{len(call.batch_shape)} batch dims: flatten them to one"
     return f"a scale that is not positive, {scale}"
 
 
-def misfit(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...]) -> str | None:
+def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:
     """Which tensor the kernels cannot address, and how to mend it. What is scaled is copied anyway."""
     tensors = (*inputs, *cotangents)
-    if call.kind == "tf32" or all(x is None or fits(x) for x in tensors):
+    if call.precision == "tf32" or all(x is None or fits(x) for x in tensors):
         return None
     name, x = next((name, x) for name, x in zip(NAMES, tensors, strict=False) if x is not None and not fits(x))
     *outer, column = x.stride()
@@ -68,8 +69,8 @@ def fits(x: Tensor) -> bool:
 
 def can_pack(call: Call) -> bool:
     """Whether the call's mask is boolean, and 32 bits count the words of a head (packed_mask.py)."""
-    m, n, _, _ = call.sizes
-    return call.mask is not None and _is_boolean(call.mask[0]) and (m + BLOCK) * (n + BLOCK) < 1 << 36
+    m, n = call.sizes.queries, call.sizes.keys
+    return call.mask is not None and _is_boolean(call.mask.tensor) and (m + BLOCK) * (n + BLOCK) < 1 << 36
 
 
 def _is_boolean(mask: Tensor) -> bool:
@@ -79,4 +80,4 @@ def _is_boolean(mask: Tensor) -> bool:
 
 def _mended(name: str, how: str) -> str:
     """A user holds the inputs, and of the gradients the loss that they come from."""
-    return f"{name}.{how}() mends it" if name in NAMES[:6] else "a loss that is no plain sum of outputs mends it"
+    return f"{name}.{how}() mends it" if name in Inputs._fields else "a loss that is no plain sum of outputs mends it"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...layout import empty_rows, empty_statistic
+from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Pipeline
@@ -17,7 +18,7 @@ from .backward_value import backward_value_kernel
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import PackedMask, pack
-from .per_tensor_scaling import Operands, scale_tensors
+from .per_tensor_scaling import KernelOperands, scale_tensors
 
 DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
@@ -25,39 +26,30 @@ BLOCK_ROWS = 128  # rows of a program
 CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
 
 
-def forward(call: Call, inputs: tuple[Maybe, ...], scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
+def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without tangents)."""
-    like, given = inputs[0], _as_read(call, inputs, (), scale)
+    like, given = inputs.q, _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, given.inputs
-    assert like is not None
     jvp = q_t is not None
     tile = _pipelines(call, jvp)["forward"]
     o, lse = empty_rows(like, like.shape[-1]), empty_statistic(like)
     o_t, mu = (empty_rows(like, like.shape[-1]), empty_statistic(like)) if jvp else (None, None)
     resident, outs = _described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
-    packed_mask = pack(call, by_keys=True, by_queries=False)
-    args = (
-        *resident,
-        *_described(call, tile.block_rows, k, v, k_t, v_t),
-        *outs,
-        lse,
-        mu,
-        packed_mask.by_keys,
-        given.tensor_scales,
+    streamed, packed_mask = (
+        _described(call, tile.block_rows, k, v, k_t, v_t),
+        pack(call, by_keys=True, by_queries=False),
     )
+    args = (*resident, *streamed, *outs, lse, mu, packed_mask.by_keys, given.tensor_scales)
     flags: dict[str, Any] = {
-        "JVP": jvp,
-        "STAGES": tile.stages,
-        "REGISTER_OPERANDS": tile.register_operands,
-        "VARIES": packed_mask.varies,
-    }
-    call.launch_pipeline(forward_kernel, "forward", _query_programs(call), args, scale, **flags)
+        "JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands, "VARIES": packed_mask.varies
+    }  # fmt: skip
+    call.launch(forward_kernel, "forward", call.query_programs(BLOCK_ROWS), args, scale, **flags)
     return o, o_t, lse, mu
 
 
 def backward(
-    call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Tensor, Maybe], results: tuple[Maybe, ...], scale: float
-) -> tuple[Maybe, ...]:
+    call: Call, inputs: Inputs, cotangents: tuple[Tensor, Maybe], results: tuple[Maybe, ...], scale: float
+) -> Inputs:
     """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
 
     A head dim without registers for four accumulators has `backward_value`. Where d_q and d_q_t are
@@ -71,9 +63,9 @@ def backward(
     assert d_o is not None
     stats = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
     tiles = _pipelines(call, d_o_t is not None)
-    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes[0])
+    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
     packed_mask = pack(call, by_keys=not summed, by_queries=True)
-    grads = tuple([None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
+    grads = Inputs(*[None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
     work = _Backward(given, stats, packed_mask, grads, dq_accum, scale)
     if family == "backward_pairs":
@@ -83,7 +75,7 @@ def backward(
     if "backward_value" in tiles:
         work.values(tiles["backward_value"])
     if dq_accum is not None:
-        launch_postprocess(call, dq_accum, grads[0], grads[3], given.tensor_scales, scale)
+        launch_postprocess(call, dq_accum, grads.q, grads.q_t, given.tensor_scales, scale)
     else:
         work.queries(tiles["backward_query"])
     return grads
@@ -91,20 +83,17 @@ def backward(
 
 def _zero_dq_accum(call: Call, stats: Tensor, tile: Pipeline) -> DqAccum:
     """Zeros, to which a kernel adds d_q / c and d_q_t / c, tile by tile."""
-    count, size = (
-        call.programs * call.sizes[2] * -(-call.sizes[0] // tile.block_rows),
-        dq_columns(call) * tile.block_rows,
-    )
+    count, size = call.query_programs(tile.block_rows), dq_columns(call) * tile.block_rows
     return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
 class _Backward(NamedTuple):
     """The launches of a backward pass, and what they share."""
 
-    given: Operands
+    given: KernelOperands
     stats: Tensor
     packed_mask: PackedMask
-    grads: tuple[Maybe, ...]
+    grads: Inputs
     dq_accum: DqAccum | None
     scale: float
 
@@ -115,10 +104,8 @@ class _Backward(NamedTuple):
         streamed = [
             rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
         ]
-        resident, outs = (
-            self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2],
-            _written(self.given, self.grads[1], self.grads[4])[::2],
-        )
+        resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
+        outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
         flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
         self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags)
@@ -149,7 +136,7 @@ class _Backward(NamedTuple):
             self._described(CONSUMER_ROWS, k, k_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
-        args = (*resident, *streamed, self._statistics(tile), *_written(self.given, self.grads[2], self.grads[5]))
+        args = (*resident, *streamed, self._statistics(tile), *_written(self.given, self.grads.v, self.grads.v_t))
         self._of_keys(backward_value_kernel, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
@@ -163,19 +150,21 @@ class _Backward(NamedTuple):
             *resident,
             *streamed,
             self.stats,
-            *_written(self.given, self.grads[0], self.grads[3]),
+            *_written(self.given, self.grads.q, self.grads.q_t),
             self.packed_mask.by_keys,
         )
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
-        self._launch(backward_query_kernel, "backward_query", _query_programs(self.given.call), args, **flags)
+        self._launch(backward_query_kernel, "backward_query", self.given.call.query_programs(BLOCK_ROWS), args, **flags)
 
-    def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: object) -> None:
-        self._launch(kernel, family, _key_programs(self.given.call), (*args, self.packed_mask.by_queries), **flags)
+    def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
+        self._launch(
+            kernel, family, self.given.call.key_programs(BLOCK_ROWS), (*args, self.packed_mask.by_queries), **flags
+        )
 
-    def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: object) -> None:
+    def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: Any) -> None:
         flags["VARIES"] = self.packed_mask.varies
         args = (*args, self.given.tensor_scales)
-        self.given.call.launch_pipeline(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
+        self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
         return _described(self.given.call, rows, *tensors)
@@ -184,39 +173,35 @@ class _Backward(NamedTuple):
         return statistics_descriptor(self.stats, tile.block_rows)
 
 
-def _as_read(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
+def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
     """A call with the tensors as the kernels read them."""
-    return scale_tensors(call, inputs, cotangents, scale) if call.kind == "tf32" else Operands(call, inputs, cotangents)
+    if call.precision == "tf32":
+        return scale_tensors(call, inputs, cotangents, scale)
+    return KernelOperands(call, inputs, cotangents)
 
 
 def _pipelines(call: Call, jvp: bool) -> Families:
     """The tile of each family that serves the head dim, with or without tangents."""
-    return schedule.pipelines(call.device, call.kind, call.width)["tangents" if jvp else "plain"]
+    return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
 
 
 def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
+    _, *widths = call.k_columns
     found: list[Any] = []
     for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, call.k_columns[1:])
+        chunks = [] if x is None else rows_descriptors(x, rows, widths)
         found += (*chunks, None, None)[:2]
     return tuple(found)
 
 
-def _written(given: Operands, *tensors: Maybe) -> tuple[Any, ...]:
+def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
     if given.tensor_scales is None:
         return _described(given.call, CONSUMER_ROWS, *tensors)
+    _, *widths = given.call.k_columns
     found: list[Any] = []
     for x in tensors:
-        widths = [columns // 2 for columns in given.call.k_columns[1:]]
-        found += (*([] if x is None else rows_descriptors(x, CONSUMER_ROWS, tuple(widths))), None, None)[:2]
+        chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])
+        found += (*chunks, None, None)[:2]
     return tuple(found)
-
-
-def _query_programs(call: Call) -> int:
-    return call.programs * call.sizes[2] * -(-call.sizes[0] // BLOCK_ROWS)
-
-
-def _key_programs(call: Call) -> int:
-    return call.programs * call.kv_heads * -(-call.sizes[1] // BLOCK_ROWS)

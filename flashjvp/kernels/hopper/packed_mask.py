@@ -15,7 +15,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..launch.call import Call, Maybe
-from ..launch.schedule import Tile
 from ..tiles import from_odd, load_mask, odd, select_head
 from .blocks import CONSUMER_ROWS
 from .eligibility import BLOCK
@@ -36,11 +35,9 @@ class PackedMask(NamedTuple):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def pack_kernel(
     mask, by_keys, by_queries, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    SIDE: tl.constexpr, MASK_LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """One program: a square of the mask, read once. A layout that is not wanted is None."""
-    SIDE: tl.constexpr = TILE[0]
     rows = tl.where(mask.strides[0] != 0, M, 1)
     heads = tl.where(from_odd(mask.strides[1]) != 0, heads, 1)
     across, down = tl.cdiv(N, SIDE), tl.cdiv(rows, SIDE)
@@ -76,17 +73,19 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> PackedMask:
     """The words in the layouts that are asked for; none without a mask."""
     if call.mask is None:
         return PackedMask()
-    tensor, (_, (row, head, *batch)), _ = call.mask
-    varies = (batch[0] != odd(0), head != odd(0), row != 0)
+    tensor, (_, (row, head, batch)), _ = call.mask
+    varies = (batch != odd(0), head != odd(0), row != 0)
     m, n, heads, _ = call.sizes
-    maps, rows = (call.programs if varies[0] else 1) * (heads if varies[1] else 1), m if varies[2] else 1
+    by_batch, by_head, by_query = varies
+    maps, rows = (call.programs if by_batch else 1) * (heads if by_head else 1), m if by_query else 1
     across, down = -(-n // BLOCK), -(-rows // BLOCK)
 
     def words(wanted: bool, blocks: int, width: int) -> Maybe:
         return tensor.new_empty((maps, blocks * (BLOCK // 32), width), dtype=torch.int32) if wanted else None
 
     found = (words(by_keys, across, rows), words(by_queries, down, n))
-    call.launch(pack_kernel, "pack", lambda tile: maps * across * down, (call.mask, *found), 0.0, Tile(BLOCK, 0, 8, 1))
+    args = (call.mask, *found)
+    call.launch(pack_kernel, "pack", maps * across * down, args, 0.0, warps=8, stages=1, SIDE=BLOCK)
     return PackedMask(*found, varies)
 
 

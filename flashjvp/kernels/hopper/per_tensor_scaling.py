@@ -20,14 +20,14 @@ A number has 11 bits down to 2^-14 and below loses them one by one: of v in rows
 Rows between 2^-100 and 2^100 long are served; infinite ones give NaN. Powers of two lose nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from ...operands import Inputs
 from ..launch.call import Call, Maybe
-from ..launch.schedule import Tile
 from ..tiles import load_rows, scale_rows, select_head, store_rows
 from . import scales
 from .scales import (
@@ -55,39 +55,41 @@ _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
 _ROWS = 32  # of a program
 
 
-class Operands(NamedTuple):
+class KernelOperands(NamedTuple):
     """A call with the tensors that the kernels read and, if these were scaled, the scales: float32 [COUNT]."""
 
     call: Call
-    inputs: tuple[Maybe, ...]  # q, k, v, q_t, k_t, v_t
+    inputs: Inputs
     cotangents: tuple[Maybe, ...]  # of o and o_t
     tensor_scales: Maybe = None
 
 
-def scale_tensors(call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, ...], scale: float) -> Operands:
+def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
     """The call with contiguous float16 tensors, divided by their scales, in place of float32 ones; None stays None."""
     q, k, v, q_t, k_t, v_t = inputs
     d_o, d_o_t = cotangents or (None, None)
-    assert q is not None
     query_side, key_side = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
     norms = q.new_zeros(8, dtype=torch.int32)
     tensor_scales = q.new_empty(scales.COUNT)
-    query_tile, key_tile = Tile(_ROWS, 0, 4, 1), Tile(0, _ROWS, 4, 1)
+    of_rows: dict[str, Any] = {"stages": 1, "ROWS": _ROWS}
+    query_programs, key_programs = call.query_programs(_ROWS), call.key_programs(_ROWS)
     queries, keys = call.operands(*query_side), call.operands(*key_side)
-    call.launch(row_norms_kernel, "row_norms", call.query_programs, (*queries, norms), scale, query_tile)
-    call.launch(row_norms_kernel, "row_norms", call.key_programs, (*keys, norms), scale, key_tile)
-    longest = Tile(*(LONGEST_BACKWARD if cotangents else LONGEST_FORWARD), 4, 1)
-    call.launch(scales_kernel, "tensor_scales", lambda tile: 1, (norms, tensor_scales), scale, longest)
+    call.launch(row_norms_kernel, "row_norms", query_programs, (*queries, norms), scale, KEYS=False, **of_rows)
+    call.launch(row_norms_kernel, "row_norms", key_programs, (*keys, norms), scale, KEYS=True, **of_rows)
+    longest_v, longest_G = LONGEST_BACKWARD if cotangents else LONGEST_FORWARD
+    longest: dict[str, Any] = {"LONGEST_V": longest_v, "LONGEST_G": longest_G}
+    call.launch(scales_kernel, "tensor_scales", 1, (norms, tensor_scales), scale, stages=1, **longest)
     scaled_q, scaled_k = tuple(map(_empty_half, query_side)), tuple(map(_empty_half, key_side))
     args = (*queries, *call.operands(*scaled_q), tensor_scales)
-    call.launch(scale_kernel, "scale_tensors", call.query_programs, args, scale, query_tile)
+    call.launch(scale_kernel, "scale_tensors", query_programs, args, scale, KEYS=False, **of_rows)
     args = (*keys, *call.operands(*scaled_k), tensor_scales)
-    call.launch(scale_kernel, "scale_tensors", call.key_programs, args, scale, key_tile)
+    call.launch(scale_kernel, "scale_tensors", key_programs, args, scale, KEYS=True, **of_rows)
     q, q_t, d_o, d_o_t = scaled_q
     k, v, k_t, v_t = scaled_k
     assert q is not None and k is not None and v is not None
-    mask = None if call.mask is None else call.mask[0]
-    return Operands(Call(q, k, v, mask, call.is_causal), (q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
+    mask = None if call.mask is None else call.mask.tensor
+    half = Call(q, k, v, mask, call.is_causal)
+    return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
 
 
 def _empty_half(x: Maybe) -> Maybe:
@@ -95,14 +97,13 @@ def _empty_half(x: Maybe) -> Maybe:
 
 
 @triton.jit
-def _block_of(M, N, heads, group, TILE: tl.constexpr):
-    """(batch, head, first row, all rows) of a program for rows of queries, where TILE is (rows, 0), or of keys."""
-    KEYS: tl.constexpr = TILE[0] == 0
+def _block_of(M, N, heads, group, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """(batch, head, first row, all rows) of a program for ROWS rows of queries, or of keys."""
     rows = N if KEYS else M
     heads = heads // group if KEYS else heads
-    tiles = tl.cdiv(rows, TILE[0] + TILE[1])
+    tiles = tl.cdiv(rows, ROWS)
     pid = tl.program_id(0)
-    return pid // tiles // heads, (pid // tiles) % heads, (pid % tiles) * (TILE[0] + TILE[1]), rows
+    return pid // tiles // heads, (pid // tiles) % heads, (pid % tiles) * ROWS, rows
 
 
 @triton.jit
@@ -124,13 +125,11 @@ def _raise_to_longest(norms, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.con
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def row_norms_kernel(
     x0, x1, x2, x3, norms, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: the longest of some rows of q, q_t, d_o, d_o_t, or of k, v, k_t, v_t. An absent one is None."""
-    batch, head, first, rows = _block_of(M, N, heads, group, TILE)
-    ROWS: tl.constexpr = TILE[0] + TILE[1]
-    place = norms + (4 if TILE[0] == 0 else 0)
+    batch, head, first, rows = _block_of(M, N, heads, group, ROWS, KEYS)
+    place = norms + (4 if KEYS else 0)
     _raise_to_longest(place, select_head(x0, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
     _raise_to_longest(
         place + 1, select_head(x1, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
@@ -164,12 +163,11 @@ def _power(e):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def scales_kernel(
     norms, tensor_scales, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr,
 ):  # fmt: skip
     """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent.
 
-    TILE has the log2 of the greatest length of a row of v, and of d_o and d_o_t.
+    MOST_V is the log2 of the greatest length of a row of v, MOST_G that of d_o and d_o_t.
     """
     norm_q_t, norm_k_t = _exponent(tl.load(norms + 1)), _exponent(tl.load(norms + 6))
     norm_v_t, norm_G = _exponent(tl.load(norms + 7)), _exponent(tl.load(norms + 2))
@@ -179,7 +177,7 @@ def scales_kernel(
     norm_v = _unless_none(_exponent(tl.load(norms + 5)), norm_v_t)
     scores = _exponent(tl.full([], scale, tl.float32).to(tl.int32, bitcast=True)) + norm_q + norm_k
     longest = tl.minimum(tl.maximum(scores + 15, 0), LONGEST_QK)
-    u_q, u_k, u_v = norm_q - longest, norm_k - longest, norm_v - TILE[0]
+    u_q, u_k, u_v = norm_q - longest, norm_k - longest, norm_v - LONGEST_V
     softmax_scale = tl.maximum(scale * _power(u_q + u_k), 1e-30)
     # |S_t| <= 2 divided by 2^r, but q_t and k_t below 2^15.
     r = tl.maximum(norm_q_t - norm_q, norm_k_t - norm_k) + tl.maximum(scores, longest - 15)
@@ -187,7 +185,7 @@ def scales_kernel(
     r = tl.where(r > _NONE // 2, r, 0)  # tangents, if there are any, are zeros
     r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T), r)
     u_do = tl.maximum(norm_G, norm_T + r)
-    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - TILE[1]
+    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - LONGEST_G
     u_do_t = u_do - r
 
     tl.store(tensor_scales + SOFTMAX_SCALE, softmax_scale)
@@ -224,13 +222,11 @@ def _scale(x, out, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexp
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def scale_kernel(
     x0, x1, x2, x3, out0, out1, out2, out3, tensor_scales, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t, divided by their scales."""
-    batch, head, first, rows = _block_of(M, N, heads, group, TILE)
-    ROWS: tl.constexpr = TILE[0] + TILE[1]
-    factor = tensor_scales + (KEY_SIDE if TILE[0] == 0 else QUERY_SIDE)
+    batch, head, first, rows = _block_of(M, N, heads, group, ROWS, KEYS)
+    factor = tensor_scales + (KEY_SIDE if KEYS else QUERY_SIDE)
     a = select_head(x0, batch, head, batch_shape, REGULAR), select_head(out0, batch, head, batch_shape, REGULAR)
     b = select_head(x1, batch, head, batch_shape, REGULAR), select_head(out1, batch, head, batch_shape, REGULAR)
     c = select_head(x2, batch, head, batch_shape, REGULAR), select_head(out2, batch, head, batch_shape, REGULAR)

@@ -3,7 +3,7 @@
 What depends on shapes, strides and types alone is computed once and then looked up: a launch costs few microseconds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -14,18 +14,28 @@ from ...layout import is_additive
 from ..tiles import Operand, odd
 from . import schedule
 from .driver import on_device
-from .replay import recorder
+from .replay import active_capture
 
 Maybe = Tensor | None
 
 # Products are fused with the sums that they enter, whatever Triton's default: 3.10 changes it.
 FUSED = {"enable_fp_fusion": True}
 
-# An argument of a kernel: the tensor, what a launch takes of it, and what Triton specializes on. A launch takes its
-# address (and strides, if it is an Operand), and so need not ask the driver about it.
-Argument = tuple[Tensor, Any, object]
 # What of an argument changes with the tensors of a call: an address, and the strides or the descriptor that go with it.
 Address = tuple[int, tuple[int, ...] | None, Any]
+
+
+class Argument(NamedTuple):
+    """An argument of a kernel.
+
+    A launch takes addresses (and the strides of an Operand) in place of tensors, and so need not ask the driver about
+    them.
+    """
+
+    tensor: Any  # or a descriptor of one
+    raw: Any  # what a launch of the compiled kernel takes
+    special: object  # what Triton specializes on
+
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
@@ -38,8 +48,8 @@ class Call:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool) -> None:
         self.is_empty = q.numel() == 0
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
-        self.kind = schedule.kind_of_product(self._dtype, self.device)
-        geometry = _geometry(q.shape, k.shape, v.shape, self.kind)
+        self.precision = schedule.input_precision(self._dtype, self.device)
+        geometry = _geometry(q.shape, k.shape, v.shape, self.precision)
         self.sizes, self.kv_heads, self.programs, self.batch_shape = geometry[:4]
         self.k_columns, self.v_columns, self.width, self._special = geometry[4:]
         self._is_regular = True
@@ -66,7 +76,7 @@ class Call:
         aligned = address % 16 == 0
         if not (aligned and is_regular):
             self._is_regular = False
-        self._arguments[id(given)] = argument = x, (address, packed), special[aligned]
+        self._arguments[id(given)] = argument = Argument(x, (address, packed), special[aligned])
         return argument
 
     def _mask_operand(self, mask: Tensor, q: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
@@ -76,87 +86,87 @@ class Call:
             mask = mask.contiguous()
         additive = is_additive(mask)
         mask = mask if additive else mask.view(torch.uint8)
-        keys = self.sizes[1]
+        keys = self.sizes.keys
         packed, bits, _, special = _layout(mask.expand(*q.shape[:-1], keys).stride(), mask.dtype)
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
-        return (mask, (address, packed), special[address % 16 == 0]), (column, aligned, additive)
+        argument = Argument(mask, (address, packed), special[address % 16 == 0])
+        return argument, (column, aligned, additive)
 
-    def query_programs(self, tile: schedule.Tile) -> int:
-        """Programs of a kernel that owns tiles of query rows."""
-        return self.programs * self.sizes[2] * -(-self.sizes[0] // tile.block_m)
+    def tile(self, family: str) -> schedule.Tile:
+        """What schedule.py holds for a family of portable kernels."""
+        return schedule.lookup(self.device, self.precision, family, self.width)
 
-    def key_programs(self, tile: schedule.Tile) -> int:
-        """Programs of a kernel that owns tiles of key rows."""
-        return self.programs * self.kv_heads * -(-self.sizes[1] // tile.block_n)
+    def query_programs(self, rows: int) -> int:
+        """Programs of a kernel that owns tiles of so many query rows."""
+        return self.programs * self.sizes.heads * -(-self.sizes.queries // rows)
+
+    def key_programs(self, rows: int) -> int:
+        """Programs of a kernel that owns tiles of so many key rows."""
+        return self.programs * self.kv_heads * -(-self.sizes.keys // rows)
 
     def launch(
-        self, kernel: Any, family: str, programs: Callable[[schedule.Tile], int], args: Sequence[Any], scale: float,
-        tile: schedule.Tile | None = None,
+        self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, *, warps: int = 4,
+        stages: int | None = None, launch_pdl: bool = False, **constants: object,
     ) -> None:  # fmt: skip
-        """Runs `kernel(*args, scale, batch_shape, *sizes, ...)` with the tile that schedule.py holds for `family`, or
-        the one given."""
-        tile = tile or schedule.lookup(self.device, self.kind, family, self.width)
-        constants = (
-            self.k_columns,
-            self.v_columns,
-            (tile.block_m, tile.block_n),
-            self.is_causal,
-            self.mask_layout,
-            "tf32" if self.kind == "tf32" else "ieee",
-            self._is_regular,
-        )
-        arguments = [_statistic(x) if isinstance(x, Tensor) else x for x in args]
-        special = [None if x is None else x[2] for x in arguments]
+        """Runs `kernel(*args, scale, [batch_shape,] *sizes, *constants)` in so many programs.
+
+        `args` come from `operands`, or are contiguous tensors, descriptors of tensors of q's dtype, and None. Of the
+        constants given here and those of every call, the kernel takes those that it names, last. `family` is a name
+        for who watches launches. With `launch_pdl` programs may start as soon as all of the kernel before this one
+        have, if that one allows it.
+        """
+        arguments = [None if x is None else _argument(x) for x in args]
+        taken = self._taken(kernel, constants)
         key = (
-            kernel.fn, self.device, tile, self._special, self.is_causal, self.mask_layout, self._is_regular, *special
+            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken.values(),
+            *[None if x is None else x.special for x in arguments],
         )  # fmt: skip
         compiled = _COMPILED.get(key)
-        rest = (scale, self.batch_shape, *self.sizes, *constants)
+        sizes = (scale, self.batch_shape, *self.sizes) if "batch_shape" in kernel.arg_names else (scale, *self.sizes)
         with on_device(self.device):
             if compiled is not None:
-                raw = [None if x is None else x[1] for x in arguments]
-                compiled[(programs(tile), 1, 1)](*raw, *rest)
+                raw = [None if x is None else x.raw for x in arguments]
+                compiled[(programs, 1, 1)](*raw, *sizes, *taken.values())
             else:
-                operands = [None if x is None else _operand_of(x) for x in arguments]
-                compiled = kernel[(programs(tile),)](
-                    *operands, *rest, num_warps=tile.warps, num_stages=tile.stages, **FUSED
-                )  # fmt: skip
+                given = [None if x is None else _as_compiled_for(x) for x in arguments]
+                options = {"num_stages": stages} if stages is not None else {}
+                options |= {"launch_pdl": True} if launch_pdl else {}
+                compiled = kernel[(programs,)](*given, *sizes, **taken, num_warps=warps, **options, **FUSED)
                 if compiled is not None:  # the interpreter compiles nothing
                     _COMPILED[key] = compiled
-        if (seen := recorder()) is not None:
-            seen.launch(compiled, programs(tile), rest, [None if x is None else _address_of(x) for x in arguments])
+        if (seen := active_capture()) is not None:
+            addresses = [None if x is None else _address_of(x) for x in arguments]
+            seen.launch(compiled, programs, (*sizes, *taken.values()), addresses)
 
-    def launch_pipeline(
-        self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, launch_pdl: bool = False,
-        **constants: object,
-    ) -> None:  # fmt: skip
-        """Runs a warp-specialised `kernel(*args, scale, *sizes, ...)` of `family`, one warpgroup and its partitions.
+    def _taken(self, kernel: Any, given: dict[str, object]) -> dict[str, object]:
+        """The constants that a kernel takes, in its order: those `given` and those of every call."""
+        every = {
+            "K_COLUMNS": self.k_columns, "V_COLUMNS": self.v_columns, "CAUSAL": self.is_causal,
+            "MASK_LAYOUT": self.mask_layout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+            "REGULAR": self._is_regular, **given,
+        }  # fmt: skip
+        names = kernel.arg_names
+        taken = {name: every[name] for name in names[names.index("group") + 1 :]}
+        if not given.keys() <= taken.keys():
+            raise TypeError(f"the kernel takes no {', '.join(given.keys() - taken.keys())}")
+        return taken
 
-        `args` are descriptors of tensors of q's dtype, tensors and None; `kernel` has its constants last. With
-        `launch_pdl` its programs may start as soon as all of the kernel before it have, if that one allows it.
-        """
-        constants["CAUSAL"] = self.is_causal
-        key = (family, self.device, self._dtype, self._special, *constants.items(), *map(_special_of_pipeline, args))
-        compiled = _COMPILED.get(key)
-        rest = (scale, *self.sizes)
-        with on_device(self.device):
-            if compiled is not None:
-                compiled[(programs, 1, 1)](*args, *rest, *_ordered(kernel, constants))
-            else:
-                compiled = kernel[(programs,)](*args, *rest, **constants, num_warps=4, launch_pdl=launch_pdl, **FUSED)
-                if compiled is not None:
-                    _COMPILED[key] = compiled
-        if (seen := recorder()) is not None:
-            values = () if compiled is None else (*rest, *_ordered(kernel, constants))
-            seen.launch(compiled, programs, values, [None if x is None else _address_in_pipeline(x) for x in args])
+
+class Sizes(NamedTuple):
+    """What every kernel takes of the sizes of a call."""
+
+    queries: int
+    keys: int
+    heads: int  # of queries
+    group: int  # query heads of a key head
 
 
 class _Geometry(NamedTuple):
     """What the sizes of q, k and v say about a call."""
 
-    sizes: tuple[int, int, int, int]  # query rows, key rows, query heads, query heads of a key head
+    sizes: Sizes
     kv_heads: int
     programs: int  # the product of the batch dims
     batch_shape: tuple[int, ...]  # of odd sizes, from last to first
@@ -176,18 +186,18 @@ class _Layout(NamedTuple):
 
 
 @lru_cache(1 << 14)
-def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], kind: str) -> _Geometry:
+def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precision: str) -> _Geometry:
     *batch, heads, m, d = q
     kv_heads, n, dv = k[-3], k[-2], v[-1]
     batch_shape = tuple(odd(size) for size in reversed(batch)) or (odd(1),)
     programs = 1
     for size in batch:
         programs *= size
-    sizes = (m, n, heads, heads // max(kv_heads, 1))
-    k_columns = (d, *schedule.chunk_widths(d, kind))
-    v_columns = (dv, *schedule.chunk_widths(dv, kind))
+    sizes = Sizes(m, n, heads, heads // max(kv_heads, 1))
+    k_columns = (d, *schedule.chunk_widths(d, precision))
+    v_columns = (dv, *schedule.chunk_widths(dv, precision))
     width = max(sum(schedule.chunk_widths(columns, "half")) for columns in (d, dv))
-    special = _special(kind, k_columns, v_columns, sizes[3], *_widths((*batch_shape, *sizes)))
+    special = _special(precision, k_columns, v_columns, sizes.group, *_widths((*batch_shape, *sizes)))
     return _Geometry(sizes, kv_heads, programs, batch_shape, k_columns, v_columns, width, special)
 
 
@@ -207,34 +217,31 @@ def _layout(strides: tuple[int, ...], dtype: torch.dtype) -> _Layout:
     return _Layout(packed, bits, is_regular, (_special(False, *special), _special(True, *special)))
 
 
-def _ordered(kernel: Any, constants: dict[str, object]) -> list[object]:
-    """Constants in the order in which a kernel takes them, last."""
-    return [constants[name] for name in kernel.arg_names[-len(constants) :]]
-
-
-def _address_of(argument: Argument) -> Address:
-    """The address that a launch takes, and the strides beside it if it is an Operand."""
-    raw = argument[1]
-    return (raw[0], raw[1], None) if isinstance(raw, tuple) else (raw, None, None)
-
-
-def _address_in_pipeline(x: Any) -> Address:
-    """The address of a tensor, or of a descriptor with that."""
-    return (x.data_ptr(), None, None) if isinstance(x, Tensor) else (x.base.data_ptr(), None, x)
+def _argument(x: Any) -> Argument:
+    """What a launch takes of an argument."""
+    if isinstance(x, Argument):
+        return x
+    if isinstance(x, Tensor):
+        return _statistic(x)
+    return Argument(x, x, tuple(x.block_shape))  # a descriptor, whose layout follows from the type and the tile
 
 
 def _statistic(x: Tensor) -> Argument:
     """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
     x = x.contiguous()
     address = x.data_ptr()
-    return x, address, _special(address % 16 == 0, x.dtype)
+    return Argument(x, address, _special(address % 16 == 0, x.dtype))
 
 
-def _special_of_pipeline(x: Any) -> object:
-    """What Triton specializes on of a tensor, or of a descriptor, whose layout follows from the type and the tile."""
-    if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    return x if x is None else tuple(x.block_shape)
+def _address_of(argument: Argument) -> Address:
+    """The address that a launch takes, and the strides of an Operand or the descriptor beside it."""
+    raw = argument.raw
+    if isinstance(raw, int):
+        return raw, None, None
+    if isinstance(raw, tuple):
+        address, strides = raw
+        return address, strides, None
+    return raw.base.data_ptr(), None, raw
 
 
 @cache
@@ -248,7 +255,9 @@ def _widths(integers: tuple[int, ...]) -> tuple[bool, ...]:
     return tuple([x >= 1 << 31 for x in integers])
 
 
-def _operand_of(argument: Argument) -> Operand | Tensor:
+def _as_compiled_for(argument: Argument) -> Any:
     """An argument as Triton compiles for it."""
-    tensor, raw, _ = argument
-    return Operand(tensor, raw[1]) if isinstance(raw, tuple) else tensor
+    if isinstance(argument.raw, tuple):
+        _, strides = argument.raw
+        return Operand(argument.tensor, strides)
+    return argument.tensor

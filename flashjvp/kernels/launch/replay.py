@@ -1,8 +1,8 @@
-"""Calls recorded once and played again: tensors to allocate, launches, and which of the tensors are the results.
+"""Capture and replay of calls: which tensors to allocate, which kernels to launch, and which tensors are the results.
 
-All else that a call does in Python follows from sizes, strides, types and options. A recording is of one such set, for
-addresses that 16 bytes divide; while it is made, a dispatch mode sees every operator that runs, and a call that does
-more than allocate, view and launch is not recorded. A recording holds no tensor.
+All else that a call does in Python follows from sizes, strides, types and options. A captured call is of one such set,
+for addresses that 16 bytes divide. During capture a dispatch mode sees every operator that runs: a call that does more
+than allocate, view and launch is not captured. A captured call holds no tensor.
 """
 
 import functools
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ..._torch.guards import Remembered
+from ..._torch.guards import TensorKeyedCache
 from . import schedule
 from .driver import Launch, Place, current_stream, index_of, is_current
 
@@ -39,7 +39,7 @@ class _Buffer(NamedTuple):
     zeros: bool
 
 
-class Recording:
+class CapturedCall:
     """What a call does, but for addresses."""
 
     def __init__(
@@ -49,18 +49,18 @@ class Recording:
         self._index, self._buffers, self._launches, self._results = index_of(device), buffers, launches, results
         self._allocate = _allocator(device)
 
-    def play(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
+    def replay(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
         """The results for other tensors, or None, and nothing done, if their addresses ask for other kernels."""
         addresses = _addresses(tensors)
         if not self._launches or not _are_aligned(addresses):
             return None
         if is_current(self._index):
-            return self._play([*tensors], addresses)
+            return self._replay([*tensors], addresses)
         with torch.cuda.device(self._index):
-            return self._play([*tensors], addresses)
+            return self._replay([*tensors], addresses)
 
-    def _play(self, tensors: list[Maybe], addresses: list[int]) -> tuple[Maybe, ...]:
-        """The same on the current device. Buffers join the tensors and their addresses, as in the Recorder."""
+    def _replay(self, tensors: list[Maybe], addresses: list[int]) -> tuple[Maybe, ...]:
+        """The same on the current device. Buffers join the tensors and their addresses, as in the Capture."""
         allocate = self._allocate
         for shape, strides, dtype, zeros in self._buffers:
             made = allocate(shape, strides, dtype)
@@ -75,19 +75,19 @@ class Recording:
 
 
 def _allocator(device: torch.device) -> Allocate:
-    """Gives unwritten memory of the current device. The dispatcher's way is for deterministic mode, which recordings
-    are made for or not: there PyTorch fills it, so that what is never written shows."""
+    """Gives unwritten memory of the current device. The dispatcher's way is for deterministic mode, which calls
+    are captured for or not: there PyTorch fills it, so that what is never written shows."""
     directly: Allocate | None = _torch.EMPTY_STRIDED.get(device.type)
     if directly is not None and not torch.are_deterministic_algorithms_enabled():
         return directly
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
-_NEVER = Recording(torch.device("cpu"), (), (), ())  # of a call that cannot be played
+_NEVER = CapturedCall(torch.device("cpu"), (), (), ())  # of a call that cannot be replayed
 
 
-class Recorder(_torch.TorchDispatchMode or object):
-    """Sees a call through; `recording` is then what it did."""
+class Capture(_torch.TorchDispatchMode or object):
+    """Sees a call through; `finish` then gives what it did."""
 
     def __init__(self, tensors: Sequence[Maybe]) -> None:
         super().__init__()
@@ -125,13 +125,13 @@ class Recorder(_torch.TorchDispatchMode or object):
         if self._complete:
             self._launches.append(Launch(compiled, programs, [*(None,) * len(arguments), *args], places))
 
-    def recording(self, results: Sequence[Maybe]) -> Recording:
+    def finish(self, results: Sequence[Maybe]) -> CapturedCall:
         """What was seen, of a call that gave `results`."""
         places = [None if x is None else self._buffer_of(x) for x in results]
         found = [place for place in places if place is not None]
         if not self._complete or -1 in found or len({*found}) < len(found):
             return _NEVER
-        return Recording(self._device, self._buffers, self._launches, places)
+        return CapturedCall(self._device, self._buffers, self._launches, places)
 
     def _buffer_of(self, result: Tensor) -> int:
         """The number of a result, whose buffer takes its shape: it may be a view, but of all of the buffer."""
@@ -144,95 +144,111 @@ class Recorder(_torch.TorchDispatchMode or object):
         return number
 
 
-_RECORDINGS: Remembered[Recording] = Remembered()
+_CAPTURED: TensorKeyedCache[CapturedCall] = TensorKeyedCache()
 
 
-def recorded(tensors: int, q: int = 0) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
-    """Plays calls of a function from recordings: its first arguments are so many tensors (q, k, v from number `q` on,
-    the mask last) or None, the others hashable options. Its `bind` is a `Bound`, of tensors and options."""
+def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
+    """Replays calls of a function from earlier ones. Its first arguments are the tensors of a record of operands.py,
+    the others hashable options. Its `bind` is a `Bound`, of tensors and options."""
+    count = len(record._fields)
+    q_and_k = operator.itemgetter(record._fields.index("q"), record._fields.index("k"))
 
     def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
-        def kept(operands: Sequence[Any], options: tuple[Any, ...]) -> tuple[Hashable, list[Tensor], Recording | None]:
-            """A recording of tensors like these, and what it is or may be kept by."""
-            first: Tensor = operands[q]
-            given = [x for x in operands if x is not None]
-            pattern = tuple([x is None for x in operands])
-            key = function, options, first.shape, operands[q + 1].shape, pattern, _state(first.dtype, first.device)
+        def kept(
+            tensors: Sequence[Any], options: tuple[Any, ...]
+        ) -> tuple[Hashable, list[Tensor], CapturedCall | None]:
+            """A captured call of tensors like these, and what it is or may be kept by."""
+            q, k = q_and_k(tensors)
+            given = [x for x in tensors if x is not None]
+            pattern = tuple([x is None for x in tensors])
+            key = function, options, q.shape, k.shape, pattern, _state(q.dtype, q.device)
             with _torch.below_autograd():  # guards compare that, too, and not all callers are there
-                return key, given, _RECORDINGS.find(key, given)
+                return key, given, _CAPTURED.find(key, given)
 
         @functools.wraps(function)
-        def play_or_run(*args: P.args, **none: P.kwargs) -> Results:
-            operands: tuple[Any, ...] = args[:tensors]
-            key, given, recording = kept(operands, args[tensors:])
-            if recording is not None:
-                results: Any = recording.play(operands)
+        def replay_or_run(*args: P.args, **none: P.kwargs) -> Results:
+            tensors: tuple[Any, ...] = args[:count]
+            key, given, known = kept(tensors, args[count:])
+            if known is not None:
+                results: Any = known.replay(tensors)
                 return function(*args, **none) if results is None else results
-            if not _RECORDINGS.saw(key) or not _may_be_recorded(operands):
+            if not _CAPTURED.saw(key) or not _may_be_captured(tensors):
                 return function(*args, **none)
-            with Recorder(operands) as seen:
-                _ACTIVE.recorder = seen
+            with Capture(tensors) as seen:
+                _ACTIVE.capture = seen
                 try:
                     results = function(*args, **none)
                 finally:
-                    _ACTIVE.recorder = None
+                    _ACTIVE.capture = None
             with _torch.below_autograd():
-                _RECORDINGS.keep(key, given, seen.recording(results))
+                _CAPTURED.keep(key, given, seen.finish(results))
             return results
 
-        def bind(operands: Sequence[Any], options: tuple[Any, ...]) -> Bound:
-            like: Tensor = operands[q]
-            return Bound(play_or_run, lambda operands: kept(operands, options)[2], options, like.dtype, like.device)
+        def bind(operands: Any, options: tuple[Any, ...]) -> Bound:
+            q: Tensor = operands.q
 
-        play_or_run.bind = bind  # type: ignore[attr-defined]
-        return play_or_run
+            def captured_call(tensors: Sequence[Maybe]) -> CapturedCall | None:
+                _, _, known = kept(tensors, options)
+                return known
+
+            return Bound(replay_or_run, captured_call, options, q.dtype, q.device)
+
+        replay_or_run.bind = bind  # type: ignore[attr-defined]
+        return replay_or_run
 
     return decorate
 
 
 class Bound:
-    """A recorded function with its options, of tensors that are like one another: whoever calls it has compared them,
-    so that their recording is looked up once."""
+    """A captured function with its options, of tensors that are like one another: whoever calls it has compared them,
+    so that their captured call is looked up once."""
 
     def __init__(
-        self, function: Callable[..., Any], kept: Callable[[Sequence[Maybe]], Recording | None],
+        self, function: Callable[..., Any], kept: Callable[[Sequence[Maybe]], CapturedCall | None],
         options: tuple[Any, ...], dtype: torch.dtype, device: torch.device,
     ) -> None:  # fmt: skip
         self._function, self._kept, self._options, self._dtype, self._device = function, kept, options, dtype, device
-        self._latest: tuple[object, Recording] | None = None  # by what it is good for; replaced as a whole
+        # The captured call, after what it is good for. Replaced as a whole: threads share it.
+        self._latest: tuple[object, CapturedCall] | None = None
 
     def __call__(self, tensors: Sequence[Maybe]) -> Any:
-        state, latest = (_RECORDINGS, *_state(self._dtype, self._device)), self._latest
-        if latest is None or latest[0] != state:
-            if (recording := self._kept(tensors)) is None:
+        state = (_CAPTURED, *_state(self._dtype, self._device))
+        known_state, known = self._latest or (None, None)
+        if known is None or known_state != state:
+            if (known := self._kept(tensors)) is None:
                 return self._function(*tensors, *self._options)
-            self._latest = latest = state, recording
-        results = latest[1].play(tensors)
+            self._latest = state, known
+        results = known.replay(tensors)
         return self._function(*tensors, *self._options) if results is None else results
 
 
 def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
     """What else than tensors and options decides about kernels."""
-    return schedule.kind_of_product(dtype, device), torch.are_deterministic_algorithms_enabled()
+    return schedule.input_precision(dtype, device), torch.are_deterministic_algorithms_enabled()
 
 
-def _may_be_recorded(tensors: Sequence[Maybe]) -> bool:
-    """Not inside another recording, and with addresses that tell the tensors apart."""
+def _may_be_captured(tensors: Sequence[Maybe]) -> bool:
+    """Not inside another capture, and with addresses that tell the tensors apart."""
     given = [x.data_ptr() for x in tensors if x is not None]
     if _torch.TorchDispatchMode is None:
         return False
-    return recorder() is None and 0 not in given and len({*given}) == len(given) and _are_aligned(_addresses(tensors))
+    return (
+        active_capture() is None
+        and 0 not in given
+        and len({*given}) == len(given)
+        and _are_aligned(_addresses(tensors))
+    )
 
 
-def recorder() -> Recorder | None:
-    """Of the call that this thread is in, if it is being recorded."""
-    return getattr(_ACTIVE, "recorder", None)
+def active_capture() -> Capture | None:
+    """Of the call that this thread is in, if it is being captured."""
+    return getattr(_ACTIVE, "capture", None)
 
 
 def forget() -> None:
     """What decides about launches, such as a table of tiles, has changed."""
-    global _RECORDINGS
-    _RECORDINGS = Remembered()  # another object, so that a `Bound` notices
+    global _CAPTURED
+    _CAPTURED = TensorKeyedCache()  # another object, so that a `Bound` notices
 
 
 def _addresses(tensors: Sequence[Maybe]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tile tables: block sizes, warps and stages of each kernel family by architecture, kind of product and head dim.
+"""Tile tables: block sizes, warps and stages of each kernel family by architecture, input precision and head dim.
 
 Registers decide: a tile that spills loses more than a larger one gains. `python -m verify codegen` shows what every
 entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `ieee` float32
@@ -23,17 +23,22 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """The TILE of a kernel."""
+        return self.block_m, self.block_n
+
 
 # family -> largest padded head dim -> tile
 Table = dict[str, dict[int, Tile]]
 
-# architecture -> kind of product -> family -> largest padded head dim -> tile
+# architecture -> input precision -> family -> largest padded head dim -> tile
 TABLES: dict[str, dict[str, Table]] = {
     arch: {
-        kind: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
-        for kind, table in kinds.items()
+        precision: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
+        for precision, table in precisions.items()
     }
-    for arch, kinds in TILES.items()
+    for arch, precisions in TILES.items()
 }
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = environment.kept({})
@@ -55,7 +60,7 @@ def _detect(device: torch.device) -> str:
     return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[environment.capability(device.index)[0]]
 
 
-def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
+def input_precision(dtype: torch.dtype, device: torch.device) -> str:
     """Which table serves a type: float32 products are IEEE unless PyTorch's matmul precision allows TF32.
 
     The interpreter (CPU tensors) has no registers to spare and is quickest with the large tiles of the half types.
@@ -65,7 +70,7 @@ def kind_of_product(dtype: torch.dtype, device: torch.device) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
+def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     """Powers of two, at least 16, that cover a head dim.
 
     Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16), or (64, 32) in TF32, where narrower ones
@@ -73,34 +78,34 @@ def chunk_widths(width: int, kind: str) -> tuple[int, ...]:
     """
     if width <= 16:
         return (16,)
-    if kind == "ieee":
+    if precision == "ieee":
         return (_IEEE_CHUNK,) * -(-width // _IEEE_CHUNK)
     top = 1 << (width.bit_length() - 1)
     if width == top:
         return (top,)
-    rest = max(32 if kind == "tf32" else 16, 1 << (width - top - 1).bit_length())
+    rest = max(32 if precision == "tf32" else 16, 1 << (width - top - 1).bit_length())
     return (2 * top,) if rest >= top else (top, rest)
 
 
-def lookup(device: torch.device, kind: str, family: str, width: int) -> Tile:
+def lookup(device: torch.device, precision: str, family: str, width: int) -> Tile:
     """The tile of a kernel family for head dims padded to `width`."""
-    return TABLES[architecture(device)][kind][family][_bucket(width)]
+    return TABLES[architecture(device)][precision][family][_bucket(width)]
 
 
-def pipelines(device: torch.device, kind: str, width: int) -> dict[str, Families]:
+def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:
     """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it."""
-    tiles = _TILES.get(_architecture_of_pipelines(device, kind), {}).get(width, {})
+    tiles = _TILES.get(_architecture_of_pipelines(device, precision), {}).get(width, {})
     return tiles if tiles and _why_not_triton(device) is None else {}
 
 
-def why_not_pipelines(device: torch.device, kind: str, width: int) -> str | None:
-    """Why the warp-specialised kernels do not serve this kind of product and padded head dim; None if they do."""
+def why_not_pipelines(device: torch.device, precision: str, width: int) -> str | None:
+    """Why the warp-specialised kernels do not serve this input precision and this padded head dim; None if they do."""
     if device.type == "cpu":
         return "the warp-specialised kernels need a GPU: the interpreter does not run them"
-    if kind == "ieee":
+    if precision == "ieee":
         setting = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
         return f"float32 without TF32: {setting} allows it, with products of 11 significant bits; so do half types"
-    widths = _TILES.get(_architecture_of_pipelines(device, kind), {})
+    widths = _TILES.get(_architecture_of_pipelines(device, precision), {})
     if not widths:
         return f"warp-specialised kernels are written for {' and '.join(_TILES)}, not for {architecture(device)}"
     if width not in widths:
@@ -108,9 +113,9 @@ def why_not_pipelines(device: torch.device, kind: str, width: int) -> str | None
     return _why_not_triton(device)
 
 
-def _architecture_of_pipelines(device: torch.device, kind: str) -> str:
+def _architecture_of_pipelines(device: torch.device, precision: str) -> str:
     """The interpreter (CPU tensors) does not run them. They multiply float32 numbers where these may be rounded."""
-    return "" if kind == "ieee" or device.type == "cpu" else architecture(device)
+    return "" if precision == "ieee" or device.type == "cpu" else architecture(device)
 
 
 def _why_not_triton(device: torch.device) -> str | None:
@@ -142,9 +147,9 @@ def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int
 _TILES = {arch: _tiles(widths, environment.triton_release()) for arch, widths in PIPELINES.items()}
 
 
-def has_pipelines(device: torch.device, kind: str, width: int) -> bool:
+def has_pipelines(device: torch.device, precision: str, width: int) -> bool:
     """Whether there are such tiles, in use with this Triton or not."""
-    return kind != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
+    return precision != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
 
 
 def _bucket(width: int) -> int:

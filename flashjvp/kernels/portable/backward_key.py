@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ...layout import empty_rows
+from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
@@ -129,22 +130,22 @@ def backward_key_kernel(
 
 
 def launch_backward_key(
-    call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    wanted: tuple[bool, bool, bool, bool],
+    call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
+    wanted: Inputs,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_k, d_v, d_k_t, d_v_t.
 
-    `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta.
-    One launch for all where four accumulators fit the registers, else one for the keys' and one for the values'
-    gradients.
+    `statistics` are lse, mu, row_a, row_delta. One launch for all where four accumulators fit the registers, else one
+    for the keys' and one for the values' gradients.
     """
-    sources = (inputs[1], inputs[2], inputs[4], inputs[5])
-    grads = tuple(
-        empty_rows(x, x.shape[-1]) if want and x is not None else None for x, want in zip(sources, wanted, strict=True)
-    )
+    sources = (inputs.k, wanted.k), (inputs.v, wanted.v), (inputs.k_t, wanted.k_t), (inputs.v_t, wanted.v_t)
+    grads = tuple([empty_rows(x, x.shape[-1]) if want and x is not None else None for x, want in sources])
     operands = call.operands(*inputs, *cotangents)
     d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
     for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
-        args = (*operands, call.mask, *outputs, *statistics)
-        call.launch(backward_key_kernel, family, call.key_programs, args, scale)
+        args, tile = (*operands, call.mask, *outputs, *statistics), call.tile(family)
+        call.launch(
+            backward_key_kernel, family, call.key_programs(tile.block_n), args, scale, warps=tile.warps,
+            stages=tile.stages, TILE=tile.block,
+        )  # fmt: skip
     return grads

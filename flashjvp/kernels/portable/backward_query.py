@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ...layout import empty_rows
+from ...operands import Inputs
 from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
@@ -101,20 +102,19 @@ def backward_query_kernel(
 
 
 def launch_backward_query(
-    call: Call, inputs: tuple[Maybe, ...], cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    wanted: tuple[bool, bool],
+    call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
+    wanted: Inputs,
 ) -> tuple[Maybe, Maybe]:  # fmt: skip
-    """The wanted ones of d_q and d_q_t.
-
-    `inputs` are q, k, v, q_t, k_t, v_t and `statistics` lse, mu, row_a, row_delta.
-    """
-    q, q_t = inputs[0], inputs[3]
-    d_q = _empty_like(q) if wanted[0] else None
-    d_q_t = _empty_like(q_t) if wanted[1] else None
+    """The wanted ones of d_q and d_q_t. `statistics` are lse, mu, row_a, row_delta."""
+    d_q = _empty_like(inputs.q) if wanted.q else None
+    d_q_t = _empty_like(inputs.q_t) if wanted.q_t else None
     if d_q is not None or d_q_t is not None:
-        operands = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
-        args = (*operands[0], call.mask, *operands[1], *statistics)
-        call.launch(backward_query_kernel, "backward_query", call.query_programs, args, scale)
+        operands, grads = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
+        args, tile = (*operands, call.mask, *grads, *statistics), call.tile("backward_query")
+        call.launch(
+            backward_query_kernel, "backward_query", call.query_programs(tile.block_m), args, scale, warps=tile.warps,
+            stages=tile.stages, TILE=tile.block,
+        )  # fmt: skip
     return d_q, d_q_t
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...layout import empty_lse, empty_rows, empty_statistic
+from ...operands import Inputs
 from ..launch.call import Call, Maybe
 from ..tiles import (
     add_product,
@@ -131,23 +132,18 @@ def forward_kernel(
 
 
 def launch_forward(
-    call: Call,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_t: Maybe,
-    k_t: Maybe,
-    v_t: Maybe,
-    mask: Maybe,
-    scale: float,
-    jvp: bool,
+    call: Call, inputs: Inputs, mask: Maybe, scale: float, jvp: bool
 ) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without a JVP)."""
-    o, lse = empty_rows(q, v.shape[-1]), empty_lse(q, mask)
+    q = inputs.q
+    o, lse = empty_rows(q, inputs.v.shape[-1]), empty_lse(q, mask)
     o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
     if call.is_empty:
         return o, o_t, lse, mu
-    operands = call.operands(q, k, v, q_t, k_t, v_t)
-    args = (*operands, call.mask, *call.operands(o, o_t), lse, mu)
-    call.launch(forward_kernel, "forward", call.query_programs, args, scale)
+    args = (*call.operands(*inputs), call.mask, *call.operands(o, o_t), lse, mu)
+    tile = call.tile("forward")
+    call.launch(
+        forward_kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps,
+        stages=tile.stages, TILE=tile.block,
+    )  # fmt: skip
     return o, o_t, lse, mu

@@ -15,10 +15,12 @@ WIDTH = 64
 class Kernel:
     """Stands for a jitted kernel: counts compilations and keeps what launches of the compiled kernels were given."""
 
-    arg_names = ("q", "lse", "scale", "M", "N", "heads", "group", "JVP", "CAUSAL", "STAGES")
+    sizes: tuple[str, ...] = ("scale", "batch_shape", "M", "N", "heads", "group")
+    constants: tuple[str, ...] = ("K_COLUMNS", "V_COLUMNS", "TILE", "CAUSAL", "MASK_LAYOUT", "PRECISION", "REGULAR")
 
     def __init__(self, compiles: bool = True) -> None:
         self.fn = object()
+        self.arg_names = ("q", "lse", *self.sizes, *self.constants)
         self.compilations: list[tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
         self.launches: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
         self._compiles = compiles
@@ -29,6 +31,13 @@ class Kernel:
             return Compiled(self) if self._compiles else None
 
         return run
+
+
+class WarpSpecialisedKernel(Kernel):
+    """One whose tensors come as descriptors, with strides of their own."""
+
+    sizes = ("scale", "M", "N", "heads", "group")
+    constants = ("JVP", "CAUSAL", "STAGES")
 
 
 class Compiled:

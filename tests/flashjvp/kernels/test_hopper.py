@@ -113,16 +113,16 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     from flashjvp.kernels.launch.call import Call
 
     launched: list[str] = []
-    original = Call.launch_pipeline
+    original = Call.launch
 
     def launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
-        launched.append(family)
+        launched.extend([family] if "STAGES" in constants else [])
         original(call, kernel, family, *rest, **constants)
 
     replay.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
-    with everywhere, patch.object(Call, "launch_pipeline", launch), patch.object(hopper_tables, "DQ_ACCUM_FROM", {}):
+    with everywhere, patch.object(Call, "launch", launch), patch.object(hopper_tables, "DQ_ACCUM_FROM", {}):
         yield launched
 
 

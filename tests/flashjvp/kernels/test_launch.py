@@ -31,7 +31,11 @@ def run(
     lse = torch.empty(x.shape[:-1], device=x.device) if lse is None else lse
     call = Call(x, k, k, mask, is_causal)
     args = (*call.operands(x, k, q_t, k_t), call.mask, lse)
-    call.launch(kernel, "forward", call.query_programs, args, scale)
+    tile = call.tile("forward")
+    call.launch(
+        kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps, stages=tile.stages,
+        TILE=tile.block,
+    )  # fmt: skip
 
 
 def is_tf32(on: bool) -> None:
@@ -179,7 +183,7 @@ def test_a_cached_launch_passes_the_present_addresses_sizes_and_scale() -> None:
     assert given[:6] == ((y.data_ptr(), strides), (y.data_ptr(), strides), None, None, None, other_lse.data_ptr())
     assert compiled_with[6:12] == (0.25, (odd(1),), 32, 32, 2, 1)
     assert given[6:12] == (0.5, (odd(1),), 32, 16, 2, 1)
-    assert given[12:] == compiled_with[12:]  # constants
+    assert given[12:] == tuple(kernel.compilations[0][2][name] for name in kernel.constants)
 
 
 @pytest.mark.parametrize("x", [on_cpu(), rows(row=72), on_cpu(8)], ids=["contiguous", "padded", "moved"])
@@ -195,10 +199,10 @@ def test_other_rows_are_never_taken_for_aligned_ones(x: Tensor) -> None:
 
 
 def is_regular(x: Tensor) -> object:
-    """The last constant of a kernel, REGULAR."""
+    """The constant REGULAR of a kernel."""
     kernel = Kernel()
     run(kernel, x, lse=torch.empty(x.shape[:-1], device=x.device))
-    return kernel.compilations[0][1][-1]
+    return kernel.compilations[0][2]["REGULAR"]
 
 
 def test_the_grid_follows_the_sizes() -> None:

@@ -1,6 +1,6 @@
-"""Calls played from recordings: what is played, with which tensors, and what never is.
+"""Capture and replay of calls: what is replayed, with which tensors, and what never is.
 
-Stand-ins take the place of kernels, of which only compiled launches are recorded.
+Stand-ins take the place of kernels, of which only compiled launches are captured.
 """
 
 import gc
@@ -16,6 +16,7 @@ from flashjvp import _torch
 from flashjvp.kernels.launch import call as launch
 from flashjvp.kernels.launch import replay
 from flashjvp.kernels.launch.call import Call
+from flashjvp.operands import PlainOperands
 
 Maybe = Tensor | None
 
@@ -23,7 +24,7 @@ Maybe = Tensor | None
 class Kernel:
     """Stands for a jitted kernel; keeps what launches of the compiled one are given."""
 
-    arg_names = ("q", "scale", "M", "N", "heads", "group")
+    arg_names = ("q", "scale", "batch_shape", "M", "N", "heads", "group", "K_COLUMNS", "CAUSAL", "REGULAR")
 
     def __init__(self) -> None:
         self.fn = object()
@@ -39,7 +40,7 @@ KERNEL = Kernel()
 RUNS: list[str] = []
 
 
-@replay.recorded(tensors=4)
+@replay.captured(PlainOperands)
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, how: str, scale: float) -> tuple[Tensor, Maybe, Tensor]:
     """As a backend allocates and launches."""
     RUNS.append(how)
@@ -50,7 +51,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, how: str, scale: float)
     if how == "writes":
         lse += 1
     args = (*call.operands(q, k, v), call.mask, *call.operands(o), lse)
-    call.launch(KERNEL, "forward", call.query_programs, args, scale)
+    call.launch(KERNEL, "forward", call.query_programs(64), args, scale)
     return o[:, :1] if how == "takes a part" else o, None, lse
 
 
@@ -74,7 +75,7 @@ def addresses(args: tuple[Any, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("allocates", ["directly", "where there is no such way", "in deterministic mode"])
-def test_the_third_call_is_played_with_its_own_tensors(allocates: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_third_call_is_replayed_with_its_own_tensors(allocates: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(allocates == "in deterministic mode", warn_only=True)
     if allocates == "where there is no such way":
         monkeypatch.setattr(_torch, "EMPTY_STRIDED", {})
@@ -97,7 +98,7 @@ def test_the_third_call_is_played_with_its_own_tensors(allocates: str, monkeypat
         assert x.storage_offset() == 0 and x.untyped_storage().nbytes() == x.nbytes and x._base is None
 
 
-def test_a_mask_is_played_as_the_launch_takes_it() -> None:
+def test_a_mask_is_replayed_as_the_launch_takes_it() -> None:
     masks = [torch.rand(1, 1, 32, 32) > 0.5 for _ in range(4)]
     for mask in masks:
         attend(*tensors(), mask, "once", 0.5)
@@ -105,13 +106,13 @@ def test_a_mask_is_played_as_the_launch_takes_it() -> None:
 
 
 @pytest.mark.parametrize("how", ["copies", "writes", "takes a part"])
-def test_a_call_that_does_more_is_never_played(how: str) -> None:
+def test_a_call_that_does_more_is_never_replayed(how: str) -> None:
     for _ in range(4):
         attend(*tensors(), None, how, 0.5)
     assert len(RUNS) == 4
 
 
-def test_a_tensor_given_twice_is_never_recorded() -> None:
+def test_a_tensor_given_twice_is_never_captured() -> None:
     """Which argument an address stands for would be a guess."""
     q, k, v = tensors()
     for _ in range(4):
@@ -120,7 +121,7 @@ def test_a_tensor_given_twice_is_never_recorded() -> None:
     assert len(RUNS) == 5 and addresses(KERNEL.launches[-1])[:2] == [q.data_ptr(), k.data_ptr()]
 
 
-def test_addresses_off_16_bytes_are_not_played() -> None:
+def test_addresses_off_16_bytes_are_not_replayed() -> None:
     for _ in range(3):
         attend(*tensors(), None, "once", 0.5)
     q, k, v = tensors()
@@ -129,7 +130,7 @@ def test_addresses_off_16_bytes_are_not_played() -> None:
     assert len(RUNS) == 3
 
 
-def test_masks_off_the_alignment_of_their_loads_are_not_played() -> None:
+def test_masks_off_the_alignment_of_their_loads_are_not_replayed() -> None:
     memory = torch.zeros(32 * 32 + 32)
     here, moved = (memory[start : start + 32 * 32].view(1, 1, 32, 32) for start in (0, 4))
     for mask in (here, here, here, moved):
@@ -147,7 +148,7 @@ DIFFERENT: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_another_call_is_recorded_for_itself(name: str) -> None:
+def test_another_call_is_captured_for_itself(name: str) -> None:
     for _ in range(3):
         attend(*tensors(), None, "once", 0.5)
     for _ in range(3):
@@ -165,7 +166,7 @@ def test_fresh_memory_is_filled_in_deterministic_mode() -> None:
 
 def bound(like: list[Tensor], scale: float = 0.5) -> Callable[..., Any]:
     bind: Callable[..., Any] = attend.bind  # type: ignore[attr-defined]
-    call: Callable[..., Any] = bind([*like, None], ("once", scale))
+    call: Callable[..., Any] = bind(PlainOperands(*like), ("once", scale))
     return call
 
 
@@ -174,7 +175,7 @@ def test_what_is_bound_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(3):
         call([*tensors(), None])
     assert len(RUNS) == 2
-    monkeypatch.setattr(replay.Remembered, "find", None)
+    monkeypatch.setattr(replay.TensorKeyedCache, "find", None)
     for _ in range(2):
         q, k, v = tensors()
         o, _, lse = call([q, k, v, None])
@@ -206,7 +207,7 @@ def test_what_is_bound_sees_what_else_decides() -> None:
     assert KERNEL.launches[-1][6] == 0.25 and runs() == 0 and KERNEL.launches[-1][6] == 0.5
 
 
-def test_deterministic_mode_has_its_own_recordings() -> None:
+def test_deterministic_mode_has_its_own_captured_calls() -> None:
     for _ in range(3):
         attend(*tensors(), None, "once", 0.5)
     torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled(), warn_only=True)
@@ -223,7 +224,7 @@ def test_what_decides_about_launches_may_change() -> None:
 
 
 @pytest.mark.parametrize("is_bound", [False, True])
-def test_recordings_keep_no_tensor_alive(is_bound: bool) -> None:
+def test_captured_calls_keep_no_tensor_alive(is_bound: bool) -> None:
     died = []
     call = None
     for _ in range(4):

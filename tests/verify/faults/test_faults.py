@@ -52,7 +52,8 @@ def test_the_list_covers_every_part() -> None:
     paths = [path for path in (PACKAGE / "kernels").rglob("*.py") if path.name != "__init__.py"]
     kernels = {str(path.relative_to(PACKAGE)) for path in paths}
     kernels -= {f"kernels/{name}" for name in choices}
-    backends = {"backends/tiled.py", "backends/reference.py", "backends/triton.py"}
+    tiled = ("tiled", "tiled_backward", "tiled_grid", "tiled_products")
+    backends = {f"backends/{name}.py" for name in (*tiled, "reference", "triton")}
     dispatch = {f"dispatch/{name}.py" for name in ("autograd", "operators", "func_jvp", "fast_path")}
     others = {"_torch/levels.py", "_torch/eager.py", "_torch/guards.py", "causal_bias.py"}
     assert {fault.file for fault in FAULTS} >= kernels | backends | dispatch | others

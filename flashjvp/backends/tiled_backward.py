@@ -1,0 +1,106 @@
+"""The backward functions of the tiled backend (tiled.py): gradients of attention and of its JVP, tile by tile."""
+
+from torch import Tensor
+
+from ..layout import empty_rows, empty_statistic, is_additive
+from .tiled_grid import Box, Grid
+from .tiled_products import add_product_, finite, products_, row_product, scaled, take
+
+Maybe = Tensor | None
+
+
+def backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v; MATH.md (9)-(17) with no tangent."""
+    mu = empty_statistic(q)  # which nothing reads without tangents
+    d_q, d_k, d_v, *_ = backward_jvp(
+        d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, is_causal, scale, (*wanted, False, False, False)
+    )
+    return d_q, d_k, d_v
+
+
+def backward_jvp(
+    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe,
+    o: Tensor, o_t: Maybe, lse: Tensor, mu: Tensor, mask: Maybe, is_causal: bool, scale: float,
+    wanted: tuple[bool, ...],
+) -> tuple[Maybe, ...]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; MATH.md (9)-(20). A missing cotangent is zero."""
+    grid = Grid.of(q, k, mask, is_causal)
+    grads = tuple(
+        empty_rows(like, like.shape[-1]) if want and like is not None else None
+        for like, want in zip((q, k, v, q_t, k_t, v_t), wanted, strict=True)
+    )
+    d_q, d_k, d_v, d_q_t, d_k_t, d_v_t = grads
+    workspace = grid.workspace(4, like=q)
+    for box in grid.boxes():
+        key_side = (grid.load_keys(k, box), grid.load_keys(v, box), grid.load_keys(k_t, box), grid.load_keys(v_t, box))
+        key_sums = tuple(grid.zero_keys(x, box) for x in (d_k, d_v, d_k_t, d_v_t))
+        for rows in grid.query_tiles():
+            q_, q_t_ = scale * grid.load_rows(q, box, rows), scaled(grid.load_rows(q_t, box, rows), scale)
+            query_sums = (grid.zero_rows(d_q, box, rows), grid.zero_rows(d_q_t, box, rows))
+            G, T = grid.load_rows(d_o, box, rows), grid.load_rows(d_o_t, box, rows)
+            O, O_t = grid.load_rows(o, box, rows), grid.load_rows(o_t, box, rows)
+            columns = lse if is_additive(mask) else lse[..., None]
+            lse_, mu_ = grid.load_rows(columns, box, rows), grid.load_rows(mu[..., None], box, rows)
+            row_a = row_product(T, O, like=mu_)  # (11)
+            row_delta = row_product(G, O, like=mu_) + row_product(T, O_t, like=mu_)  # (12)
+            statistics = (finite(lse_), mu_, row_a, row_delta)
+            query_side = (q_, q_t_, G, T)
+            _backward_rows(grid, box, rows, query_side, statistics, key_side, query_sums, key_sums, workspace)
+            for out, query_sum in zip((d_q, d_q_t), query_sums, strict=True):
+                grid.store_rows(out, box, rows, scaled(query_sum, scale))
+        for out, key_sum in zip((d_k, d_v, d_k_t, d_v_t), key_sums, strict=True):
+            grid.store_keys(out, box, key_sum)
+    return grads
+
+
+def _backward_rows(
+    grid: Grid, box: Box, rows: slice, query_side: tuple[Tensor, Maybe, Maybe, Maybe],
+    statistics: tuple[Tensor, ...], key_side: tuple[Tensor, Tensor, Maybe, Maybe], query_sums: tuple[Maybe, ...],
+    key_sums: tuple[Maybe, ...], workspace: Tensor,
+) -> None:  # fmt: skip
+    """Adds the part of one tile of query rows to the gradients: a sum that is None is not wanted.
+
+    q and q_t come with the scale of (1), (4), (16) and (19) in them; the caller applies that of (15) and (18).
+    """
+    q, q_t, G, T = query_side
+    lse, mu, row_a, row_delta = statistics
+    d_q, d_q_t = query_sums
+    _, _, k_t, v_t = key_side
+    d_k, d_v, d_k_t, _ = key_sums
+    has_score_tangent = T is not None and not (q_t is None and k_t is None)
+    wants_dS = not (d_q is None and d_k is None) and (G is not None or has_score_tangent or v_t is not None)
+    wants_A = has_score_tangent and (wants_dS or not (d_q_t is None and d_k_t is None))
+    wants_S_t = has_score_tangent and (wants_dS or d_v is not None)
+    for keys in grid.key_tiles(rows):
+        k_n, v_n, k_t_n, v_t_n = (take(x, keys) for x in key_side)
+        d_k_n, d_v_n, d_k_t_n, d_v_t_n = (take(x, keys) for x in key_sums)
+        P, S_t, A, B = grid.tiles(workspace, box, rows, keys)
+        grid.mask_(products_(P, (q, k_n)), box, rows, keys)  # (1)
+        for part in lse.split(1, -1):
+            P.sub_(part)
+        P.exp_()  # (2)
+        add_product_(d_v_n, P.mT, G)  # (17)
+        add_product_(d_v_t_n, P.mT, T)  # (20)
+        if wants_S_t:
+            products_(S_t, (q_t, k_n), (q, k_t_n)).sub_(mu)  # (4), less mu
+        if wants_A:
+            products_(A, (T, v_n)).sub_(row_a)  # (9), less a
+        if wants_dS:
+            dS = products_(B, (G, v_n), (T, v_t_n)).sub_(row_delta)  # (10), less delta
+            if has_score_tangent:
+                dS.addcmul_(S_t, A)
+            dS.mul_(P)  # (14)
+            add_product_(d_q, dS, k_n)  # (15)
+            add_product_(d_k_n, dS.mT, q)  # (16)
+        if wants_A:
+            dS_t = A.mul_(P)  # (13)
+            add_product_(d_q, dS_t, k_t_n)  # (15)
+            add_product_(d_k_n, dS_t.mT, q_t)  # (16)
+            add_product_(d_q_t, dS_t, k_n)  # (18)
+            add_product_(d_k_t_n, dS_t.mT, q)  # (19)
+        if has_score_tangent and d_v_n is not None:
+            P_t = S_t.mul_(P)  # (6)
+            add_product_(d_v_n, P_t.mT, T)  # (17)
