@@ -174,6 +174,7 @@ def attention_jvp(
         return o, o_t
     checks.options(0.0, is_causal, scale, enable_gqa)
     operands = _canonical(Operands(*given), enable_gqa, backend)
+    # mutate: o, o_t
     o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend))
     if operands.has_tangents:
         fast_path.keep(FORWARD_JVP, given, options, enable_gqa, operands)

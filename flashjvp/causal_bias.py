@@ -30,6 +30,7 @@ def meaning(bias: Any, q: object, k: object) -> tuple[Tensor | None, bool]:
             f"attn_mask: expected a causal bias of {q.shape[-2]} queries and {k.shape[-2]} keys, got one of {rows} and "
             f"{columns}"
         )
-    if bias.variant == CausalVariant.UPPER_LEFT or rows == columns:
+    if bias.variant == CausalVariant.UPPER_LEFT or rows == columns:  # mutate: if bias variant
         return None, True
+    # mutate: return torch ones
     return torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows), False

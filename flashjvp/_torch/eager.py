@@ -25,7 +25,7 @@ if _torch.PER_LEVEL:
 # What a thread is doing: "public" is a call of `attention` while some thread is in a dual level, "split" an operator of
 # the primals and tangents of one, "lowered" a call below func.jvp, which took all tangents off (func_jvp.py).
 State = Literal["public", "split", "lowered"]
-_THREAD = threading.local()
+_THREAD = threading.local()  # mutate: _THREAD
 
 
 @contextmanager

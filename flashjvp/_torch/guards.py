@@ -28,7 +28,7 @@ class TensorKeyedCache(Generic[Value]):
     def find(self, key: Hashable, tensors: Sequence[Tensor]) -> Value | None:
         """The value kept with `key` for tensors like these, whose number follows from the key."""
         for guard, value in self._entries.get(key, ()):
-            if guard.check(*tensors):
+            if guard.check(*tensors):  # mutate: if guard check
                 return value
         return None
 

@@ -51,5 +51,6 @@ def redispatch_in_node(
     """The same inside a node's forward, where grad modes are off, with those that outer levels need to record."""
     if keyset.raw_repr() in _LAST:
         return redispatch(op, implementation, keyset, args)
+    # mutate: with torch enable_grad
     with torch.enable_grad(), _torch.set_fwd_grad_enabled(fwd_grad):
         return redispatch(op, implementation, keyset, args)

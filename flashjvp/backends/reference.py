@@ -111,6 +111,7 @@ def _softmax(S: Tensor, additive: bool) -> tuple[Tensor, Tensor]:
         return P.masked_fill(lse.isneginf()[..., None], 0.0), lse
     m = S.amax(-1)
     log_l = torch.logsumexp(S - _finite(m)[..., None], dim=-1)
+    # mutate: return P masked_fill
     return P.masked_fill(m.isneginf()[..., None], 0.0), torch.stack((m, log_l), dim=-1)
 
 

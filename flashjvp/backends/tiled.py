@@ -66,17 +66,17 @@ def _forward_rows(
         m_old, m = m, torch.maximum(m, S.amax(-1, keepdim=True))
         p = S.sub_(finite(m)).exp_()
         alpha = torch.exp(m_old - finite(m))
-        l = l * alpha + p.sum(-1, keepdim=True)
+        l = l * alpha + p.sum(-1, keepdim=True)  # mutate: l
         if has_score_tangent:
             products_(S_t, (q_t, k_n), (q, k_t_n)).sub_(mu)  # (4), less mu
             step = torch.mul(p, S_t, out=product).sum(-1, keepdim=True) / l.clamp(min=1.0)
             mu = mu + step  # (5)
-            acc_o_t.addcmul_(acc_o, step, value=-1.0).mul_(alpha)
+            acc_o_t.addcmul_(acc_o, step, value=-1.0).mul_(alpha)  # mutate: acc_o_t.addcmul_
             add_product_(acc_o_t, S_t.sub_(step).mul_(p), v_n)  # (6), (7)
         elif v_t is not None:
             acc_o_t.mul_(alpha)
         add_product_(acc_o_t, p, v_t_n)  # (7)
         add_product_(acc_o.mul_(alpha), p, v_n)  # (3)
     l.clamp_(min=1.0)  # 0 in a row without a key; at least 1 in any other, where the largest score adds exp(0)
-    lse = torch.cat((m, l.log()), -1) if is_additive(grid.mask) else m + l.log()
+    lse = torch.cat((m, l.log()), -1) if is_additive(grid.mask) else m + l.log()  # mutate: lse
     return acc_o.div_(l), acc_o_t.div_(l), lse, mu

@@ -89,6 +89,7 @@ def _backward_rows(
         if wants_A:
             products_(A, (T, v_n)).sub_(row_a)  # (9), less a
         if wants_dS:
+            # mutate: dS
             dS = products_(B, (G, v_n), (T, v_t_n)).sub_(row_delta)  # (10), less delta
             if has_score_tangent:
                 dS.addcmul_(S_t, A)
@@ -100,6 +101,7 @@ def _backward_rows(
             add_product_(d_q, dS_t, k_t_n)  # (15)
             add_product_(d_k_n, dS_t.mT, q_t)  # (16)
             add_product_(d_q_t, dS_t, k_n)  # (18)
+            # mutate: add_product_
             add_product_(d_k_t_n, dS_t.mT, q)  # (19)
         if has_score_tangent and d_v_n is not None:
             P_t = S_t.mul_(P)  # (6)

@@ -77,6 +77,7 @@ class Grid:
 
     def key_tiles(self, rows: slice) -> list[slice]:
         """The tiles of keys that any of the query rows may take part with."""
+        # mutate: return _slices min
         return _slices(min(self.keys, rows.stop) if self.is_causal else self.keys, self.tile_keys)
 
     def workspace(self, count: int, like: Tensor) -> Tensor:

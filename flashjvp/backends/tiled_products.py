@@ -27,7 +27,7 @@ def add_product_(acc: Maybe, a: Maybe, b: Maybe) -> None:
 
 def finite(x: Tensor) -> Tensor:
     """x with 0 for -inf, the statistic of a row that has no key so far: its scores, all -inf, then give p = 0."""
-    return x.masked_fill(x.isneginf(), 0.0)
+    return x.masked_fill(x.isneginf(), 0.0)  # mutate: return x masked_fill
 
 
 def scaled(x: Maybe, scale: float) -> Maybe:

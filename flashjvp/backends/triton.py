@@ -116,4 +116,5 @@ def _with_zeros(grads: tuple[Maybe, ...], tangents: tuple[Maybe, ...], wanted: t
 
 
 def _zeros_like(x: Maybe) -> Maybe:
+    # mutate: return x torch
     return None if x is None else torch.zeros_like(empty_rows(x, x.shape[-1]))

@@ -56,6 +56,7 @@ def _may_be_compiled() -> bool:
 def _may_be_dual() -> bool:
     """Whether the tensors of an operator have to be asked for tangents: a compiled function enters a dual level in C++,
     and Python's own count of levels misses that."""
+    # mutate: return _may_be_compiled may_hold_tangents
     return _may_be_compiled() or may_hold_tangents()
 
 
@@ -116,6 +117,7 @@ class _Forward(levels.Node):
         if d_o is None:
             return (None,) * len(ctx.needs_input_grad)
         _, _, *wanted, _ = ctx.needs_input_grad
+        # mutate: grads (1)
         grads = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))
         return None, None, *grads, None
 
@@ -125,6 +127,7 @@ class _ForwardJvp(levels.Node):
     def forward(ctx, below, gradients, *tensors):  # type: ignore[no-untyped-def]
         o, o_t, lse, mu = below(tensors)
         q, k, v, q_t, k_t, v_t, mask = tensors
+        # mutate: ctx.save_for_backward
         ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
         ctx.gradients = gradients
         ctx.in_level = _in_present_level() if is_marked("split") else None
@@ -134,13 +137,14 @@ class _ForwardJvp(levels.Node):
 
     @staticmethod
     def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
-        if ctx.in_level is not None and _has_tangent((ctx.in_level,)):
+        if ctx.in_level is not None and _has_tangent((ctx.in_level,)):  # mutate: if ctx in_level
             raise second_order(BACKWARD_JVP.handle.name())
         if d_o is None and d_o_t is None:
             return (None,) * len(ctx.needs_input_grad)
-        _, _, *wanted, _ = ctx.needs_input_grad
+        _, _, *wanted, _ = ctx.needs_input_grad  # mutate: _, _, *wanted, _
+        # mutate: grads (2)
         grads = ctx.gradients(BACKWARD_JVP, (d_o, d_o_t, *ctx.saved_tensors), tuple(wanted))
-        return None, None, *grads, None
+        return None, None, *grads, None  # mutate: return grads
 
 
 def _in_present_level() -> Tensor:
@@ -155,13 +159,14 @@ class _Backward(levels.Node):
     @staticmethod
     def forward(ctx, operator, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def]
         ctx.operator = operator
+        # mutate: grads (3)
         grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)
         ctx.mark_non_differentiable(*(grad for grad, want in zip(grads, wanted, strict=True) if not want))
         return grads
 
     @staticmethod
     def backward(ctx, *_):  # type: ignore[no-untyped-def]
-        raise second_order(ctx.operator.handle.name())
+        raise second_order(ctx.operator.handle.name())  # mutate: raise second_order ctx
 
 
 # The Autograd-key kernels
@@ -172,8 +177,9 @@ def _forward(keyset, *args):  # type: ignore[no-untyped-def]
     _check_mask(operands.mask)
     if _may_be_dual():
         q, k, v, mask = operands
+        # mutate: (q, q_t), (k, k_t), (v, v_t)
         (q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), _split("v", v)
-        if not (q_t is None and k_t is None and v_t is None):
+        if not (q_t is None and k_t is None and v_t is None):  # mutate: if q_t k_t
             below = _untraced(_forward_of_duals) if _may_be_compiled() else _forward_of_duals
             return below(keyset, Operands(q, k, v, q_t, k_t, v_t, mask), options)
         operands = PlainOperands(q, k, v, mask)
@@ -195,6 +201,7 @@ def _forward_of_duals(keyset: Any, operands: Operands, options: Options) -> tupl
     if _torch.transforms_active():  # all tensors go the same way from here, whatever their keys
         o, o_t, lse, _ = _record_jvp(keyset, operands, options)
         return _torch.make_dual(o, o_t), lse
+    # mutate: if type operands
     if type(operands.q) is Tensor and _torch.dual_level_active() and not is_marked("public"):
         raise UnsupportedError(
             "attention: expected tensors without tangents in a compiled function, whose other operators would ignore "
@@ -203,15 +210,15 @@ def _forward_of_duals(keyset: Any, operands: Operands, options: Options) -> tupl
     with marked("split"):
         o, o_t, lse, _ = FORWARD_JVP.handle(*operands, *options)
     if _torch.is_legacy_batched(o):  # only the tangents are mapped there
-        o, lse = FORWARD.handle(*operands.plain, *options)
-    return _torch.make_dual(o, o_t), lse
+        o, lse = FORWARD.handle(*operands.plain, *options)  # mutate: o, lse
+    return _torch.make_dual(o, o_t), lse  # mutate: return _torch make_dual
 
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
     operands, options, _ = FORWARD_JVP.split(args)
     _check_mask(operands.mask)
     if _may_be_dual() and _has_tangent(operands):
-        raise second_order(FORWARD_JVP.handle.name())
+        raise second_order(FORWARD_JVP.handle.name())  # mutate: raise second_order FORWARD_JVP
     return _record_jvp(keyset, operands, options)
 
 
@@ -241,7 +248,7 @@ def record(
 def _backward_kernel(operator: Operator) -> Callable[..., Any]:
     def kernel(keyset, *args):  # type: ignore[no-untyped-def]
         if _may_be_dual() and _has_tangent(args):
-            raise second_order(operator.handle.name())
+            raise second_order(operator.handle.name())  # mutate: raise second_order operator
         if requires_grad(args):
             *others, wanted = args
             return apply(_Backward, operator, keyset, _torch.is_fwd_grad_enabled(), wanted, *others)
@@ -252,11 +259,11 @@ def _backward_kernel(operator: Operator) -> Callable[..., Any]:
 
 def _check_mask(mask: Maybe) -> None:
     """A mask has no derivative, at this level either."""
-    if mask is None or not mask.is_floating_point():
+    if mask is None or not mask.is_floating_point():  # mutate: if mask mask
         return
     if requires_grad((mask,)):
         raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
-    if _may_be_dual() and _has_tangent((mask,)):
+    if _may_be_dual() and _has_tangent((mask,)):  # mutate: if _may_be_dual _has_tangent
         raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
 
 

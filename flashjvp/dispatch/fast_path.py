@@ -55,7 +55,7 @@ def keep(
         return
     if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
         return
-    run = _run(operator, canonical, Options(*options))
+    run = _run(operator, canonical, Options(*options))  # mutate: run
     if viewed is not None and viewed is not mask:
         run = _with_mask_of(run, viewed.shape)
     if torch.is_autocast_enabled(device):  # the casts were made, or the tensors would not be as they came
@@ -80,6 +80,7 @@ def _key(
     if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
         return None
     try:
+        # mutate: return operator options
         return operator, options, enable_gqa, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]
     except (AttributeError, RuntimeError):  # no tensor, or a nested one, which has no shape and ends guards in C++
         return None
@@ -90,7 +91,7 @@ def _run(operator: Operator, operands: AnyOperands, options: Options) -> Run:
     below = operators.bound(operator, operands, options)
     if not any(x is not None and x.requires_grad for x in operands):
         return below
-    gradients = derivatives.BoundGradients(options)
+    gradients = derivatives.BoundGradients(options)  # mutate: gradients
     return lambda given: (
         derivatives.record(operator, below, given, gradients) if torch.is_grad_enabled() else below(given)
     )

@@ -31,7 +31,7 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
     if any([x.requires_grad for x in tensors]):  # at the level of the transform, where only an operator is recorded
         return None
     level = transform.level()
-    tangents = [_tangent(x, level) for x in tensors]
+    tangents = [_tangent(x, level) for x in tensors]  # mutate: tangents
     if all([x is None for x in tangents]) or not _torch.JvpInterpreter(transform).prevFwdGradMode():
         return None
     primals = [_torch.unwrap_level(x, level) for x in tensors]
@@ -41,7 +41,7 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
             o, o_t = attention_jvp(*primals, *tangents)
     finally:
         _torch.push_transform(layer)
-    return _torch.make_dual(o, o_t)
+    return _torch.make_dual(o, o_t)  # mutate: return _torch make_dual
 
 
 def _tangent(x: Tensor, level: int) -> Maybe:

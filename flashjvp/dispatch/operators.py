@@ -26,6 +26,7 @@ def _of_backend(
 ) -> tuple[Callable[..., Any], tuple[bool, float]]:
     """The backend's function that computes an operator, and the options as it takes them."""
     module = select.resolve(options.backend, operands.q.device, operands.q.dtype)
+    # mutate: return getattr module
     return getattr(module, operator.name), options.of_backend(operands.q)
 
 
@@ -38,7 +39,7 @@ def bound(operator: Operator, operands: AnyOperands, options: Options, *wanted: 
     if (bind := getattr(function, "bind", None)) is not None:
         to_these: Bound = bind(operands, (*rest, *wanted))
         return to_these
-    return lambda tensors: function(*tensors, *rest, *wanted)
+    return lambda tensors: function(*tensors, *rest, *wanted)  # mutate: return tensors function
 
 
 def _implementation(operator: Operator) -> Callable[..., Any]:
@@ -109,7 +110,7 @@ def mapped(operator: Operator, batch_size: int, in_dims: Sequence[Any], operands
         if x is None:
             moved.append(None)
         elif dim is not None:
-            moved.append(x.movedim(dim, 0))
+            moved.append(x.movedim(dim, 0))  # mutate: moved.append
         else:
             x = x.unsqueeze(0)
             moved.append(x if name == "mask" else x.expand(batch_size, *x.shape[1:]))

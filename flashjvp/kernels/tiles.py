@@ -51,7 +51,7 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
         offset = head.to(tl.int64) * from_odd(x.strides[1])
         for i in tl.static_range(len(batch_shape)):
             size = from_odd(batch_shape[i])
-            offset += (batch % size).to(tl.int64) * from_odd(x.strides[2 + i])
+            offset += (batch % size).to(tl.int64) * from_odd(x.strides[2 + i])  # mutate: offset
             batch = batch // size
         ptr = x.ptr + offset
         if REGULAR:
@@ -128,7 +128,7 @@ def _store_chunk(
     x, chunk, first, limit, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, REGULAR: tl.constexpr
 ):
     pointers, rows, columns = _chunk_pointers(x, first, chunk.shape[0], START, WIDTH, REGULAR)
-    keep = rows[:, None] < limit - first
+    keep = rows[:, None] < limit - first  # mutate: keep
     if START + WIDTH > D:
         keep = keep & (columns[None, :] < D)
     tl.store(pointers, chunk.to(x[0].dtype.element_ty), mask=keep)
@@ -215,7 +215,7 @@ def scores_and_tangent(a, b, a_t, b_t, FIRST: tl.constexpr, SECOND: tl.constexpr
     """
     s = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
     s_t = tl.zeros([a[0].shape[0], b[0].shape[0]], tl.float32)
-    for i in tl.static_range(len(a)):
+    for i in tl.static_range(len(a)):  # mutate: for i tl
         s = tl.dot(a[i], tl.trans(b[i]), s, input_precision=PRECISION)
         if FIRST > 0:
             s_t = tl.dot(a_t[i], tl.trans(b[i]), s_t, input_precision=PRECISION)
@@ -243,9 +243,11 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
     """
     if MASK_LAYOUT[1]:
         stride = tl.cast(mask[1], tl.uint32)
+        # mutate: tile
         tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride + tl.cast(n0, tl.uint32), 16)
+        # mutate: offsets
         offsets = tl.multiple_of(row.to(tl.uint32) * stride, (16, 16)) + column.to(tl.uint32)
-        inside = (row < M - m0) & (column // 16 < (N - n0) // 16)
+        inside = (row < M - m0) & (column // 16 < (N - n0) // 16)  # mutate: inside
     else:
         tile = mask[0] + tl.cast(m0, tl.int64) * mask[1] + n0 * MASK_LAYOUT[0]
         offsets = row.to(tl.int64) * mask[1] + column * MASK_LAYOUT[0]
@@ -257,7 +259,7 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
 def exponential(x, ADDITIVE: tl.constexpr):
     """exp of a difference of scores as `biased_scores` gives them."""
     if ADDITIVE:
-        return tl.exp2(x * 1.4426950408889634)
+        return tl.exp2(x * 1.4426950408889634)  # mutate: return tl exp2
     else:
         return tl.exp2(x)
 
@@ -280,7 +282,7 @@ def biased_scores(
     """
     if MASK_LAYOUT[2]:
         bias = load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT)
-        s = s * scale + bias.to(tl.float32)
+        s = s * scale + bias.to(tl.float32)  # mutate: s (1)
     else:
         s *= scale * 1.4426950408889634
         if len(mask) > 0:
@@ -288,7 +290,7 @@ def biased_scores(
             s = tl.where(allowed != 0, s, float("-inf"))
     if (EDGE or DIAGONAL) and at_border:
         if EDGE:
-            s = tl.where(column < N - n0, s, float("-inf"))
+            s = tl.where(column < N - n0, s, float("-inf"))  # mutate: s (2)
         if DIAGONAL:
-            s = tl.where(column <= row + (m0 - n0), s, float("-inf"))
+            s = tl.where(column <= row + (m0 - n0), s, float("-inf"))  # mutate: s (3)
     return s

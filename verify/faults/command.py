@@ -33,6 +33,7 @@ from reports.schema import write_rows
 
 from .fault import EMULATED_CHECKS, Fault
 from .fault_list import FAULTS
+from .markers import MarkerError, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_FAULT = ""
@@ -55,12 +56,12 @@ class Verdict:
 
 
 def apply(fault: Fault, package: Path) -> None:
-    """Patches a copy of the package; the text to replace must occur exactly once."""
+    """Mutates a copy of the package."""
     path = package / fault.file
-    text = path.read_text()
-    if (count := text.count(fault.old)) != 1:
-        raise ValueError(f"fault {fault.name!r}: expected {fault.old!r} once in {fault.file}, got it {count} times")
-    path.write_text(text.replace(fault.old, fault.new))
+    try:
+        path.write_text(mutated(path.read_text(), fault.marker, fault.statement))
+    except MarkerError as error:
+        raise MarkerError(f"fault {fault.name!r}, {fault.file}: {error}") from error
 
 
 def planned(faults: Sequence[Fault]) -> list[tuple[Fault, bool]]:

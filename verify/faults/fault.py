@@ -43,7 +43,7 @@ CASE_BY_NAME = {case.name: case for case in (*CASES, *HOPPER_CASES)}
 
 @dataclass(frozen=True)
 class Fault:
-    """A patch of one file of flashjvp: `old`, which occurs in it exactly once, becomes `new`.
+    """A mutation of one file of flashjvp: `statement` in the place of the one marked `# mutate: marker` (markers.py).
 
     What must catch it is a check on a case: "float64" (all results against dense attention), or a name in IDENTITIES
     (oracles/identities.py), IN_PYTORCH (checks/registry.py) or EMULATED (checks/emulated.py).
@@ -52,8 +52,8 @@ class Fault:
     name: str
     stage: Stage
     file: str
-    old: str
-    new: str
+    marker: str
+    statement: str
     case: str = "lengths_80_31"
     check: str = "float64"
 

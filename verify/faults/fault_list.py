@@ -14,373 +14,352 @@ TILES, KERNELS = "kernels/tiles.py", "backends/triton.py"
 
 _OF_KERNELS = [
     # Forward and JVP
-    Fault("alpha dropped from l", "forward", FORWARD, "l = l * alpha + ", "l = l + ", "lengths_33_257", "permutation"),
-    Fault("alpha not applied to acc_o", "forward", FORWARD, "scale_rows(acc_o, alpha)", "acc_o", "lengths_33_257"),
-    Fault("lse in the wrong base", "forward", FORWARD, "(norm)) * 0.6931471805599453", "(norm))", check="merge"),
-    Fault("lse without the maximum", "forward", FORWARD, "(m - tl.log2(norm))", "(-tl.log2(norm))"),
-    Fault("pair without the maximum", "forward", FORWARD, "statistic * 2, m,", "statistic * 2, m * 0,", check="shift"),
+    Fault("alpha dropped from l", "forward", FORWARD, "l", "l = l + tl.sum(p, 1)", "lengths_33_257", "permutation"),
     Fault(
-        "guard of empty rows dropped", "forward", FORWARD,
-        'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new", "mask_bool_empty_rows",
+        "alpha not applied to acc_o", "forward", FORWARD, "acc_o",
+        "acc_o = add_product(acc_o, p, v_rows, PRECISION)", "lengths_33_257",
     ),
     Fault(
-        "last key tile dropped", "forward", FORWARD,
-        "    end = N\n", "    end = (N // BLOCK_N) * BLOCK_N\n", "lengths_33_257",
+        "lse in the wrong base", "forward", FORWARD, "tl.store (3)",
+        "tl.store(lse + statistic, (m - tl.log2(norm)), mask=rows < M)", check="merge",
     ),
     Fault(
-        "GQA head mapped wrongly", "forward", FORWARD,
-        "k_head = select_head(k, batch, head // group,", "k_head = select_head(k, batch, head % (heads // group),",
-        "mask_gqa_per_head",
-    ),
-    Fault("running mean not moved", "jvp", FORWARD, "mean += step", "mean += step * 0.0", "lengths_33_257"),
-    Fault(
-        "alpha not applied to acc_o_t", "jvp", FORWARD,
-        "acc_o_t = scale_rows(acc_o_t, alpha)", "acc_o_t = acc_o_t", "lengths_33_257",
+        "lse without the maximum", "forward", FORWARD, "tl.store (3)",
+        "tl.store(lse + statistic, (-tl.log2(norm)) * 0.6931471805599453, mask=rows < M)",
     ),
     Fault(
-        "acc_o_t centred on a stale mean", "jvp", FORWARD,
-        "add_scaled_rows(acc_o_t, acc_o, -step * alpha)", "acc_o_t", "lengths_33_257",
+        "pair without the maximum", "forward", FORWARD, "tl.store (1)",
+        "tl.store(lse + statistic * 2, m * 0, mask=rows < M)", check="shift",
+    ),
+    Fault("guard of empty rows dropped", "forward", FORWARD, "m_safe", "m_safe = m_new", "mask_bool_empty_rows"),
+    Fault("last key tile dropped", "forward", FORWARD, "end", "end = (N // BLOCK_N) * BLOCK_N", "lengths_33_257"),
+    Fault(
+        "GQA head mapped wrongly", "forward", FORWARD, "k_head",
+        "k_head = select_head(k, batch, head % (heads // group), batch_shape, REGULAR)", "mask_gqa_per_head",
+    ),
+    Fault("running mean not moved", "jvp", FORWARD, "mean", "mean += step * 0.0", "lengths_33_257"),
+    Fault("alpha not applied to acc_o_t", "jvp", FORWARD, "acc_o_t (1)", "acc_o_t = acc_o_t", "lengths_33_257"),
+    Fault("acc_o_t centred on a stale mean", "jvp", FORWARD, "acc_o_t (2)", "acc_o_t = acc_o_t", "lengths_33_257"),
+    Fault(
+        "mean of absolute values", "jvp", FORWARD, "step",
+        "step = tl.sum(p * tl.abs(s_t), 1) / tl.where(l == 0.0, 1.0, l)", check="linear",
     ),
     Fault(
-        "mean of absolute values", "jvp", FORWARD,
-        "tl.sum(p * s_t, 1)", "tl.sum(p * tl.abs(s_t), 1)", check="linear",
+        "mu not subtracted", "jvp", FORWARD, "acc_o_t (3)",
+        "acc_o_t = add_product(acc_o_t, p * s_t, v_rows, PRECISION)",
     ),
-    Fault("mu not subtracted", "jvp", FORWARD, "(s_t - step[:, None])", "s_t"),
+    Fault("scale missing from the score tangent", "jvp", FORWARD, "s_t", "s_t = s_t - mean[:, None]"),
+    Fault("tangent of v ignored", "jvp", FORWARD, "if len v_t", "if len(v_t) > 2:"),
     Fault(
-        "scale missing from the score tangent", "jvp", FORWARD,
-        " * scale - mean[:, None]", " - mean[:, None]",
-    ),
-    Fault("tangent of v ignored", "jvp", FORWARD, "if len(v_t) > 0:", "if len(v_t) > 2:"),
-    Fault(
-        "missing tangent taken for the primal", "jvp", FORWARD,
-        "call.operands(*inputs)",
-        "call.operands(*inputs._replace(k_t=inputs.k if inputs.k_t is None else inputs.k_t))",
+        "missing tangent taken for the primal", "jvp", FORWARD, "args",
+        "args = (*call.operands(*inputs._replace(k_t=inputs.k if inputs.k_t is None else inputs.k_t)), "
+        "call.mask, *call.operands(o, o_t), lse, mu)",
         "tangents_q",
     ),
     Fault(
-        "tangents read with the strides of their primals", "jvp", FORWARD,
-        "args = (*call.operands(*inputs),",
+        "tangents read with the strides of their primals", "jvp", FORWARD, "args",
         "x = call.operands(*inputs)\n"
-        "    x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
-        "    args = (*x,",
+        "x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
+        "args = (*x, call.mask, *call.operands(o, o_t), lse, mu)",
         "layout_expanded",
     ),
     # Row sums
-    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta += row_dot(T, o_t_rows)", "pass"),
-    Fault("delta without G * O", "row sums", ROWSUMS, "delta += row_dot(G, o_rows)", "pass"),
+    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta (2)", "pass"),
+    Fault("delta without G * O", "row sums", ROWSUMS, "delta (1)", "pass"),
     Fault(
-        "only the first chunk of columns summed", "row sums", ROWSUMS,
-        "tl.static_range(1, len(x))", "tl.static_range(len(x), len(x))", "dims_72_72",
+        "only the first chunk of columns summed", "row sums", ROWSUMS, "for i tl",
+        "for i in tl.static_range(len(x), len(x)):", "dims_72_72",
     ),
     # What both backward kernels share
-    Fault("mu dropped", "both sides", TILE, " - _statistic(mu, KEYS_FIRST))", ")"),
-    Fault("row_a dropped", "both sides", TILE, "centred -= _statistic(row_a, KEYS_FIRST)", "pass"),
+    Fault("mu dropped", "both sides", TILE, "return p p", "return (p, p * (s_t * scale))"),
+    Fault("row_a dropped", "both sides", TILE, "centred", "pass"),
     Fault(
-        "row_delta dropped", "both sides", TILE,
-        "b - _statistic(row_delta", "b - 0.0 * _statistic(row_delta", check="adjoint",
+        "row_delta dropped", "both sides", TILE, "ds (1)",
+        "ds = p[0] * (b - 0.0 * _statistic(row_delta, KEYS_FIRST))", check="adjoint",
     ),
-    Fault("sign of row_delta", "both sides", TILE, "b - _statistic(row_delta", "b + _statistic(row_delta"),
-    Fault("dS without P_t (A - a)", "both sides", TILE, "ds += p[1] * centred", "pass"),
+    Fault("sign of row_delta", "both sides", TILE, "ds (1)", "ds = p[0] * (b + _statistic(row_delta, KEYS_FIRST))"),
+    Fault("dS without P_t (A - a)", "both sides", TILE, "ds (2)", "pass"),
+    Fault("tangent of v ignored in the backward", "both sides", TILE, "SECOND", "SECOND: tl.constexpr = 0"),
+    Fault("tangent of q ignored in the backward", "both sides", TILE, "FIRST", "FIRST: tl.constexpr = 0"),
     Fault(
-        "tangent of v ignored in the backward", "both sides", TILE,
-        "tl.constexpr = len(T) * len(v_t)", "tl.constexpr = 0",
-    ),
-    Fault(
-        "tangent of q ignored in the backward", "both sides", TILE,
-        "tl.constexpr = len(q_t) * len(k)", "tl.constexpr = 0",
-    ),
-    Fault(
-        "mask ignored in the backward alone", "both sides", TILE,
-        "biased_scores(s, scale, mask,", "biased_scores(s, scale, (),", "mask_bool_full",
+        "mask ignored in the backward alone", "both sides", TILE, "s (2)",
+        "s = biased_scores(s, scale, (), m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)",
+        "mask_bool_full",
     ),
     Fault(
-        "stale statistic: row_a of the previous row", "key side", KEY,
-        "(row_a, first, row, inside)", "(row_a, first, tl.maximum(row - 1, 0), inside)",
+        "stale statistic: row_a of the previous row", "key side", KEY, "ds",
+        "ds = score_gradients(p, v, v_t, G, T, (row_a, first, tl.maximum(row - 1, 0), inside), (row_delta, "
+        "first, row, inside), True, PRECISION)",
     ),
-    Fault(
-        "lse of an empty row left at -inf", "both sides", TILE,
-        'tl.where(lse2 == float("-inf"), 0.0, lse2)', "lse2", "mask_bool_empty_rows",
-    ),
+    Fault("lse of an empty row left at -inf", "both sides", TILE, "lse2", "lse2 = lse2", "mask_bool_empty_rows"),
     # Query-side backward
-    Fault("G and T swapped", "query side", QUERY, "(q_rows, q_t_rows, G, T)", "(q_rows, q_t_rows, T, G)"),
+    Fault("G and T swapped", "query side", QUERY, "query", "query = (q_rows, q_t_rows, T, G)"),
+    Fault("d_q without dS_t k_t", "query side", QUERY, "acc_q", "acc_q = acc_q", check="differences"),
+    Fault("scale squared", "query side", QUERY, "factor", "factor = tl.zeros([BLOCK_M], tl.float32) + scale * scale"),
     Fault(
-        "d_q without dS_t k_t", "query side", QUERY,
-        "add_product(acc_q, ds[1], k_t, PRECISION)", "acc_q", check="differences",
-    ),
-    Fault("scale squared", "query side", QUERY, "tl.float32) + scale", "tl.float32) + scale * scale"),
-    Fault(
-        "diagonal tiles taken for full ones", "query side", QUERY,
-        "tl.minimum(N, m0 + 1) // BLOCK_N", "tl.minimum(N, m0 + BLOCK_M) // BLOCK_N", "causal_64_64",
+        "diagonal tiles taken for full ones", "query side", QUERY, "full",
+        "full = (tl.minimum(N, m0 + BLOCK_M) // BLOCK_N) * BLOCK_N", "causal_64_64",
     ),
     Fault(
-        "v of the wrong key head", "query side", QUERY,
-        "select_head(v, batch, head // group,", "select_head(v, batch, head % (heads // group),",
+        "v of the wrong key head", "query side", QUERY, "key",
+        "key = (select_head(k, batch, head // group, batch_shape, REGULAR), select_head(k_t, batch, head // "
+        "group, batch_shape, REGULAR), select_head(v, batch, head % (heads // group), batch_shape, REGULAR), "
+        "select_head(v_t, batch, head // group, batch_shape, REGULAR))",
         "mask_gqa_per_head", "slices",
     ),
     # Key-side backward
-    Fault("d_v without P_t.T @ T", "key side", KEY, "add_product(acc_v, p[1], T, PRECISION)", "acc_v"),
+    Fault("d_v without P_t.T @ T", "key side", KEY, "acc_v", "acc_v = acc_v"),
+    Fault("d_k without dS_t.T @ q_t", "key side", KEY, "acc_k", "acc_k = acc_k", check="agreement"),
     Fault(
-        "d_k without dS_t.T @ q_t", "key side", KEY,
-        "add_product(acc_k, ds[1], q_t, PRECISION)", "acc_k", check="agreement",
-    ),
-    Fault("scale missing from d_k_t", "key side", KEY, "scale_rows(acc_k_t, factor)", "acc_k_t"),
-    Fault("group ends after its first head", "key side", KEY, "range(group)", "range(1)", "mask_gqa_per_head"),
-    Fault(
-        "statistics of the wrong head", "key side", KEY,
-        "* heads + head) * M", "* heads + kv_head) * M", "mask_gqa_per_head",
+        "scale missing from d_k_t", "key side", KEY, "store_rows",
+        "store_rows(d_k_t_head, acc_k_t, n0, N, K_COLUMNS, REGULAR)",
     ),
     Fault(
-        "mask of the wrong head", "key side", KEY,
-        "select_head(mask, batch, head,", "select_head(mask, batch, kv_head,", "mask_gqa_per_head",
+        "group ends after its first head", "key side", KEY, "for member range",
+        "for member in range(1):", "mask_gqa_per_head",
     ),
     Fault(
-        "first query tile of the diagonal skipped", "key side", KEY,
-        "first = (n0 // BLOCK_M) * BLOCK_M", "first = (n0 // BLOCK_M + 1) * BLOCK_M", "causal_64_64",
+        "statistics of the wrong head", "key side", KEY, "base",
+        "base = (batch.to(tl.int64) * heads + kv_head) * M", "mask_gqa_per_head",
+    ),
+    Fault(
+        "mask of the wrong head", "key side", KEY, "head_mask",
+        "head_mask = select_head(mask, batch, kv_head, batch_shape, False)", "mask_gqa_per_head",
+    ),
+    Fault(
+        "first query tile of the diagonal skipped", "key side", KEY, "first",
+        "first = (n0 // BLOCK_M + 1) * BLOCK_M", "causal_64_64",
     ),
     # Addressing, masks and launches
     Fault(
-        "edge of the keys unmasked", "tiles", TILES,
-        "s = tl.where(column < N - n0, s,", "s = tl.where(column <= N - n0, s,", "lengths_1_31",
-    ),
-    Fault("causal off by one", "tiles", TILES, "column <= row + (m0", "column <= row + (1 + m0", "causal_64_64"),
-    Fault(
-        "additive mask in the wrong base", "tiles", TILES,
-        "tl.exp2(x * 1.4426950408889634)", "tl.exp2(x)", "mask_additive_full",
+        "edge of the keys unmasked", "tiles", TILES, "s (2)",
+        's = tl.where(column <= N - n0, s, float("-inf"))', "lengths_1_31",
     ),
     Fault(
-        "aligned mask read at its first keys alone", "tiles", TILES,
-        "stride + tl.cast(n0, tl.uint32), 16)", "stride, 16)", "mask_bool_aligned",
+        "causal off by one", "tiles", TILES, "s (3)",
+        's = tl.where(column <= row + (1 + m0 - n0), s, float("-inf"))', "causal_64_64",
     ),
     Fault(
-        "aligned mask without its row", "tiles", TILES,
-        "tl.multiple_of(row.to(tl.uint32) * stride,", "tl.multiple_of(row.to(tl.uint32) * 0,", "mask_additive_aligned",
+        "additive mask in the wrong base", "tiles", TILES, "return tl exp2",
+        "return tl.exp2(x)", "mask_additive_full",
     ),
     Fault(
-        "last keys of an aligned mask not read", "tiles", TILES,
-        "(N - n0) // 16)", "(N - n0) // 32)", "mask_bool_aligned",
+        "aligned mask read at its first keys alone", "tiles", TILES, "tile",
+        "tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride, 16)", "mask_bool_aligned",
     ),
     Fault(
-        "last chunk of columns dropped", "tiles", TILES,
-        "(len(a)):\n        s = ", "(1):\n        s = ", "dims_72_72",
+        "aligned mask without its row", "tiles", TILES, "offsets",
+        "offsets = tl.multiple_of(row.to(tl.uint32) * 0, (16, 16)) + column.to(tl.uint32)", "mask_additive_aligned",
     ),
     Fault(
-        "last row of a partial tile never written", "tiles", TILES,
-        "keep = rows[:, None] < limit - first", "keep = rows[:, None] < limit - first - 1",
+        "last keys of an aligned mask not read", "tiles", TILES, "inside",
+        "inside = (row < M - m0) & (column // 16 < (N - n0) // 32)", "mask_bool_aligned",
     ),
-    Fault("stride of the wrong batch dim", "tiles", TILES, "x.strides[2 + i]", "x.strides[2]", "batch_many"),
+    Fault("last chunk of columns dropped", "tiles", TILES, "for i tl", "for i in tl.static_range(1):", "dims_72_72"),
     Fault(
-        "strided columns read as contiguous", "launch", "kernels/launch/call.py",
-        "if strides[-1] != 1 and x.shape[-1] != 1:", "if False:", "layout_column_major",
+        "last row of a partial tile never written", "tiles", TILES, "keep",
+        "keep = rows[:, None] < limit - first - 1",
     ),
     Fault(
-        "every tensor taken for contiguous", "launch", "kernels/launch/call.py",
-        "_layout(strides, x.dtype)", '_layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
+        "stride of the wrong batch dim", "tiles", TILES, "offset",
+        "offset += (batch % size).to(tl.int64) * from_odd(x.strides[2])", "batch_many",
+    ),
+    Fault(
+        "strided columns read as contiguous", "launch", "kernels/launch/call.py", "if strides x",
+        "if False:", "layout_column_major",
+    ),
+    Fault(
+        "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",
+        'packed, _, is_regular, special = _layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
         "layout_sequence_major",
     ),
     Fault(
-        "mask read at its first key alone", "launch", "kernels/launch/call.py",
-        "(column, aligned, additive)", "(0, False, additive)", "mask_bool_full",
+        "mask read at its first key alone", "launch", "kernels/launch/call.py", "return argument column",
+        "return argument, (0, False, additive)", "mask_bool_full",
     ),
     Fault(
-        "gradients of tangents left unwritten", "launch", KERNELS,
-        "torch.zeros_like(empty_rows(x, x.shape[-1]))", "empty_rows(x, x.shape[-1])", "cotangent_o_tangents_qkv",
+        "gradients of tangents left unwritten", "launch", KERNELS, "return x torch",
+        "return None if x is None else empty_rows(x, x.shape[-1])", "cotangent_o_tangents_qkv",
     ),
 ]  # fmt: skip
 
 OPERATORS, AUTOGRAD = "dispatch/operators.py", "dispatch/autograd.py"
 _OF_WIRING = [
+    Fault("tangents dropped silently", "wiring", AUTOGRAD, "if q_t k_t", "if False:", check="forward_ad"),
     Fault(
-        "tangents dropped silently", "wiring", AUTOGRAD,
-        "if not (q_t is None and k_t is None and v_t is None):", "if False:", check="forward_ad",
-    ),
-    Fault(
-        "tangent of v dropped", "wiring", AUTOGRAD,
-        '_split("k", k), _split("v", v)', '_split("k", k), (_split("v", v)[0], None)', check="forward_ad",
-    ),
-    Fault(
-        "tangent of o without a graph", "wiring", AUTOGRAD,
-        "operands.plain, *options)\n    return _torch.make_dual(o, o_t)",
-        "operands.plain, *options)\n    return _torch.make_dual(o, o_t.detach())",
+        "tangent of v dropped", "wiring", AUTOGRAD, "(q, q_t), (k, k_t), (v, v_t)",
+        '(q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), (_split("v", v)[0], None)',
         check="forward_ad",
     ),
     Fault(
-        "d_k and d_v exchanged", "wiring", AUTOGRAD,
-        "grads = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))",
+        "tangent of o without a graph", "wiring", AUTOGRAD, "return _torch make_dual",
+        "return _torch.make_dual(o, o_t.detach()), lse", check="forward_ad",
+    ),
+    Fault(
+        "d_k and d_v exchanged", "wiring", AUTOGRAD, "grads (1)",
         "d_q, d_v, d_k = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))\n"
-        "        grads = (d_q, d_k, d_v)",
+        "grads = (d_q, d_k, d_v)",
         "plain",
     ),
     Fault(
-        "gradients of primals and tangents exchanged", "wiring", AUTOGRAD,
-        "*grads, None\n\n\ndef _in_present", "*grads[3:], *grads[:3], None\n\n\ndef _in_present",
+        "gradients of primals and tangents exchanged", "wiring", AUTOGRAD, "return grads",
+        "return None, None, *grads[3:], *grads[:3], None",
     ),
     Fault(
-        "o of an earlier call saved", "wiring", AUTOGRAD,
-        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t,",
+        "o of an earlier call saved", "wiring", AUTOGRAD, "ctx.save_for_backward",
         'earlier = vars(_ForwardJvp).get("earlier", o)\n'
-        "        _ForwardJvp.earlier = o\n"
-        "        ctx.save_for_backward(q, k, v, q_t, k_t, v_t, earlier, o_t,",
+        "_ForwardJvp.earlier = o\n"
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, earlier, o_t, lse, mu, mask)",
         check="stateless",
     ),
     Fault(
-        "o of the tangent saved as o", "wiring", AUTOGRAD,
-        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t,",
-        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o_t, o,",
+        "o of the tangent saved as o", "wiring", AUTOGRAD, "ctx.save_for_backward",
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o_t, o, lse, mu, mask)",
     ),
     Fault(
-        "gradients asked for one place off", "wiring", AUTOGRAD,
-        "return (None,) * len(ctx.needs_input_grad)\n        _, _, *wanted, _ = ctx.needs_input_grad\n"
-        "        grads = ctx.gradients(BACKWARD_JVP",
-        "return (None,) * len(ctx.needs_input_grad)\n        _, *wanted, _, _ = ctx.needs_input_grad\n"
-        "        grads = ctx.gradients(BACKWARD_JVP",
+        "gradients asked for one place off", "wiring", AUTOGRAD, "_, _, *wanted, _",
+        "_, *wanted, _, _ = ctx.needs_input_grad",
     ),
     Fault(
-        "cotangent of o_t dropped", "wiring", AUTOGRAD,
-        "BACKWARD_JVP, (d_o, d_o_t, *ctx", "BACKWARD_JVP, (d_o, None, *ctx",
+        "cotangent of o_t dropped", "wiring", AUTOGRAD, "grads (2)",
+        "grads = ctx.gradients(BACKWARD_JVP, (d_o, None, *ctx.saved_tensors), tuple(wanted))",
     ),
     Fault(
-        "recorded backward gives tangents first", "wiring", AUTOGRAD,
-        "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)",
+        "recorded backward gives tangents first", "wiring", AUTOGRAD, "grads (3)",
         "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)\n"
-        "        grads = (*grads[3:], *grads[:3])",
+        "grads = (*grads[3:], *grads[:3])",
         check="func.grad",
     ),
     Fault(
-        "outer levels cannot record", "wiring", "_torch/levels.py",
-        "with torch.enable_grad(), _torch.set", "with _torch.set", check="outer-level",
+        "outer levels cannot record", "wiring", "_torch/levels.py", "with torch enable_grad",
+        "with _torch.set_fwd_grad_enabled(fwd_grad):", check="outer-level",
     ),
     Fault(
-        "second backward silently zero", "wiring", AUTOGRAD,
-        "raise second_order(ctx.operator.handle.name())",
+        "second backward silently zero", "wiring", AUTOGRAD, "raise second_order ctx",
         "return (None,) * len(ctx.needs_input_grad)", check="second-order",
     ),
     Fault(
-        "JVP of a JVP silently zero", "wiring", AUTOGRAD,
-        "raise second_order(FORWARD_JVP.handle.name())", "pass", check="second-order",
+        "JVP of a JVP silently zero", "wiring", AUTOGRAD, "raise second_order FORWARD_JVP",
+        "pass", check="second-order",
     ),
     Fault(
-        "JVP of a backward silently zero", "wiring", AUTOGRAD,
-        "raise second_order(operator.handle.name())", "pass", check="second-order",
+        "JVP of a backward silently zero", "wiring", AUTOGRAD, "raise second_order operator",
+        "pass", check="second-order",
     ),
     Fault(
-        "backward inside a dual level silent", "wiring", AUTOGRAD,
-        "if ctx.in_level is not None and _has_tangent((ctx.in_level,)):", "if False:", check="second-order",
+        "backward inside a dual level silent", "wiring", AUTOGRAD, "if ctx in_level",
+        "if False:", check="second-order",
     ),
     Fault(
-        "func.jvp with the tangent of v dropped", "wiring", "dispatch/func_jvp.py",
-        "tangents = [_tangent(x, level) for x in tensors]",
+        "func.jvp with the tangent of v dropped", "wiring", "dispatch/func_jvp.py", "tangents",
         "tangents = [*(_tangent(x, level) for x in tensors[:2]), None]", check="forward-mode",
     ),
     Fault(
-        "func.jvp gives o as its own tangent", "wiring", "dispatch/func_jvp.py",
-        "make_dual(o, o_t)", "make_dual(o, o)", check="func.jvp",
+        "func.jvp gives o as its own tangent", "wiring", "dispatch/func_jvp.py", "return _torch make_dual",
+        "return _torch.make_dual(o, o)", check="func.jvp",
     ),
     Fault(
         "short way with the options of an earlier call", "repeated calls", "dispatch/fast_path.py",
-        "return operator, options, enable_gqa, q.shape", "return operator, q.shape", check="repeated",
+        "return operator options",
+        "return operator, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]", check="repeated",
     ),
     Fault(
-        "short way with the tensors of an earlier call", "repeated calls", OPERATORS,
-        "function(*tensors, *rest, *wanted)", "function(*operands, *rest, *wanted)", "plain", "repeated",
+        "short way with the tensors of an earlier call", "repeated calls", OPERATORS, "return tensors function",
+        "return lambda tensors: function(*operands, *rest, *wanted)", "plain", "repeated",
     ),
     Fault(
-        "short way with the default scale", "repeated calls", "dispatch/fast_path.py",
-        "canonical, Options(*options))", "canonical, Options(*options)._replace(scale=None))", check="repeated",
+        "short way with the default scale", "repeated calls", "dispatch/fast_path.py", "run",
+        "run = _run(operator, canonical, Options(*options)._replace(scale=None))", check="repeated",
     ),
     Fault(
-        "short way back with the options of an earlier call", "repeated calls", "dispatch/fast_path.py",
-        "gradients = derivatives.BoundGradients(options)",
+        "short way back with the options of an earlier call", "repeated calls", "dispatch/fast_path.py", "gradients",
         'gradients = vars(derivatives).setdefault("first", derivatives.BoundGradients(options))', check="repeated",
     ),
-    Fault("vmap over the wrong dim", "wiring", OPERATORS, "x.movedim(dim, 0)", "x", "square", "func.vmap"),
+    Fault("vmap over the wrong dim", "wiring", OPERATORS, "moved.append", "moved.append(x)", "square", "func.vmap"),
     Fault(
-        "default scale from the width of v", "wiring", OPERATORS,
-        "options.of_backend(operands.q)", "options.of_backend(operands.v)", "dims_64_24",
+        "default scale from the width of v", "wiring", OPERATORS, "return getattr module",
+        "return getattr(module, operator.name), options.of_backend(operands.v)", "dims_64_24",
     ),
     Fault(
-        "causal option lost", "wiring", "api.py",
-        "attention_jvp(operands, Options(is_causal,", "attention_jvp(operands, Options(False,",
-        "causal_64_64",
+        "causal option lost", "wiring", "api.py", "o, o_t",
+        "o, o_t = derivatives.attention_jvp(operands, Options(False, _scale(scale), backend))", "causal_64_64",
     ),
 ]  # fmt: skip
 
 _OF_SITUATIONS = [
     # Cotangents or tangents that are mapped alone
     Fault(
-        "expanded statistics read as contiguous", "launch", "kernels/launch/call.py",
-        "    x = x.contiguous()\n    address = x.data_ptr()", "    address = x.data_ptr()",
-        "causal_33_80", "func.vjp-mapped",
+        "expanded statistics read as contiguous", "launch", "kernels/launch/call.py", "x",
+        "pass", "causal_33_80", "func.vjp-mapped",
     ),
     Fault(
-        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch/call.py",
-        "    x = x.contiguous()\n    address = x.data_ptr()", "    address = x.data_ptr()",
-        "gqa_short", "vectorized",
+        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch/call.py", "x",
+        "pass", "gqa_short", "vectorized",
     ),
     Fault(
-        "mapped tangents silently zero", "wiring", AUTOGRAD,
-        "o, lse = FORWARD.handle(*operands.plain, *options)",
-        "o, lse = FORWARD.handle(*operands.plain, *options)\n        o_t = torch.zeros_like(o_t)",
+        "mapped tangents silently zero", "wiring", AUTOGRAD, "o, lse",
+        "o, lse = FORWARD.handle(*operands.plain, *options)\n"
+        "o_t = torch.zeros_like(o_t)",
         "gqa_short", "vectorized",
     ),
     # Masks that are no plain numbers
     Fault(
-        "lower right taken for upper left", "wiring", "causal_bias.py",
-        "bias.variant == CausalVariant.UPPER_LEFT or rows == columns", "True", "gqa_short", "causal-bias",
+        "lower right taken for upper left", "wiring", "causal_bias.py", "if bias variant",
+        "if True:", "gqa_short", "causal-bias",
     ),
     Fault(
-        "lower right off by one", "wiring", "causal_bias.py",
-        ".tril(columns - rows)", ".tril(columns - rows + 1)", "gqa_short", "causal-bias",
+        "lower right off by one", "wiring", "causal_bias.py", "return torch ones",
+        "return torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows + 1), False",
+        "gqa_short", "causal-bias",
     ),
     Fault(
-        "gradient of a mask silently zero", "wiring", AUTOGRAD,
-        "if mask is None or not mask.is_floating_point():", "if True:", "gqa_short", "mask-gradient",
+        "gradient of a mask silently zero", "wiring", AUTOGRAD, "if mask mask",
+        "if True:", "gqa_short", "mask-gradient",
     ),
     Fault(
-        "tangent of a mask dropped", "wiring", AUTOGRAD,
-        "if _may_be_dual() and _has_tangent((mask,)):", "if False:", "gqa_short", "mask-gradient",
+        "tangent of a mask dropped", "wiring", AUTOGRAD, "if _may_be_dual _has_tangent",
+        "if False:", "gqa_short", "mask-gradient",
     ),
     # Finite masks that swallow the scores
     Fault(
-        "lse of an additive mask collapsed", "forward", FORWARD,
-        "lse + statistic * 2, m, mask=rows < M)\n"
-        "        tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453,",
-        "lse + statistic * 2, m - tl.log2(norm) * 0.6931471805599453, mask=rows < M)\n"
-        "        tl.store(lse + statistic * 2 + 1, m * 0.0,",
+        "lse of an additive mask collapsed", "forward", FORWARD, "tl.store (2)",
+        "tl.store(lse + statistic * 2, m - tl.log2(norm) * 0.6931471805599453, mask=rows < M)\n"
+        "tl.store(lse + statistic * 2 + 1, m * 0.0, mask=rows < M)",
         "gqa_short", "finite-masks",
     ),
     Fault(
-        "lse of an additive mask collapsed in tiled", "tiled", TILED,
-        "torch.cat((m, l.log()), -1)", "torch.cat((m + l.log(), torch.zeros_like(l)), -1)", "gqa_short", "finite-masks",
+        "lse of an additive mask collapsed in tiled", "tiled", TILED, "lse",
+        "lse = torch.cat((m + l.log(), torch.zeros_like(l)), -1) if is_additive(grid.mask) else m + l.log()",
+        "gqa_short", "finite-masks",
     ),
     Fault(
-        "lse of an additive mask collapsed in reference", "reference", "backends/reference.py",
-        "torch.stack((m, log_l), dim=-1)", "torch.stack((m + log_l, 0 * log_l), dim=-1)", "gqa_short", "finite-masks",
+        "lse of an additive mask collapsed in reference", "reference", "backends/reference.py", "return P masked_fill",
+        "return P.masked_fill(m.isneginf()[..., None], 0.0), torch.stack((m + log_l, 0 * log_l), dim=-1)",
+        "gqa_short", "finite-masks",
     ),
     Fault(
-        "S - lse of a sum of the pair", "both sides", TILE,
-        "s = (s - tl.maximum(lse[0], LEAST)[:, None]) * 1.4426950408889634\n"
-        "        return s - (lse[1] * 1.4426950408889634)[:, None]",
-        "return (s - (tl.maximum(lse[0], LEAST) + lse[1])[:, None]) * 1.4426950408889634", "gqa_short", "finite-masks",
+        "S - lse of a sum of the pair", "both sides", TILE, "s (1)",
+        "s = (s - (tl.maximum(lse[0], LEAST) + lse[1])[:, None] + lse[1][:, None]) * 1.4426950408889634",
+        "gqa_short", "finite-masks",
     ),
     Fault(
-        "bias in base 2", "tiles", TILES,
-        "s * scale + bias.to(tl.float32)",
-        "(s * scale * 1.4426950408889634 + bias.to(tl.float32) * 1.4426950408889634) / 1.4426950408889634",
+        "bias in base 2", "tiles", TILES, "s (1)",
+        "s = (s * scale * 1.4426950408889634 + bias.to(tl.float32) * 1.4426950408889634) / 1.4426950408889634",
         "gqa_short", "finite-masks",
     ),
     # Other threads and compiled functions
     Fault(
-        "what one thread does taken for all", "wiring", "_torch/eager.py",
-        "threading.local()", 'type("Shared", (), {})()', "gqa_short", "threads",
+        "what one thread does taken for all", "wiring", "_torch/eager.py", "_THREAD",
+        '_THREAD = type("Shared", (), {})()', "gqa_short", "threads",
     ),
     Fault(
-        "duals in a compiled function accepted", "wiring", AUTOGRAD,
-        'if type(operands.q) is Tensor and _torch.dual_level_active() and not is_marked("public"):', "if False:",
-        "gqa_short", "compiled-duals",
+        "duals in a compiled function accepted", "wiring", AUTOGRAD, "if type operands",
+        "if False:", "gqa_short", "compiled-duals",
     ),
     Fault(
         "a dual level in a compiled function overlooked", "wiring", AUTOGRAD,
-        'return _may_be_compiled() or may_hold_tangents()', "return may_hold_tangents()", "gqa_short", "compiled-duals",
+        "return _may_be_compiled may_hold_tangents",
+        "return may_hold_tangents()", "gqa_short", "compiled-duals",
     ),
 ]  # fmt: skip
 

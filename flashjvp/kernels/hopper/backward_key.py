@@ -61,7 +61,7 @@ def _plain_tile(accs, inputs, scale, row0, tile, consumer: gl.constexpr, CAUSAL:
     acc_v = add_product(acc_v, left_operands(p.to(q[0].dtype), G), G)
     delta = row_statistic(stats, ROW_DELTA, TILE)
     b = warpgroup_mma_wait(CHUNKS, deps=[b])
-    ds = (p * (b - delta)).to(q[0].dtype)
+    ds = (p * (b - delta)).to(q[0].dtype)  # mutate: ds
     acc_k = add_product(acc_k, left_operands(ds, q), q)
     return complete(acc_k + acc_v)
 
@@ -105,11 +105,11 @@ def _tangent_tile(
         acc_v = add_product(acc_v, weights, G)
     row_a = row_statistic(stats, ROW_A, TILE)
     a = warpgroup_mma_wait((2 + OF_P) * CHUNKS, deps=[a])
-    centred = a - row_a
+    centred = a - row_a  # mutate: centred
     ds_t = (p * centred).to(q[0].dtype)
     weights_t = left_operands(ds_t, q)
     keep_above(passed)
-    acc_k = add_product(acc_k, weights_t, q_t)
+    acc_k = add_product(acc_k, weights_t, q_t)  # mutate: acc_k
     acc_k_t = add_product(acc_k_t, weights_t, q)
     if CHUNKS == 1:  # else there are no registers for them while S_t is awaited
         mu = row_statistic(stats, MU, TILE)
@@ -123,7 +123,7 @@ def _tangent_tile(
         acc_v = add_product(acc_v, left_operands((p * s_t).to(q[0].dtype), q), T)
     b = s_t * centred - delta
     b = add_scores(b, v, G)
-    b = add_scores(b, v_t, T)
+    b = add_scores(b, v_t, T)  # mutate: b
     b = warpgroup_mma_wait(0, deps=[b])
     ds = (p * b).to(q[0].dtype)
     acc_k = add_product(acc_k, left_operands(ds, q), q)
@@ -181,13 +181,15 @@ def _consume(
                     )  # fmt: skip
             mbarrier.arrive(empty.index(stage), count=1)
             if len(dq) > 0:
-                dq_tile = (batch * heads + streamed_head + member) * last + tile
+                dq_tile = (batch * heads + streamed_head + member) * last + tile  # mutate: dq_tile
             iteration += 1
     if len(dq) > 0:
         finish(dq, dq_tile, iteration, consumer, DQ_COLUMNS)
     grads = ()
     for i in gl.static_range(len(accs)):
+        # mutate: grads
         grads = grads + (accs[i] if WITH_DV and i // CHUNKS % 2 == 1 else accs[i] * scale,)
+    # mutate: store_results
     store_results(outs, grads, resident_tiles, block, tensor_scales, consumer, CHUNKS, D_K, 1 if WITH_DV else 2)
 
 

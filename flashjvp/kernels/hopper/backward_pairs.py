@@ -62,7 +62,7 @@ def _split_rows(pair):
     """A pair's two tiles, [rows, D] each, addressed here."""
     ROWS: gl.constexpr = pair.shape[0] // 2
     pair = addressed_here(pair)
-    return pair.slice(0, ROWS, 0), pair.slice(ROWS, ROWS, 0)
+    return pair.slice(0, ROWS, 0), pair.slice(ROWS, ROWS, 0)  # mutate: return pair slice
 
 
 @gluon.jit
@@ -73,7 +73,7 @@ def _split_product(product):
     WGMMA (C7511).
     """
     ROWS: gl.constexpr = product.shape[1] // 2
-    x, y = gl.split(product.reshape([CONSUMER_ROWS, 2, ROWS]).permute((0, 2, 1)))
+    x, y = gl.split(product.reshape([CONSUMER_ROWS, 2, ROWS]).permute((0, 2, 1)))  # mutate: x, y
     return gl.convert_layout(x, accumulator(ROWS)), gl.convert_layout(y, accumulator(ROWS))
 
 
@@ -111,6 +111,7 @@ def _ds_product(keys, ds_tiles, iteration, consumer: gl.constexpr, FIRST: gl.con
     total = gl.zeros([CONSUMER_ROWS, COLUMNS], gl.float32, accumulator(COLUMNS))
     for source in gl.static_range(2):
         x = resident_rows((keys,), source + here(), iteration)[0].slice(consumer * PIECE, PIECE, 1)
+        # mutate: ds
         ds = ds_tiles.index(iteration % BUFFER_STAGES * 2 + source + (iteration >> 30) + here())
         ds = ds.slice(FIRST, COLUMNS, 1)
         total = warpgroup_mma(x.permute((1, 0)), ds, total, use_acc=source > 0, is_async=True)
@@ -130,7 +131,7 @@ def _add_dq(dq, resident_tiles, dq_tile, iteration, consumer: gl.constexpr):
     atomic_add_tile(dq_accum[1] + offset, total_t)
     rest = warpgroup_mma_wait(0, deps=[rest])
     mbarrier.arrive(free.index(iteration % BUFFER_STAGES), count=1)
-    atomic_add_tile(dq_accum[0] + offset, total + rest)
+    atomic_add_tile(dq_accum[0] + offset, total + rest)  # mutate: atomic_add_tile
 
 
 @gluon.jit
@@ -166,7 +167,7 @@ def _tile(
     p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
     if CAUSAL:
         p = where_causal(p, row0, tile, consumer, TILE)
-    p = where_allowed(p, mask_tile, 0.0, TILE)
+    p = where_allowed(p, mask_tile, 0.0, TILE)  # mutate: p
     keep_above(passed)
     row_a = row_statistic(stats, ROW_A, TILE)
     a, b = _split_product(warpgroup_mma_wait(1, deps=[a]))
@@ -223,7 +224,7 @@ def _consume(
             accs = _tile(accs, inputs, dq, resident_tiles, dq_tile, scale, row0, tile, iteration, consumer, CAUSAL)
             mbarrier.arrive(empty.index(stage), count=1)
             if len(dq) > 0:
-                dq_tile = (batch * heads + streamed_head + member) * last + tile
+                dq_tile = (batch * heads + streamed_head + member) * last + tile  # mutate: dq_tile
             iteration += 1
     if len(dq) > 0:
         if iteration > 0:

@@ -55,9 +55,11 @@ def postprocess_kernel(
     if tensor_scales is not None:
         softmax_scale = tl.load(tensor_scales + SOFTMAX_SCALE)
         factor = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q), tl.float32)
+        # mutate: factor_t
         factor_t = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q_T), tl.float32)
     value = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor)
     store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
+    # mutate: value_t
     value_t = scale_rows(load_dq_accum(dq_t_accum + first, ROWS, FIRST, REST), factor_t)
     store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
 

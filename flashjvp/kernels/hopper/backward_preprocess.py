@@ -35,23 +35,24 @@ def preprocess_kernel(
     o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
     delta = row_dot(G, o_rows)
     if tensor_scales is not None:
-        delta *= tl.load(tensor_scales + INVERSE_O)
+        delta *= tl.load(tensor_scales + INVERSE_O)  # mutate: delta (1)
+    # mutate: lse_rows (1)
     lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0) * 1.4426950408889634
     if d_o_t is not None:
         T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
         o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
         delta_t = row_dot(T, o_t_rows)
-        mu_rows = tl.load(mu + number * M + rows, mask=rows < M, other=0.0)
+        mu_rows = tl.load(mu + number * M + rows, mask=rows < M, other=0.0)  # mutate: mu_rows
         row_a = row_dot(T, o_rows)
         if tensor_scales is not None:
             mu_rows *= tl.load(tensor_scales + INVERSE_MU)
-            row_a *= tl.load(tensor_scales + INVERSE_O)
+            row_a *= tl.load(tensor_scales + INVERSE_O)  # mutate: row_a
             delta_t *= tl.load(tensor_scales + INVERSE_O_T)
-        delta += delta_t
+        delta += delta_t  # mutate: delta (2)
         tl.store(stats + place + ROWS * tiles, mu_rows)
         tl.store(stats + place + 2 * ROWS * tiles, row_a)
     if tensor_scales is not None:
-        lse_rows -= P_EXPONENT
+        lse_rows -= P_EXPONENT  # mutate: lse_rows (2)
     tl.store(stats + place, lse_rows)
     tl.store(stats + place + 3 * ROWS * tiles, delta)
 

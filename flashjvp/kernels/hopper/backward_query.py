@@ -72,7 +72,7 @@ def _tangent_tile(
 ):
     """Adds what a tile gives to d_q / c and d_q_t / c."""
     acc_q, acc_q_t = acc
-    q, G, q_t, T = resident
+    q, G, q_t, T = resident  # mutate: q, G, q_t, T
     k, v, k_t, v_t = streamed
     lse, mu, row_a, delta = rows
     CHUNKS: gl.constexpr = len(k)
@@ -96,7 +96,7 @@ def _tangent_tile(
     acc_q_t = add_product(acc_q_t, ds_t, k)
     acc_q = add_product(acc_q, ds_t, k_t)
     s_t = warpgroup_mma_wait(2 * CHUNKS, deps=[s_t])
-    b = (s_t * scale - mu) * centred - delta
+    b = (s_t * scale - mu) * centred - delta  # mutate: b
     b = add_scores(b, G, v)
     b = add_scores(b, T, v_t)
     b = warpgroup_mma_wait(0, deps=[b])
@@ -160,6 +160,7 @@ def _consume(
     shared = (register_operands, resident_tiles, pipeline, rows, full, empty, packed_mask)
     accs = _mainloop(accs, shared, scale, row0, N, 0, unmasked, consumer, CHUNKS, STAGES, CAUSAL, False)
     accs = _mainloop(accs, shared, scale, row0, N, unmasked, last, consumer, CHUNKS, STAGES, CAUSAL, True)
+    # mutate: store_results
     store_results(outs, scaled(accs, scale), resident_tiles, block, tensor_scales, consumer, CHUNKS, D_Q, 1)
 
 

@@ -39,7 +39,7 @@ def _tile(
     """Adds what a tile gives to d_v and d_v_t."""
     acc_v, acc_v_t = accs
     k, k_t = resident
-    q, G, q_t, T = streamed
+    q, G, q_t, T = streamed  # mutate: q, G, q_t, T
     CHUNKS: gl.constexpr = len(q)
     ROWS: gl.constexpr = q[0].shape[0]
     TILE: gl.constexpr = accumulator(ROWS)
@@ -59,7 +59,7 @@ def _tile(
     acc_v = add_product(acc_v, weights, G)
     mu = row_statistic(stats, MU, TILE)
     s_t = warpgroup_mma_wait(2 * CHUNKS, deps=[s_t])
-    weights_t = left_operands((p * (s_t * scale - mu)).to(q[0].dtype), q)
+    weights_t = left_operands((p * (s_t * scale - mu)).to(q[0].dtype), q)  # mutate: weights_t
     acc_v = add_product(acc_v, weights_t, T)
     return complete(acc_v + acc_v_t)
 

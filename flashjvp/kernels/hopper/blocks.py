@@ -25,6 +25,7 @@ def query_block(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
     last = gl.cdiv(N, KEYS)
     if CAUSAL:
         last = gl.minimum(last, gl.cdiv(row0 + 2 * CONSUMER_ROWS, KEYS))
+    # mutate: return pid blocks (1)
     return (pid // blocks // heads, head, row0), (head // group, 1, 0, last, heads)
 
 
@@ -40,6 +41,7 @@ def key_block(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr):
     first = 0
     if CAUSAL:
         first = gl.minimum(row0 // ROWS, last)
+    # mutate: return pid blocks (2)
     return (pid // blocks // kv_heads, head, row0), (head * group, group, first, last, heads)
 
 
@@ -56,11 +58,12 @@ def unmasked_tiles(row, N, last, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
 def where_visible(x, other, row, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr):
     """x [queries, keys] where the key exists and the query may see it, `other` elsewhere; queries begin at `row`."""
     KEYS: gl.constexpr = x.shape[1]
+    # mutate: limit (1)
     limit = N - tile * KEYS  # columns from here on are masked
     key = gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))[None, :] + here()
     if CAUSAL:
         query = row - tile * KEYS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, LAYOUT))
-        limit = gl.minimum(query + 1, limit)[:, None]
+        limit = gl.minimum(query + 1, limit)[:, None]  # mutate: limit (2)
     return where_less(key, limit, x, other)
 
 
@@ -71,5 +74,5 @@ def where_causal(p, row0, tile, consumer: gl.constexpr, LAYOUT: gl.constexpr):
     if tile * ROWS < row0 + 2 * CONSUMER_ROWS:
         key = row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
         query = tile * ROWS + gl.arange(0, ROWS, gl.SliceLayout(0, LAYOUT))[None, :]
-        p = gl.where(key <= query, p, 0.0)
+        p = gl.where(key <= query, p, 0.0)  # mutate: p
     return p

@@ -65,7 +65,7 @@ def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
     for i in gl.static_range(len(x)):
         acc = warpgroup_mma(
             _addressed(x[i]), addressed_here(y[i]).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True
-        )
+        )  # mutate: acc
     return acc
 
 
@@ -123,8 +123,10 @@ def _times_unless_one(count):
 
     Triton has no branches of a warp. Numbers are of two rows by turns of two.
     """
+    # mutate: asked
     asked = f"setp.neu.f32 p, ${2 * count}, 0f3F800000; setp.neu.or.f32 p, ${2 * count + 2}, 0f3F800000, p;"
     products = " ".join([f"mul.f32 ${i}, ${i}, ${2 * count + i};" for i in range(count)])
+    # mutate: return f reg
     return f"{{.reg .pred p; {asked} vote.sync.any.pred p, p, -1; @!p bra.uni SAME; {products} SAME:}}"
 
 

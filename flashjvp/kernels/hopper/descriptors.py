@@ -14,7 +14,7 @@ def rows_descriptors(x: Tensor, rows: int, widths: Sequence[int]) -> list[Tensor
 
     The widths of the chunks are powers of two and cover D.
     """
-    shape, strides = list(x.shape), list(x.stride())
+    shape, strides = list(x.shape), list(x.stride())  # mutate: shape, strides
     if len(shape) == 3:
         shape, strides = [1, *shape], [shape[0] * strides[0], *strides]
     size = x.element_size()

@@ -100,8 +100,10 @@ def _store_ds(dq, ds, ds_t, iteration, consumer: gl.constexpr, SUB_TILE: gl.cons
     ROWS: gl.constexpr = ds.shape[1]
     buffer = iteration % BUFFER_STAGES
     if SUB_TILE == 0:
+        # mutate: mbarrier.wait (1)
         mbarrier.wait(free.index(buffer), (iteration // BUFFER_STAGES & 1) ^ 1)
     ds_tiles.index(buffer * 4 + consumer + (iteration >> 30)).slice(SUB_TILE * ROWS, ROWS, 1).store(ds)
+    # mutate: ds_tiles.index
     ds_tiles.index(buffer * 4 + 2 + consumer + (iteration >> 30)).slice(SUB_TILE * ROWS, ROWS, 1).store(ds_t)
     if SUB_TILE == SUB_TILES - 1:
         fence_async_shared()
@@ -142,15 +144,18 @@ def _add_dq(dq, dq_tile, iteration, consumer: gl.constexpr, COLUMNS: gl.constexp
     FIRST: gl.constexpr = k[0].shape[4]
     OTHER: gl.constexpr = 1 - consumer
     buffer = iteration % BUFFER_STAGES
-    tile = dq_tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS)
+    tile = dq_tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS)  # mutate: tile
+    # mutate: mbarrier.wait (2)
     mbarrier.wait(ready.index(buffer), (iteration // BUFFER_STAGES) & 1)
+    # mutate: total_t
     total_t = _add_ds_product(zero(k[consumer].shape[4]), ds_tiles, k[consumer], iteration, 1, USE_ACC=False)
     total = _add_ds_product(zero(k[OTHER].shape[4]), ds_tiles, k[OTHER], iteration, 0, USE_ACC=False)
-    total = _add_ds_product(total, ds_tiles, k_t[OTHER], iteration, 1)
+    total = _add_ds_product(total, ds_tiles, k_t[OTHER], iteration, 1)  # mutate: total
     total_t = warpgroup_mma_wait(4, deps=[total_t])
     total_t = _without_padding(total_t, COLUMNS - consumer * FIRST)
     atomic_add_tile(dq_accum[1] + (tile + consumer * CONSUMER_ROWS * FIRST), total_t)
     total = warpgroup_mma_wait(0, deps=[total])
     mbarrier.arrive(free.index(buffer), count=1)
     total = _without_padding(total, COLUMNS - OTHER * FIRST)
+    # mutate: atomic_add_tile
     atomic_add_tile(dq_accum[0] + (tile + OTHER * CONSUMER_ROWS * FIRST), total)

@@ -77,22 +77,22 @@ def _softmax(
         m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
     m_safe = m_new
     if len(mask_tile) > 0:  # no key so far may be allowed
-        m_safe = gl.where(m_new > float("-inf"), m_new, 0.0)
+        m_safe = gl.where(m_new > float("-inf"), m_new, 0.0)  # mutate: m_safe
     if SUBTRACT_FIRST:
         alpha = gl.exp2((m - m_safe) * scale2)
         p = gl.exp2((s - m_safe[:, None]) * scale2)
     else:
-        alpha = gl.exp2(m - m_safe)
+        alpha = gl.exp2(m - m_safe)  # mutate: alpha
         p = gl.exp2(s * scale2 - m_safe[:, None])
     tile_sum = gl.sum(p, 1)
-    return p, tile_sum, l * alpha + tile_sum, m_new, alpha
+    return p, tile_sum, l * alpha + tile_sum, m_new, alpha  # mutate: return p tile_sum
 
 
 @gluon.jit
 def _divisor(l, mask):
     """l as a divisor: 1 for a row without allowed keys, where it is 0."""
     if len(mask) > 0:
-        l = gl.where(l > 0.0, l, 1.0)
+        l = gl.where(l > 0.0, l, 1.0)  # mutate: l
     return l
 
 
@@ -131,7 +131,7 @@ def _tangent_tile(
     zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = add_scores(zero, q, k, USE_ACC=False)
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
-    s_t = add_scores(s_t, q, k_t)
+    s_t = add_scores(s_t, q, k_t)  # mutate: s_t (1)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p, tile_sum, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, mask_tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
@@ -140,14 +140,17 @@ def _tangent_tile(
     keep_above(passed)
     if EARLY:
         acc_o_t = add_product(acc_o_t, weights, v_t)
-    s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])
+    s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])  # mutate: s_t (2)
+    # mutate: negative_step
     negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, mask_tile)
     mean -= negative_step
+    # mutate: weights_t
     weights_t = left_operands((p * (s_t * scale - mean[:, None])).to(v[0].dtype), v)
     if EARLY:
         keep_above(passed)
-        acc_o_t = add(complete(acc_o_t), scale_rows(acc_o, negative_step))
+        acc_o_t = add(complete(acc_o_t), scale_rows(acc_o, negative_step))  # mutate: acc_o_t (1)
     else:
+        # mutate: acc_o_t (2)
         acc_o_t = add_product(add(acc_o_t, scale_rows(acc_o, negative_step)), weights, v_t)
     acc_o_t = add_product(acc_o_t, weights_t, v)
     acc_o = add_product(acc_o, weights, v)
@@ -172,6 +175,7 @@ def _mainloop(
         passed = (full.index(stage), (tile // STAGES) & 1)
         if AHEAD:
             mask_tile = next_mask_tile
+            # mutate: next_mask_tile
             next_mask_tile = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, last - 1), KEYS)
         else:
             mask_tile = load_mask_tile(packed_mask, row, tile, KEYS)
@@ -224,7 +228,7 @@ def _consume(
     norm = 1.0 / _divisor(state[1], packed_mask)  # a row without keys has zeros, and -inf for lse
     SUBTRACT_FIRST: gl.constexpr = _subtracts_first(resident_tiles[0].dtype)
     lse = (state[0] if not SUBTRACT_FIRST else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
-    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)
+    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)  # mutate: gl.store
     if JVP:
         mu = state[2]
         if len(tensor_scales) > 0:

@@ -159,7 +159,7 @@ class _Backward(NamedTuple):
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
         self._launch(
             kernel, family, self.given.call.key_programs(BLOCK_ROWS), (*args, self.packed_mask.by_queries), **flags
-        )
+        )  # mutate: self._launch
 
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: Any) -> None:
         flags["VARIES"] = self.packed_mask.varies

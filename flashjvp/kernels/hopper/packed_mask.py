@@ -48,7 +48,7 @@ def pack_kernel(
     head = select_head(mask, number // heads, number % heads, batch_shape, False)
 
     side, quarter = tl.arange(0, SIDE), tl.arange(0, 4)
-    last = tl.where(mask.strides[0] != 0, M, m0 + SIDE)
+    last = tl.where(mask.strides[0] != 0, M, m0 + SIDE)  # mutate: last
     seen = load_mask(head, m0, n0, side[:, None], side[None, :], last, N, MASK_LAYOUT) != 0
     query, key = m0 + side, n0 + side
     if by_keys is not None:
@@ -56,6 +56,7 @@ def pack_kernel(
         tl.store(words + query[:, None], pack_words(seen, SIDE), mask=(query < rows)[:, None])
     if by_queries is not None:
         words = by_queries + number.to(tl.int64) * (down * 4 * N) + (m0 // 32 + quarter).to(tl.int64)[None, :] * N
+        # mutate: tl.store
         tl.store(words + key[:, None], pack_words(tl.trans(seen), SIDE), mask=(key < N)[:, None])
 
 
@@ -115,7 +116,7 @@ def packed_by_query(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
 def _number(batch, head, heads, VARIES: gl.constexpr):
     """The number of a head's mask among those that are packed."""
     number = (batch * heads if VARIES[1] else batch) if VARIES[0] else batch * 0
-    number = number + head if VARIES[1] else number
+    number = number + head if VARIES[1] else number  # mutate: number
     return number.to(gl.int64)
 
 
@@ -149,7 +150,9 @@ def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr):
         first, rows, step = words
         WORDS: gl.constexpr = _along(_bit_layout(COLUMNS // 8), (0, 2))
         row = gl.minimum(row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS)), rows - 1)
+        # mutate: quarter
         quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + tile * COLUMNS // 128 * step
+        # mutate: return gl load
         return (gl.load(first + (quarter[None, :] + row[:, None])) >> (tile * COLUMNS % 128 // 4),)
 
 
@@ -161,6 +164,7 @@ def where_allowed(x, words, other, LAYOUT: gl.constexpr):
     else:
         PAIRS: gl.constexpr = x.shape[1] // 8
         BIT_LAYOUT: gl.constexpr = _bit_layout(PAIRS)
+        # mutate: pair
         pair = gl.arange(0, PAIRS, _along(BIT_LAYOUT, (1,)))[None, :, None, None] * 2
         bit = 1 << (pair + gl.arange(0, 2, _along(BIT_LAYOUT, (3,)))[None, None, None, :])
         groups = gl.convert_layout(x.reshape([CONSUMER_ROWS, PAIRS, 4, 2]), BIT_LAYOUT)

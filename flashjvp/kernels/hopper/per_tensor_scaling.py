@@ -178,7 +178,7 @@ def scales_kernel(
     scores = _exponent(tl.full([], scale, tl.float32).to(tl.int32, bitcast=True)) + norm_q + norm_k
     longest = tl.minimum(tl.maximum(scores + 15, 0), LONGEST_QK)
     u_q, u_k, u_v = norm_q - longest, norm_k - longest, norm_v - LONGEST_V
-    softmax_scale = tl.maximum(scale * _power(u_q + u_k), 1e-30)
+    softmax_scale = tl.maximum(scale * _power(u_q + u_k), 1e-30)  # mutate: softmax_scale
     # |S_t| <= 2 divided by 2^r, but q_t and k_t below 2^15.
     r = tl.maximum(norm_q_t - norm_q, norm_k_t - norm_k) + tl.maximum(scores, longest - 15)
     r = tl.maximum(r, norm_v_t - norm_v)
@@ -190,12 +190,12 @@ def scales_kernel(
 
     tl.store(tensor_scales + SOFTMAX_SCALE, softmax_scale)
     tl.store(tensor_scales + O, _power(u_v))
-    tl.store(tensor_scales + O_T, _power(u_v + r))
-    tl.store(tensor_scales + MU, _power(r))
+    tl.store(tensor_scales + O_T, _power(u_v + r))  # mutate: tl.store (1)
+    tl.store(tensor_scales + MU, _power(r))  # mutate: tl.store (2)
     tl.store(tensor_scales + D_Q, _power(u_do + u_v - u_q - P_EXPONENT))
     tl.store(tensor_scales + D_K, _power(u_do + u_v - u_k - P_EXPONENT))
-    tl.store(tensor_scales + D_V, _power(u_do - P_EXPONENT))
-    tl.store(tensor_scales + D_Q_T, _power(u_do_t + u_v - u_q - P_EXPONENT))
+    tl.store(tensor_scales + D_V, _power(u_do - P_EXPONENT))  # mutate: tl.store (3)
+    tl.store(tensor_scales + D_Q_T, _power(u_do_t + u_v - u_q - P_EXPONENT))  # mutate: tl.store (4)
     tl.store(tensor_scales + D_K_T, _power(u_do_t + u_v - u_k - P_EXPONENT))
     tl.store(tensor_scales + D_V_T, _power(u_do_t - P_EXPONENT))
     tl.store(tensor_scales + INVERSE_MU, _power(-r))
@@ -206,8 +206,8 @@ def scales_kernel(
     tl.store(tensor_scales + QUERY_SIDE + 2, _power(-u_do))
     tl.store(tensor_scales + QUERY_SIDE + 3, _power(-u_do_t))
     tl.store(tensor_scales + KEY_SIDE, _power(-u_k))
-    tl.store(tensor_scales + KEY_SIDE + 1, _power(-u_v))
-    tl.store(tensor_scales + KEY_SIDE + 2, _power(-u_k - r))
+    tl.store(tensor_scales + KEY_SIDE + 1, _power(-u_v))  # mutate: tl.store (5)
+    tl.store(tensor_scales + KEY_SIDE + 2, _power(-u_k - r))  # mutate: tl.store (6)
     tl.store(tensor_scales + KEY_SIDE + 3, _power(-u_v - r))
 
 

@@ -127,7 +127,7 @@ def sub_tile_rows(tiles, sub_tile: gl.constexpr, SUB_TILES: gl.constexpr):
         for i in gl.static_range(len(tiles)):
             rows = rows + (
                 tiles[i].slice(sub_tile * (tiles[i].shape[0] // SUB_TILES), tiles[i].shape[0] // SUB_TILES, 0),
-            )
+            )  # mutate: rows
         return rows
 
 
@@ -183,12 +183,14 @@ def produce(
         for tile in range(first, last):
             stage = iteration % STAGES
             bar = full.index(stage)
+            # mutate: mbarrier.wait
             mbarrier.wait(empty.index(stage), ((iteration // STAGES) & 1) ^ 1)
             mbarrier.expect(bar, BYTES)
             for i in gl.static_range(len(streamed)):
                 head = streamed_head + member
+                # mutate: load_tile
                 load_tile(streamed[i], [batch, head, tile * ROWS, i % CHUNKS * WIDTH], bar, pipeline[i].index(stage))
             if len(stats) > 0:
-                number = batch * heads + streamed_head + member
+                number = batch * heads + streamed_head + member  # mutate: number
                 load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, stats_pipeline[0].index(stage))
             iteration += 1

@@ -26,6 +26,7 @@ def _store_in_halves(out, value, coordinates, tile):
     tile = reinterpret_tile(out, tile)
     left, right = gl.split(value.reshape([CONSUMER_ROWS, 2, COLUMNS]).permute((0, 2, 1)))
     _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], tile)
+    # mutate: _store_rows
     _store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], tile)
 
 
@@ -42,9 +43,10 @@ def store_results(
     batch, head, row0 = block
     WIDTH: gl.constexpr = tiles[0].shape[4]
     for i in gl.static_range(len(outs)):
+        # mutate: coordinates
         coordinates = [batch, head, row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
         if len(tensor_scales) == 0:
             _store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
         else:
-            scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))
+            scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))  # mutate: scale
             _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))

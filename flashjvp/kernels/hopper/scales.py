@@ -12,7 +12,7 @@ D_Q_T = tl.constexpr(5)
 D_K = tl.constexpr(6)
 D_V = tl.constexpr(7)
 D_K_T = tl.constexpr(8)
-D_V_T = tl.constexpr(9)
+D_V_T = tl.constexpr(9)  # mutate: D_V_T
 # What true mu, o and o_t are multiplied by to match the scaled tensors:
 INVERSE_MU = tl.constexpr(10)
 INVERSE_O = tl.constexpr(11)

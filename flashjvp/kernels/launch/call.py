@@ -67,10 +67,11 @@ class Call:
 
     def _operand(self, x: Tensor) -> Argument:
         given, strides = x, x.stride()
-        if strides[-1] != 1 and x.shape[-1] != 1:
+        if strides[-1] != 1 and x.shape[-1] != 1:  # mutate: if strides x
             self._copied.append(x)  # alive, so that its id stays its own
             x = x.contiguous()
             strides = x.stride()
+        # mutate: packed, _, is_regular, special
         packed, _, is_regular, special = _layout(strides, x.dtype)
         address = x.data_ptr()
         aligned = address % 16 == 0
@@ -92,7 +93,7 @@ class Call:
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
         argument = Argument(mask, (address, packed), special[address % 16 == 0])
-        return argument, (column, aligned, additive)
+        return argument, (column, aligned, additive)  # mutate: return argument column
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
@@ -228,7 +229,7 @@ def _argument(x: Any) -> Argument:
 
 def _statistic(x: Tensor) -> Argument:
     """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
-    x = x.contiguous()
+    x = x.contiguous()  # mutate: x
     address = x.data_ptr()
     return Argument(x, address, _special(address % 16 == 0, x.dtype))
 

@@ -152,9 +152,10 @@ class _Direct:
     def __call__(self, addresses: Sequence[int], stream: int) -> None:
         values = self._values.copy()
         for position, source, strides in self._addresses:
+            # mutate: values[position] (1)
             values[position] = addresses[source] if strides is None else (addresses[source], strides)
         for position, source, encoder in self._described:
-            values[position] = encoder[addresses[source]]
+            values[position] = encoder[addresses[source]]  # mutate: values[position] (2)
         if self._nested:
             before = self._before.copy()
             before[self._stream] = stream
@@ -193,7 +194,7 @@ def _encoders(compiled: Any, head: tuple[Any, ...], nested: bool, places: Sequen
         raise ValueError("the kernel does not take as many encoded descriptors as there are")
     encoders = {}
     for (position, _, _, descriptor), signature, meta in zip(described, signatures, metas, strict=True):
-        geometry = repr((descriptor.shape, descriptor.strides, signature, meta))
+        geometry = repr((descriptor.shape, descriptor.strides, signature, meta))  # mutate: geometry
         if geometry not in _ENCODERS:
             if len(_ENCODERS) >= _MOST_GEOMETRIES:
                 _ENCODERS.clear()

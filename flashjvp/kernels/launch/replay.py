@@ -51,8 +51,8 @@ class CapturedCall:
 
     def replay(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
         """The results for other tensors, or None, and nothing done, if their addresses ask for other kernels."""
-        addresses = _addresses(tensors)
-        if not self._launches or not _are_aligned(addresses):
+        addresses = _addresses(tensors)  # mutate: addresses
+        if not self._launches or not _are_aligned(addresses):  # mutate: if self _launches
             return None
         if is_current(self._index):
             return self._replay([*tensors], addresses)
@@ -65,7 +65,7 @@ class CapturedCall:
         for shape, strides, dtype, zeros in self._buffers:
             made = allocate(shape, strides, dtype)
             if zeros:
-                made.zero_()
+                made.zero_()  # mutate: made.zero_
             tensors.append(made)
             addresses.append(made.data_ptr())
         stream = current_stream(self._index or 0)
@@ -80,6 +80,7 @@ def _allocator(device: torch.device) -> Allocate:
     directly: Allocate | None = _torch.EMPTY_STRIDED.get(device.type)
     if directly is not None and not torch.are_deterministic_algorithms_enabled():
         return directly
+    # mutate: return shape strides
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
@@ -121,6 +122,7 @@ class Capture(_torch.TorchDispatchMode or object):
                 if address not in self._addresses:  # of nothing that this saw
                     self._complete = False
                     return
+                # mutate: places.append
                 places.append(Place(position, self._addresses.index(address), strides, descriptor))
         if self._complete:
             self._launches.append(Launch(compiled, programs, [*(None,) * len(arguments), *args], places))
@@ -161,6 +163,7 @@ def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, 
             q, k = q_and_k(tensors)
             given = [x for x in tensors if x is not None]
             pattern = tuple([x is None for x in tensors])
+            # mutate: key
             key = function, options, q.shape, k.shape, pattern, _state(q.dtype, q.device)
             with _torch.below_autograd():  # guards compare that, too, and not all callers are there
                 return key, given, _CAPTURED.find(key, given)

@@ -39,17 +39,17 @@ def _key_tile(
     if len(acc_v) > 0 and len(G) > 0:  # (17)
         acc_v = add_product(acc_v, p[0], G, PRECISION)
     if len(acc_v) > 0 and len(T) > 0 and len(p) > 1:
-        acc_v = add_product(acc_v, p[1], T, PRECISION)
+        acc_v = add_product(acc_v, p[1], T, PRECISION)  # mutate: acc_v
     if len(acc_v_t) > 0:
         acc_v_t = add_product(acc_v_t, p[0], T, PRECISION)  # (20)
     if len(acc_k) + len(acc_k_t) > 0:
         ds = score_gradients(
             p, v, v_t, G, T, (row_a, first, row, inside), (row_delta, first, row, inside), True, PRECISION
-        )
+        )  # mutate: ds
         if len(acc_k) > 0:  # (16)
             acc_k = add_product(acc_k, ds[0], q, PRECISION)
         if len(acc_k) > 0 and len(ds) > 1 and len(q_t) > 0:
-            acc_k = add_product(acc_k, ds[1], q_t, PRECISION)
+            acc_k = add_product(acc_k, ds[1], q_t, PRECISION)  # mutate: acc_k
         if len(acc_k_t) > 0:
             acc_k_t = add_product(acc_k_t, ds[1], q, PRECISION)  # (19)
     return acc_k, acc_v, acc_k_t, acc_v_t
@@ -90,7 +90,7 @@ def backward_key_kernel(
     first = 0
     full = 0
     if CAUSAL:
-        first = (n0 // BLOCK_M) * BLOCK_M
+        first = (n0 // BLOCK_M) * BLOCK_M  # mutate: first
         full = tl.minimum(tl.cdiv(n0 + BLOCK_N - 1, BLOCK_M) * BLOCK_M, M)
     state = (
         zero_rows(BLOCK_N, K_COLUMNS, d_k is not None),
@@ -99,16 +99,16 @@ def backward_key_kernel(
         zero_rows(BLOCK_N, V_COLUMNS, d_v_t is not None),
     )
     statistics = (lse, mu, row_a, row_delta)
-    for member in range(group):
+    for member in range(group):  # mutate: for member range
         head = kv_head * group + member
-        base = (batch.to(tl.int64) * heads + head) * M
+        base = (batch.to(tl.int64) * heads + head) * M  # mutate: base
         query = (
             select_head(q, batch, head, batch_shape, REGULAR),
             select_head(q_t, batch, head, batch_shape, REGULAR),
             select_head(d_o, batch, head, batch_shape, REGULAR),
             select_head(d_o_t, batch, head, batch_shape, REGULAR),
         )
-        head_mask = select_head(mask, batch, head, batch_shape, False)
+        head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
         for m0 in range(first, M, BLOCK_M):
             state = _key_tile(
                 state, key, query, statistics, base, head_mask, scale, m0, m0 < full, n0, M, N,
@@ -124,6 +124,7 @@ def backward_key_kernel(
         store_rows(select_head(d_v, batch, kv_head, batch_shape, REGULAR), acc_v, n0, N, V_COLUMNS, REGULAR)
     if d_k_t is not None:
         d_k_t_head = select_head(d_k_t, batch, kv_head, batch_shape, REGULAR)
+        # mutate: store_rows
         store_rows(d_k_t_head, scale_rows(acc_k_t, factor), n0, N, K_COLUMNS, REGULAR)
     if d_v_t is not None:
         store_rows(select_head(d_v_t, batch, kv_head, batch_shape, REGULAR), acc_v_t, n0, N, V_COLUMNS, REGULAR)

@@ -14,7 +14,7 @@ from ..tiles import load_rows, select_head
 def row_dot(x, y):
     """rowsum(x * y) of two tiles, in float32."""
     total = tl.sum(x[0].to(tl.float32) * y[0].to(tl.float32), 1)
-    for i in tl.static_range(1, len(x)):
+    for i in tl.static_range(1, len(x)):  # mutate: for i tl
         total += tl.sum(x[i].to(tl.float32) * y[i].to(tl.float32), 1)
     return total
 
@@ -39,11 +39,11 @@ def rowsums_kernel(
     delta = tl.zeros([BLOCK_M], tl.float32)
     if d_o is not None:
         G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
-        delta += row_dot(G, o_rows)
+        delta += row_dot(G, o_rows)  # mutate: delta (1)
     if d_o_t is not None:
         T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
         o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR)
-        delta += row_dot(T, o_t_rows)
+        delta += row_dot(T, o_t_rows)  # mutate: delta (2)
         tl.store(row_a + statistic, row_dot(T, o_rows), mask=rows < M)
     tl.store(row_delta + statistic, delta, mask=rows < M)
 

@@ -31,7 +31,7 @@ def _query_tile(
     ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, False, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
     if len(ds) > 1 and len(k_t) > 0:
-        acc_q = add_product(acc_q, ds[1], k_t, PRECISION)
+        acc_q = add_product(acc_q, ds[1], k_t, PRECISION)  # mutate: acc_q
     if len(acc_q_t) > 0:
         acc_q_t = add_product(acc_q_t, ds[1], k, PRECISION)  # (18)
     return acc_q, acc_q_t
@@ -63,7 +63,7 @@ def backward_query_kernel(
     T = load_operand(
         select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
     )
-    query = (q_rows, q_t_rows, G, T)
+    query = (q_rows, q_t_rows, G, T)  # mutate: query
     base = (batch.to(tl.int64) * heads + head) * M
     statistics = (
         load_lse(lse, base, rows, rows < M, MASK_LAYOUT[2]),
@@ -76,14 +76,14 @@ def backward_query_kernel(
         select_head(k_t, batch, head // group, batch_shape, REGULAR),
         select_head(v, batch, head // group, batch_shape, REGULAR),
         select_head(v_t, batch, head // group, batch_shape, REGULAR),
-    )
+    )  # mutate: key
     head_mask = select_head(mask, batch, head, batch_shape, False)
 
     end = N
     full = (N // BLOCK_N) * BLOCK_N
     if CAUSAL:
         end = tl.minimum(N, m0 + BLOCK_M)
-        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
+        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N  # mutate: full
     acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
     acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
     for n0 in range(0, end, BLOCK_N):
@@ -92,7 +92,7 @@ def backward_query_kernel(
             K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
         )  # fmt: skip
 
-    factor = tl.zeros([BLOCK_M], tl.float32) + scale
+    factor = tl.zeros([BLOCK_M], tl.float32) + scale  # mutate: factor
     if d_q is not None:
         d_q_head = select_head(d_q, batch, head, batch_shape, REGULAR)
         store_rows(d_q_head, scale_rows(acc_q, factor), m0, M, K_COLUMNS, REGULAR)

@@ -84,7 +84,7 @@ def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
         log_l = tl.load(lse[0] + lse[1] * 2 + lse[2] * 2 + 1, mask=lse[3], other=0.0)
         return s - (log_l * 1.4426950408889634)[None, :]
     else:
-        s = (s - tl.maximum(lse[0], LEAST)[:, None]) * 1.4426950408889634
+        s = (s - tl.maximum(lse[0], LEAST)[:, None]) * 1.4426950408889634  # mutate: s (1)
         return s - (lse[1] * 1.4426950408889634)[:, None]
 
 
@@ -95,34 +95,35 @@ def probabilities(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6)."""
-    FIRST: tl.constexpr = len(q_t) * len(k)
+    FIRST: tl.constexpr = len(q_t) * len(k)  # mutate: FIRST
     SECOND: tl.constexpr = len(q) * len(k_t)
     JOINT: tl.constexpr = q[0].dtype == tl.float32 and PRECISION == "ieee"
     if JOINT:
         s, s_t = _products_and_tangent(q, k, q_t, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
     else:
         s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION)
+    # mutate: s (2)
     s = biased_scores(s, scale, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
     if MASK_LAYOUT[2]:
         p = tl.exp2(_exponents(s, lse, KEYS_FIRST))
     else:
         lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
         if len(mask) > 0:  # a row with no allowed key
-            lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)
+            lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)  # mutate: lse2
         p = tl.exp2(s - lse2)
     if FIRST + SECOND == 0:
         return (p,)
     else:
         if not JOINT:
             s_t = _products(q_t, k, q, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
-        return (p, p * (s_t * scale - _statistic(mu, KEYS_FIRST)))
+        return (p, p * (s_t * scale - _statistic(mu, KEYS_FIRST)))  # mutate: return p p
 
 
 @triton.jit
 def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """(dS, dS_t), or (dS,) without a cotangent of o_t; (9), (10), (13), (14). `p` is what `probabilities` returns."""
     FIRST: tl.constexpr = len(G) * len(v)
-    SECOND: tl.constexpr = len(T) * len(v_t)
+    SECOND: tl.constexpr = len(T) * len(v_t)  # mutate: SECOND
     centred = ()
     b = 0.0
     if len(T) > 0 and v[0].dtype == tl.float32 and PRECISION == "ieee":
@@ -132,11 +133,11 @@ def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr,
             centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION)
         if FIRST + SECOND > 0:
             b = _products(G, v, T, v_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
-    ds = p[0] * (b - _statistic(row_delta, KEYS_FIRST))
+    ds = p[0] * (b - _statistic(row_delta, KEYS_FIRST))  # mutate: ds (1)
     if len(T) == 0:
         return (ds,)
     else:
-        centred -= _statistic(row_a, KEYS_FIRST)
+        centred -= _statistic(row_a, KEYS_FIRST)  # mutate: centred
         if len(p) > 1:
-            ds += p[1] * centred
+            ds += p[1] * centred  # mutate: ds (2)
         return (ds, p[0] * centred)

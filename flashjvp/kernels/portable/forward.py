@@ -47,25 +47,27 @@ def _forward_tile(
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = m_new
     if len(mask) > 0:
-        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # mutate: m_safe
     p = exponential(s - m_safe[:, None], ADDITIVE)
     alpha = exponential(m - m_safe, ADDITIVE)
-    l = l * alpha + tl.sum(p, 1)
+    l = l * alpha + tl.sum(p, 1)  # mutate: l
     v_rows = load_operand(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     if JVP:
-        acc_o_t = scale_rows(acc_o_t, alpha)
+        acc_o_t = scale_rows(acc_o_t, alpha)  # mutate: acc_o_t (1)
     if FIRST + SECOND > 0:
         if not JOINT:
             s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
+        # mutate: s_t
         s_t = s_t * scale - mean[:, None]  # (4), shifted
-        step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)
-        mean += step
-        acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)
+        step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)  # mutate: step
+        mean += step  # mutate: mean
+        acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)  # mutate: acc_o_t (2)
+        # mutate: acc_o_t (3)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
-    if len(v_t) > 0:
+    if len(v_t) > 0:  # mutate: if len v_t
         v_t_rows = load_operand(v_t, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
         acc_o_t = add_product(acc_o_t, p, v_t_rows, PRECISION)
-    acc_o = add_product(scale_rows(acc_o, alpha), p, v_rows, PRECISION)
+    acc_o = add_product(scale_rows(acc_o, alpha), p, v_rows, PRECISION)  # mutate: acc_o
     return acc_o, acc_o_t, m_new, l, mean
 
 
@@ -92,13 +94,13 @@ def forward_kernel(
     q_t_rows = load_operand(
         select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
-    k_head = select_head(k, batch, head // group, batch_shape, REGULAR)
+    k_head = select_head(k, batch, head // group, batch_shape, REGULAR)  # mutate: k_head
     v_head = select_head(v, batch, head // group, batch_shape, REGULAR)
     k_t_head = select_head(k_t, batch, head // group, batch_shape, REGULAR)
     v_t_head = select_head(v_t, batch, head // group, batch_shape, REGULAR)
     head_mask = select_head(mask, batch, head, batch_shape, False)
 
-    end = N
+    end = N  # mutate: end
     full = (N // BLOCK_N) * BLOCK_N
     if CAUSAL:
         end = tl.minimum(N, m0 + BLOCK_M)
@@ -119,9 +121,11 @@ def forward_kernel(
     norm = 1.0 / tl.where(l == 0.0, 1.0, l)
     statistic = (batch.to(tl.int64) * heads + head) * M + rows
     if MASK_LAYOUT[2]:
-        tl.store(lse + statistic * 2, m, mask=rows < M)
+        tl.store(lse + statistic * 2, m, mask=rows < M)  # mutate: tl.store (1)
+        # mutate: tl.store (2)
         tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453, mask=rows < M)
     else:
+        # mutate: tl.store (3)
         tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
     o_head = select_head(o, batch, head, batch_shape, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
@@ -140,7 +144,7 @@ def launch_forward(
     o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
     if call.is_empty:
         return o, o_t, lse, mu
-    args = (*call.operands(*inputs), call.mask, *call.operands(o, o_t), lse, mu)
+    args = (*call.operands(*inputs), call.mask, *call.operands(o, o_t), lse, mu)  # mutate: args
     tile = call.tile("forward")
     call.launch(
         forward_kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps,

@@ -1,5 +1,6 @@
 """Mutation tests: the checks catch every planted bug, and a crash does not count as caught."""
 
+import ast
 import csv
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from verify.checks.registry import IN_PYTORCH
 from verify.faults import command
 from verify.faults.fault import CASE_BY_NAME, EMULATED_CHECKS, Fault
 from verify.faults.fault_list import FAULTS
+from verify.faults.markers import MarkerError, markers, mutated
 from verify.oracles.identities import IDENTITIES
 
 PACKAGE = Path(flashjvp.__file__).parent
@@ -60,24 +62,58 @@ def test_the_list_covers_every_part() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
-def test_patches_fit_the_source(fault: Fault) -> None:
-    assert (PACKAGE / fault.file).read_text().count(fault.old) == 1
-    assert fault.old != fault.new
+def test_a_fault_changes_its_file(fault: Fault) -> None:
+    source = (PACKAGE / fault.file).read_text()
+    assert ast.dump(ast.parse(mutated(source, fault.marker, fault.statement))) != ast.dump(ast.parse(source))
 
 
-@pytest.mark.parametrize(("old", "times"), [("no such text", 0), ("return", 5)])
-def test_a_patch_that_does_not_fit_is_an_error(old: str, times: int, tmp_path: Path) -> None:
-    (tmp_path / "module.py").write_text("return " * 5)
-    with pytest.raises(ValueError, match=f"'rotten': expected '{old}' once in module.py, got it {times} times"):
-        command.apply(Fault("rotten", "tiled", "module.py", old, "new"), tmp_path)
+def test_every_marker_is_used() -> None:
+    marked = {
+        (str(path.relative_to(PACKAGE)), marker)
+        for path in PACKAGE.rglob("*.py")
+        for marker in markers(path.read_text())
+    }
+    assert marked == {(fault.file, fault.marker) for fault in FAULTS}
+
+
+SOURCE = """
+def f(x):  # mutate: def f
+    # mutate: y
+    y = g(
+        x,
+    )  # a comment
+    return y  # mutate: return
+"""
+
+
+@pytest.mark.parametrize(
+    ("marker", "old", "new"),
+    [
+        ("def f", "def f(x):  # mutate: def f", "def f(x, z):"),
+        ("y", "y = g(\n        x,\n    )  # a comment", "y = 1\n    y = 2"),
+        ("return", "return y  # mutate: return", "return x"),
+    ],
+)
+def test_a_marked_statement_is_replaced_as_a_whole(marker: str, old: str, new: str) -> None:
+    assert mutated(SOURCE, marker, new.replace("\n    ", "\n")) == SOURCE.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("x = 1\n", "no statement is marked 'x'"), ("x = 1  # mutate: x\n" * 2, "two statements are marked 'x'")],
+)
+def test_a_marker_that_is_not_there_once_is_an_error(source: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(source)
+    with pytest.raises(MarkerError, match=f"fault 'rotten', module.py: {said}"):
+        command.apply(Fault("rotten", "tiled", "module.py", "x", "x = 2"), tmp_path)
 
 
 def test_only_a_finding_counts_as_caught() -> None:
     """Not a harmless patch, not code that raises, not a process that dies; nor is a check that fails by itself."""
-    signature = "def attention(\n"
-    harmless = Fault("harmless", "wiring", "api.py", signature, f"# {signature}{signature}")
-    raises = Fault("raises", "wiring", "errors.py", '"""The errors', 'raise RuntimeError("as planned")\n"""The errors')
-    dies = Fault("dies", "wiring", "errors.py", '"""The errors', '__import__("os")._exit(7)\n"""The errors')
+    file, marker = "_torch/eager.py", "_THREAD"
+    harmless = Fault("harmless", "wiring", file, marker, "_THREAD = threading.local()")
+    raises = Fault("raises", "wiring", file, marker, 'raise RuntimeError("as planned")')
+    dies = Fault("dies", "wiring", file, marker, '__import__("os")._exit(7)')
     verdicts = {v.fault: v for v in command.run(command.planned([harmless, raises, dies]))}
     assert {name: v.ok for name, v in verdicts.items()} == {"": True, "harmless": False, "raises": False, "dies": False}
     assert verdicts["harmless"].failure == ""
