@@ -3,9 +3,8 @@
 The partitions of a warp-specialised kernel are threads, and barriers block them. What a GPU does asynchronously happens
 late here: a product of a warpgroup when a wait asks for it, a copy into shared memory after a random delay. So a
 missing wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a deadlock, which is
-found after PATIENCE_SECONDS. Fresh shared memory is NaN. Numbers keep their types. Products of tiles add up in float32,
-other products are contracted with the sum that they enter. Layouts mean nothing here: only the compiler and the GPU
-judge that a tile is distributed and swizzled as an instruction wants it.
+found after PATIENCE_SECONDS. Fresh shared memory is NaN. Products of tiles add up in float32, others are contracted
+with the sum that they enter. Layouts mean nothing here: only the compiler and the GPU judge them.
 """
 
 import importlib
@@ -205,15 +204,13 @@ class Kernel:
         return self._function(*args, **kwargs)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(
-            *args: Any, num_warps: int, enable_fp_fusion: bool, launch_pdl: bool = False, **constants: Any
-        ) -> None:
+        def launch(*args: Any, num_warps: int, enable_fp_fusion: bool, launch_pdl: bool = False, **values: Any) -> None:
             passed = [Pointer(x.detach()) if isinstance(x, Tensor) else x for x in args]
             for number in range(grid[0]):
                 program = Program(number)
                 RUNNING.append(program)
                 try:
-                    self._function(*passed, **constants)
+                    self._function(*passed, **values)
                 finally:
                     program.end()
                     RUNNING.pop()
@@ -298,7 +295,6 @@ def _forget() -> dict[str, ModuleType | None]:
 
 def _put_back(modules: Mapping[str, ModuleType | None]) -> None:
     for name, module in modules.items():
-        if module is None:
-            sys.modules.pop(name, None)
-        else:
+        sys.modules.pop(name, None)
+        if module is not None:
             sys.modules[name] = module
