@@ -79,3 +79,8 @@ def to_11_bits(x: Tensor) -> Tensor:
     """x rounded to 11 significant bits, away from zero where two are as near: as GPUs round to TF32."""
     digits, exponent = torch.frexp(x)
     return torch.ldexp((digits.abs() * 2**11 + 0.5).floor() * digits.sign() / 2**11, exponent)
+
+
+def longest_row(x: Tensor) -> float:
+    """The greatest length of a row."""
+    return x.norm(dim=-1).max().item()

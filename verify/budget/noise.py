@@ -73,6 +73,14 @@ def _quantile(total: Tensor, squares: Tensor, z: float) -> Tensor:
     return (total * (1 - spread + z * spread.sqrt()) ** 3).sqrt()
 
 
+def equal_heads(q: Tensor, groups: int) -> int:
+    """How many query heads of a group are equal, as where q is expanded over them: their scores round alike."""
+    if groups < 2:
+        return 1
+    heads = q.unflatten(-3, (q.shape[-3] // groups, groups))
+    return groups if torch.equal(heads, heads.narrow(-3, 0, 1).expand_as(heads)) else 1
+
+
 def alignment(*factors: Tensor) -> Tensor:
     """Mean squared cosine between two rows of a factor, [..., 1]: 1 / width in random directions; the largest one."""
     largest = factors[0].new_zeros(1)

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from ..cases.inputs import Inputs
 from ..oracles.attention import allowed
-from .arithmetic import Arithmetic, are_factors_rounded
-from .noise import Noise, alignment, sources
+from .arithmetic import Arithmetic, are_factors_rounded, longest_row
+from .noise import Noise, alignment, equal_heads, sources
 
 EXP_VARIANCE = 8.0  # of exp2 on hardware, in units of eps^2: an error of 2^-22.5 at most
 
@@ -48,11 +48,6 @@ def _centered(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return squares.clamp(min=0)
 
 
-def _longest(x: Tensor) -> float:
-    """The greatest length of a row."""
-    return x.norm(dim=-1).max().item()
-
-
 def _ratio(x: float, y: float) -> float:
     return x / y if y > 0 else 0.0
 
@@ -65,6 +60,7 @@ class StreamingKernel:
         self.q, self.k, self.v, self.q_t, self.k_t, self.v_t, self.G, self.T = q, k, v, q_t, k_t, v_t, G, T
         self.c, self.type = inputs.c, Arithmetic.of(inputs.q.dtype, are_factors_rounded(inputs))
         self.groups = q.shape[-3] // max(inputs.k.shape[-3], 1)
+        self.alike = equal_heads(q, self.groups)
         c, eps, keep = self.c, self.type.eps, allowed(inputs)
         products = c * (q @ k.mT)
         bias = 0.0 if inputs.mask is None or inputs.mask.dtype == torch.bool else inputs.mask.double()
@@ -118,7 +114,7 @@ class StreamingKernel:
         """At least the unit of S_t - mu where tensors are rescaled, else 1; without tangents 0."""
         if self.type.factor == 0:
             return 1.0
-        q, k, v, q_t, k_t, v_t, G, T = map(_longest, self._all())
+        q, k, v, q_t, k_t, v_t, G, T = map(longest_row, self._all())
         ratios = [_ratio(v_t, v), _ratio(G, T), 2.0**-15 * _ratio(q_t, q), 2.0**-15 * _ratio(k_t, k)]
         return max(16 * self.c * max(q_t * k, q * k_t), *(2 * x for x in ratios))
 
@@ -127,7 +123,7 @@ class StreamingKernel:
 
     def _inputs(self) -> dict[str, Tensor]:
         """Variances of inputs as factors, in at most the units of the scaled backward (per_tensor_scaling.py)."""
-        q, k, v, _, _, _, G, T = map(_longest, self._all())
+        q, k, v, _, _, _, G, T = map(longest_row, self._all())
         digits = 2.0 ** min(max(math.log2(self.c * q * k) + 15, 0), 8) if self.c * q * k > 0 else 1.0
         q, k, v, G = 2 * q / digits, 2 * k / digits, 16 * v, max(G, self.R * T) / 16
         units = (q, k, v, self.R * q, self.R * k, self.R * v, G, T / 16)
@@ -231,8 +227,8 @@ class StreamingKernel:
         """At least the units of dS and of dS_t where tensors are rescaled, else 1."""
         if self.type.factor == 0:
             return 1.0, 1.0
-        of_T = _longest(self.v) * _longest(self.T)
-        return max(_longest(self.v) * _longest(self.G), self.R * of_T), of_T
+        of_T = longest_row(self.v) * longest_row(self.T)
+        return max(longest_row(self.v) * longest_row(self.G), self.R * of_T), of_T
 
     def _query_gradients(
         self, dS: Tensor, dS_t: Tensor, var_dS: Tensor, var_dS_t: Tensor, var_a: Tensor, var_delta: Tensor
@@ -255,8 +251,11 @@ class StreamingKernel:
         }
 
     def _key_side(self, value: Tensor, spread: Tensor, shared: Tensor, *factors: Tensor) -> Noise:
-        independent, stored = sources(self._fold(self.P), -2), self.type.stored(value)
-        return Noise(spread, independent, shared, independent, stored, self.lse.numel(), alignment(*factors))
+        """Of a sum over a group's query heads: the errors of equal ones add up, where else their variances do."""
+        independent = (sources(self._fold(self.P), -2) / self.alike).clamp(min=1)
+        spread, shared, rows = self.alike * spread, self.alike * shared, self.lse.numel() // self.alike
+        stored = self.type.stored(value)
+        return Noise(spread, independent, shared, independent, stored, rows, alignment(*factors))
 
     def _fold(self, x: Tensor) -> Tensor:
         """[..., Hq, M, width] to [..., Hkv, G M, width]: the rows of a group of heads, which its key head sums over."""

@@ -95,6 +95,15 @@ def test_a_correct_kernel_keeps_the_budget(case: Case, dtype: torch.dtype) -> No
     assert_within(inputs, kernel_model(inputs))
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_equal_heads_of_a_group_round_alike(dtype: torch.dtype, seed: int) -> None:
+    """Their errors in d_k and d_v add up; as if they were independent, most of these budgets were too small."""
+    case = Case("alike", (), m=7, n=16, d=8, dv=24, q_heads=6, kv_heads=2, layout="expanded", magnitude=10.0)
+    inputs = make_inputs(case, dtype, seed=seed)
+    assert_within(inputs, kernel_model(inputs))
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_kernel_is_far_outside(fault: str, dtype: torch.dtype) -> None:
