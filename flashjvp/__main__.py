@@ -68,6 +68,7 @@ def _plain(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> str:
+    select.resolve("triton", device, dtype)
     from .kernels.launch import schedule
 
     precision = schedule.input_precision(dtype, device)

@@ -130,6 +130,7 @@ def _served(operands: Operands, options: Options) -> _Served:
         grid = Grid.of(q, k, None, is_causal)
         tile = {"queries": grid.tile_queries, "keys": grid.tile_keys}
         return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [])
+    select.resolve(chosen, q.device, q.dtype)
     from .kernels.hopper import eligibility
     from .kernels.launch import schedule
     from .kernels.launch.call import Call

@@ -1,13 +1,14 @@
-"""The triton backend: the four functions of a backend (see reference.py) on the kernels of this folder."""
+"""The triton backend: the four functions of a backend (see reference.py) on the kernels of kernels/."""
 
+import sys
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..kernels.hopper import eligibility
-from ..kernels.launch import schedule
-from ..kernels.launch.call import Call, Maybe
+from ..kernels.launch import schedule, selfcheck
+from ..kernels.launch.call import _COMPILED, Call, Maybe
 from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_key import launch_backward_key
 from ..kernels.portable.backward_preprocess import launch_rowsums
@@ -16,6 +17,8 @@ from ..kernels.portable.forward import launch_forward
 from ..layout import empty_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
+
+selfcheck.SUBJECT[:] = [(sys.modules[__name__], _COMPILED)]
 
 
 @captured(PlainOperands)

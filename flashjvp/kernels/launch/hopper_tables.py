@@ -7,7 +7,7 @@ replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTo
 `backward_pairs` replaces `backward_key` alone.
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton; with a newer one they must pass
-hopper/selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
+selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
 them for each product.
 """
 

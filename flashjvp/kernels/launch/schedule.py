@@ -11,6 +11,7 @@ import torch
 
 from ... import environment
 from . import hopper_tables as tables_of_pipelines
+from . import selfcheck
 from .hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS, REGISTER_OPERANDS_SINCE, Families, Release
 from .tables import TILES
 
@@ -122,8 +123,6 @@ def _why_not_triton(device: torch.device) -> str | None:
     release = environment.triton_release()
     if release in MEASURED:
         return None
-    from ..hopper import selfcheck
-
     return selfcheck.why_not(release, device)
 
 

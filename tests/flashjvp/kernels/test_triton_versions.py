@@ -2,6 +2,7 @@
 matter."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -10,15 +11,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from flashjvp import environment
-from flashjvp.kernels.hopper import selfcheck
-from flashjvp.kernels.launch import schedule
+from flashjvp.backends import reference
+from flashjvp.kernels.launch import schedule, selfcheck
 from flashjvp.kernels.launch.hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,6 +57,46 @@ def test_a_check_that_holds_is_made_once_and_kept(calls: list[Any]) -> None:
         assert are_served() and are_served()
         environment.forget()  # as a new process
         assert are_served() and schedule.why_not_pipelines(CARD, "half", 64) is None
+
+
+@pytest.mark.parametrize(
+    ("spilled", "wrong", "said"),
+    [
+        (18, None, None),
+        (32, None, "forward_kernel spills 32 registers"),
+        (0, "forward_jvp", "o_t is wrong .D = 64, 192 rows.: .* times the precision of its type"),
+        (0, "backward", "d_k is wrong .D = 64, 192 rows.: inf times"),
+    ],
+)
+def test_a_check_looks_at_results_and_spills(
+    spilled: int, wrong: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward_kernel() -> None: ...
+
+    compiled: dict[tuple[Any, ...], Any] = {(object(),): SimpleNamespace(n_spills=100)}  # what was there before
+
+    def computed(name: str) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            compiled[(forward_kernel, name)] = SimpleNamespace(n_spills=spilled)
+            results = list(getattr(reference, name)(*args))
+            if name == wrong:
+                results[1] = results[1] + (1.0 if name == "forward_jvp" else math.inf)
+            return results
+
+        return run
+
+    backend = SimpleNamespace(**{x: computed(x) for x in ("forward", "forward_jvp", "backward", "backward_jvp")})
+    monkeypatch.setattr(selfcheck, "SUBJECT", [(backend, compiled)])
+    with ThreadPoolExecutor(1) as thread:  # the check marks its thread
+        found = thread.submit(selfcheck._checked, torch.device("cpu")).result()
+    assert found is None if said is None else re.fullmatch(f"{said}.*", found)
+
+
+def test_the_backend_is_what_is_checked() -> None:
+    from flashjvp.backends import triton as backend
+    from flashjvp.kernels.launch import call
+
+    assert [(backend, call._COMPILED)] == selfcheck.SUBJECT
 
 
 def test_a_check_that_fails_is_kept(calls: list[Any]) -> None:
@@ -155,6 +198,8 @@ def test_fewer_tiles_are_held_from_one_release_on() -> None:
 def test_the_check_holds_here() -> None:
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs compute capability 9.0")
+    from flashjvp.backends import triton  # noqa: F401, which puts itself before the check
+
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
     assert selfcheck._remembered(torch.cuda.get_device_name(), CARD) is None
     assert all(map(torch.equal, states, (torch.get_rng_state(), torch.cuda.get_rng_state())))

@@ -15,18 +15,25 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from ... import environment
-from ..launch.hopper_tables import MEASURED, Release
+from ...backends import reference
+from .driver import on_device
+from .hopper_tables import MEASURED, Release
 
 # Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
 CALLS = ((64, 192, True), (64, 192, False), (128, 192, True), (128, 2048, True))
 MOST_ERROR = 2.0  # of a result's norm, in units of bfloat16's precision: results that are right have 0.6
 MOST_SPILLED = 24  # registers of a thread: of measured kernels at most 18; 32 in one that was a third slower for them
+
+# What is checked: the functions of the backend, and the dict that gets what Triton compiles for them, by keys that
+# begin with the kernel. `backends/triton.py` puts itself here, since it stands above this file.
+SUBJECT: list[tuple[ModuleType, dict[tuple[Any, ...], Any]]] = []
 
 _LOCK = threading.Lock()
 _THREAD = threading.local()
@@ -97,27 +104,22 @@ def _remember(path: Path, reason: str | None) -> None:
 
 def _checked(device: torch.device) -> str | None:
     """Why the kernels should not serve, or None."""
-    from ..launch.call import _COMPILED
-
+    ((kernels, compiled),) = SUBJECT
     _THREAD.checks = True
-    before = set(_COMPILED)
-    with torch.cuda.device(device):
+    before = set(compiled)
+    with on_device(device):
         for width, rows, jvp in CALLS:
-            if (reason := _wrong(device, width, rows, jvp)) is not None:
+            if (reason := _wrong(kernels, device, width, rows, jvp)) is not None:
                 return reason
-    # the keys of pipelines begin with a family, others with a function
-    kernels = [(key[0], _COMPILED[key]) for key in set(_COMPILED) - before if isinstance(key[0], str)]
-    for family, kernel in kernels:
-        if kernel.n_spills > MOST_SPILLED:
-            return f"{family} spills {kernel.n_spills} registers"
+    for key in compiled.keys() - before:
+        kernel, *_ = key
+        if (spilled := compiled[key].n_spills) > MOST_SPILLED:
+            return f"{kernel.__name__} spills {spilled} registers"
     return None
 
 
-def _wrong(device: torch.device, width: int, rows: int, jvp: bool) -> str | None:
+def _wrong(kernels: ModuleType, device: torch.device, width: int, rows: int, jvp: bool) -> str | None:
     """Which result is wrong, if one is."""
-    from ...backends import reference
-    from ...backends import triton as kernels
-
     inputs = _inputs(device, width, rows)
     found, exact = _results(kernels, inputs, jvp), _results(reference, [x.double() for x in inputs], jvp)
     for name in exact:
