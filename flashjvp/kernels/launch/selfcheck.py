@@ -31,9 +31,9 @@ CALLS = ((64, 192, True), (64, 192, False), (128, 192, True), (128, 2048, True))
 MOST_ERROR = 2.0  # of a result's norm, in units of bfloat16's precision: results that are right have 0.6
 MOST_SPILLED = 24  # registers of a thread: of measured kernels at most 18; 32 in one that was a third slower for them
 
-# What is checked: the functions of the backend, and the dict that gets what Triton compiles for them, by keys that
-# begin with the kernel. `backends/triton.py` puts itself here, since it stands above this file.
-SUBJECT: list[tuple[ModuleType, dict[tuple[Any, ...], Any]]] = []
+# What is checked: the functions of the backend, and call.py, which keeps what Triton compiles for them, by keys that
+# begin with the kernel. `backends/triton.py` puts both here, since they stand above this file.
+SUBJECT: list[tuple[Any, Any]] = []
 
 _LOCK = threading.Lock()
 _THREAD = threading.local()
@@ -104,7 +104,8 @@ def _remember(path: Path, reason: str | None) -> None:
 
 def _checked(device: torch.device) -> str | None:
     """Why the kernels should not serve, or None."""
-    ((kernels, compiled),) = SUBJECT
+    ((kernels, launches),) = SUBJECT
+    compiled = launches._COMPILED
     _THREAD.checks = True
     before = set(compiled)
     with on_device(device):
