@@ -250,6 +250,7 @@ print(json.dumps([asdict(kernel) for kernel in found]))
 """
 
 
+@pytest.mark.slow  # `make codegen` compiles more of them
 def test_they_compile_for_the_gpu(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)

@@ -47,7 +47,7 @@ def judge(case: Case, ordered: bool, dense: Callable[[Inputs], Results], device:
 
 
 @ON_CPU
-@pytest.mark.sampled(of=8)
+@pytest.mark.sampled(of=24)
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
 @pytest.mark.parametrize("case", [*CASES, *LAYOUTS], ids=str)
 def test_emulated(case: Case, ordered: bool) -> None:

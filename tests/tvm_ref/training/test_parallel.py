@@ -82,6 +82,7 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
 def test_two_processes_with_compiled_blocks_train_like_one(
     one: Path, tmp_path: Path, parallel: str, checkpointing: str
