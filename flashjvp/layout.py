@@ -59,6 +59,11 @@ def empty_lse(q: Tensor, mask: Tensor | None) -> Tensor:
     return q.new_empty(shape, dtype=STATISTIC_DTYPE[q.dtype])
 
 
+def empty_bias(mask: Tensor) -> Tensor:
+    """Unwritten gradient of an additive mask or of its tangent: of its shape and dtype, contiguous."""
+    return mask.new_empty(mask.shape)
+
+
 def is_additive(mask: Tensor | None) -> bool:
     """Whether a mask is a bias on the scores, rather than a choice of keys."""
     return mask is not None and mask.dtype != torch.bool

@@ -2,7 +2,7 @@
 
 Needs O(M N) memory. Every function takes tensors of equal rank, q [..., Hq, M, D], k [..., Hkv, N, D] and
 v [..., Hkv, N, Dv] with Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M, N] (boolean,
-True = take part, or additive), any float type, any device. Half types are computed in float32, the others in their own
+True = take part, or additive), any float type, any device. The tangent of an additive mask has its shape. Half types are computed in float32, the others in their own
 type. `lse` is log(sum(exp(S))) of each row, or with an additive mask the two numbers of `layout.empty_lse`.
 """
 
@@ -11,71 +11,87 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import STATISTIC_DTYPE, is_additive, rows
+from ..layout import STATISTIC_DTYPE, empty_bias, is_additive, rows
+from . import philox
 
 Maybe = Tensor | None
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """o and lse; MATH.md (1)-(3)."""
-    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, is_causal, scale)
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
+) -> tuple[Tensor, Tensor]:
+    """o and lse; MATH.md (1)-(3), (27)."""
+    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, None, seed, is_causal, scale, dropout_p)
     return o, lse
 
 
 def forward_jvp(
-    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """o, o_t, lse and mu; MATH.md (1)-(7)."""
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
+    is_causal: bool, scale: float, dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """o, o_t, lse and mu; MATH.md (1)-(7), (24), (27), (28)."""
     heads = q.shape[-3]
     q_, k_, v_, q_t_, k_t_, v_t_ = _widen(heads, q, k, v, q_t, k_t, v_t)
     P, lse = _softmax(_scores(q_, k_, mask, is_causal, scale), is_additive(mask))
-    S_t = _score_tangent(q_, k_, q_t_, k_t_, scale, P)
+    S_t = _score_tangent(q_, k_, q_t_, k_t_, mask_t, scale, P)
     mu = (P * S_t).sum(-1)  # (5)
     P_t = P * (S_t - mu[..., None])  # (6)
-    o = P @ v_
-    o_t = P_t @ v_ + _product(P, v_t_)  # (7)
+    R = _dropout(seed, P, dropout_p)
+    o = (R * P) @ v_  # (3), (27)
+    o_t = (R * P_t) @ v_ + _product(R * P, v_t_)  # (7), (28)
     return rows(o, q), rows(o_t, q), lse, mu
 
 
 def backward(
-    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
-    """The wanted ones of d_q, d_k, d_v; MATH.md (9)-(17) with no tangent."""
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_mask; MATH.md (9)-(17), (25) with no tangent."""
     mu = q.new_zeros(q.shape[:-1], dtype=lse.dtype)
-    grads = backward_jvp(
-        d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, is_causal, scale, (*wanted, False, False, False)
-    )
-    return grads[0], grads[1], grads[2]
+    of_q, of_k, of_v, of_mask = wanted
+    d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
+        d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, None, seed, is_causal, scale, dropout_p,
+        (of_q, of_k, of_v, False, False, False, of_mask, False),
+    )  # fmt: skip
+    return d_q, d_k, d_v, d_mask
 
 
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor, o_t:
-    Maybe, lse: Tensor, mu: Tensor, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
+    Maybe, lse: Tensor, mu: Tensor, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
+    dropout_p: float, wanted: tuple[bool, ...],
 ) -> tuple[Maybe, ...]:  # fmt: skip
-    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; MATH.md (9)-(20). A missing cotangent is zero."""
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t; MATH.md (9)-(20), (25), (29)-(32).
+
+    A missing cotangent is zero.
+    """
     heads, kv_heads = q.shape[-3], k.shape[-3]
     q_, k_, v_, q_t_, k_t_, v_t_ = _widen(heads, q, k, v, q_t, k_t, v_t)
     G, T, O, O_t = _widen(heads, d_o, d_o_t, o, o_t)
     P = _probabilities(_scores(q_, k_, mask, is_causal, scale), lse)
-    S_t = _score_tangent(q_, k_, q_t_, k_t_, scale, P)
+    S_t = _score_tangent(q_, k_, q_t_, k_t_, mask_t, scale, P)
     P_t = P * (S_t - mu[..., None])  # (6)
-    A = _product(T, _transpose(v_), like=P)  # (9)
-    B = _product(G, _transpose(v_), like=P) + _product(T, _transpose(v_t_), like=P)  # (10)
+    R = _dropout(seed, P, dropout_p)
+    A = R * _product(T, _transpose(v_), like=P)  # (9), (29)
+    # mutate: B
+    B = R * (_product(G, _transpose(v_), like=P) + _product(T, _transpose(v_t_), like=P))  # (10), (30)
     a = _row_product(T, O, like=mu)  # (11)
     delta = _row_product(G, O, like=mu) + _row_product(T, O_t, like=mu)  # (12)
-    dS_t = scale * P * (A - a[..., None])  # (13), times c
-    dS = scale * (P_t * (A - a[..., None]) + P * (B - delta[..., None]))  # (14), times c
+    d_bias_t = P * (A - a[..., None])  # (13), (25)
+    d_bias = P_t * (A - a[..., None]) + P * (B - delta[..., None])  # (14), (25)
+    dS, dS_t = scale * d_bias, scale * d_bias_t  # times c, as the products of (15), (16), (18), (19) are
     d_q = dS @ k_ + _product(dS_t, k_t_)  # (15)
     d_k = dS.mT @ q_ + _product(dS_t.mT, q_t_)  # (16)
-    d_v = _product(P.mT, G, like=v_) + _product(P_t.mT, T, like=v_)  # (17)
-    d_q_t, d_k_t, d_v_t = dS_t @ k_, dS_t.mT @ q_, _product(P.mT, T, like=v_)  # (18)-(20)
+    P, P_t = R * P, R * P_t
+    d_v = _product(P.mT, G, like=v_) + _product(P_t.mT, T, like=v_)  # (17), (31)
+    d_q_t, d_k_t, d_v_t = dS_t @ k_, dS_t.mT @ q_, _product(P.mT, T, like=v_)  # (18)-(20), (32)
     grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
     likes = (q, k, v, q_t, k_t, v_t)
-    return tuple(
+    *wanted_of_inputs, of_mask, of_mask_t = wanted
+    return *(
         rows(_sum_groups(grad, kv_heads) if i % 3 else grad, like) if want and like is not None else None
-        for i, (grad, like, want) in enumerate(zip(grads, likes, wanted, strict=True))
-    )
+        for i, (grad, like, want) in enumerate(zip(grads, likes, wanted_of_inputs, strict=True))
+    ), _of_mask(d_bias, mask, of_mask), _of_mask(d_bias_t, mask_t, of_mask_t)  # fmt: skip
 
 
 def _widen(heads: int, *tensors: Maybe) -> list[Any]:
@@ -91,6 +107,19 @@ def _sum_groups(grad: Tensor, kv_heads: int) -> Tensor:
     if kv_heads == 0:
         return grad
     return grad.unflatten(-3, (kv_heads, -1)).sum(-3)
+
+
+def _of_mask(grad: Tensor, mask: Maybe, want: bool) -> Maybe:
+    """(25), summed over the dims in which the mask is broadcast."""
+    # mutate: return empty_bias
+    return empty_bias(mask).copy_(grad.sum_to_size(mask.shape)) if want and mask is not None else None
+
+
+def _dropout(seed: Maybe, P: Tensor, dropout_p: float) -> Any:
+    """R of (26); 1 without dropout."""
+    if seed is None:
+        return 1.0
+    return philox.factor(dropout_p) * philox.kept_everywhere(seed, P.shape, dropout_p).to(P.dtype)
 
 
 def _scores(q: Tensor, k: Tensor, mask: Maybe, is_causal: bool, scale: float) -> Tensor:
@@ -128,8 +157,11 @@ def _finite(x: Tensor) -> Tensor:
     return x.masked_fill(x.isneginf(), 0.0)
 
 
-def _score_tangent(q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, scale: float, like: Tensor) -> Tensor:
-    return scale * (_product(q_t, k.mT, like=like) + _product(q, _transpose(k_t), like=like))  # (4)
+def _score_tangent(
+    q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, mask_t: Maybe, scale: float, like: Tensor
+) -> Tensor:
+    S_t = scale * (_product(q_t, k.mT, like=like) + _product(q, _transpose(k_t), like=like))  # (4)
+    return S_t if mask_t is None else S_t + mask_t  # (24)
 
 
 def _transpose(x: Maybe) -> Maybe:
