@@ -35,8 +35,8 @@ def files_on_the_way(frame: FrameType | None) -> list[str]:
     return [*files]
 
 
-def ways(call: Callable[[], Any]) -> list[list[str]]:
-    """Of each launch of a call, and of each product of plain PyTorch, the files on the way."""
+def watched(call: Callable[[], Any]) -> tuple[Any, list[list[str]]]:
+    """What a call gives, and the files on the way to each of its launches and products of plain PyTorch."""
     found: list[list[str]] = []
     launch = GridExecutor.__call__
 
@@ -54,21 +54,22 @@ def ways(call: Callable[[], Any]) -> list[list[str]]:
         patch.setattr(GridExecutor, "__call__", launched)
         sys.setprofile(watch)
         try:
-            call()
+            return call(), found
         finally:
             sys.setprofile(None)
-    return found
 
 
-def draw(learned: bool = False) -> list[Tensor]:
-    return [torch.randn(1, 1, 16, 16, requires_grad=learned) for _ in range(3)]
-
-
-def check(call: Callable[[], Any], most: int) -> None:
-    found = ways(call)
+def held_to(most: int, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the function gives; no way of its launches has more files than that."""
+    result, found = watched(lambda: function(*args, **options))
     # Those are the ends of the way: else nothing was measured.
     assert found and {way[0] for way in found} & {"kernels/launch/call.py", "backends/tiled_products.py"}
     assert not [way for way in found if len(way) > most]
+    return result
+
+
+def draw(dtype: torch.dtype = torch.float32, learned: bool = False) -> list[Tensor]:
+    return [torch.randn(1, 1, 16, 16, dtype=dtype, requires_grad=learned) for _ in range(3)]
 
 
 @pytest.fixture(params=["triton", "tiled"])
@@ -87,19 +88,16 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_calls(backend: str, form: str) -> None:
     options = {**FORMS[form], "backend": backend}
+    dtype = torch.float16 if form == "autocast" else torch.float32
     with torch.autocast("cpu", torch.float16, enabled=form == "autocast"):
         for learned in (False, True):
-            for _ in range(4):  # calls like earlier ones go other ways
-                x, x_t = draw(learned), draw()
-                if form == "autocast":
-                    x = [y.detach().half().requires_grad_(learned) for y in x]
-                    x_t = [y.half() for y in x_t]
-                results: list[Tensor] = []
-                check(lambda x=x: results.append(flashjvp.attention(*x, **options)), MOST_EAGER)
-                check(lambda x=x, x_t=x_t: results.extend(flashjvp.attention_jvp(*x, *x_t, **options)), MOST_EAGER)
+            for _ in range(3):  # calls like earlier ones go other ways
+                x, x_t = draw(dtype, learned), draw(dtype)
+                only_o = held_to(MOST_EAGER, flashjvp.attention, *x, **options)
+                o, o_t = held_to(MOST_EAGER, flashjvp.attention_jvp, *x, *x_t, **options)
                 if learned:
-                    check(lambda: results[0].sum().backward(), MOST_EAGER)
-                    check(lambda: (results[1] + results[2]).sum().backward(), MOST_EAGER)
+                    held_to(MOST_EAGER, only_o.sum().backward)
+                    held_to(MOST_EAGER, (o + o_t).sum().backward)
 
 
 def test_forward_mode(backend: str) -> None:
@@ -107,22 +105,20 @@ def test_forward_mode(backend: str) -> None:
         return flashjvp.attention(q, k, v, backend=backend)
 
     for learned in (False, True):
-        for _ in range(4):
-            x, x_t = draw(learned), draw()
-            results: list[Tensor] = []
-            check(lambda x=x, x_t=x_t: results.extend(jvp(attention, tuple(x), tuple(x_t))), MOST_UNDER_JVP)
+        for _ in range(3):
+            x, x_t = draw(learned=learned), draw()
+            o, o_t = held_to(MOST_UNDER_JVP, jvp, attention, tuple(x), tuple(x_t))
             if learned:
-                check(lambda: (results[0] + results[1]).sum().backward(), MOST_EAGER)
+                held_to(MOST_EAGER, (o + o_t).sum().backward)
     with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(y, y_t) for y, y_t in zip(draw(), draw(), strict=True)]
-        check(lambda: attention(*duals), MOST_EAGER)
+        held_to(MOST_EAGER, attention, *map(forward_ad.make_dual, draw(), draw()))
 
 
 def test_func_grad_through_a_jvp(backend: str) -> None:
-    _, k, v = draw()
+    q, k, v = draw()
 
     def loss(q: Tensor) -> Tensor:
         o, o_t = jvp(lambda q: flashjvp.attention(q, k, v, backend=backend), (q,), (q.cos(),))
         return (o + o_t).sum()
 
-    check(lambda: grad(loss)(k), MOST_UNDER_JVP)
+    held_to(MOST_UNDER_JVP, grad(loss), q)
