@@ -6,7 +6,7 @@ and a call may go there without it.
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,9 +18,11 @@ from .. import _torch
 KEYSETS: dict[str, Any] = {}
 # What plain calls have besides: nothing that an operator of this package acts on.
 _IDLE: Any = None
+_AUTOCAST: Any = None
 if _torch.PER_LEVEL:
     KEYSETS = {"cpu": _torch.keyset("CPU", "AutogradCPU"), "cuda": _torch.keyset("CUDA", "AutogradCUDA")}
     _IDLE = _torch.keyset("BackendSelect", "ADInplaceOrView")
+    _AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA")
 
 # What a thread is doing: "public" is a call of `attention` while some thread is in a dual level, "split" an operator of
 # the primals and tangents of one, "lowered" a call below func.jvp, which took all tangents off (func_jvp.py).
@@ -52,6 +54,12 @@ def may_hold_tangents() -> bool:
     if _torch.transforms_active() or _torch.dispatch_modes_active():
         return True
     return _torch.dual_level_active() and not is_marked("lowered")
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """No autocast in the dispatcher: products keep the types of their factors."""
+    guard: AbstractContextManager[Any] = _torch.ExcludeDispatchKeyGuard(_AUTOCAST)
+    return guard
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:

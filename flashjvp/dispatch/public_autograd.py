@@ -29,6 +29,9 @@ def attention(operands: Operands, options: Options) -> Tensor:
 @torch.compiler.disable
 def attention_jvp(operands: Operands, options: Options) -> tuple[Tensor, Tensor]:
     """o and o_t, differentiable in reverse mode."""
+    if not operands.has_tangents:
+        o = attention(operands, options)
+        return o, torch.zeros_like(o)
     o, o_t, _, _ = _AttentionJvp.apply(*operands, (options, ()))
     return o, o_t
 

@@ -56,7 +56,7 @@ def test_the_list_covers_every_part() -> None:
     kernels -= {f"kernels/{name}" for name in choices}
     tiled = ("tiled", "tiled_backward", "tiled_grid", "tiled_products")
     backends = {f"backends/{name}.py" for name in (*tiled, "reference", "triton")}
-    dispatch = {f"dispatch/{name}.py" for name in ("autograd", "operators", "func_jvp", "fast_path")}
+    dispatch = {f"dispatch/{name}.py" for name in ("autograd", "operators", "func_jvp", "fast_path", "tangents")}
     others = {"_torch/levels.py", "_torch/eager.py", "_torch/guards.py", "causal_bias.py"}
     assert {fault.file for fault in FAULTS} >= kernels | backends | dispatch | others
 
