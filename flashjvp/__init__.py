@@ -10,6 +10,7 @@ from .errors import (
     UnsupportedError,
 )
 from .explain import Explanation, explain
+from .varlen import varlen
 
 __version__ = "0.1.0"
 
@@ -24,4 +25,5 @@ __all__ = [
     "attention",
     "attention_jvp",
     "explain",
+    "varlen",
 ]

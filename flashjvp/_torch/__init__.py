@@ -80,6 +80,7 @@ current_cuda_device = _find("torch._C._cuda_getDevice") or torch.cuda.current_de
 _make_dual = _find("torch._VF._make_dual")
 _unpack_dual = _find("torch._VF._unpack_dual")
 _is_zero = _find("torch.Tensor._is_zerotensor")
+_is_wrapped = _find("torch._C._functorch.is_functorch_wrapped_tensor")
 _is_legacy_batched = _find("torch._C._functorch.is_legacy_batchedtensor")
 
 
@@ -135,6 +136,11 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     if tangent is not None and _is_zero is not None and _is_zero(tangent):
         tangent = None
     return primal, tangent
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a transform of functorch wraps a tensor; without the name, whether one could."""
+    return transforms_active() if _is_wrapped is None else bool(_is_wrapped(x))
 
 
 def is_legacy_batched(x: Tensor) -> bool:

@@ -25,9 +25,10 @@ def _of_backend(
     operator: Operator, operands: AnyOperands, options: Options
 ) -> tuple[Callable[..., Any], tuple[bool, float]]:
     """The backend's function that computes an operator, and the options as it takes them."""
-    module = select.resolve(options.backend, operands.q.device, operands.q.dtype)
+    q, v = operands.q, operands.v
+    module = select.resolve(options.backend, q.device, q.dtype, select.is_wide(q, v))
     # mutate: return getattr module
-    return getattr(module, operator.name), options.of_backend(operands.q)
+    return getattr(module, operator.name), options.of_backend(q)
 
 
 def bound(operator: Operator, operands: AnyOperands, options: Options, *wanted: tuple[bool, ...]) -> Bound:

@@ -46,7 +46,7 @@ class Call:
     """One attention call on the triton backend: sizes and alignment of its tensors, and how to launch on them."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool) -> None:
-        self.is_empty = q.numel() == 0
+        self.is_empty = q.numel() == 0 or k.shape[-2] == 0  # nothing to launch: no query, or no key to see
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self.precision = schedule.input_precision(self._dtype, self.device)
         geometry = _geometry(q.shape, k.shape, v.shape, self.precision)
