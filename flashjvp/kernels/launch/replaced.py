@@ -1,0 +1,58 @@
+"""The one place to watch or replace kernel launches, and tables of the warp-specialised kernels.
+
+The tuner, verify and tests do so here and patch nothing else of kernels/. What stands for another machine is
+flashjvp/environment.py. Captured calls are forgotten at either end of a block, since a replay looks nothing up.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import hopper_tables, replay, schedule
+from .call import Call
+from .hopper_tables import Families
+
+
+@contextmanager
+def launch(do: Callable[..., None]) -> Iterator[None]:
+    """In this block each `call.launch(kernel, ...)` is `do(original, call, kernel, ...)`.
+
+    `original(call, kernel, ...)` launches.
+    """
+    original: Callable[..., None] = Call.launch
+
+    def instead(*call: Any, **constants: Any) -> None:
+        do(original, *call, **constants)
+
+    with _instead(Call, launch=instead):
+        yield
+
+
+@contextmanager
+def pipelines(tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None) -> Iterator[None]:
+    """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
+
+    `dq_accum_from` takes the place of the table DQ_ACCUM_FROM; {} accumulates query gradients from one row on.
+    """
+    rows = hopper_tables.DQ_ACCUM_FROM if dq_accum_from is None else dq_accum_from
+    of_schedule = {
+        "pipelines": lambda device, precision, width: tiles.get(width, {}),
+        "has_pipelines": lambda device, precision, width: width in tiles,
+        "why_not_pipelines": lambda device, precision, width: None if width in tiles else "no tiles are in use",
+    }
+    with _instead(schedule, **of_schedule), _instead(hopper_tables, DQ_ACCUM_FROM=rows):
+        yield
+
+
+@contextmanager
+def _instead(owner: Any, **attributes: Any) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in attributes}
+    replay.forget()
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+        replay.forget()
