@@ -1,4 +1,4 @@
-"""What the dispatcher's operators do: compute on a backend, tell shapes (fake rules), and map a dim (vmap rules).
+"""What the dispatcher's operators do: call a backend, infer shapes (fake rules), and map over a dim (vmap rules).
 
 The schemas are in schema.py, the derivatives in derivatives.py.
 """

@@ -1,4 +1,4 @@
-"""A mutation: a planted bug, which is a small textual patch of flashjvp, and the check and case that must catch it."""
+"""One mutation: a statement of flashjvp to replace by a wrong one, and the check and case that must catch the bug."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

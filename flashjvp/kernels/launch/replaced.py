@@ -1,7 +1,7 @@
-"""The one place to watch or replace kernel launches, and tables of the warp-specialised kernels.
+"""Lets tests, verify and bench watch or replace kernel launches, and give other tiles to the warp-specialised kernels.
 
-The tuner, verify and tests do so here and patch nothing else of kernels/. What stands for another machine is
-flashjvp/environment.py. Captured calls are forgotten at either end of a block, since a replay looks nothing up.
+They patch nothing else of launch/ (tests/test_seams.py). For another machine there is flashjvp/environment.py. Captured
+calls are forgotten at both ends of a block, because a replay would not ask for tiles again.
 """
 
 from collections.abc import Callable, Iterator
