@@ -162,7 +162,7 @@ def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
     from .kernels.launch import schedule
 
     of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
-    families = ["forward", "rowsums", "backward_query", *(family for family, _ in of_keys)]
+    families = ["forward", "backward_preprocess", "backward_query", *(family for family, _ in of_keys)]
     found = {name: schedule.lookup(call.device, call.precision, name, call.width)._asdict() for name in families}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 

@@ -1,9 +1,10 @@
-"""How an Autograd-key kernel records a node and goes on below it, one level of functorch at a time.
+"""How an operator's Autograd kernel records a node and goes on below it, at one level of functorch.
 
-Every operator of this package is wired so (autograd.py), and so is the tiny one that tells whether a PyTorch that
-nobody has tried does what this needs (probe.py).
+A level is plain eager, or one transform such as torch.func.grad. All operators of this package use this (autograd.py).
+So does the tiny one that tries out a PyTorch which the test-suite was not run with (probe.py).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from .. import _torch
 from .eager import KEYSETS
 
-_LAST = {keyset.raw_repr() for keyset in KEYSETS.values()}  # nothing but the implementation below the derivatives
+_LAST = {keyset.raw_repr() for keyset in KEYSETS.values()}
 
 
 _Base: Any = _torch.LevelFunction or object
@@ -24,33 +25,34 @@ class Node(_Base):
     _compiled_autograd_key = staticmethod(_torch.compiled_autograd_key)
 
 
-def apply(node: Any, *args: Any) -> Any:
-    """Records `node` at the current level."""
-    if not _torch.transforms_active():
-        return node.apply(*args)
-    with _torch.enable_level_function():
-        return node.apply(*args)
-
-
 def requires_grad(args: Sequence[Any]) -> bool:
     """Whether a node has to be recorded at the current level."""
     return torch.is_grad_enabled() and _torch.any_requires_grad(*args)
 
 
-def redispatch(op: Any, implementation: Callable[..., Any], keyset: Any, args: Sequence[Any]) -> Any:
+def recorder(node: Any) -> Callable[..., Any]:
+    """What records `node` at the current level, when called with the arguments of its forward."""
+    return functools.partial(_record_in_transform, node) if _torch.transforms_active() else node.apply
+
+
+def _record_in_transform(node: Any, *args: Any) -> Any:
+    with _torch.enable_level_function():
+        return node.apply(*args)
+
+
+def is_last(keyset: Any) -> bool:
+    """Whether nothing is left below this level's derivatives but the implementation of the operator."""
+    return keyset.raw_repr() in _LAST
+
+
+def redispatch(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
     """The operator below this level's derivatives."""
     with _torch.AutoDispatchBelowAutograd():
-        if keyset.raw_repr() in _LAST:
-            return implementation(*args)
         return op.redispatch(keyset & _torch.after_autograd_keyset, *args)
 
 
-def redispatch_in_node(
-    op: Any, implementation: Callable[..., Any], keyset: Any, args: Sequence[Any], fwd_grad: bool
-) -> Any:
+def redispatch_in_node(op: Any, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
     """The same inside a node's forward, where grad modes are off, with those that outer levels need to record."""
-    if keyset.raw_repr() in _LAST:
-        return redispatch(op, implementation, keyset, args)
     # mutate: with torch enable_grad
     with torch.enable_grad(), _torch.set_fwd_grad_enabled(fwd_grad):
-        return redispatch(op, implementation, keyset, args)
+        return redispatch(op, keyset, args)

@@ -1,5 +1,8 @@
-"""Whether a PyTorch that nobody has tried still does what levels.py needs: a tiny operator, x ** 2, wired as ours are,
-against its known derivatives. Takes a quarter of a second, once, at import."""
+"""Tries out whether an unknown release of PyTorch does what levels.py needs.
+
+A tiny operator, x ** 2, is registered as the operators of flashjvp are, and its derivatives are compared with the known
+ones. That takes a quarter of a second, once, at import; the releases that the test-suite was run with skip it.
+"""
 
 from typing import Any
 
@@ -27,15 +30,21 @@ def _define() -> None:
     _LIBRARY.define("square(Tensor x) -> Tensor")
     op = torch.ops.flashjvp_probe.square.default
 
+    def torch_square(x: Tensor) -> Tensor:
+        with _torch.AutoDispatchBelowAutograd():
+            return torch.square(x)
+
     class Square(levels.Node):
         @staticmethod
-        def forward(ctx, keyset, x):  # type: ignore[no-untyped-def]
+        def forward(ctx, keyset, fwd_grad, x):  # type: ignore[no-untyped-def]
             ctx.save_for_backward(x)
-            return levels.redispatch_in_node(op, torch.square, keyset, (x,), _torch.is_fwd_grad_enabled())
+            if levels.is_last(keyset):
+                return torch_square(x)
+            return levels.redispatch_in_node(op, keyset, (x,), fwd_grad)
 
         @staticmethod
         def backward(ctx, grad):  # type: ignore[no-untyped-def]
-            return None, 2 * ctx.saved_tensors[0] * grad
+            return None, None, 2 * ctx.saved_tensors[0] * grad
 
     def kernel(keyset, x):  # type: ignore[no-untyped-def]
         if may_hold_tangents():
@@ -43,8 +52,8 @@ def _define() -> None:
             if x_t is not None:
                 return _torch.make_dual(op(x), 2 * x * x_t)
         if levels.requires_grad((x,)):
-            return levels.apply(Square, keyset, x)
-        return levels.redispatch(op, torch.square, keyset, (x,))
+            return levels.recorder(Square)(keyset, _torch.is_fwd_grad_enabled(), x)
+        return torch_square(x) if levels.is_last(keyset) else levels.redispatch(op, keyset, (x,))
 
     _LIBRARY.impl("square", torch.square, "CompositeExplicitAutograd")
     _LIBRARY.impl("square", kernel, "Autograd", with_keyset=True)

@@ -6,11 +6,10 @@ An Autograd-key kernel sees the tensors of one level (plain eager, or one functo
 2. records one autograd node when an input requires a gradient, whose backward calls the backward operator once;
 3. raises SecondOrderError where an operator that is a derivative already carries a tangent, and records a node that
    raises it when one is differentiated in reverse.
-It needs names that are private in PyTorch (_torch.py); public_autograd.py serves where they are missing.
+It needs names that are private in PyTorch (flashjvp/_torch/); public_autograd.py serves where they are missing.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,49 +18,50 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch import levels
-from .._torch.eager import is_marked, is_plain, marked, may_hold_tangents
-from .._torch.guards import TensorKeyedCache
-from .._torch.levels import apply, requires_grad
-from ..errors import ArgumentTypeError, UnsupportedError, second_order
+from .._torch.eager import is_marked, marked
+from .._torch.levels import recorder, requires_grad
+from ..errors import UnsupportedError, second_order
 from ..operands import Operands, Options, PlainOperands
-from .operators import IMPLEMENTATIONS, bound
+from .operators import prepared, without_none
 from .schema import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, OPERATORS, Operator, library
+from .tangents import check_mask, has_tangent, in_present_level, may_be_compiled, may_be_dual, split
 
 Maybe = Tensor | None
 
 
+def attention(operands: Operands, options: Options) -> Tensor:
+    """o of canonical operands without tangents, differentiable in both modes."""
+    o: Tensor
+    if torch.compiler.is_compiling() or not _torch.dual_level_active():
+        o = FORWARD.handle(*operands.plain, *options)[0]
+        return o
+    with marked("public"):
+        o = FORWARD.handle(*operands.plain, *options)[0]
+        return o
+
+
+def attention_jvp(operands: Operands, options: Options) -> tuple[Tensor, Tensor]:
+    """o and o_t of canonical operands, differentiable in reverse mode."""
+    if not operands.has_tangents:
+        o = attention(operands, options)
+        return o, torch.zeros_like(o)
+    o, o_t, _, _ = FORWARD_JVP.handle(*operands, *options)
+    return o, o_t
+
+
 def _redispatch(operator: Operator, keyset: Any, args: Sequence[Any]) -> Any:
-    return levels.redispatch(operator.handle, IMPLEMENTATIONS[operator], keyset, args)
+    """The operator below this level's derivatives: on its backend, where nothing else is left there."""
+    if not levels.is_last(keyset):
+        return levels.redispatch(operator.handle, keyset, args)
+    with _torch.AutoDispatchBelowAutograd():
+        return without_none(operator, args, prepared(operator, args)())
 
 
 def _redispatch_in_node(operator: Operator, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
-    return levels.redispatch_in_node(operator.handle, IMPLEMENTATIONS[operator], keyset, args, fwd_grad)
-
-
-def _split(name: str, x: Tensor) -> tuple[Tensor, Maybe]:
-    """Primal and tangent of an argument."""
-    primal, tangent = _torch.unpack_dual(x)
-    if tangent is not None and tangent.dtype != primal.dtype:
-        raise ArgumentTypeError(
-            f"{name}: expected a tangent of the dtype of its primal, {primal.dtype}, got {tangent.dtype}"
-        )
-    return primal, tangent
-
-
-def _may_be_compiled() -> bool:
-    """Whether torch.compile may have compiled what calls an operator, or may compile the Python that it runs in."""
-    return "torch._dynamo" in sys.modules
-
-
-def _may_be_dual() -> bool:
-    """Whether the tensors of an operator have to be asked for tangents: a compiled function enters a dual level in C++,
-    and Python's own count of levels misses that."""
-    # mutate: return _may_be_compiled may_hold_tangents
-    return _may_be_compiled() or may_hold_tangents()
-
-
-def _has_tangent(tensors: Sequence[Any]) -> bool:
-    return any(_torch.unpack_dual(x)[1] is not None for x in tensors if isinstance(x, Tensor))
+    """The same inside a node's forward; `fwd_grad` says whether outer levels record tangents."""
+    if not levels.is_last(keyset):
+        return levels.redispatch_in_node(operator.handle, keyset, args, fwd_grad)
+    return _redispatch(operator, keyset, args)
 
 
 # The nodes. `below` gives the results of a forward operator from its tensors, and `gradients` those of its node.
@@ -77,28 +77,6 @@ class Gradients:
         """The gradients that are wanted, and None for the others."""
         grads = operator.handle(*tensors, *self._options, wanted)
         return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
-
-
-class BoundGradients(Gradients):
-    """The same for all nodes of a forward that skips the dispatcher (fast_path.py). The backward does so, too, where
-    tensors like these were seen to be plain and record no node. What a node saved is compared again: hooks may have
-    put other tensors in its place."""
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self._known: TensorKeyedCache[Callable[[Sequence[Maybe]], Any]] = TensorKeyedCache()
-
-    def __call__(self, operator: Operator, tensors: Sequence[Maybe], wanted: tuple[bool, ...]) -> Sequence[Maybe]:
-        if torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents():
-            return super().__call__(operator, tensors, wanted)
-        given = [x for x in tensors if x is not None]
-        key = wanted, tuple([x is None for x in tensors])
-        if (below := self._known.find(key, given)) is None:
-            if is_plain(given):
-                self._known.keep(key, given, bound(operator, operator.operands(*tensors), self._options, wanted))
-            return super().__call__(operator, tensors, wanted)
-        grads: Sequence[Maybe] = below(tensors)
-        return grads
 
 
 class _Forward(levels.Node):
@@ -130,14 +108,14 @@ class _ForwardJvp(levels.Node):
         # mutate: ctx.save_for_backward
         ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
         ctx.gradients = gradients
-        ctx.in_level = _in_present_level() if is_marked("split") else None
+        ctx.in_level = in_present_level() if is_marked("split") else None
         ctx.mark_non_differentiable(lse, mu)
         ctx.set_materialize_grads(False)
         return o, o_t, lse, mu
 
     @staticmethod
     def backward(ctx, d_o, d_o_t, *_):  # type: ignore[no-untyped-def]
-        if ctx.in_level is not None and _has_tangent((ctx.in_level,)):  # mutate: if ctx in_level
+        if ctx.in_level is not None and has_tangent((ctx.in_level,)):  # mutate: if ctx in_level
             raise second_order(BACKWARD_JVP.handle.name())
         if d_o is None and d_o_t is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -147,10 +125,7 @@ class _ForwardJvp(levels.Node):
         return None, None, *grads, None  # mutate: return grads
 
 
-def _in_present_level() -> Tensor:
-    """A number with a tangent, which it loses when the dual level ends, whatever levels there are after that."""
-    with _torch.set_fwd_grad_enabled(True):
-        return _torch.make_dual(torch.zeros((), device="cpu"), torch.ones((), device="cpu"))
+_NODES: dict[Operator, Any] = {FORWARD: _Forward, FORWARD_JVP: _ForwardJvp}
 
 
 class _Backward(levels.Node):
@@ -174,13 +149,13 @@ class _Backward(levels.Node):
 
 def _forward(keyset, *args):  # type: ignore[no-untyped-def]
     operands, options, _ = FORWARD.split(args)
-    _check_mask(operands.mask)
-    if _may_be_dual():
+    check_mask(operands.mask)
+    if may_be_dual():
         q, k, v, mask = operands
         # mutate: (q, q_t), (k, k_t), (v, v_t)
-        (q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), _split("v", v)
+        (q, q_t), (k, k_t), (v, v_t) = split("q", q), split("k", k), split("v", v)
         if not (q_t is None and k_t is None and v_t is None):  # mutate: if q_t k_t
-            below = _untraced(_forward_of_duals) if _may_be_compiled() else _forward_of_duals
+            below = _untraced(_forward_of_duals) if may_be_compiled() else _forward_of_duals
             return below(keyset, Operands(q, k, v, q_t, k_t, v_t, mask), options)
         operands = PlainOperands(q, k, v, mask)
     if requires_grad(operands):
@@ -216,8 +191,8 @@ def _forward_of_duals(keyset: Any, operands: Operands, options: Options) -> tupl
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
     operands, options, _ = FORWARD_JVP.split(args)
-    _check_mask(operands.mask)
-    if _may_be_dual() and _has_tangent(operands):
+    check_mask(operands.mask)
+    if may_be_dual() and has_tangent(operands):
         raise second_order(FORWARD_JVP.handle.name())  # mutate: raise second_order FORWARD_JVP
     return _record_jvp(keyset, operands, options)
 
@@ -232,39 +207,42 @@ def _record_jvp(keyset: Any, operands: Operands, options: Options) -> Any:
 def _record(operator: Operator, keyset: Any, operands: PlainOperands | Operands, options: Options) -> Any:
     """The results of a forward operator, of tensors without tangents of which one requires a gradient."""
     fwd_grad = _torch.is_fwd_grad_enabled()
-    return record(
-        operator, lambda tensors: _redispatch_in_node(operator, keyset, (*tensors, *options), fwd_grad), operands,
-        Gradients(options),
+    return recorder(_NODES[operator])(
+        lambda tensors: _redispatch_in_node(operator, keyset, (*tensors, *options), fwd_grad), Gradients(options),
+        *operands,
     )  # fmt: skip
 
 
-def record(
-    operator: Operator, below: Callable[[Sequence[Maybe]], Any], tensors: Sequence[Maybe], gradients: Gradients
-) -> Any:
-    """The same, computed by `below` from the tensors, with its node."""
-    return apply(_Forward if operator is FORWARD else _ForwardJvp, below, gradients, *tensors)
+def recorded(
+    operator: Operator, below: Callable[[Sequence[Maybe]], Any], gradients: Callable[..., Sequence[Maybe]],
+    view: Callable[[Sequence[Maybe]], Sequence[Maybe]] | None,
+) -> Callable[[Sequence[Maybe]], Any]:  # fmt: skip
+    """A forward operator computed by `below`, as a function of the tensors of a call, with its node in grad mode.
+
+    `view` gives the tensors that the operator takes from those of the call; None where they are the same.
+    """
+    node = _NODES[operator]
+
+    def run(tensors: Sequence[Maybe]) -> Any:
+        if view is not None:
+            tensors = view(tensors)
+        if torch.is_grad_enabled():
+            return recorder(node)(below, gradients, *tensors)
+        return below(tensors)
+
+    return run
 
 
 def _backward_kernel(operator: Operator) -> Callable[..., Any]:
     def kernel(keyset, *args):  # type: ignore[no-untyped-def]
-        if _may_be_dual() and _has_tangent(args):
+        if may_be_dual() and has_tangent(args):
             raise second_order(operator.handle.name())  # mutate: raise second_order operator
         if requires_grad(args):
             *others, wanted = args
-            return apply(_Backward, operator, keyset, _torch.is_fwd_grad_enabled(), wanted, *others)
+            return recorder(_Backward)(operator, keyset, _torch.is_fwd_grad_enabled(), wanted, *others)
         return _redispatch(operator, keyset, args)
 
     return kernel
-
-
-def _check_mask(mask: Maybe) -> None:
-    """A mask has no derivative, at this level either."""
-    if mask is None or not mask.is_floating_point():  # mutate: if mask mask
-        return
-    if requires_grad((mask,)):
-        raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
-    if _may_be_dual() and _has_tangent((mask,)):  # mutate: if _may_be_dual _has_tangent
-        raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
 
 
 def _without_autocast(operator: Operator, key: str) -> Callable[..., Any]:

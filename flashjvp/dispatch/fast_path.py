@@ -1,10 +1,9 @@
-"""The short way for calls like earlier ones: checks were made, and nothing but autograd stands before the kernels.
+"""The fast path: a call like an earlier one skips the checks and PyTorch's dispatcher, which take longer than a launch.
 
-A call of a public function is checked, cast, viewed, and goes through PyTorch's dispatcher, at more host time than its
-launch takes. All of that follows from what a guard compares (guards.py) and from the options. So where it left the
-tensors of a call as they are, and they go straight to a backend, later calls like it do that at once, recording the
-same autograd node. Under transforms, dual levels, modes, tracing, compilation and profiling every call takes the
-dispatcher, which those watch.
+"Like" means the same options and equal tensor metadata (guards.py). A call is remembered if the checks passed its
+tensors on unchanged and the dispatcher led straight to a backend. Later ones record the same autograd node and call the
+backend at once. Under transforms, dual levels, modes, tracing and profiling every call takes the dispatcher, since
+those watch it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
-from .._torch.eager import KEYSETS, is_plain, may_hold_tangents
+from .._torch.eager import KEYSETS, is_plain, may_hold_tangents, without_autocast
 from .._torch.guards import TensorKeyedCache
 from ..operands import AnyOperands, Options
 from . import derivatives, operators
@@ -22,9 +21,9 @@ from .schema import Operator
 
 Maybe = Tensor | None
 Run = Callable[[Sequence[Maybe]], Any]
+View = Callable[[Sequence[Maybe]], Sequence[Maybe]]
 
 _CAN_SKIP_DISPATCHER = derivatives.BY_LEVEL and _torch.CAN_SKIP_DISPATCHER
-_AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA") if _CAN_SKIP_DISPATCHER else None
 _KNOWN: TensorKeyedCache[Run] = TensorKeyedCache()
 
 
@@ -55,13 +54,11 @@ def keep(
         return
     if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
         return
-    run = _run(operator, canonical, Options(*options))  # mutate: run
-    if viewed is not None and viewed is not mask:
-        run = _with_mask_of(run, viewed.shape)
-    if torch.is_autocast_enabled(device):  # the casts were made, or the tensors would not be as they came
-        run = _without_autocast(run)
+    view = None if viewed is None or viewed is mask else _mask_viewed_as(viewed.shape)
+    autocast = torch.is_autocast_enabled(device)  # the casts were made, or the tensors would not be as they came
+    run = _run(operator, canonical, Options(*options), view, autocast)  # mutate: run
     given = [x for x in tensors if x is not None]
-    with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
+    with without_autocast():
         if is_plain(given):
             _KNOWN.keep(key, given, run)
 
@@ -86,34 +83,50 @@ def _key(
         return None
 
 
-def _run(operator: Operator, operands: AnyOperands, options: Options) -> Run:
+def _run(operator: Operator, operands: AnyOperands, options: Options, view: View | None, autocast: bool) -> Run:
     """The operator without the dispatcher, for tensors like these."""
-    below = operators.bound(operator, operands, options)
-    if not any(x is not None and x.requires_grad for x in operands):
-        return below
-    gradients = derivatives.BoundGradients(options)  # mutate: gradients
-    return lambda given: (
-        derivatives.record(operator, below, given, gradients) if torch.is_grad_enabled() else below(given)
-    )
+    below = operators.bound(operator, operands, options, autocast=autocast)
+    if any(x is not None and x.requires_grad for x in operands):
+        gradients = _BoundGradients(options)  # mutate: gradients
+        return derivatives.recorded(operator, below, gradients, view)
+    return below if view is None else lambda tensors: below(view(tensors))
 
 
-def _with_mask_of(run: Run, shape: torch.Size) -> Run:
+def _mask_viewed_as(shape: torch.Size) -> View:
     """For masks without the leading dims of size 1 that operators take."""
 
-    def viewing(tensors: Sequence[Maybe]) -> Any:
+    def view(tensors: Sequence[Maybe]) -> Sequence[Maybe]:
         *inputs, mask = tensors
         assert mask is not None
-        return run((*inputs, mask.view(shape)))
+        return *inputs, mask.view(shape)
 
-    return viewing
+    return view
 
 
-def _without_autocast(run: Run) -> Run:
-    def excluding(tensors: Sequence[Maybe]) -> Any:
-        with _torch.ExcludeDispatchKeyGuard(_AUTOCAST):
-            return run(tensors)
+class _BoundGradients:
+    """The backward operator of all nodes of a forward that is called this way.
 
-    return excluding
+    It skips the dispatcher, too, where tensors like these were seen to be plain and record no node. What a node saved
+    is compared again: hooks may have put other tensors in its place.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options, self._dispatched = options, derivatives.Gradients(options)
+        self._known: TensorKeyedCache[Run] = TensorKeyedCache()
+
+    def __call__(self, operator: Operator, tensors: Sequence[Maybe], wanted: tuple[bool, ...]) -> Sequence[Maybe]:
+        """The gradients that are wanted, and None for the others."""
+        if torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents():
+            return self._dispatched(operator, tensors, wanted)
+        given = [x for x in tensors if x is not None]
+        key = wanted, tuple([x is None for x in tensors])
+        if (below := self._known.find(key, given)) is None:
+            if is_plain(given):
+                below = operators.bound(operator, operator.operands(*tensors), self._options, wanted)
+                self._known.keep(key, given, below)
+            return self._dispatched(operator, tensors, wanted)
+        grads: Sequence[Maybe] = below(tensors)
+        return grads
 
 
 def forget() -> None:

@@ -1,14 +1,16 @@
-"""What the dispatcher's operators do: compute on a backend, tell shapes (fake rules), and map a dim (vmap rules).
+"""What the dispatcher's operators do: call a backend, infer shapes (fake rules), and map over a dim (vmap rules).
 
 The schemas are in schema.py, the derivatives in derivatives.py.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._torch.eager import without_autocast
 from ..backends import select
 from ..layout import empty_lse, empty_rows, empty_statistic
 from ..operands import AnyOperands, BackwardOperands, Operands, Options, PlainBackwardOperands, PlainOperands
@@ -21,9 +23,7 @@ Bound = Callable[[Sequence[Maybe]], Any]
 # Implementations: pick the backend, fill in the scale, replace unwanted gradients by empty tensors.
 
 
-def _of_backend(
-    operator: Operator, operands: AnyOperands, options: Options
-) -> tuple[Callable[..., Any], tuple[bool, float]]:
+def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[bool, float]]:
     """The backend's function that computes an operator, and the options as it takes them."""
     q, v = operands.q, operands.v
     module = select.resolve(options.backend, q.device, q.dtype, select.is_wide(q, v))
@@ -31,31 +31,47 @@ def _of_backend(
     return getattr(module, operator.name), options.of_backend(q)
 
 
-def bound(operator: Operator, operands: AnyOperands, options: Options, *wanted: tuple[bool, ...]) -> Bound:
+def bound(
+    operator: Operator, operands: AnyOperands, options: Options, *wanted: tuple[bool, ...], autocast: bool = False
+) -> Bound:
     """The operator without the dispatcher, for operands like these: a function of the tensors alone.
 
-    Gradients that are not `wanted` are None.
+    Gradients that are not `wanted` are None. `autocast` says that it is on where the function is called.
     """
     function, rest = _of_backend(operator, operands, options)
     if (bind := getattr(function, "bind", None)) is not None:
         to_these: Bound = bind(operands, (*rest, *wanted))
-        return to_these
+        return to_these  # kernels multiply there, which autocast does not see
+    if autocast:
+        return _without_autocast(lambda tensors: function(*tensors, *rest, *wanted))
     return lambda tensors: function(*tensors, *rest, *wanted)  # mutate: return tensors function
 
 
+def _without_autocast(run: Bound) -> Bound:
+    def excluding(tensors: Sequence[Maybe]) -> Any:
+        with without_autocast():
+            return run(tensors)
+
+    return excluding
+
+
+def prepared(operator: Operator, args: Sequence[Any]) -> Callable[[], Any]:
+    """The backend's function that computes an operator, with the operator's arguments filled in."""
+    operands, options, wanted = operator.split(args)
+    function, rest = _of_backend(operator, operands, options)
+    return functools.partial(function, *operands, *rest, *map(tuple, wanted))
+
+
+def without_none(operator: Operator, args: Sequence[Any], results: Sequence[Maybe]) -> Any:
+    """The results as a dispatcher operator returns them: an empty tensor for each gradient that is None."""
+    if not operator.is_backward:
+        return results
+    q = args[operator.operands._fields.index("q")]
+    return tuple([q.new_empty(0) if grad is None else grad for grad in results])
+
+
 def _implementation(operator: Operator) -> Callable[..., Any]:
-    def implementation(*args: Any) -> Any:
-        operands, options, wanted = operator.split(args)
-        function, rest = _of_backend(operator, operands, options)
-        results = function(*operands, *rest, *map(tuple, wanted))
-        if not operator.is_backward:
-            return results
-        return tuple([operands.q.new_empty(0) if grad is None else grad for grad in results])
-
-    return implementation
-
-
-IMPLEMENTATIONS = {operator: _implementation(operator) for operator in OPERATORS}
+    return lambda *args: without_none(operator, args, prepared(operator, args)())
 
 
 # Fake rules: shapes, dtypes and strides of the results.
@@ -131,6 +147,6 @@ def _vmap_rule(operator: Operator) -> Callable[..., tuple[tuple[Tensor, ...], tu
 
 
 for _operator in OPERATORS:
-    library.impl(_operator.handle, IMPLEMENTATIONS[_operator], "CompositeExplicitAutograd")
+    library.impl(_operator.handle, _implementation(_operator), "CompositeExplicitAutograd")
     torch.library.register_fake(_operator.handle.name(), _fake_rule(_operator), lib=library)
     torch.library.register_vmap(_operator.handle.name(), _vmap_rule(_operator), lib=library)

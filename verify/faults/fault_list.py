@@ -1,7 +1,7 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
-from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_RESCALED
+from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_tiled import OF_TILED, TILED
 
 FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
@@ -184,11 +184,12 @@ _OF_KERNELS = [
 ]  # fmt: skip
 
 OPERATORS, AUTOGRAD = "dispatch/operators.py", "dispatch/autograd.py"
+TANGENTS = "dispatch/tangents.py"
 _OF_WIRING = [
     Fault("tangents dropped silently", "wiring", AUTOGRAD, "if q_t k_t", "if False:", check="forward_ad"),
     Fault(
         "tangent of v dropped", "wiring", AUTOGRAD, "(q, q_t), (k, k_t), (v, v_t)",
-        '(q, q_t), (k, k_t), (v, v_t) = _split("q", q), _split("k", k), (_split("v", v)[0], None)',
+        '(q, q_t), (k, k_t), (v, v_t) = split("q", q), split("k", k), (split("v", v)[0], None)',
         check="forward_ad",
     ),
     Fault(
@@ -269,11 +270,11 @@ _OF_WIRING = [
     ),
     Fault(
         "short way with the default scale", "repeated calls", "dispatch/fast_path.py", "run",
-        "run = _run(operator, canonical, Options(*options)._replace(scale=None))", check="repeated",
+        "run = _run(operator, canonical, Options(*options)._replace(scale=None), view, autocast)", check="repeated",
     ),
     Fault(
         "short way back with the options of an earlier call", "repeated calls", "dispatch/fast_path.py", "gradients",
-        'gradients = vars(derivatives).setdefault("first", derivatives.BoundGradients(options))', check="repeated",
+        'gradients = vars(derivatives).setdefault("first", _BoundGradients(options))', check="repeated",
     ),
     Fault("vmap over the wrong dim", "wiring", OPERATORS, "moved.append", "moved.append(x)", "square", "func.vmap"),
     Fault(
@@ -313,11 +314,11 @@ _OF_SITUATIONS = [
         "gqa_short", "causal-bias",
     ),
     Fault(
-        "gradient of a mask silently zero", "wiring", AUTOGRAD, "if mask mask",
+        "gradient of a mask silently zero", "wiring", TANGENTS, "if mask mask",
         "if True:", "gqa_short", "mask-gradient",
     ),
     Fault(
-        "tangent of a mask dropped", "wiring", AUTOGRAD, "if _may_be_dual _has_tangent",
+        "tangent of a mask dropped", "wiring", TANGENTS, "if may_be_dual has_tangent",
         "if False:", "gqa_short", "mask-gradient",
     ),
     # Finite masks that swallow the scores
@@ -357,10 +358,10 @@ _OF_SITUATIONS = [
         "if False:", "gqa_short", "compiled-duals",
     ),
     Fault(
-        "a dual level in a compiled function overlooked", "wiring", AUTOGRAD,
-        "return _may_be_compiled may_hold_tangents",
+        "a dual level in a compiled function overlooked", "wiring", TANGENTS,
+        "return may_be_compiled may_hold_tangents",
         "return may_hold_tangents()", "gqa_short", "compiled-duals",
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)

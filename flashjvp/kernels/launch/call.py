@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import environment
 from ...layout import is_additive
 from ..tiles import Operand, odd
 from . import schedule
@@ -39,7 +40,7 @@ class Argument(NamedTuple):
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
-_COMPILED: dict[tuple[object, ...], Any] = {}
+_COMPILED: dict[tuple[object, ...], Any] = environment.kept({})
 
 
 class Call:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -109,20 +109,16 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator
 @contextlib.contextmanager
 def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     """On CPU tensors, too; `ordered` is PyTorch's deterministic mode. Yields the families that are launched."""
-    from flashjvp.kernels.launch import hopper_tables, replay, schedule
-    from flashjvp.kernels.launch.call import Call
+    from flashjvp.kernels.launch import replaced
 
     launched: list[str] = []
-    original = Call.launch
 
-    def launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
-        launched.extend([family] if "STAGES" in constants else [])
-        original(call, kernel, family, *rest, **constants)
+    def launch(original: Callable[..., None], call: Any, kernel: Any, family: str, *rest: Any, **flags: Any) -> None:
+        launched.extend([family] if "STAGES" in flags else [])
+        original(call, kernel, family, *rest, **flags)
 
-    replay.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
-    everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
-    with everywhere, patch.object(Call, "launch", launch), patch.object(hopper_tables, "DQ_ACCUM_FROM", {}):
+    with replaced.pipelines(PIPELINES, dq_accum_from={}), replaced.launch(launch):
         yield launched
 
 
