@@ -136,6 +136,7 @@ def add_dq(dq, dq_tile, number, consumer: gl.constexpr, COLUMNS: gl.constexpr):
     k, k_t = dq.k, dq.k_t
     FIRST: gl.constexpr = k[0].shape[4]
     OTHER: gl.constexpr = 1 - consumer
+    buffer = number % dq.free.shape[0]
     tile = dq_tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS)  # mutate: tile
     ready, phase = barrier_of(dq.ready, number)
     mbarrier.wait(ready, phase)  # mutate: mbarrier.wait (2)
@@ -147,7 +148,7 @@ def add_dq(dq, dq_tile, number, consumer: gl.constexpr, COLUMNS: gl.constexpr):
     total_t = _without_padding(total_t, COLUMNS - consumer * FIRST)
     atomic_add_tile(dq.accums[1] + (tile + consumer * CONSUMER_ROWS * FIRST), total_t)
     total = warpgroup_mma_wait(0, deps=[total])
-    mbarrier.arrive(dq.free.index(number % dq.free.shape[0]), count=1)
+    mbarrier.arrive(dq.free.index(buffer), count=1)
     total = _without_padding(total, COLUMNS - OTHER * FIRST)
     # mutate: atomic_add_tile
     atomic_add_tile(dq.accums[0] + (tile + OTHER * CONSUMER_ROWS * FIRST), total)
