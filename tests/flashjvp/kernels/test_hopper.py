@@ -212,20 +212,20 @@ def test_other_calls_take_the_other_kernels(case: Case) -> None:
 def test_the_emulator_sees(what: str) -> None:
     """A kernel that does not wait for a product, reads a tile before it is full, or frees one twice."""
     with emulated():
-        from flashjvp.kernels.hopper import forward, pipeline
+        from flashjvp.kernels.hopper import forward, mainloop
 
         if what == "a wait too short":
             wait = forward.warpgroup_mma_wait
             change = patch.object(forward, "warpgroup_mma_wait", lambda n=0, deps=(): wait(n + 1, deps))
         elif what == "a phase too early":
-            change = patch.object(forward.mbarrier, "wait", lambda barrier, phase: None)
+            change = patch.object(mainloop.mbarrier, "wait", lambda barrier, phase: None)
         else:
-            twice = forward.mbarrier.arrive
+            twice = mainloop.mbarrier.arrive
 
             def arrive(barrier: Any, count: int) -> None:
                 twice(barrier, count=2 * count)
 
-            change = patch.object(pipeline.mbarrier, "arrive", arrive)
+            change = patch.object(mainloop.mbarrier, "arrive", arrive)
         patience = patch("verify.emulator.machine.PATIENCE_SECONDS", 2.0)
         with change, patience, pytest.raises((EmulationError, AssertionError, TypeError, AttributeError)):
             judge(CASES[1], torch.float32, True)
