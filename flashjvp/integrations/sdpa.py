@@ -41,12 +41,12 @@ def scaled_dot_product_attention(
     """PyTorch's function by `flashjvp.attention`, in a context of `flashjvp.replaced`; PyTorch's own outside of any."""
     context = present()
     if context is None:
-        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
+        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if WANTED.weights is not None:
         WANTED.weights.append(dense.weights(query, key, attn_mask, is_causal, scale, enable_gqa))
     if context.leaves_alone((query, key, value, attn_mask)):
         context.report_of.add(NAME, "PyTorch", "no tangent")
-        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
+        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return served(context, NAME, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
