@@ -43,11 +43,12 @@ def stock_math() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def objectives(model: Callable[..., Tensor], parameters: list[Tensor], x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def objectives(
+    model: Callable[..., Tensor], parameters: list[Tensor], x: Tensor, jvp: Callable[..., Any] = torch.func.jvp
+) -> dict[str, Tensor]:
     """u, du along (v, 1), and the gradients of a loss with du detached (MeanFlow) and of one without (TVM)."""
     v, t = normal(*x.shape, seed=7), x.new_tensor(0.3)
-    torch.manual_seed(seed)
-    u, du = torch.func.jvp(model, (x, t), (v, torch.ones_like(t)))
+    u, du = jvp(model, (x, t), (v, torch.ones_like(t)))
     meanflow = (u - (v - 0.5 * du).detach()).square().mean()
     tvm = du.square().mean() + (u * du).mean()
     of_meanflow = torch.autograd.grad(meanflow, parameters, retain_graph=True, allow_unused=True)
