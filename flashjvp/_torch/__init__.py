@@ -7,6 +7,7 @@ is speed: without them a call takes a longer way.
 
 import functools
 import operator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -169,6 +170,13 @@ def carries_tangent(x: object) -> bool:
         return carries_tangent(inner)
     finally:
         push_transform(layer)
+
+
+def once_a_trace(function: Callable[..., None]) -> Callable[..., None]:
+    """torch.compile runs the function once for each trace, and leaves nothing in the graph. (The public decorator,
+    `torch.compiler.assume_constant_result`, imports the compiler.)"""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_legacy_batched(x: Tensor) -> bool:

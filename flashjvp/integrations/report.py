@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _torch
 from ..backends import select
 
 _DEEPEST = 40  # frames between attention and the module that calls it
@@ -155,13 +156,11 @@ def _class_name(module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
+@_torch.once_a_trace
 def _note_compiled(function: str, served_by: str, why: str) -> None:
-    """Traced by torch.compile as a constant: it runs once for each trace, and leaves nothing in the graph."""
+    """In the report of the context that is compiled."""
     from .active import present
 
     context = present()
     if context is not None:
         context.report_of.add_compiled(function, served_by, f"{why + '; ' if why else ''}traced by torch.compile")
-
-
-_note_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
