@@ -1,6 +1,8 @@
 """FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
 
 from .api import attention, attention_jvp
+from .diagnosis.diagnose import check
+from .diagnosis.findings import CheckReport
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -19,9 +21,11 @@ __all__ = [
     "Explanation",
     "FlashJVPError",
     "FlashJVPPerformanceWarning",
+    "CheckReport",
     "SecondOrderError",
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "check",
     "explain",
 ]

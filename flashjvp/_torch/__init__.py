@@ -132,9 +132,14 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
     unpack = forward_ad.unpack_dual if _unpack_dual is None else _unpack_dual
     primal, tangent = unpack(x, level=0)
-    if tangent is not None and _is_zero is not None and _is_zero(tangent):
+    if tangent is not None and is_zero(tangent):
         tangent = None
     return primal, tangent
+
+
+def is_zero(x: Tensor) -> bool:
+    """Whether a tensor is a zero that PyTorch knows as such, and holds no memory for."""
+    return _is_zero is not None and bool(_is_zero(x))
 
 
 def is_legacy_batched(x: Tensor) -> bool:
