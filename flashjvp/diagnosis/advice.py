@@ -29,14 +29,13 @@ ADVICE = {
     BATCH_NORM: f"its JVP has a wrong gradient in PyTorch: {REPLACED}, or use GroupNorm",
     INSTANCE_NORM: "its JVP has a wrong gradient in PyTorch: use GroupNorm with one group for each channel",
     SDPA: REPLACED,
-    ATTENTION: "nothing",
     DENSE: "holds the whole matrix of scores: call flashjvp.attention instead",
-    DROPOUT: "use the same seed for every run that is to be compared",
+    DROPOUT: "replaced(model, fallback='dense') serves it, or turn it off",
     LEARNED_MASK: "the mask needs a gradient or has a tangent: replaced(model, fallback='dense') serves it",
     CHECKPOINT: f"stock checkpointing loses tangents: {REPLACED}, or turn it off",
     FUNCTION: "give it a jvp (or setup_context and generate_vmap_rule), or write it with PyTorch's operators",
     OWN_JVP: "its jvp must be differentiable: see the comparisons",
-    IN_PLACE: "make a new tensor instead, or pass the tensor to the function that is differentiated",
+    IN_PLACE: "write out of place, or give torch.func.functional_call copies of the buffers, made under the JVP",
     CUT: "its result has no tangent, though an input has: remove it, unless it is meant as a stop-gradient",
     NO_GRAD: "what is computed without gradients counts as constant: remove torch.no_grad there, unless it is meant",
     NO_FORWARD_AD: "PyTorch has no JVP of it: write it with other operators",
@@ -48,4 +47,6 @@ ADVICE = {
 }
 
 DETACHED_NORM = "harmless while the tangent is detached; wrong once a gradient passes through it"
+NOTHING = "nothing to do"
+BY_FLASHJVP = "served by flashjvp"
 HARMLESS_NORM = "its JVP has a wrong gradient in PyTorch, but nothing that is trained depends on that here"

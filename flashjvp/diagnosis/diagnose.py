@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import _torch
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentTypeError, ArgumentValueError, FlashJVPError
+from ..integrations import replaced as contexts
 from . import advice, judge, refusals, switches
-from .findings import SEVERITIES, Comparison, Diagnosis, Finding, CheckReport, Severity
+from .findings import SEVERITIES, CheckReport, Comparison, Diagnosis, Finding, Severity
 from .observe import Observer, Place
 from .subject import Subject
 
@@ -64,7 +65,8 @@ def check(
     Raises:
         ArgumentTypeError: (a TypeError) a model, inputs or tangents of another type; a model that cannot be copied; an
             output without a tensor of real numbers.
-        ArgumentValueError: (a ValueError) tangents that do not fit their inputs, or none at all.
+        ArgumentValueError: (a ValueError) inputs with which the model raises an error; tangents that do not fit their
+            inputs, or none at all.
 
     Numerics:
         "wrong" is further off than 1e-6, relative, and than ten times what the differences may be off themselves;
@@ -82,6 +84,7 @@ def check(
     with torch.inference_mode(False), torch.enable_grad():
         for way in (AS_IT_IS, WITHIN_REPLACED)[: 2 if replaced else 1]:
             own = Subject(model, inputs, tangents, function, _SEED)
+            _run_plainly(own)
             double = Subject(model, inputs, tangents, function, _SEED)
             double.to_double()
             diagnoses.append(_diagnosis(way, own, double, detached))
@@ -109,13 +112,21 @@ def _diagnosis(way: str, own: Subject, double: Subject, detached: bool) -> Diagn
     return Diagnosis(way, tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))), judged)
 
 
+def _run_plainly(subject: Subject) -> None:
+    """A model that does not run at all has no derivatives to be judged."""
+    try:
+        subject.output()
+    except FlashJVPError:
+        raise
+    except Exception as error:
+        came = f"{type(error).__name__}: {error}"
+        raise ArgumentValueError(f"inputs: expected what the model takes, got {came}") from error
+
+
 def _around(way: str, subject: Subject) -> AbstractContextManager[Any]:
     if way == AS_IT_IS:
         return nullcontext()
-    import flashjvp
-
-    context: AbstractContextManager[Any] = flashjvp.replaced(subject.model)  # type: ignore[attr-defined]
-    return context
+    return contexts.replaced(subject.model)
 
 
 def _observed(subject: Subject, way: str, detached: bool) -> tuple[Observer, Exception | None]:
@@ -127,8 +138,6 @@ def _observed(subject: Subject, way: str, detached: bool) -> tuple[Observer, Exc
             with observer.watching():
                 found = subject.jvp(keeps_buffers=is_double)
             judge.backward(found, subject.parameters, detached)
-    except ArgumentTypeError:
-        raise
     except Exception as error:
         return observer, error
     return observer, None
@@ -177,7 +186,7 @@ def _judged_finding(
 ) -> Finding:
     """What is seen is judged by what the comparisons say of the whole."""
     wrong = any(comparison.verdict == "wrong" for comparison in judged)
-    if place.kind in _NORMS:
+    if place.kind in _NORMS and place.detail != advice.BY_FLASHJVP:
         if detached:
             return _finding(place, "harmless", calls, advice.DETACHED_NORM)
         if judged and all(comparison.verdict == "right" for comparison in judged):
@@ -192,7 +201,7 @@ def _judged_finding(
         to_turn = switches.to_turn(model, place.path)
         kind = advice.DENSE if to_turn is None else advice.SWITCH
         return _finding(place._replace(kind=kind), "slow", calls, to_turn)
-    return _finding(place, "fine", calls)
+    return _finding(place, "fine", calls, advice.NOTHING)
 
 
 def _finding(place: Place, severity: Severity, calls: int, what_to_do: str | None = None) -> Finding:

@@ -63,11 +63,11 @@ def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor |
 def _direction(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
     """As large as the parameter is, so that all are moved by the same part of themselves."""
     drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
-    return drawn * parameter.detach().square().mean().sqrt() if parameter.numel() else drawn
+    return drawn * parameter.detach().abs().square().mean().sqrt() if parameter.numel() else drawn
 
 
 def _inner(gradient: Sequence[Tensor | None], along: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(g * a).sum().cpu() if g is not None else torch.zeros((), dtype=torch.float64)
+    return torch.stack([(g * a).sum().real.cpu() if g is not None else torch.zeros((), dtype=torch.float64)
                         for g, a in zip(gradient, along, strict=True)]).sum()  # fmt: skip
 
 

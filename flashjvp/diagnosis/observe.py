@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from .. import _torch
+from .. import _torch, norms
 from . import advice
 from .attention_marks import Marks
 
 _CALL_OF_MODULE = nn.Module.__call__.__code__
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _CHECKPOINT_FILE = checkpoint.__file__
+_NORMS = {norms.layer_norm.__code__: advice.LAYER_NORM, norms.batch_norm.__code__: advice.BATCH_NORM}
 _WITHOUT_JVP = {torch.autograd.Function.jvp}
 _LAYER_NORMS = ("native_layer_norm",)
 _BATCH_NORMS = (
@@ -68,6 +69,7 @@ class Observer:
         self._paths = paths
         self._modules = [_Running(_NO_MODULE)]
         self._builtins: list[str] = []
+        self._norms = 0  # how many of flashjvp's norms are running: they call PyTorch's
         self._functions = 0  # how many custom Functions are running: they compute without recording
         self._marks = Marks()
 
@@ -120,6 +122,10 @@ class Observer:
                 return
             given = (*frame.f_locals.get("args", ()), *frame.f_locals.get("kwargs", {}).values())
             self._modules.append(_Running((path, type(module).__name__), _any_tangent(given)))
+        elif code in _NORMS:
+            self._norms += 1
+            if self._norms == 1:  # they call themselves below a transform
+                self.note(_NORMS[code], advice.BY_FLASHJVP)
         elif code is _APPLY:
             self._functions += 1
             if self._functions == 1:  # functorch wraps one into another
@@ -128,7 +134,9 @@ class Observer:
             self.note(advice.CHECKPOINT)
 
     def _python_return(self, frame: FrameType, result: Any) -> None:
-        if frame.f_code is _APPLY:
+        if frame.f_code in _NORMS:
+            self._norms -= 1
+        elif frame.f_code is _APPLY:
             self._functions -= 1
         elif frame.f_code is _CALL_OF_MODULE and len(self._modules) > 1:
             if (
@@ -166,6 +174,7 @@ class Observer:
     def operator(self, library: str, name: str, args: tuple[Any, ...], result: Any) -> None:
         if library == "flashjvp":
             self.note(advice.ATTENTION)
+        if library == "flashjvp" or self._norms:
             return
         self.operators.setdefault(name, Place("", *self.here, name))
         if _SDPA not in self._builtins:

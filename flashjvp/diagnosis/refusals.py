@@ -8,6 +8,7 @@ from .observe import Observer, Place
 
 _FORWARD_AD = re.compile(r"Trying to use forward AD with (?:aten::)?(\w+)")
 _NO_DERIVATIVE = re.compile(r"derivative for aten::(\w+) is not implemented")
+_OPERATOR = re.compile(r"operation \(aten::(\w+)")
 _FAST_PATHS = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")
 _MOST_OF_A_MESSAGE = 160
 
@@ -27,7 +28,8 @@ def place(error: Exception, seen: Observer) -> Place:
         called = seen.operators.get(operator, Place("", *where))
         return called._replace(kind=advice.NO_BACKWARD, detail=operator)
     if "would mutate a captured Tensor" in message:
-        return Place(advice.IN_PLACE, *where, detail)
+        written = _OPERATOR.search(message)
+        return Place(advice.IN_PLACE, *where, written.group(1) if written else "")
     if isinstance(error, UnsupportedError) and "attn_mask" in message:
         return Place(advice.LEARNED_MASK, *where, detail)
     if isinstance(error, UnsupportedError) and "dropout_p" in message:

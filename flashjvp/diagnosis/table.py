@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from .findings import Comparison, Diagnosis, Finding, CheckReport
+from .findings import CheckReport, Comparison, Diagnosis, Finding
 
 _WIDTH = 110
 _COLOURS = {"wrong": "bold red", "refused": "red", "slow": "yellow", "harmless": "dim", "fine": "green"}
