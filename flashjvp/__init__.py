@@ -3,7 +3,7 @@
 from .api import attention, attention_jvp
 from .checkpoint import checkpoint
 from .diagnosis.diagnose import check
-from .diagnosis.findings import CheckReport
+from .diagnosis.findings import CheckReport, Comparison, Diagnosis, Finding
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -22,7 +22,10 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "CheckReport",
+    "Comparison",
+    "Diagnosis",
     "Explanation",
+    "Finding",
     "FlashJVPError",
     "FlashJVPPerformanceWarning",
     "SecondOrderError",

@@ -36,7 +36,7 @@ ADVICE = {
     FUNCTION: "give it a jvp (or setup_context and generate_vmap_rule), or write it with PyTorch's operators",
     OWN_JVP: "its jvp must be differentiable: see the comparisons",
     IN_PLACE: "write out of place, or give torch.func.functional_call copies of the buffers, made under the JVP",
-    CUT: "its result has no tangent, though an input has: remove it, unless it is meant as a stop-gradient",
+    CUT: "its result has no tangent, though what enters has: remove it, unless it is meant so",
     NO_GRAD: "what is computed without gradients counts as constant: remove torch.no_grad there, unless it is meant",
     NO_FORWARD_AD: "PyTorch has no JVP of it: write it with other operators",
     NO_BACKWARD: "PyTorch has a JVP of it, but no derivative of that: write it with other operators",

@@ -1,5 +1,6 @@
 """`check`: runs a model as it is and, on request, within `replaced()`, and says what it found."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,6 @@ from .subject import Subject
 
 AS_IT_IS, WITHIN_REPLACED = "as it is", "within replaced()"
 _NORMS = (advice.LAYER_NORM, advice.BATCH_NORM, advice.INSTANCE_NORM)
-_SUSPECTS = (advice.CUT, advice.NO_GRAD, advice.OWN_JVP)
 _SEED = 0
 Inputs = tuple[Any, ...] | list[Any] | Mapping[str, Any] | Tensor
 
@@ -96,10 +96,10 @@ def _diagnosis(way: str, own: Subject, double: Subject, detached: bool) -> Diagn
     observer, error = _observed(own, way, detached)
     if error is not None:
         refused.append(refusals.place(error, observer))
-    stock_refuses = any(place.kind == advice.SDPA for place in refused)
     judged: tuple[Comparison, ...] = ()
-    # PyTorch's dense attention has a JVP: with it, the rest of the model can be seen.
-    with sdpa_kernel(SDPBackend.MATH) if stock_refuses else nullcontext():
+    # Attention by its equations has a JVP: with it, the rest of the model can be seen.
+    double.is_dense = any(place.kind in (advice.SDPA, advice.LEARNED_MASK, advice.DROPOUT) for place in refused)
+    with sdpa_kernel(SDPBackend.MATH) if double.is_dense else nullcontext():
         observer, error = _observed(double, way, detached)
         if error is None:
             with _around(way, double):
@@ -126,7 +126,7 @@ def _run_plainly(subject: Subject) -> None:
 def _around(way: str, subject: Subject) -> AbstractContextManager[Any]:
     if way == AS_IT_IS:
         return nullcontext()
-    return contexts.replaced(subject.model)
+    return contexts.replaced(subject.model, fallback="dense" if subject.is_dense else "raise")
 
 
 def _observed(subject: Subject, way: str, detached: bool) -> tuple[Observer, Exception | None]:
@@ -174,29 +174,40 @@ def _findings(
     for place in dict.fromkeys(refused):
         if place.kind != advice.SDPA or not any(other.kind == advice.SDPA for other in calls):
             found.append(_finding(place, "refused", max(1, calls[place])))
-    if any(other.verdict == "wrong" for other in judged) and not any(other.severity == "wrong" for other in found):
+    is_explained = any(other.severity == "wrong" for other in found)
+    is_explained = is_explained or (not _is_finite(judged) and any(other.kind == advice.SDPA for other in calls))
+    if any(comparison.verdict == "wrong" for comparison in judged) and not is_explained:
         found.append(_finding(Place(advice.UNKNOWN, "", type(model).__name__), "wrong", 1))
     if _torch.TorchDispatchMode is None:
         found.append(_finding(Place(advice.UNSEEN, "", type(model).__name__), "slow", 1))
     return found
 
 
+def _is_finite(judged: Sequence[Comparison]) -> bool:
+    """Stock attention's gradients are NaN where a query sees no key."""
+    return all(math.isfinite(comparison.off) for comparison in judged)
+
+
 def _judged_finding(
     place: Place, calls: int, refused: Sequence[Place], judged: Sequence[Comparison], detached: bool, model: nn.Module
 ) -> Finding:
     """What is seen is judged by what the comparisons say of the whole."""
-    wrong = any(comparison.verdict == "wrong" for comparison in judged)
+    wrong = [comparison.what for comparison in judged if comparison.verdict == "wrong"]
     if place.kind in _NORMS and place.detail != advice.BY_FLASHJVP:
         if detached:
             return _finding(place, "harmless", calls, advice.DETACHED_NORM)
         if judged and all(comparison.verdict == "right" for comparison in judged):
             return _finding(place, "harmless", calls, advice.HARMLESS_NORM)
         return _finding(place, "wrong", calls)
-    if place.kind in _SUSPECTS:
-        return _finding(place, "wrong" if wrong else "harmless", calls)
+    if place.kind == advice.OWN_JVP:
+        return _finding(place, "wrong", calls) if wrong else _finding(place, "fine", calls, advice.NOTHING)
+    if place.kind in (advice.CUT, advice.NO_GRAD):
+        is_felt = judge.JVP in wrong or judge.GRADIENT in wrong
+        return _finding(place, "wrong" if is_felt else "harmless", calls)
     if place.kind == advice.SDPA:
-        is_refused = any(other.kind == advice.SDPA for other in refused)
-        return _finding(place, "refused" if is_refused else "slow", calls)
+        if any(other.kind == advice.SDPA for other in refused):
+            return _finding(place, "refused", calls)
+        return _finding(place, "slow" if _is_finite(judged) else "wrong", calls)
     if place.kind == advice.DENSE:
         to_turn = switches.to_turn(model, place.path)
         kind = advice.DENSE if to_turn is None else advice.SWITCH

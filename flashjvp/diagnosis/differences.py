@@ -34,8 +34,9 @@ class Quotient(NamedTuple):
 def central(function: Callable[[float], Tensor]) -> Quotient:
     """d function(h) / dh at 0. The step with the smallest disagreement is taken."""
     best: Quotient | None = None
+    size = function(0.0).norm().item()
     for step in _STEPS:
-        found = _at(function, step)
+        found = _at(function, step, size)
         if best is None or _spread(found) < _spread(best):
             best = found
         if _spread(best) <= _GOOD_ENOUGH:
@@ -44,10 +45,10 @@ def central(function: Callable[[float], Tensor]) -> Quotient:
     return best
 
 
-def _at(function: Callable[[float], Tensor], step: float) -> Quotient:
+def _at(function: Callable[[float], Tensor], step: float, size: float) -> Quotient:
     quotients = torch.stack([(function(h) - function(-h)) / (2 * h) for h in (step * shorter for shorter in _SHORTER)])
     value = (4 * quotients[1] - quotients[0]) / 3  # Richardson: the error of second order cancels
-    return Quotient(value, quotients.amax(0) - quotients.amin(0), function(0.0).norm().item())
+    return Quotient(value, quotients.amax(0) - quotients.amin(0), size)
 
 
 def _spread(found: Quotient) -> float:

@@ -39,7 +39,7 @@ _CUTS = ("detach", "detach_", "item", "tolist", "numpy")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mul")
 _SDPA, _INSTANCE_NORM = "scaled_dot_product_attention", "instance_norm"
 _BUILTINS = (_SDPA, _INSTANCE_NORM, *_CUTS)
-_NO_MODULE = ("", "(function)")
+_NO_MODULE = ("", "function")
 
 
 class Place(NamedTuple):
@@ -178,8 +178,8 @@ class Observer:
             return
         self.operators.setdefault(name, Place("", *self.here, name))
         if _SDPA not in self._builtins:
-            for kind in self._marks.see(name, args, result):
-                self.note(kind)
+            for where in self._marks.see(name, args, result, self.here):
+                self.calls[Place(advice.DENSE, *where)] += 1
         if name in _LAYER_NORMS:
             self.note(advice.LAYER_NORM)
         elif name in _ALWAYS_IN_TRAINING or (name in _BATCH_NORMS and any(arg is True for arg in args)):

@@ -51,6 +51,7 @@ class Subject:
         self.tangents = _tangents(self.names, values, tangents, self.is_dict)
         self.seed = seed
         self.is_double = False
+        self.is_dense = False  # whether attention is to be computed by its equations where nothing else can
         self.called = Called(_copy(model), function)
         self.paths = {id(module): path for path, module in self.called.model.named_modules()}
 
