@@ -19,6 +19,7 @@ CUT = "tangent cut"
 NO_GRAD = "gradient cut"
 NO_FORWARD_AD = "operator without forward AD"
 NO_BACKWARD = "JVP without backward"
+STRIDED = "JVP of a strided input"
 FAST_PATH = "fast path of inference"
 ERROR = "error"
 UNKNOWN = "unknown cause"
@@ -40,6 +41,7 @@ ADVICE = {
     NO_GRAD: "what is computed without gradients counts as constant: remove torch.no_grad there, unless it is meant",
     NO_FORWARD_AD: "PyTorch has no JVP of it: write it with other operators",
     NO_BACKWARD: "PyTorch has a JVP of it, but no derivative of that: write it with other operators",
+    STRIDED: "PyTorch's JVP of it needs an input without gaps in memory: call .contiguous() before it",
     FAST_PATH: f"a JVP under torch.no_grad fails: {REPLACED}, or torch.backends.mha.set_fastpath_enabled(False)",
     ERROR: "see the error",
     UNKNOWN: "look for in-place writes, tensors made from numbers, and custom operators, halving the model",

@@ -70,8 +70,8 @@ def check(
 
     Numerics:
         "wrong" is further off than 1e-6, relative, and than ten times what the differences may be off themselves;
-        "undecided" means differences more uncertain than 1e-3. Parts that a model computes in float32 whatever its
-        inputs are only make the differences more uncertain.
+        "undecided" means differences more uncertain than 1e-3. What a model computes in float32 or less by name (as
+        `x.float()`) is compared in float64, too.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model: expected a torch.nn.Module, got an object of type {type(model).__name__}")
@@ -107,7 +107,8 @@ def _diagnosis(way: str, own: Subject, double: Subject, detached: bool) -> Diagn
         else:
             refused.append(refusals.place(error, observer))
     calls = observer.calls
-    findings = _findings(calls, refused, judged, detached, own.model)
+    with _around(way, own):  # which turns switches on
+        findings = _findings(calls, refused, judged, detached, own.model)
     findings += _of_inference(own, way)
     return Diagnosis(way, tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))), judged)
 

@@ -90,6 +90,11 @@ class Observer:
         """Path and class of the innermost module that is running."""
         return self._modules[-1].where
 
+    @property
+    def _of_softmax(self) -> tuple[str, str]:
+        """Path and class of the innermost module that is more than a softmax."""
+        return next(module.where for module in reversed(self._modules) if module.where[1] != nn.Softmax.__name__)
+
     def raised_in(self, error: BaseException) -> tuple[str, str]:
         """Path and class of the innermost module that an error passed through."""
         found, trace = _NO_MODULE, error.__traceback__
@@ -178,7 +183,7 @@ class Observer:
             return
         self.operators.setdefault(name, Place("", *self.here, name))
         if _SDPA not in self._builtins:
-            for where in self._marks.see(name, args, result, self.here):
+            for where in self._marks.see(name, args, result, self._of_softmax):
                 self.calls[Place(advice.DENSE, *where)] += 1
         if name in _LAYER_NORMS:
             self.note(advice.LAYER_NORM)

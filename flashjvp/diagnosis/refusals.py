@@ -30,6 +30,8 @@ def place(error: Exception, seen: Observer) -> Place:
     if "would mutate a captured Tensor" in message:
         written = _OPERATOR.search(message)
         return Place(advice.IN_PLACE, *where, written.group(1) if written else "")
+    if "view size is not compatible" in message:
+        return Place(advice.STRIDED, *where)
     if isinstance(error, UnsupportedError) and "attn_mask" in message:
         return Place(advice.LEARNED_MASK, *where, detail)
     if isinstance(error, UnsupportedError) and "dropout_p" in message:

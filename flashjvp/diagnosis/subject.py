@@ -6,13 +6,14 @@ A run neither sees nor leaves anything of another one: it begins with the same r
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentTypeError, ArgumentValueError
+from .in_double import InDouble
 
 # A layer whose parameters are all zero hides every error before it. Those of the copy get values of this size.
 _INSTEAD_OF_ZERO = 0.1
@@ -91,7 +92,8 @@ class Subject:
     def _run(self, *moved: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in self.called.named_buffers()}
         args, kwargs = self._arguments(moved)
-        return _vector(torch.func.functional_call(self.called, buffers, args, kwargs))
+        with InDouble() if self.is_double else nullcontext():
+            return _vector(torch.func.functional_call(self.called, buffers, args, kwargs))
 
     def _run_plain(self, *moved: Tensor) -> Tensor:
         args, kwargs = self._arguments(moved)

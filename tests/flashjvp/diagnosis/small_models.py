@@ -101,6 +101,11 @@ def channels_first(self: Within, y: Tensor) -> Tensor:
     return self.inner(y.transpose(1, 2)).transpose(1, 2)
 
 
+def channels_last(self: Within, y: Tensor) -> Tensor:
+    """As an image [B, C, H, W] whose channels lie closest in memory."""
+    return self.inner(y.unflatten(-1, (2, 4)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(-2)
+
+
 def checkpointed(use_reentrant: bool) -> Callable[[Within, Tensor], Tensor]:
     return lambda self, y: checkpoint(lambda z: torch.sin(self.other(z)), y, use_reentrant=use_reentrant)
 
