@@ -151,11 +151,18 @@ def may_carry_tangents() -> bool:
     return transforms_active() or dual_level_active()
 
 
+def level_gives_tangents() -> bool:
+    """Whether tensors may be dual at the level that this thread is at, and can be asked (those of a vmap cannot)."""
+    if not transforms_active():
+        return True
+    return CAN_LEAVE_JVP and bool(innermost_transform().key() == TransformType.Jvp)
+
+
 def carries_tangent(x: object) -> bool:
     """Whether a tensor has a tangent at any level of this thread; without the names that tell, whether it may have."""
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
         return False
-    if unpack_dual(x)[1] is not None:
+    if level_gives_tangents() and unpack_dual(x)[1] is not None:
         return True
     if not transforms_active():
         return False

@@ -84,12 +84,14 @@ class Recorder:
             return
         self._add((function, served_by, why))
 
-    def add_attention(self, function: str, q: Tensor) -> None:
-        """One call, served by flashjvp on the backend for these queries."""
+    def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
+        """One call; served by flashjvp, it was on the backend for these queries."""
         if torch.compiler.is_compiling():
-            _note_compiled(function, "flashjvp", "compiled")
+            _note_compiled(function, served_by, why)
             return
-        self._add((function, q.device, q.dtype))
+        key = (function, served_by, why) if why else (function, q.device, q.dtype)
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
         if self._looks > 0:
             self._look_for_caller()
 
@@ -159,7 +161,7 @@ def _note_compiled(function: str, served_by: str, why: str) -> None:
 
     context = present()
     if context is not None:
-        context.report_of.add_compiled(function, served_by, f"{why}; traced by torch.compile")
+        context.report_of.add_compiled(function, served_by, f"{why + '; ' if why else ''}traced by torch.compile")
 
 
 _note_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
