@@ -28,7 +28,7 @@ UNSEEN = "not observed"
 ADVICE = {
     LAYER_NORM: f"its JVP has a wrong gradient in PyTorch: {REPLACED}, or use RMSNorm",
     BATCH_NORM: f"its JVP has a wrong gradient in PyTorch: {REPLACED}, or use GroupNorm",
-    INSTANCE_NORM: "its JVP has a wrong gradient in PyTorch: use GroupNorm with one group for each channel",
+    INSTANCE_NORM: f"its JVP has a wrong gradient in PyTorch: {REPLACED}, or use GroupNorm",
     SDPA: REPLACED,
     DENSE: "holds the whole matrix of scores: call flashjvp.attention instead",
     DROPOUT: "replaced(model, fallback='dense') serves it, or turn it off",

@@ -6,6 +6,7 @@ and so are the modules. Neither changes what a model computes, as hooks or repla
 TransformerEncoderLayer, say, takes another path where there are hooks.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,14 @@ from . import advice
 from .attention_marks import Marks
 
 _CALL_OF_MODULE = nn.Module.__call__.__code__
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+# Function.apply is Python in some releases and C in others, where it is seen as a builtin.
+_APPLY = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
 _CHECKPOINT_FILE = checkpoint.__file__
-_NORMS = {norms.layer_norm.__code__: advice.LAYER_NORM, norms.batch_norm.__code__: advice.BATCH_NORM}
+_NORMS = {
+    norms.layer_norm.__code__: advice.LAYER_NORM,
+    norms.batch_norm.__code__: advice.BATCH_NORM,
+    norms.instance_norm.__code__: advice.INSTANCE_NORM,
+}
 _WITHOUT_JVP = {torch.autograd.Function.jvp}
 _LAYER_NORMS = ("native_layer_norm",)
 _BATCH_NORMS = (
@@ -39,6 +45,7 @@ _CUTS = ("detach", "detach_", "item", "tolist", "numpy")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mul")
 _SDPA, _INSTANCE_NORM = "scaled_dot_product_attention", "instance_norm"
 _BUILTINS = (_SDPA, _INSTANCE_NORM, *_CUTS)
+_FLASHJVP = os.path.dirname(norms.__file__)
 _NO_MODULE = ("", "function")
 
 
@@ -116,7 +123,7 @@ class Observer:
         elif event == "return":
             self._python_return(frame, arg)
         elif isinstance(arg, BuiltinFunctionType):
-            self._builtin(event, arg)
+            self._builtin(event, arg, frame.f_code.co_filename)
 
     def _python_call(self, frame: FrameType) -> None:
         code = frame.f_code
@@ -132,9 +139,7 @@ class Observer:
             if self._norms == 1:  # they call themselves below a transform
                 self.note(_NORMS[code], advice.BY_FLASHJVP)
         elif code is _APPLY:
-            self._functions += 1
-            if self._functions == 1:  # functorch wraps one into another
-                self._custom_function(frame.f_locals["cls"])
+            self._custom_function(frame.f_locals["cls"])
         elif code.co_name == "checkpoint" and code.co_filename == _CHECKPOINT_FILE:
             self.note(advice.CHECKPOINT)
 
@@ -153,8 +158,13 @@ class Observer:
                 self.note(advice.CUT, "the module's output")
             self._modules.pop()
 
-    def _builtin(self, event: str, function: Any) -> None:
+    def _builtin(self, event: str, function: Any, file: str) -> None:
         name = function.__name__
+        if name == "apply" and isinstance(of := function.__self__, type) and issubclass(of, torch.autograd.Function):
+            if event == "c_call":
+                self._custom_function(of)
+            else:
+                self._functions -= 1
         if name not in _BUILTINS:
             return
         if event != "c_call":
@@ -165,11 +175,13 @@ class Observer:
             return
         if name == _SDPA:
             self.note(advice.SDPA)
-        elif name in _CUTS and _any_tangent((function.__self__,)):
+        elif name in _CUTS and not file.startswith(_FLASHJVP) and _any_tangent((function.__self__,)):
             self.note(advice.CUT, f".{name}()")
 
     def _custom_function(self, cls: Any) -> None:
-        if cls.__module__.split(".")[0] in ("torch", "flashjvp"):
+        """One begins. functorch wraps one into another, of which the outermost counts."""
+        self._functions += 1
+        if self._functions > 1 or cls.__module__.split(".")[0] in ("torch", "flashjvp"):
             return
         name = f"{cls.__module__}.{cls.__qualname__}"
         has_jvp = cls.jvp not in _WITHOUT_JVP or getattr(cls, "generate_vmap_rule", False) is None

@@ -52,7 +52,7 @@ CASES = [
     Case("batch norm", Within(small.inner, nn.BatchNorm1d(5, track_running_stats=False)),
          {("wrong", "batch norm in training", "inner")}, OFF, set(), training=True),
     Case("instance norm", Within(small.inner, nn.InstanceNorm1d(5)), {("wrong", "instance norm", "inner")}, OFF,
-         {("wrong", "instance norm", "inner")}, OFF),
+         set()),
     Case("stock attention", Within(small.of_torch),
          {("refused", SDPA, "")}, RIGHT, set()),
     Case("einsum", Within(small.inner, small.Attention()), {("slow", "dense attention", "inner")}, RIGHT,
@@ -91,9 +91,6 @@ CASES = [
     Case("no backward of the JVP", Within(lambda m, y: F.glu(small.stretched(y))),
          {("refused", "JVP without backward", "")}, NOT_COMPARED,
          {("refused", "JVP without backward", "")}, NOT_COMPARED),
-    Case("group norm of a strided input", Within(small.channels_last, nn.GroupNorm(2, 4)),
-         {("refused", "JVP of a strided input", "inner")}, NOT_COMPARED,
-         {("refused", "JVP of a strided input", "inner")}, NOT_COMPARED),
     Case("in place on a buffer", Within(small.inner, nn.BatchNorm1d(5)),
          {("refused", "in-place on a captured tensor", "inner"), ("wrong", "batch norm in training", "inner")}, OFF,
          {("refused", "in-place on a captured tensor", "inner")}, training=True),
@@ -164,3 +161,15 @@ def test_zeros_that_hide_an_error_are_filled() -> None:
     x = torch.randn(3, WIDTH)
     assert not flashjvp.check(model, x, torch.randn_like(x)).ok
     assert not model[2].weight.any()
+
+
+def test_group_norm_of_a_strided_input() -> None:
+    """Its JVP is refused by some releases of PyTorch, and right in others."""
+    model, x = Within(small.channels_last, nn.GroupNorm(2, 4)), torch.randn(3, 5, WIDTH)
+    try:
+        torch.func.jvp(model, (x,), (x,))
+        expected: Found = set()
+    except RuntimeError:
+        expected = {("refused", "JVP of a strided input", "inner")}
+    report = flashjvp.check(model, x, x)
+    assert found_in(report.diagnoses[0]) == expected and report.ok == (not expected)
