@@ -2,6 +2,8 @@
 
 from .api import attention, attention_jvp
 from .checkpoint import checkpoint
+from .diagnosis.diagnose import check
+from .diagnosis.findings import CheckReport, Comparison, Diagnosis, Finding
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -20,7 +22,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "CheckReport",
+    "Comparison",
+    "Diagnosis",
     "Explanation",
+    "Finding",
     "FlashJVPError",
     "FlashJVPPerformanceWarning",
     "SecondOrderError",
@@ -28,6 +34,7 @@ __all__ = [
     "attention",
     "attention_jvp",
     "batch_norm",
+    "check",
     "checkpoint",
     "explain",
     "install",

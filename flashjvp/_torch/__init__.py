@@ -140,7 +140,7 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
     unpack = forward_ad.unpack_dual if _unpack_dual is None else _unpack_dual
     primal, tangent = unpack(x, level=0)
-    if tangent is not None and _is_zero is not None and _is_zero(tangent):
+    if tangent is not None and is_zero(tangent):
         tangent = None
     return primal, tangent
 
@@ -148,6 +148,11 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
 def is_wrapped(x: Tensor) -> bool:
     """Whether a transform of functorch wraps a tensor; without the name, whether one could."""
     return transforms_active() if _is_wrapped is None else bool(_is_wrapped(x))
+
+
+def is_zero(x: Tensor) -> bool:
+    """Whether a tensor is a zero that PyTorch knows as such, and holds no memory for."""
+    return _is_zero is not None and bool(_is_zero(x))
 
 
 def may_carry_tangents() -> bool:
