@@ -141,7 +141,8 @@ def test_what_the_package_exports() -> None:
     errors = {"FlashJVPError", "ArgumentTypeError", "ArgumentValueError", "UnsupportedError", "SecondOrderError"}
     others = {"attention", "attention_jvp", "explain", "Explanation", "FlashJVPPerformanceWarning", "varlen"}
     in_models = {"replaced", "install", "uninstall", "layer_norm", "batch_norm", "checkpoint"}
-    assert set(flashjvp.__all__) == {*others, *in_models, *errors}
+    of_check = {"check", "CheckReport", "Comparison", "Diagnosis", "Finding"}
+    assert set(flashjvp.__all__) == {*others, *in_models, *of_check, *errors}
     assert flashjvp.__version__ == "0.1.0"
     builtins = {
         "ArgumentTypeError": TypeError,

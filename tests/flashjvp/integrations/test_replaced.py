@@ -204,12 +204,12 @@ def test_pytorch_serves_calls_without_a_tangent() -> None:
 
 
 def test_refused_attention_is_dense_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flashjvp.integrations import sdpa
+    from flashjvp.dispatch import derivatives
 
     def refuses(*_: object) -> Tensor:
         raise flashjvp.UnsupportedError("q: expected something else, got this")
 
-    monkeypatch.setattr(sdpa, "attention", refuses)
+    monkeypatch.setattr(derivatives, "attention", refuses)
     mask = torch.ones(4, 4, dtype=torch.bool).tril(-1)  # the first query sees nothing
     with flashjvp.replaced(), pytest.raises(flashjvp.UnsupportedError, match="something else") as caught:
         call()
