@@ -1,6 +1,7 @@
 """FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
 
 from .api import attention, attention_jvp
+from .checkpoint import checkpoint
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -10,6 +11,8 @@ from .errors import (
     UnsupportedError,
 )
 from .explain import Explanation, explain
+from .integrations.replaced import install, replaced, uninstall
+from .norms import batch_norm, layer_norm
 
 __version__ = "0.1.0"
 
@@ -23,5 +26,11 @@ __all__ = [
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "batch_norm",
+    "checkpoint",
     "explain",
+    "install",
+    "layer_norm",
+    "replaced",
+    "uninstall",
 ]

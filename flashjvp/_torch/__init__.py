@@ -77,6 +77,10 @@ EMPTY_STRIDED = {
 # Without the check of torch.cuda that CUDA was initialised: there are tensors on it.
 current_cuda_device = _find("torch._C._cuda_getDevice") or torch.cuda.current_device
 
+# Which tensors carry a tangent at some level: integrations/, norms.py, checkpoint.py.
+_level_of = _find("torch._C._functorch.maybe_get_level")
+_unwrapped = _find("torch._C._functorch.get_unwrapped")
+
 _make_dual = _find("torch._VF._make_dual")
 _unpack_dual = _find("torch._VF._unpack_dual")
 _is_zero = _find("torch.Tensor._is_zerotensor")
@@ -94,9 +98,9 @@ PER_LEVEL = _are_there(
 )  # fmt: skip
 _CAN_WATCH = PER_LEVEL and _are_there(_dispatch_modes, _function_modes, _profiler_enabled)
 CAN_SKIP_DISPATCHER = _CAN_WATCH and _are_there(dispatch_keys, included_keys, excluded_keys, TensorGuards)
-CAN_LOWER_JVP = _CAN_WATCH and _are_there(
-    JvpInterpreter, TransformType, unwrap_level, innermost_transform, pop_transform, push_transform
-)
+_LEAVE_JVP = (TransformType, unwrap_level, innermost_transform, pop_transform, push_transform)
+CAN_LEAVE_JVP = _are_there(_transforms_active, _level_of, _unwrapped, *_LEAVE_JVP)
+CAN_LOWER_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
 
 
 def transforms_active() -> bool:
@@ -135,6 +139,29 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     if tangent is not None and _is_zero is not None and _is_zero(tangent):
         tangent = None
     return primal, tangent
+
+
+def may_carry_tangents() -> bool:
+    """Whether any tensor of this thread may have a tangent, at any level."""
+    return transforms_active() or dual_level_active()
+
+
+def carries_tangent(x: object) -> bool:
+    """Whether a tensor has a tangent at any level of this thread; without the names that tell, whether it may have."""
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+        return False
+    if unpack_dual(x)[1] is not None:
+        return True
+    if not transforms_active():
+        return False
+    if not CAN_LEAVE_JVP:
+        return True
+    inner = _unwrapped(x) if _level_of(x) == innermost_transform().level() else x
+    layer = pop_transform()
+    try:
+        return carries_tangent(inner)
+    finally:
+        push_transform(layer)
 
 
 def is_legacy_batched(x: Tensor) -> bool:
