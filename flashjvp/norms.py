@@ -1,20 +1,25 @@
-"""layer_norm and batch_norm that are right where a JVP is differentiated in reverse, as PyTorch's own are not.
+"""Norms that are right where a JVP is differentiated in reverse, as PyTorch's own are not.
 
 PyTorch's formula of their tangents takes the saved mean and 1 / std for constants (docs/layer-norm-jvp.md); that of
 their backward pass does not. Without weight and bias the Jacobian of a norm is symmetric, so the tangent of the output
 is what the backward pass makes of the tangent of the input: one fused kernel, which is right in reverse.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import _torch
+from .errors import ArgumentValueError
 
 Maybe = Tensor | None
-_LAYER_NORM, _BATCH_NORM = torch.layer_norm, F.batch_norm  # PyTorch's own, whatever stands in their place later
+# PyTorch's own, whatever stands in their place later.
+_LAYER_NORM = torch.layer_norm
+_BATCH_NORM: Any = torch.batch_norm
+_INSTANCE_NORM: Any = torch.instance_norm
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -103,7 +108,8 @@ def batch_norm(
         training is not. The running statistics have no derivative.
 
     Raises:
-        What PyTorch's raises.
+        ArgumentValueError: (a ValueError) one number for each channel in training, as PyTorch's.
+        What else PyTorch's raises.
 
     Numerics:
         As `layer_norm`.
@@ -111,22 +117,42 @@ def batch_norm(
     Source:
         docs/layer-norm-jvp.md.
     """
-    given, rest = (input, weight, bias), (training, momentum, eps)
+    if training and input.ndim > 1 and input.numel() == input.shape[1]:
+        raise ArgumentValueError(
+            f"input: expected more than one number for each channel in training, got shape {list(input.shape)}"
+        )
+    given = (input, weight, bias)
+    rest: tuple[Any, ...] = (running_mean, running_var, training, momentum, eps)
     if training and torch.compiler.is_compiling():
-        return _written_out_batch_norm(input, running_mean, running_var, weight, bias, *rest)
+        return _written_out_batch_norm(input, weight, bias, *rest)
     if not training or not _torch.may_carry_tangents() or not any(map(_torch.carries_tangent, given)):
-        return _BATCH_NORM(input, running_mean, running_var, weight, bias, *rest)
+        return _stock_batch_norm(input, weight, bias, *rest)
     split = _split(given)
     if split is None:
-        return _written_out_batch_norm(input, running_mean, running_var, weight, bias, *rest)
+        return _written_out_batch_norm(input, weight, bias, *rest)
     (x, x_t), (w, w_t), (b, b_t) = split
     assert x is not None
-    o = _BATCH_NORM(x, running_mean, running_var, w, b, *rest)
+    o = _stock_batch_norm(x, w, b, *rest)
     normed, mean, rstd = torch.native_batch_norm(_wide(x), None, None, None, None, True, 0.0, eps)
     if x_t is not None:
         backward = torch.ops.aten.native_batch_norm_backward
         x_t = backward(_wide(x_t), _wide(x), None, None, None, mean, rstd, True, eps, (True, False, False))[0]
     return _dual(o, normed, x_t, *(_of_channels(y, x.ndim) for y in (w, w_t, b_t)))
+
+
+def instance_norm(
+    input: Tensor, weight: Maybe, bias: Maybe, running_mean: Maybe, running_var: Maybe, use_input_stats: bool,
+    momentum: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """`torch.instance_norm`, which is a batch norm of its own for each sample, with the right derivatives."""
+    given = (input, weight, bias)
+    stock = functools.partial(_INSTANCE_NORM, cudnn_enabled=torch.backends.cudnn.enabled)
+    if not use_input_stats or not (torch.compiler.is_compiling() or any(map(_torch.carries_tangent, given))):
+        return stock(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+    # PyTorch's own moves the running statistics, and says what the dtype is.
+    dtype = stock(input.detach(), None, None, running_mean, running_var, use_input_stats, momentum, eps).dtype
+    weight, bias = (_of_channels(y, input.ndim) for y in (weight, bias))
+    return _normalised(input, tuple(range(2, input.ndim)), weight, bias, eps).to(dtype)
 
 
 def _split(given: Sequence[Maybe]) -> list[tuple[Maybe, Maybe]] | None:
@@ -158,12 +184,16 @@ def _written_out_layer_norm(input: Tensor, shape: Sequence[int], weight: Maybe, 
     return _normalised(input, dims, weight, bias, eps).to(dtype)
 
 
+def _stock_batch_norm(*args: Any) -> Tensor:
+    return _BATCH_NORM(*args, torch.backends.cudnn.enabled)
+
+
 def _written_out_batch_norm(
-    input: Tensor, running_mean: Maybe, running_var: Maybe, weight: Maybe, bias: Maybe, training: bool, momentum: float,
+    input: Tensor, weight: Maybe, bias: Maybe, running_mean: Maybe, running_var: Maybe, training: bool, momentum: float,
     eps: float,
 ) -> Tensor:  # fmt: skip
     # PyTorch's own moves the running statistics, and says what the dtype is.
-    dtype = _BATCH_NORM(input.detach(), running_mean, running_var, weight, bias, training, momentum, eps).dtype
+    dtype = _stock_batch_norm(input.detach(), None, None, running_mean, running_var, training, momentum, eps).dtype
     weight, bias = (_of_channels(y, input.ndim) for y in (weight, bias))
     return _normalised(input, (0, *range(2, input.ndim)), weight, bias, eps).to(dtype)
 

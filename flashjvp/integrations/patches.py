@@ -3,7 +3,6 @@
 The functions that are put there ask which context their caller is in, and do what PyTorch does outside of any.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -73,8 +72,3 @@ def _put(places: list[Place]) -> None:
     for reference, old, new in places:
         if reference.get() is old:
             reference.put(new)
-
-
-def loaded(module: str, name: str) -> Function | None:
-    """A function of a module that somebody else imported; None where nobody did."""
-    return getattr(sys.modules.get(module), name, None)

@@ -7,7 +7,17 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import ArgumentTypeError, ArgumentValueError
-from . import active, checkpointing, functional_jvp, multihead, norm_functions, sdpa, switches
+from . import (
+    active,
+    checkpointing,
+    flash_attn,
+    functional_jvp,
+    multihead,
+    norm_functions,
+    sdpa,
+    switches,
+    xformers,
+)  # fmt: skip
 from .patches import Patches
 from .report import Recorder, Report
 
@@ -19,12 +29,17 @@ def replacements() -> Mapping[Function, Function]:
     return {
         sdpa.STOCK: sdpa.scaled_dot_product_attention,
         norm_functions.STOCK_LAYER_NORM: norm_functions.layer_norm,
-        norm_functions.STOCK_TORCH_LAYER_NORM: norm_functions.torch_layer_norm,
         norm_functions.STOCK_BATCH_NORM: norm_functions.batch_norm,
+        norm_functions.STOCK_INSTANCE_NORM: norm_functions.instance_norm,
+        norm_functions.TORCH_LAYER_NORM: norm_functions.torch_layer_norm,
+        norm_functions.TORCH_BATCH_NORM: norm_functions.torch_batch_norm,
+        norm_functions.TORCH_INSTANCE_NORM: norm_functions.torch_instance_norm,
         multihead.STOCK: multihead.multi_head_attention_forward,
         multihead.STOCK_FAST_PATH: multihead.get_fastpath_enabled,
         checkpointing.STOCK: checkpointing.checkpoint,
         functional_jvp.STOCK: functional_jvp.jvp,
+        **flash_attn.PACKAGE.replacements(),
+        **xformers.PACKAGE.replacements(),
     }
 
 
