@@ -130,10 +130,9 @@ def _level_of_func_jvp() -> int:
             f"{torch.__version__}, which lacks names for that: use torch.autograd.forward_ad.dual_level"
         )
     transform = _torch.innermost_transform()
-    if transform.key() != _torch.TransformType.Jvp:
-        raise UnsupportedError(
-            f"checkpoint: expected no transform around it but torch.func.jvp, got torch.func.{transform.key().name}"
-        )
+    if not _torch.level_gives_tangents():
+        name = transform.key().name.lower()
+        raise UnsupportedError(f"checkpoint: expected no transform around it but torch.func.jvp, got torch.func.{name}")
     level: int = transform.level()
     return level
 

@@ -156,7 +156,9 @@ def instance_norm(
 
 
 def _split(given: Sequence[Maybe]) -> list[tuple[Maybe, Maybe]] | None:
-    """Primals and tangents; None where these have tangents of their own, at a level further out."""
+    """Primals and tangents; None where the tangents are of a level further out, or these have tangents of their own."""
+    if not _torch.level_gives_tangents():
+        return None
     pairs: list[tuple[Maybe, Maybe]] = [(None, None) if y is None else _torch.unpack_dual(y) for y in given]
     return None if any(_torch.carries_tangent(y) for pair in pairs for y in pair) else pairs
 

@@ -7,6 +7,7 @@ is speed: without them a call takes a longer way.
 
 import functools
 import operator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -146,11 +147,18 @@ def may_carry_tangents() -> bool:
     return transforms_active() or dual_level_active()
 
 
+def level_gives_tangents() -> bool:
+    """Whether tensors may be dual at the level that this thread is at, and can be asked (those of a vmap cannot)."""
+    if not transforms_active():
+        return True
+    return CAN_LEAVE_JVP and bool(innermost_transform().key() == TransformType.Jvp)
+
+
 def carries_tangent(x: object) -> bool:
     """Whether a tensor has a tangent at any level of this thread; without the names that tell, whether it may have."""
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
         return False
-    if unpack_dual(x)[1] is not None:
+    if level_gives_tangents() and unpack_dual(x)[1] is not None:
         return True
     if not transforms_active():
         return False
@@ -162,6 +170,13 @@ def carries_tangent(x: object) -> bool:
         return carries_tangent(inner)
     finally:
         push_transform(layer)
+
+
+def once_a_trace(function: Callable[..., None]) -> Callable[..., None]:
+    """torch.compile runs the function once for each trace, and leaves nothing in the graph. (The public decorator,
+    `torch.compiler.assume_constant_result`, imports the compiler.)"""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_legacy_batched(x: Tensor) -> bool:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 class _Thread(threading.local):
-    contexts: tuple["Replaced", ...] = ()
+    def __init__(self) -> None:  # torch.compile would read a default of the class in place of what a thread has set
+        self.contexts: tuple[Replaced, ...] = ()
 
 
 class _Process:

@@ -28,7 +28,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
         return STOCK(function, *args, use_reentrant=use_reentrant, **kwargs)
     function = functools.partial(_in_context, context, function)
     if not context.checkpoint or not _torch.may_carry_tangents():
-        context.report_of.add(NAME, "PyTorch", "no tangent")
+        context.report_of.add(NAME, "PyTorch", "no tangent" if context.checkpoint else "checkpoint=False")
         return STOCK(function, *args, use_reentrant=use_reentrant, **kwargs)
     context.report_of.add(NAME, "flashjvp", "inside a JVP")
     return right_checkpoint(function, *args, use_reentrant=use_reentrant, **kwargs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _torch
 from ..backends import select
 
 _DEEPEST = 40  # frames between attention and the module that calls it
@@ -84,12 +85,14 @@ class Recorder:
             return
         self._add((function, served_by, why))
 
-    def add_attention(self, function: str, q: Tensor) -> None:
-        """One call, served by flashjvp on the backend for these queries."""
+    def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
+        """One call; served by flashjvp, it was on the backend for these queries."""
         if torch.compiler.is_compiling():
-            _note_compiled(function, "flashjvp", "compiled")
+            _note_compiled(function, served_by, why)
             return
-        self._add((function, q.device, q.dtype))
+        key = (function, served_by, why) if why else (function, q.device, q.dtype)
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
         if self._looks > 0:
             self._look_for_caller()
 
@@ -153,13 +156,11 @@ def _class_name(module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
+@_torch.once_a_trace
 def _note_compiled(function: str, served_by: str, why: str) -> None:
-    """Traced by torch.compile as a constant: it runs once for each trace, and leaves nothing in the graph."""
+    """In the report of the context that is compiled."""
     from .active import present
 
     context = present()
     if context is not None:
-        context.report_of.add_compiled(function, served_by, f"{why}; traced by torch.compile")
-
-
-_note_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        context.report_of.add_compiled(function, served_by, f"{why + '; ' if why else ''}traced by torch.compile")

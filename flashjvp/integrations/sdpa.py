@@ -22,7 +22,8 @@ STOCK = F.scaled_dot_product_attention
 
 
 class _Wanted(threading.local):
-    weights: list[Tensor] | None = None
+    def __init__(self) -> None:
+        self.weights: list[Tensor] | None = None
 
 
 WANTED = _Wanted()  # the weights of attention, where what calls it wants them beside (multihead.py)
@@ -41,12 +42,12 @@ def scaled_dot_product_attention(
     """PyTorch's function by `flashjvp.attention`, in a context of `flashjvp.replaced`; PyTorch's own outside of any."""
     context = present()
     if context is None:
-        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
+        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if WANTED.weights is not None:
         WANTED.weights.append(dense.weights(query, key, attn_mask, is_causal, scale, enable_gqa))
-    if context.leaves_alone((query, key, value, attn_mask)):
+    if context.when == "jvp" and context.leaves_alone((query, key, value, attn_mask)):
         context.report_of.add(NAME, "PyTorch", "no tangent")
-        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
+        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return served(context, NAME, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
@@ -64,7 +65,7 @@ def served(
                 error.add_note(_HINT)
             raise
         o = dense.attention(q, k, v, *rest)
-        context.report_of.add(name, "dense equations", str(error))
+        context.report_of.add_attention(name, q, "dense equations", str(error))
         return o
     context.report_of.add_attention(name, q)
     return o

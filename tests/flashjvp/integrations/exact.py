@@ -1,4 +1,4 @@
-"""Two objectives that differentiate a JVP in reverse, and the same by float64 math of PyTorch that is known to be right.
+"""Two objectives that differentiate a JVP in reverse, and the same by float64 math of PyTorch that is right.
 
 That is dense attention (the MATH backend) and norms written out by hand.
 """
@@ -43,16 +43,19 @@ def stock_math() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def objectives(model: Callable[..., Tensor], parameters: list[Tensor], x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def objectives(
+    model: Callable[..., Tensor], parameters: list[Tensor], x: Tensor, jvp: Callable[..., Any] = torch.func.jvp
+) -> dict[str, Tensor]:
     """u, du along (v, 1), and the gradients of a loss with du detached (MeanFlow) and of one without (TVM)."""
     v, t = normal(*x.shape, seed=7), x.new_tensor(0.3)
-    torch.manual_seed(seed)
-    u, du = torch.func.jvp(model, (x, t), (v, torch.ones_like(t)))
+    u, du = jvp(model, (x, t), (v, torch.ones_like(t)))
     meanflow = (u - (v - 0.5 * du).detach()).square().mean()
     tvm = du.square().mean() + (u * du).mean()
     of_meanflow = torch.autograd.grad(meanflow, parameters, retain_graph=True, allow_unused=True)
     of_tvm = torch.autograd.grad(tvm, parameters, allow_unused=True)
-    gradients = {f"d{name} {i}": g for name, of in (("meanflow", of_meanflow), ("tvm", of_tvm)) for i, g in enumerate(of)}
+    gradients = {
+        f"d{name} {i}": g for name, of in (("meanflow", of_meanflow), ("tvm", of_tvm)) for i, g in enumerate(of)
+    }
     return {"u": u, "du": du, **{name: g for name, g in gradients.items() if g is not None}}
 
 
@@ -60,9 +63,7 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest relative error; gradients that vanish are measured on the scale of the largest one."""
     assert found.keys() == expected.keys()
     scale = max(y.norm().item() for y in expected.values())
-    return max(
-        ((found[name] - y).norm() / y.norm().clamp_min(1e-6 * scale)).item() for name, y in expected.items()
-    )
+    return max(((found[name] - y).norm() / y.norm().clamp_min(1e-6 * scale)).item() for name, y in expected.items())
 
 
 class Timed(nn.Module):

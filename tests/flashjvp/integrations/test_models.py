@@ -36,7 +36,9 @@ class Decoder(nn.Module):
 class WithWeights(nn.Module):
     """Attention that uses its weights, in self or cross attention."""
 
-    def __init__(self, average: bool = True, cross: bool = False, call: dict[str, object] | None = None, **options: object):
+    def __init__(
+        self, average: bool = True, cross: bool = False, call: dict[str, object] | None = None, **options: object
+    ):
         super().__init__()
         if cross:
             options = {"kdim": 6, "vdim": 4, **options}
@@ -90,7 +92,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "weights, length first": lambda: WithWeights(batch_first=False),
     "weights, padded": lambda: WithWeights(call={"key_padding_mask": PADDING}),
     "weights, causal": lambda: WithWeights(call={"attn_mask": CAUSAL, "is_causal": True}),
-    "no weights": lambda: WithWeights(),
     "checkpoints": Checkpointed,
     "written by hand": Hand,
 }
