@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _torch, norms
+from .. import norms
 from .active import present
 
 Maybe = Tensor | None
@@ -94,17 +94,17 @@ def torch_instance_norm(
 
 
 def group_norm(input: Tensor, num_groups: int, weight: Maybe = None, bias: Maybe = None, eps: float = 1e-5) -> Tensor:
-    """PyTorch's function, by way of `torch.group_norm`."""
-    if torch.compiler.is_compiling() and _is_replaced("group_norm"):
-        input = input.contiguous()
-    return STOCK_GROUP_NORM(input, num_groups, weight, bias, eps)
+    """PyTorch's function, by way of `torch.group_norm`; in a context with norms that of norms.py."""
+    if not torch.compiler.is_compiling() or not _is_replaced("group_norm"):
+        return STOCK_GROUP_NORM(input, num_groups, weight, bias, eps)
+    return norms.group_norm(input, num_groups, weight, bias, eps)
 
 
 def torch_group_norm(
     input: Tensor, num_groups: int, weight: Maybe = None, bias: Maybe = None, eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:  # fmt: skip
-    """`torch.group_norm`, whose derivatives are right, but which has no tangent of an input with its channels last."""
-    if _is_replaced("group_norm") and _torch.carries_tangent(input):
-        input = input.contiguous()
-    return TORCH_GROUP_NORM(input, num_groups, weight, bias, eps, cudnn_enabled)
+    """The same for `torch.group_norm`."""
+    if not _is_replaced("group_norm"):
+        return TORCH_GROUP_NORM(input, num_groups, weight, bias, eps, cudnn_enabled)
+    return norms.group_norm(input, num_groups, weight, bias, eps)

@@ -26,8 +26,8 @@ _WORDS_WITH_A_MEANING = ("flash", "flex_attention", "sdpa", "eager", "|", "/", "
 def register(name: str = "fused_jvp") -> str:
     """Registers flashjvp with transformers: `model.set_attn_implementation(name)` then serves a model by it.
 
-    The attention function is registered together with the function that makes its masks. Without the latter transformers
-    makes none, and padding is ignored. Registering twice is harmless.
+    The attention function is registered together with the function that makes its masks. Without the latter there are
+    none, and padding is ignored. Registering twice is harmless.
 
     Args:
         name: what `attn_implementation` is to say. It must not contain "flash": transformers takes such a name for a

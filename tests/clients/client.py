@@ -58,7 +58,7 @@ class Client:
         generator = torch.Generator().manual_seed(seed + 1)
         x, v = torch.randn(2, *self.shape, generator=generator, dtype=dtype).unbind()
         r, t = (0.1 + 0.8 * torch.rand(2, self.shape[0], generator=generator, dtype=dtype)).sort(dim=0)[0].unbind()
-        return x, t, r, v
+        return tuple(y.clone() for y in (x, t, r, v))  # no views, whose tangents torch.compile wants laid out alike
 
 
 def timed(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -172,3 +172,16 @@ def errors(found: Results, exact: Results) -> dict[str, float]:
         scale = max(value.norm().item(), floor.get(key.split(" d_")[0], 0.0) if " d_" in key else 0.0)
         result[key] = (found[key].double() - value.double()).norm().item() / scale
     return result
+
+
+def joined_errors(found: Results, exact: Results) -> dict[str, float]:
+    """Relative errors in norm of u, du and, for each loss, of all its gradients as one vector."""
+
+    def joined(of: Results) -> Results:
+        losses = {key.split(" d_")[0] for key in of if " d_" in key}
+        whole = {key: value.double() for key, value in of.items() if key in ("u", "du")}
+        parts = {loss: [of[key].double().flatten() for key in of if key.startswith(f"{loss} d_")] for loss in losses}
+        return whole | {f"gradients of {loss}": torch.cat(part) for loss, part in parts.items()}
+
+    given, right = joined(found), joined(exact)
+    return {key: ((given[key] - value).norm() / value.norm()).item() for key, value in right.items()}

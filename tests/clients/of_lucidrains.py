@@ -43,8 +43,8 @@ CLIENTS = [
     Client("x-transformers, attn_flash", "x_transformers", lambda: _encoder(True), _of_times, TOKENS, plain=_plain),
     Client("x-transformers", "x_transformers", lambda: _encoder(False), _of_times, TOKENS, "own equations", OWN),
     Client(
-        "denoising-diffusion-pytorch, flash_attn", "denoising_diffusion_pytorch", lambda: _unet(True), _call_unet, IMAGE,
-        why="linear attention has equations of its own", plain=_plain,
+        "denoising-diffusion-pytorch, flash_attn", "denoising_diffusion_pytorch", lambda: _unet(True), _call_unet,
+        IMAGE, why="linear attention has equations of its own", plain=_plain,
     ),
     Client(
         "denoising-diffusion-pytorch", "denoising_diffusion_pytorch", lambda: _unet(False), _call_unet, IMAGE,

@@ -1,6 +1,6 @@
 """Every client trains right: output, JVP and gradients of two losses against float64 math of PyTorch, to 1e-9.
 
-The networks are those of the packages, unmodified, within `flashjvp.replaced`. What served them is what their table says.
+The networks are those of the packages, unmodified, within `flashjvp.replaced`, and served as their table says.
 """
 
 import pytest
