@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from . import _torch
 from .errors import UnsupportedError
@@ -44,9 +43,9 @@ def _open(x: Any, found: list[Tensor], seen: set[int]) -> Rebuild | None:
     if isinstance(x, types.FunctionType):
         return _open_closure(x, found, seen)
     if type(x) in (tuple, list, dict):
-        leaves, spec = pytree.tree_flatten(x)
+        leaves, spec = _torch.pytree.tree_flatten(x)
         parts = _open_all(leaves, found, seen)
-        return None if parts is None else (lambda tensors: pytree.tree_unflatten(parts(tensors), spec))
+        return None if parts is None else (lambda tensors: _torch.pytree.tree_unflatten(parts(tensors), spec))
     return None
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as torch_checkpoint
 
 from . import _torch
@@ -61,15 +60,17 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
     """
     if torch.compiler.is_compiling() or not _torch.may_carry_tangents():
         return _CHECKPOINT(function, *args, use_reentrant=use_reentrant, **kwargs)
+    if _torch.pytree is None:
+        raise UnsupportedError(f"checkpoint: expected a PyTorch with torch.utils._pytree, got {torch.__version__}")
     options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
     brought, rebuild = lifted(function)
-    leaves, spec = pytree.tree_flatten((brought, list(args), kwargs))
+    leaves, spec = _torch.pytree.tree_flatten((brought, list(args), kwargs))
     if not _torch.transforms_active() and not any(map(_torch.carries_tangent, leaves)):
         return _CHECKPOINT(function, *args, use_reentrant=use_reentrant, **kwargs, **options)
     results = _Results()
 
     def tensors(*leaves: Any) -> tuple[Tensor, ...]:
-        brought, args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+        brought, args, kwargs = _torch.pytree.tree_unflatten(list(leaves), spec)
         return results.tensors(rebuild(brought)(*args, **kwargs))
 
     return results.whole(_below_levels(tensors, leaves, options))
@@ -80,14 +81,14 @@ class _Results:
 
     def tensors(self, result: Any) -> tuple[Tensor, ...]:
         """The tensors of a result, whose other parts are kept here."""
-        leaves, self._spec = pytree.tree_flatten(result)
+        leaves, self._spec = _torch.pytree.tree_flatten(result)
         self._others = [_TENSOR if isinstance(x, Tensor) else x for x in leaves]
         return tuple(x for x in leaves if isinstance(x, Tensor))
 
     def whole(self, tensors: Sequence[Tensor]) -> Any:
         """The result, with these tensors in it."""
         rest = iter(tensors)
-        return pytree.tree_unflatten([next(rest) if x is _TENSOR else x for x in self._others], self._spec)
+        return _torch.pytree.tree_unflatten([next(rest) if x is _TENSOR else x for x in self._others], self._spec)
 
 
 def _below_levels(function: Tensors, leaves: Sequence[Any], options: dict[str, Any]) -> tuple[Tensor, ...]:

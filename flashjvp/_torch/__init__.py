@@ -78,6 +78,8 @@ EMPTY_STRIDED = {
 # Without the check of torch.cuda that CUDA was initialised: there are tensors on it.
 current_cuda_device = _find("torch._C._cuda_getDevice") or torch.cuda.current_device
 
+# Trees of lists, tuples and dicts, as checkpoint.py takes and returns them.
+pytree = _find("torch.utils._pytree")
 # Which tensors carry a tangent at some level: integrations/, norms.py, checkpoint.py.
 _level_of = _find("torch._C._functorch.maybe_get_level")
 _unwrapped = _find("torch._C._functorch.get_unwrapped")

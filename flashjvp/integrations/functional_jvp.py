@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import functional
-from torch.utils import _pytree as pytree
 
+from .. import _torch
 from ..errors import UnsupportedError
 from .active import present
 
@@ -36,4 +36,4 @@ def jvp(
         xs, vs = (tuple(x.detach() for x in tensors) for tensors in (xs, vs))
     with torch.set_grad_enabled(create_graph):
         o, o_t = torch.func.jvp(func, xs, vs)  # type: ignore[misc]
-    return (o, o_t) if create_graph else pytree.tree_map(lambda x: x.detach(), (o, o_t))
+    return (o, o_t) if create_graph else _torch.pytree.tree_map(lambda x: x.detach(), (o, o_t))

@@ -137,7 +137,8 @@ def test_shapes_are_inferred_on_the_meta_device(backend: str | None) -> None:
 def test_what_the_package_exports() -> None:
     errors = {"FlashJVPError", "ArgumentTypeError", "ArgumentValueError", "UnsupportedError", "SecondOrderError"}
     others = {"attention", "attention_jvp", "explain", "Explanation", "FlashJVPPerformanceWarning"}
-    assert set(flashjvp.__all__) == {*others, *errors}
+    in_models = {"replaced", "install", "uninstall", "layer_norm", "batch_norm", "checkpoint"}
+    assert set(flashjvp.__all__) == {*others, *in_models, *errors}
     assert flashjvp.__version__ == "0.1.0"
     builtins = {
         "ArgumentTypeError": TypeError,

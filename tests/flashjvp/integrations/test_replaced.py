@@ -1,28 +1,22 @@
 """The context itself: what is replaced where, for whom, and that all is put back."""
 
-import copy
-import functools
-import gc
-import pickle
 import sys
 import threading
 import types
-import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import flashjvp
 from flashjvp.integrations import active
 from flashjvp.integrations.replaced import Replaced
+from tests.flashjvp.integrations.calls import FUNCTIONS, Q, attention_calls, call
 from tests.flashjvp.integrations.exact import normal
 
-# In a tuple, since names at the top of a module are replaced.
-FUNCTIONS = (F.scaled_dot_product_attention, F.layer_norm, torch.layer_norm)
 SOURCE = """
 import functools
 from torch.nn.functional import scaled_dot_product_attention, layer_norm as norm
@@ -61,17 +55,6 @@ def places(client: types.ModuleType) -> list[object]:
         vars(client.Model)["attend"], vars(client.Model)["static"].__func__, client.Model.call.__defaults__[0],
         client.call.__kwdefaults__["attend"], F.scaled_dot_product_attention, F.layer_norm, torch.layer_norm,
     ]  # fmt: skip
-
-
-def attention_calls(replaced: Replaced) -> int:
-    return sum(row.calls for row in replaced.report_of.report().rows if row.function == "scaled_dot_product_attention")
-
-
-Q = normal(1, 2, 4, 8).float()
-
-
-def call() -> Tensor:
-    return F.scaled_dot_product_attention(Q, Q, Q)
 
 
 @pytest.fixture(autouse=True)
@@ -246,66 +229,6 @@ def test_dense_equations_have_finite_derivatives_where_a_query_sees_nothing() ->
     o, o_t = torch.func.jvp(lambda q: dense.attention(q, q, q, bias, 0.0, False, None, False), (q,), (q.detach(),))
     (gradient,) = torch.autograd.grad(o.sum() + o_t.sum(), q)
     assert gradient.isfinite().all() and not o[:, 0].any() and not o_t[:, 0].any()
-
-
-class Switched(nn.Module):
-    fused_attn: bool
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fused_attn = False
-        self.attend = functools.partial(F.scaled_dot_product_attention, is_causal=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(x, x, x) if self.fused_attn else x
-
-
-class UntouchedAttention(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return (x @ x.transpose(-2, -1)).softmax(-1) @ x
-
-
-class SwitchedAttention(Switched):
-    pass
-
-
-def test_the_models_switches_and_functions_and_what_the_report_says() -> None:
-    model = nn.Sequential(SwitchedAttention(), UntouchedAttention())
-    with flashjvp.replaced(model) as replaced:
-        model(Q)
-        inside = flashjvp.replaced(model)
-        inside.__enter__()
-    assert model[0].fused_attn  # another context holds it
-    inside.__exit__(None, None, None)
-    assert model[0].fused_attn is False and model[0].attend.func is FUNCTIONS[0]
-    report = replaced.report()
-    assert (report.switched_on, report.reached, report.untouched) == (("0",), ("0",), ("1",))
-    assert report.as_dict()["rows"][0]["calls"] == 1
-    assert "1 x scaled_dot_product_attention: flashjvp (tiled, torch.float32 on cpu)" in str(report)
-    assert "no call came from" in str(report)
-
-
-def test_the_report_of_a_context_without_a_call() -> None:
-    assert "no call was intercepted" in str(flashjvp.replaced().report())
-
-
-def test_models_are_copied_and_pickled_inside() -> None:
-    model = SwitchedAttention()
-    with flashjvp.replaced(model):
-        twin, stored = copy.deepcopy(model), pickle.dumps(model)
-    for other in (twin, pickle.loads(stored)):
-        other.fused_attn = True
-        torch.testing.assert_close(other(Q), FUNCTIONS[0](Q, Q, Q, is_causal=True))
-
-
-def test_a_context_keeps_no_model_alive() -> None:
-    model = SwitchedAttention()
-    gone = weakref.ref(model)
-    with flashjvp.replaced(model):
-        model(Q)
-    del model
-    gc.collect()
-    assert gone() is None
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
