@@ -4,6 +4,7 @@ Neither has anything for a CPU: xformers is installed without its kernels, and a
 reference is a network with attention by its equations, on sequences one by one.
 """
 
+import importlib
 import importlib.machinery
 import sys
 import types
@@ -124,7 +125,13 @@ def _plain(network: nn.Module) -> None:
 
 
 def _client(name: str, package: str, attention: Callable[..., Tensor], seen: Callable[[int], Tensor]) -> Client:
-    return Client(name, package, lambda: Block(attention, seen), _of_times, TOKENS, plain=_plain)
+    def build() -> nn.Module:
+        importlib.import_module(
+            "xformers.ops" if package == "xformers" else package
+        )  # before the context, as callers do
+        return Block(attention, seen)
+
+    return Client(name, package, build, _of_times, TOKENS, plain=_plain)
 
 
 CLIENTS = [
