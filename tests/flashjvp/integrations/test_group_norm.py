@@ -1,4 +1,4 @@
-"""Group norm of inputs that lie in memory channels last, of which PyTorch's has no tangent."""
+"""Group norm of inputs that lie in memory channels last, of which PyTorch's up to 2.13 has no tangent."""
 
 import pytest
 import torch
@@ -30,8 +30,6 @@ def test_channels_last(affine: bool, compiled: bool) -> None:
     expected = objectives(norm, x, v)
     x, v = (y.detach().to(memory_format=torch.channels_last) for y in (x, v))
     x.requires_grad_()
-    with pytest.raises(RuntimeError, match="view size is not compatible"):
-        objectives(norm, x, v)
     with flashjvp.replaced() as replaced:
         found = objectives(norm, x, v, compiled)
     assert worst(found, expected) < BAR
