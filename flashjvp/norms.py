@@ -20,6 +20,7 @@ Maybe = Tensor | None
 _LAYER_NORM = torch.layer_norm
 _BATCH_NORM: Any = torch.batch_norm
 _INSTANCE_NORM: Any = torch.instance_norm
+_GROUP_NORM = torch.group_norm
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -153,6 +154,19 @@ def instance_norm(
     dtype = stock(input.detach(), None, None, running_mean, running_var, use_input_stats, momentum, eps).dtype
     weight, bias = (_of_channels(y, input.ndim) for y in (weight, bias))
     return _normalised(input, tuple(range(2, input.ndim)), weight, bias, eps).to(dtype)
+
+
+def group_norm(input: Tensor, num_groups: int, weight: Maybe, bias: Maybe, eps: float) -> Tensor:
+    """`F.group_norm`: PyTorch's derivatives are right, but channels last there is no tangent, nor one to be traced."""
+    if not torch.compiler.is_compiling():
+        return _GROUP_NORM(
+            input.contiguous() if _torch.carries_tangent(input) else input, num_groups, weight, bias, eps
+        )
+    dtype = _GROUP_NORM(input.new_zeros(1, num_groups, 2), num_groups).dtype  # autocast has a rule
+    x = _normalised(input.reshape(input.shape[0], num_groups, -1), (-1,), None, None, eps).reshape(input.shape)
+    weight, bias = (_of_channels(y, input.ndim) for y in (weight, bias))
+    x = x if weight is None else x * weight
+    return (x if bias is None else x + bias).to(dtype)
 
 
 def _split(given: Sequence[Maybe]) -> list[tuple[Maybe, Maybe]] | None:

@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tvm_ref": {"flashjvp"},
     "verify": {"flashjvp", "tvm_ref", "reports"},
     "bench": {"flashjvp", "tvm_ref", "verify", "reports"},
+    "examples": {"flashjvp"},
 }
 # What is used where it is installed, and by whom; each has something that stands in for it.
 OPTIONAL = {"flashjvp/diagnosis/table.py": {"rich"}}
@@ -59,7 +60,7 @@ def lines_of_code(function: Function) -> int:
 def test_every_folder_is_held_by_the_rules() -> None:
     found = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "build"}
     assert found <= MAY_IMPORT.keys()
-    assert {"flashjvp", "tvm_ref", "bench", "verify", "reports"} == MAY_IMPORT.keys()
+    assert {"flashjvp", "tvm_ref", "bench", "verify", "reports", "examples"} == MAY_IMPORT.keys()
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)

@@ -1,4 +1,4 @@
-"""What stands for PyTorch's layer, batch and instance norms: those of norms.py, in a context with norms.
+"""What stands for PyTorch's layer, batch, instance and group norms: those of norms.py, in a context with norms.
 
 `torch.layer_norm` is what `F.layer_norm` calls, and so for the others. Both are replaced: torch.compile does not look
 into the second.
@@ -18,6 +18,7 @@ Maybe = Tensor | None
 STOCK_LAYER_NORM, STOCK_BATCH_NORM, STOCK_INSTANCE_NORM = F.layer_norm, F.batch_norm, F.instance_norm
 TORCH_LAYER_NORM, TORCH_BATCH_NORM = torch.layer_norm, torch.batch_norm
 TORCH_INSTANCE_NORM: Any = torch.instance_norm
+STOCK_GROUP_NORM, TORCH_GROUP_NORM = F.group_norm, torch.group_norm
 
 
 def _is_replaced(name: str) -> bool:
@@ -90,3 +91,20 @@ def torch_instance_norm(
     if not _is_replaced("instance_norm"):
         return TORCH_INSTANCE_NORM(input, weight, bias, running_mean, running_var, *rest, cudnn_enabled)
     return norms.instance_norm(input, weight, bias, running_mean, running_var, *rest)
+
+
+def group_norm(input: Tensor, num_groups: int, weight: Maybe = None, bias: Maybe = None, eps: float = 1e-5) -> Tensor:
+    """PyTorch's function, by way of `torch.group_norm`; in a context with norms that of norms.py."""
+    if not torch.compiler.is_compiling() or not _is_replaced("group_norm"):
+        return STOCK_GROUP_NORM(input, num_groups, weight, bias, eps)
+    return norms.group_norm(input, num_groups, weight, bias, eps)
+
+
+def torch_group_norm(
+    input: Tensor, num_groups: int, weight: Maybe = None, bias: Maybe = None, eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:  # fmt: skip
+    """The same for `torch.group_norm`."""
+    if not _is_replaced("group_norm"):
+        return TORCH_GROUP_NORM(input, num_groups, weight, bias, eps, cudnn_enabled)
+    return norms.group_norm(input, num_groups, weight, bias, eps)

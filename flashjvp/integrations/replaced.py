@@ -31,6 +31,8 @@ def replacements() -> Mapping[Function, Function]:
         norm_functions.STOCK_LAYER_NORM: norm_functions.layer_norm,
         norm_functions.STOCK_BATCH_NORM: norm_functions.batch_norm,
         norm_functions.STOCK_INSTANCE_NORM: norm_functions.instance_norm,
+        norm_functions.STOCK_GROUP_NORM: norm_functions.group_norm,
+        norm_functions.TORCH_GROUP_NORM: norm_functions.torch_group_norm,
         norm_functions.TORCH_LAYER_NORM: norm_functions.torch_layer_norm,
         norm_functions.TORCH_BATCH_NORM: norm_functions.torch_batch_norm,
         norm_functions.TORCH_INSTANCE_NORM: norm_functions.torch_instance_norm,
