@@ -24,6 +24,7 @@ OF_ITS_OWN_FILE = {
     "flashjvp.backends.triton": {"_hopper"},
     "flashjvp.backends.select": {"obstacle"},
     "flashjvp.support": {"installed"},
+    "flashjvp.integrations.diffusers": {"attention"},
     # bench.host times the steps of a replay one by one.
     "flashjvp.kernels.launch": {"replay.CapturedCall._replay", "driver.Launch.__call__"},
 }
