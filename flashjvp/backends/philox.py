@@ -1,4 +1,4 @@
-"""Which probabilities dropout keeps, from a counter-based generator in PyTorch's integer arithmetic; MATH.md, section 8.
+"""Which probabilities dropout keeps: a counter-based generator in PyTorch's integer arithmetic; MATH.md, section 8.
 
 Philox 4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The kernels compute
 the same numbers (kernels/portable/dropout.py), so that every backend drops the same ones.

@@ -2,8 +2,9 @@
 
 Needs O(M N) memory. Every function takes tensors of equal rank, q [..., Hq, M, D], k [..., Hkv, N, D] and
 v [..., Hkv, N, Dv] with Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M, N] (boolean,
-True = take part, or additive), any float type, any device. The tangent of an additive mask has its shape. Half types are computed in float32, the others in their own
-type. `lse` is log(sum(exp(S))) of each row, or with an additive mask the two numbers of `layout.empty_lse`.
+True = take part, or additive), any float type, any device. The tangent of an additive mask has its shape. Half types
+are computed in float32, the others in their own type. `lse` is log(sum(exp(S))) of each row, or with an additive mask
+the two numbers of `layout.empty_lse`.
 """
 
 from typing import Any
@@ -138,7 +139,7 @@ def _softmax(S: Tensor, additive: bool) -> tuple[Tensor, Tensor]:
     if not additive:
         lse = torch.logsumexp(S, dim=-1)
         return P.masked_fill(lse.isneginf()[..., None], 0.0), lse
-    m = S.amax(-1)
+    m = S.amax(-1) if S.shape[-1] else S.new_full(S.shape[:-1], -torch.inf)
     log_l = torch.logsumexp(S - _finite(m)[..., None], dim=-1)
     # mutate: return P masked_fill
     return P.masked_fill(m.isneginf()[..., None], 0.0), torch.stack((m, log_l), dim=-1)
@@ -157,9 +158,7 @@ def _finite(x: Tensor) -> Tensor:
     return x.masked_fill(x.isneginf(), 0.0)
 
 
-def _score_tangent(
-    q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, mask_t: Maybe, scale: float, like: Tensor
-) -> Tensor:
+def _score_tangent(q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, mask_t: Maybe, scale: float, like: Tensor) -> Tensor:
     S_t = scale * (_product(q_t, k.mT, like=like) + _product(q, _transpose(k_t), like=like))  # (4)
     return S_t if mask_t is None else S_t + mask_t  # (24)
 

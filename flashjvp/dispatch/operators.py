@@ -1,4 +1,4 @@
-"""What the dispatcher's operators do: compute on a backend, tell shapes (fake rules), and map a dim (vmap rules).
+"""What the dispatcher's operators do: call a backend, infer shapes (fake rules), and map over a dim (vmap rules).
 
 The schemas are in schema.py, the derivatives in derivatives.py.
 """
@@ -25,9 +25,10 @@ Bound = Callable[[Sequence[Maybe]], Any]
 
 def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The backend's function that computes an operator, and the options as it takes them."""
-    module = select.resolve(options.backend, operands.q.device, operands.q.dtype)
+    q, v = operands.q, operands.v
+    module = select.resolve(options.backend, q.device, q.dtype, select.is_wide(q, v))
     # mutate: return getattr module
-    return getattr(module, operator.name), options.of_backend(operands.q)
+    return getattr(module, operator.name), options.of_backend(q)
 
 
 def bound(
@@ -93,9 +94,7 @@ def _fake_backward_jvp(x: BackwardOperands, wanted: Sequence[bool]) -> tuple[Ten
     return _fake_gradients((x.q, x.k, x.v, x.q_t, x.k_t, x.v_t), (x.mask, x.mask_t), wanted)
 
 
-def _fake_gradients(
-    inputs: Sequence[Maybe], masks: Sequence[Maybe], wanted: Sequence[bool]
-) -> tuple[Tensor, ...]:
+def _fake_gradients(inputs: Sequence[Maybe], masks: Sequence[Maybe], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     first = inputs[0]
     assert first is not None
     grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
@@ -129,7 +128,9 @@ def mapped(
     gradient of its own, or where its tangent is mapped, which has its shape.
     """
     dims = dict(zip(operator.operands._fields, in_dims, strict=False))
-    whole = any(dims.get(name) is not None for name in ("mask", "mask_t")) or any(wanted[3 if operator is BACKWARD else 6 :])
+    whole = any(dims.get(name) is not None for name in ("mask", "mask_t")) or any(
+        wanted[3 if operator is BACKWARD else 6 :]
+    )
     moved: list[Maybe] = []
     for (name, dim), x in zip(dims.items(), operands, strict=False):
         if x is None:

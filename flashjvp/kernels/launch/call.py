@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import environment
 from ...backends import philox
 from ...layout import is_additive
 from ..tiles import Operand, odd
@@ -40,7 +41,7 @@ class Argument(NamedTuple):
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
-_COMPILED: dict[tuple[object, ...], Any] = {}
+_COMPILED: dict[tuple[object, ...], Any] = environment.kept({})
 
 
 class Call:
@@ -50,7 +51,7 @@ class Call:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
         dropout_p: float = 0.0,
     ) -> None:  # fmt: skip
-        self.is_empty = q.numel() == 0
+        self.is_empty = q.numel() == 0 or k.shape[-2] == 0  # nothing to launch: no query, or no key to see
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self.precision = schedule.input_precision(self._dtype, self.device)
         geometry = _geometry(q.shape, k.shape, v.shape, self.precision)
@@ -107,7 +108,7 @@ class Call:
         return argument, (column, aligned, additive)  # mutate: return argument column
 
     def bias_operand(self, x: Maybe) -> Argument | None:
-        """A kernel argument of the shape of the mask: its tangent, or a gradient. Kernels read it element by element."""
+        """A kernel argument of the mask's shape: its tangent, or a gradient. Kernels read it element by element."""
         if x is None:
             return None
         if x.shape[-1] != 1 and x.stride(-1) != 1:
@@ -166,8 +167,8 @@ class Call:
         """The constants that a kernel takes, in its order: those `given` and those of every call."""
         every = {
             "K_COLUMNS": self.k_columns, "V_COLUMNS": self.v_columns, "CAUSAL": self.is_causal,
-            "MASK_LAYOUT": self.mask_layout, "DROPOUT": self.dropout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
-            "REGULAR": self._is_regular, **given,
+            "MASK_LAYOUT": self.mask_layout, "DROPOUT": self.dropout,
+            "PRECISION": "tf32" if self.precision == "tf32" else "ieee", "REGULAR": self._is_regular, **given,
         }  # fmt: skip
         names = kernel.arg_names
         taken = {name: every[name] for name in names[names.index("group") + 1 :]}

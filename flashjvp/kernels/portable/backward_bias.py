@@ -1,8 +1,8 @@
 """Gradients of an additive mask and of its tangent; MATH.md (13), (14), summed over what the mask is broadcast in (25).
 
-A program owns a tile of the mask as it is stored, of one row or one column where M or N is broadcast, and loops over the
-scores that are summed into it: heads, batch entries, queries, keys. So nothing of the scores' size is written that the
-mask does not have, no program adds to the tile of another, and two runs give the same bits.
+A program owns a tile of the mask as it is stored, of one row or one column where M or N is broadcast, and loops over
+the scores that are summed into it: heads, batch entries, queries, keys. So nothing of the scores' size is written that
+the mask does not have, no program adds to the tile of another, and two runs give the same bits.
 """
 
 import triton
@@ -70,7 +70,7 @@ def backward_bias_kernel(
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, OWNS: tl.constexpr,
     PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of the mask. OWNS says which of its dims are not broadcast: rows, heads, batch from the last."""
+    """One program: a tile of the mask. OWNS: which of its dims are not broadcast: rows, heads, batch from the last."""
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     m_tiles = tl.cdiv(M, BLOCK_M)

@@ -1,4 +1,4 @@
-"""Which probabilities dropout keeps, in a kernel: Philox 4x32 of the position, as backends/philox.py; MATH.md, section 8.
+"""Which probabilities dropout keeps, in a kernel: Philox 4x32 of the position, as in backends/philox.py; MATH.md (26).
 
 Where a call has no dropout, `seed` is None, `drop` and `kept` are empty tuples, and no instruction is made of any of
 this. DROPOUT is () or (threshold, 1 / (1 - p), leading batch dims whose entries have a seed of their own).

@@ -30,7 +30,8 @@ from .dropout import kept_tile, select_seed
 def _forward_tile(
     state, q_rows, q_t_rows, k, v, k_t, v_t, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr,
+    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, mean) after it; (7'')."""
     acc_o, acc_o_t, m, l, mean = state
@@ -62,9 +63,8 @@ def _forward_tile(
         if len(mask_t) > 0:  # (24), shifted
             bias_t = load_mask_tangent(mask_t, m0, n0, row[:, None], column[None, :], M, N, MASK_LAYOUT)
             if FIRST + SECOND > 0:
-                s_t = s_t * scale + bias_t - mean[:, None]  # mutate: s_t (2)
-            else:
-                s_t = bias_t - mean[:, None]
+                bias_t += s_t * scale  # mutate: bias_t
+            s_t = bias_t - mean[:, None]
         else:
             # mutate: s_t
             s_t = s_t * scale - mean[:, None]  # (4), shifted
@@ -161,7 +161,8 @@ def launch_forward(
     o, lse = empty_rows(q, inputs.v.shape[-1]), empty_lse(q, mask)
     o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
     if call.is_empty:
-        return o, o_t, lse, mu
+        lse.fill_(-torch.inf)
+        return o.zero_(), None if o_t is None else o_t.zero_(), lse, None if mu is None else mu.zero_()
     # mutate: args
     args = (*call.operands(*inputs), call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)
     tile = call.tile("forward")
