@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from . import call_forms, causal_bias, checks
+from .canonical import canonical
 from .dispatch import derivatives, fast_path, func_jvp
 from .dispatch.schema import FORWARD, FORWARD_JVP
-from .operands import Inputs, Operands, Options
+from .operands import Operands, Options
 
 Maybe = Tensor | None
-
-_HALF = (torch.float16, torch.bfloat16)
-_AUTOCAST_FROM = (*_HALF, torch.float32)
 
 
 def attention(
@@ -119,7 +117,7 @@ def attention(
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
     operands = Operands._make((q, k, v, None, None, None, attn_mask, None, None))
-    operands = _seeded(_canonical(operands, enable_gqa, backend), dropout_p)
+    operands = _seeded(canonical(operands, enable_gqa, backend), dropout_p)
     o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
     if operands.seed is None:
         fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
@@ -219,7 +217,7 @@ def attention_jvp(
         o, o_t, _, _ = run(given)
         return o, o_t
     checks.options(dropout_p, is_causal, scale, enable_gqa)
-    operands = _seeded(_canonical(Operands._make(given), enable_gqa, backend), dropout_p)
+    operands = _seeded(canonical(Operands._make(given), enable_gqa, backend), dropout_p)
     # mutate: o, o_t
     o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
     if operands.has_tangents and operands.seed is None:
@@ -253,52 +251,3 @@ def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, 
         return mask, is_causal
     plain, causal = causal_bias.meaning(mask, q, k)
     return plain, True if causal and is_causal is False else is_causal
-
-
-def _canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
-    """The operands, checked, cast for autocast, and viewed with the ranks and batch dims that operators take."""
-    checks.tensors(x)
-    x = _autocast(x)
-    checks.dtypes_and_devices(x, backend)
-    x = _of_one_rank(x)
-    leading = checks.shapes(x, enable_gqa)
-    if leading is not None:
-        of_q, of_kv = leading
-        dims = Inputs(of_q, of_kv, of_kv, of_q, of_kv, of_kv)
-        x = x._replace(**dict(zip(Inputs._fields, map(_expand, x.inputs, dims), strict=True)))
-    checks.head_dims(x, backend)
-    x = call_forms.with_columns(x)
-    if x.mask is not None:
-        checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2]))
-    if x.q.ndim == 2:
-        x = x.map(lambda tensor: tensor.unsqueeze(0))
-    if x.mask is not None and x.mask.ndim < x.q.ndim:
-        shape = (1,) * (x.q.ndim - x.mask.ndim) + x.mask.shape
-        x = x.map_masks(lambda mask: mask.view(shape))
-    return x
-
-
-def _of_one_rank(x: Operands) -> Operands:
-    """With leading dims of size 1, where the ranks of the inputs differ: aligned at the right, as they broadcast."""
-    checks.ranks_and_tangents(x)
-    rank = max(tensor.ndim for tensor in x.inputs if tensor is not None)
-    return x.map(lambda tensor: tensor if tensor.ndim == rank else tensor[(None,) * (rank - tensor.ndim)])
-
-
-def _expand(x: Maybe, leading: checks.Shape) -> Maybe:
-    if x is None or x.shape[:-2] == leading:
-        return x
-    *_, heads = leading
-    if x.shape[-3] not in (1, heads):  # k and v of unequal numbers of heads
-        x = x.repeat_interleave(heads // x.shape[-3], dim=-3)
-    return x.expand(*leading, *x.shape[-2:])
-
-
-def _autocast(x: Operands) -> Operands:
-    """As PyTorch's autocast casts for its own attention, except that a float32 mask keeps its precision."""
-    device_type = x.q.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # there is no autocast for meta
-        return x
-    dtype = torch.get_autocast_dtype(device_type)
-    x = x.map(lambda tensor: tensor.to(dtype) if tensor.dtype in _AUTOCAST_FROM else tensor)
-    return x.map_masks(lambda mask: mask.to(dtype) if mask.dtype in _HALF else mask)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _torch, api, call_forms, checks, environment, support
 from .backends import select
+from .canonical import canonical
 from .operands import Operands, Options
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def explain(
     scale = call_forms.number("scale", scale, q)
     checks.options(0.0, is_causal, scale, enable_gqa)
     with _WithoutCopies():
-        operands = api._canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask), enable_gqa, backend)
+        operands = canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask), enable_gqa, backend)
         served = _served(operands, Options(is_causal, scale, backend))
     explanation = _explanation(served, operands.q, backend)
     print(explanation)
@@ -128,8 +129,8 @@ class _Served(NamedTuple):
 
 def _served(operands: Operands, options: Options) -> _Served:
     """Of canonical operands."""
-    q, k, v, *_, mask = operands
-    is_causal, scale = options.of_backend(q)
+    q, k, v, mask = operands.q, operands.k, operands.v, operands.mask
+    is_causal, scale, _ = options.of_backend(q)
     wide = select.is_wide(q, v)
     chosen = options.backend or select.choose(q.device, q.dtype, wide)
     if chosen == "reference":

@@ -218,3 +218,18 @@ def test_bad_tangents_of_masks() -> None:
         flashjvp.attention_jvp(q, k, v, attn_mask=bias > 0, attn_mask_t=bias)
     with pytest.raises(ArgumentValueError, match="attn_mask_t: expected"):
         flashjvp.attention_jvp(q, k, v, attn_mask_t=bias)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d", [40, 64, 128])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 150), (3, 130, 150), (2, 1, 130, 150), (130, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_on_a_gpu(dtype: torch.dtype, shape: tuple[int, ...], d: int) -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 3, 130, d), (2, 3, 150, d), (2, 3, 150, d), shape)
+    xs = [torch.randn(x, device="cuda", dtype=dtype) for x in shapes]
+    found = through_both(served("triton"), xs, (0, 1, 2, 3))
+    expected = through_both(dense, [x.double() for x in xs], (0, 1, 2, 3))
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other).norm() < 8 * torch.finfo(dtype).eps * other.norm()

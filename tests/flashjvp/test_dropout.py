@@ -71,6 +71,10 @@ def through_both(function: Callable[..., Tensor], xs: list[Tensor]) -> list[Tens
     return [o, o_t, *torch.autograd.grad((o.sin() + o_t * o.cos() + o_t).sum(), (*xs, *tangents))]
 
 
+def bar(backend: str) -> dict[str, float]:
+    return {"rtol": 2e-4, "atol": 5e-5} if backend == "triton" else {"rtol": 1e-10, "atol": 1e-12}
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("heads", [H, 2])
 @pytest.mark.parametrize("biased", [False, True])
@@ -82,9 +86,8 @@ def test_values_and_all_derivatives_are_those_of_dense_attention_with_that_mask(
     xs += [normal(H, 1, N, dtype=xs[0].dtype)] * biased
     found = through_both(served(backend, 0.3, is_causal=causal), xs)
     expected = through_both(dense(0.3, causal), [x.double() for x in xs])
-    bar = {"rtol": 2e-4, "atol": 5e-5} if backend == "triton" else {"rtol": 1e-10, "atol": 1e-12}
     for one, other in zip(found, expected, strict=True):
-        assert_close(one.double(), other, **bar)
+        assert_close(one.double(), other, **bar(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -94,7 +97,7 @@ def test_reverse_mode_alone(backend: str) -> None:
     found = torch.autograd.grad(served(backend, 0.5)(*xs).sin().sum(), xs)
     expected = torch.autograd.grad(dense(0.5)(*wide).sin().sum(), wide)
     for one, other in zip(found, expected, strict=True):
-        assert_close(one.double(), other, rtol=2e-4, atol=5e-5)
+        assert_close(one.double(), other, **bar(backend))
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
@@ -211,3 +214,17 @@ def test_no_probability(p: float) -> None:
             call(*inputs(), dropout_p=p)
         with pytest.raises(ArgumentTypeError, match="dropout_p: expected a real number"):
             call(*inputs(), dropout_p="half")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("d", [40, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_on_a_gpu_the_kernels_drop_what_the_reference_drops(dtype: torch.dtype, d: int, biased: bool) -> None:
+    torch.manual_seed(0)
+    xs = [torch.randn(2, 3, rows, d, device="cuda", dtype=dtype) for rows in (130, 150, 150)]
+    xs += [torch.randn(3, 1, 150, device="cuda", dtype=dtype)] * biased
+    found = through_both(served("triton", 0.3), xs)
+    expected = through_both(served("reference", 0.3), [x.double() for x in xs])
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() < 8 * torch.finfo(dtype).eps * other.norm()

@@ -63,6 +63,15 @@ def _store(grad, total, batch, head, batch_shape, m0, n0, M, N, OWNS: tl.constex
     tl.store(pointers, total.to(x[0].dtype.element_ty), mask=(row < M - m0) & (column < N - n0))
 
 
+@triton.jit
+def _rows_of(
+    x, batch, head, batch_shape, start, end, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    head_rows = select_head(x, batch, head, batch_shape, REGULAR)
+    return load_operand(head_rows, start, end, ROWS, COLUMNS, REGULAR, PRECISION)
+
+
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_bias_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_mask, d_mask_t, lse, mu, row_a, row_delta, scale,
@@ -106,18 +115,10 @@ def backward_bias_kernel(
         # Nothing but zeros where all keys come after all queries.
         if not CAUSAL or n0 < m0 + BLOCK_M:
             kv_head = head // group
-            q_rows = load_operand(
-                select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
-            )
-            q_t_rows = load_operand(
-                select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
-            )
-            k_rows = load_operand(
-                select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-            )
-            k_t_rows = load_operand(
-                select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-            )
+            q_rows = _rows_of(q, batch, head, batch_shape, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+            q_t_rows = _rows_of(q_t, batch, head, batch_shape, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+            k_rows = _rows_of(k, batch, kv_head, batch_shape, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+            k_t_rows = _rows_of(k_t, batch, kv_head, batch_shape, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
             # Rows beyond M load as zeros, and so do their statistics: what they add is zero.
             base, rows = (batch.to(tl.int64) * heads + head) * M + m0, row
             inside = row < M - m0
@@ -127,18 +128,10 @@ def backward_bias_kernel(
                 select_head(mask_t, batch, head, batch_shape, False), scale, m0, n0, row[:, None], column[None, :],
                 M, N, True, False, MASK_LAYOUT, True, CAUSAL, PRECISION,
             )  # fmt: skip
-            v_rows = load_operand(
-                select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-            )
-            v_t_rows = load_operand(
-                select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-            )
-            G = load_operand(
-                select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
-            )
-            T = load_operand(
-                select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
-            )
+            v_rows = _rows_of(v, batch, kv_head, batch_shape, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+            v_t_rows = _rows_of(v_t, batch, kv_head, batch_shape, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+            G = _rows_of(d_o, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+            T = _rows_of(d_o_t, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
             drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
             kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
             ds = score_gradients(

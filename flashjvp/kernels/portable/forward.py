@@ -13,7 +13,6 @@ from ..tiles import (
     add_scaled_rows,
     biased_scores,
     exponential,
-    load_mask_tangent,
     load_operand,
     scale_rows,
     scores,
@@ -23,6 +22,7 @@ from ..tiles import (
     store_rows,
     zero_rows,
 )
+from .bias_tangent import load_mask_tangent
 from .dropout import kept_tile, select_seed
 
 
