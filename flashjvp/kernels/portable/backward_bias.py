@@ -18,13 +18,13 @@ from .dropout import kept_tile, select_seed
 
 
 @triton.jit
-def _batch_of(own, summed, batch_shape, KEPT: tl.constexpr):
+def _batch_of(own, summed, batch_shape, OWNS: tl.constexpr):
     """The batch entry from the number of an entry of the mask and of one of those that are summed into it."""
     batch = 0
     step = 1
     for i in tl.static_range(len(batch_shape)):
         size = from_odd(batch_shape[i])
-        if KEPT[i]:
+        if OWNS[2 + i]:
             batch += (own % size) * step
             own = own // size
         else:
@@ -35,12 +35,12 @@ def _batch_of(own, summed, batch_shape, KEPT: tl.constexpr):
 
 
 @triton.jit
-def _sizes_of(batch_shape, KEPT: tl.constexpr):
+def _sizes_of(batch_shape, OWNS: tl.constexpr):
     """How many batch entries the mask has, and how many are summed into each."""
     own = 1
     summed = 1
     for i in tl.static_range(len(batch_shape)):
-        if KEPT[i]:
+        if OWNS[2 + i]:
             own *= from_odd(batch_shape[i])
         else:
             summed *= from_odd(batch_shape[i])
@@ -84,7 +84,7 @@ def backward_bias_kernel(
     BLOCK_N: tl.constexpr = TILE[1]
     m_tiles = tl.cdiv(M, BLOCK_M)
     n_tiles = tl.cdiv(N, BLOCK_N)
-    _, summed_batches = _sizes_of(batch_shape, OWNS[2:])
+    _, summed_batches = _sizes_of(batch_shape, OWNS)
     pid = tl.program_id(0)
     own_n = 0
     own_m = 0
@@ -111,7 +111,7 @@ def backward_bias_kernel(
         n0 = (own_n + i % summed_n) * BLOCK_N
         m0 = (own_m + i // summed_n % summed_m) * BLOCK_M
         head = own_head + i // summed_n // summed_m % summed_heads
-        batch = _batch_of(pid, i // summed_n // summed_m // summed_heads, batch_shape, OWNS[2:])
+        batch = _batch_of(pid, i // summed_n // summed_m // summed_heads, batch_shape, OWNS)
         # Nothing but zeros where all keys come after all queries.
         if not CAUSAL or n0 < m0 + BLOCK_M:
             kv_head = head // group
@@ -142,7 +142,7 @@ def backward_bias_kernel(
                 total += ds[0]  # mutate: total
             if d_mask_t is not None:
                 total_t += ds[1]
-    batch = _batch_of(pid, 0, batch_shape, OWNS[2:])
+    batch = _batch_of(pid, 0, batch_shape, OWNS)
     m0 = own_m * BLOCK_M
     n0 = own_n * BLOCK_N
     if d_mask is not None:
