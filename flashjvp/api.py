@@ -50,8 +50,9 @@ def attention(
             `enable_gqa`). Any size may be 0: without keys o is zeros, with D = 0 the mean of v.
         attn_mask: a tensor on q's device that broadcasts, aligned at the right, to [*batch, Hq, M, N]. bool: True = the
             key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats); any finite number, also
-            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`. Must need no gradient.
-        dropout_p: 0.0, a probability; no other value is implemented. A 0-dim tensor is read, as for `scale`.
+            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`.
+        dropout_p: a probability p in [0, 1]. Above 0, P @ v is (Z * P / (1 - p)) @ v, Z drawn by PyTorch's generator of
+            the device: after `torch.manual_seed` the same on every backend. A 0-dim tensor is read, as for `scale`.
         is_causal: True lets query m see keys n <= m only, aligned at the top left also where M != N. With `attn_mask`
             given too, both apply (an extension: PyTorch documents an error).
         scale: c, a finite real number without unit; None = D**-0.5. A 0-dim tensor on the CPU, or on q's device, is
@@ -72,16 +73,17 @@ def attention(
         the order that q has them in memory. Zeros for a query that may see no key.
 
     Derivatives:
-        Reverse mode (`backward`, `torch.func.grad`) in q, k, v. Forward mode (`torch.func.jvp`,
-        `torch.autograd.forward_ad`) in any subset of q, k, v, in one launch that gives o and its tangent; then reverse
-        mode through both together, to inputs and tangents, in one backward launch. None in `attn_mask` and `scale`.
+        Reverse mode (`backward`, `torch.func.grad`) in q, k, v and a float `attn_mask`, whose gradient takes the
+        memory of the mask. Forward mode (`torch.func.jvp`, `torch.autograd.forward_ad`) in any subset of them, in one
+        launch that gives o and its tangent; then reverse mode through both together, to inputs and tangents, in one
+        backward launch. None in `scale`. Z of dropout is the same in all of them.
 
     Raises:
         ArgumentTypeError: (a TypeError) a wrong Python type or dtype, dtypes that differ, or a tensor of q, k and v
             that is missing or came by both of its names.
         ArgumentValueError: (a ValueError) shapes that do not fit, devices that differ, a value out of range.
-        UnsupportedError: (a NotImplementedError) dropout, a mask, scale or dropout_p that needs a gradient or has a
-            tangent, a sparse or nested tensor, a call that the backend asked for cannot serve.
+        UnsupportedError: (a NotImplementedError) a scale or dropout_p that needs a gradient or has a tangent,
+            a sparse or nested tensor, a call that the backend asked for cannot serve.
         SecondOrderError: (an UnsupportedError) a derivative beyond one JVP followed by one backward pass.
 
     Numerics:
@@ -94,7 +96,7 @@ def attention(
         and float32 masks are left alone.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
+        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23), (24)-(32).
     """
     if query is not None or key is not None or value is not None:
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
@@ -163,11 +165,12 @@ def attention_jvp(
             dtype and device of q, with strides of its own. None = zero, and costs nothing.
         k_t: tangent of k, likewise.
         v_t: tangent of v, likewise.
-        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), or a causal bias. It
-            has no tangent.
+        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), or a causal bias.
         is_causal: as in `attention`: n <= m, aligned at the top left; applies together with `attn_mask`.
         scale: as in `attention`: c, a finite real number without unit; None = D**-0.5. It has no tangent.
         enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
+        attn_mask_t: tangent of a float `attn_mask`, of its shape, dtype and device, which S_t gets added. None = zero.
+        dropout_p: as in `attention`: o_t is then the tangent of the o that is returned.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
         layout: as in `attention`: "bhmd" or "bmhd", of q, k, v, their tangents, o and o_t.
         query: another name of q.
@@ -180,8 +183,8 @@ def attention_jvp(
         key, and o_t is zero when no tangent is given.
 
     Derivatives:
-        Reverse mode in q, k, v, q_t, k_t, v_t through o and o_t together, in one backward launch. Forward mode would be
-        a second JVP, and raises. None in `attn_mask` and `scale`.
+        Reverse mode in q, k, v, a float mask and all tangents, through o and o_t together, in one backward launch.
+        Forward mode would be a second JVP, and raises. None in `scale`.
 
     Raises:
         ArgumentTypeError: as `attention`, and for a tangent of another dtype.
@@ -197,7 +200,7 @@ def attention_jvp(
         unless `torch.are_deterministic_algorithms_enabled()`.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
+        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(32).
     """
     if query is not None or key is not None or value is not None:
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)

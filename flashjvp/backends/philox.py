@@ -56,7 +56,7 @@ def philox(seed: Tensor, *counter: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         high_0, low_0 = _product(c0, _MULTIPLIERS[0])
         high_2, low_2 = _product(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high_2 ^ c1 ^ k0, low_2, high_0 ^ c3 ^ k1, low_0  # mutate: c0, c1, c2, c3
+        c0, c1, c2, c3 = high_2 ^ c1 ^ k0, low_2, high_0 ^ c3 ^ k1, low_0
         k0, k1 = k0 + _STEPS_OF_KEY[0] & _WORD, k1 + _STEPS_OF_KEY[1] & _WORD
     return c0
 

@@ -74,7 +74,6 @@ def backward_jvp(
     P_t = P * (S_t - mu[..., None])  # (6)
     R = _dropout(seed, P, dropout_p)
     A = R * _product(T, _transpose(v_), like=P)  # (9), (29)
-    # mutate: B
     B = R * (_product(G, _transpose(v_), like=P) + _product(T, _transpose(v_t_), like=P))  # (10), (30)
     a = _row_product(T, O, like=mu)  # (11)
     delta = _row_product(G, O, like=mu) + _row_product(T, O_t, like=mu)  # (12)
@@ -112,7 +111,6 @@ def _sum_groups(grad: Tensor, kv_heads: int) -> Tensor:
 
 def _of_mask(grad: Tensor, mask: Maybe, want: bool) -> Maybe:
     """(25), summed over the dims in which the mask is broadcast."""
-    # mutate: return empty_bias
     return empty_bias(mask).copy_(grad.sum_to_size(mask.shape)) if want and mask is not None else None
 
 

@@ -187,7 +187,7 @@ _OF_KERNELS = [
 OPERATORS, AUTOGRAD = "dispatch/operators.py", "dispatch/autograd.py"
 TANGENTS = "dispatch/tangents.py"
 _OF_WIRING = [
-    Fault("tangents dropped silently", "wiring", AUTOGRAD, "if q_t k_t", "if False:", check="forward_ad"),
+    Fault("tangents dropped silently", "wiring", AUTOGRAD, "if duals", "if False:", check="forward_ad"),
     Fault(
         "tangent of v dropped", "wiring", AUTOGRAD, "(q, q_t), (k, k_t), (v, v_t)",
         '(q, q_t), (k, k_t), (v, v_t) = split("q", q), split("k", k), (split("v", v)[0], None)',
@@ -332,6 +332,10 @@ _OF_SITUATIONS = [
         "bias_t = (bias_t + s_t) * scale", "gqa_short", "learned-bias",
     ),
     Fault(
+        "tangent of a mask read a key too far", "tiles", "kernels/portable/bias_tangent.py", "offsets",
+        "offsets = row.to(tl.int64) * mask_t[1] + (column + 1) * MASK_LAYOUT[0]", "gqa_short", "learned-bias",
+    ),
+    Fault(
         "tangent of a mask missing in the backward pass", "both sides", TILE, "return p bias_t",
         "return (p, p * (s_t * scale - _statistic(mu, KEYS_FIRST)))", "gqa_short", "learned-bias",
     ),
@@ -343,6 +347,10 @@ _OF_SITUATIONS = [
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
         "return ((word >> 2).to(tl.int32) >= DROPOUT[0] // 2,)", "gqa_short", "dropout",
+    ),
+    Fault(
+        "dropout forgotten in o", "forward", FORWARD, "p",
+        "pass", "gqa_short", "dropout",
     ),
     Fault(
         "dropout not made up for", "forward", FORWARD, "norm",

@@ -19,7 +19,7 @@ def select_seed(seed, batch, head, batch_shape, DROPOUT: tl.constexpr):
         entries = 1
         for i in tl.static_range(len(batch_shape) - DROPOUT[2]):
             entries *= from_odd(batch_shape[i])
-        return (tl.load(seed + batch // entries), head, batch % entries)  # mutate: return tl.load
+        return (tl.load(seed + batch // entries), head, batch % entries)
 
 
 @triton.jit
