@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..data.dataset import DataConfig
+from ..data.untrusted import read_settings, shown
 from ..model.config import DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
@@ -150,8 +151,8 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def load_config(path: Path) -> TrainConfig:
     """Reads what save_config wrote. Raises ConfigError, naming the file, for anything else."""
     try:
-        return _build(TrainConfig, json.loads(path.read_text()), "")
-    except (ValueError, TypeError) as error:
+        return _build(TrainConfig, read_settings(path), "")
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path} is no training configuration: {error}") from error
 
 
@@ -164,7 +165,7 @@ def _build(kind: type[T], values: Any, where: str) -> T:
         missing = {name for name in names - values.keys() if fields[name].default is not dataclasses.MISSING}
         values = values | {name: fields[name].default for name in missing}
     if not isinstance(values, dict) or values.keys() != names:
-        got = sorted(values) if isinstance(values, dict) else values
+        got = sorted(map(shown, values))[:30] if isinstance(values, dict) else shown(values)
         raise ConfigError(f"{where or 'the file'}: expected the fields {sorted(names)}, got {got}")
     return kind(**{name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
 
@@ -183,13 +184,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif origin is tuple and isinstance(value, list) and len(value) == len(arguments):
         return tuple(_value(option, item, where) for option, item in zip(arguments, value, strict=True))
     elif origin is Literal:
-        if value in arguments:
+        if isinstance(value, str) and value in arguments:
             return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif hint in (int, str, bool, types.NoneType) and type(value) is hint:
         return value
-    raise ConfigError(f"{where}: expected {hint}, got {value!r}")
+    raise ConfigError(f"{where}: expected {hint}, got {shown(value)}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
