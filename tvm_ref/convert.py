@@ -22,6 +22,7 @@ from torch import Tensor
 from .data.safe_pickle import PYTHON_2, Record, SafeUnpickler, UnsafePickleError, load
 from .data.untrusted import one_line
 from .model.dit import DiT, DiTConfig
+from .training.converted import as_metadata, settings_of
 
 __all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "cli", "convert", "network_config", "tensors_of"]
 
@@ -54,15 +55,17 @@ class ModuleUnpickler(SafeUnpickler):
         return super().find_class(module, name)
 
 
-def convert(network: Path, weights: Path) -> DiTConfig:
+def convert(network: Path, weights: Path, settings: str | None = None) -> DiTConfig:
     """Writes the weights in the pickle `network` to the safetensors file `weights`, under the names of a `DiT`.
 
     Tensors keep their dtypes. The settings of the network are inferred from the weights, returned, and stored in the
     metadata; a `DiT` with them is checked to have exactly these names and shapes. The kinds of normalisation cannot be
     inferred, and are set to the defaults of `DiTConfig`. The file is either complete or absent.
 
+    settings: a preset, or a config.json; kept in the metadata, for sampling, evaluation and training from the weights.
+
     Raises: UnsafePickleError for a pickle that is damaged or holds more than modules, tensors and plain containers;
-    ValueError for one without weights, or with weights that are not those of a `DiT`.
+    ValueError for one without weights, or with weights that are not those of a `DiT`, or not those of `settings`.
     """
     tensors = tensors_of(load(network, ModuleUnpickler), most_bytes=network.stat().st_size)
     config = network_config(tensors)
@@ -74,9 +77,12 @@ def convert(network: Path, weights: Path) -> DiTConfig:
         name = differing[0]
         message = f"expected shape {expected.get(name)}, got {got.get(name)} ({len(differing)} such tensors)"
         raise ValueError(f"{network}: {name}: {message}; None = no such tensor")
+    metadata = {METADATA: json.dumps(asdict(config))}
+    if settings is not None:
+        metadata |= as_metadata(settings_of(config, settings))
     temporary = weights.with_name(f".{weights.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(config))})
+        save_file(tensors, temporary, metadata=metadata)
         os.replace(temporary, weights)
     finally:
         temporary.unlink(missing_ok=True)
@@ -175,14 +181,16 @@ def _walk(module: Any) -> list[tuple[str, Tensor]]:
 def main(
     network: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
     weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")],
+    settings: str | None = None,
 ) -> None:
     """Convert published weights to safetensors, without executing their pickle.
 
     Args:
         network: the published .pkl file
         weights: the .safetensors file to write
+        settings: preset or config.json of the run, such as imagenet256-w2, which sampling and training need
     """
-    config = convert(network, weights)
+    config = convert(network, weights, settings)
     print(f"{weights}: {config}")
 
 
