@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from tests.tvm_ref.runs import digits
 from tvm_ref.convert import convert
 from tvm_ref.model.dit import DiT
-from tvm_ref.training.checkpoint import CheckpointError
+from tvm_ref.training.checkpoint import ALONE, CheckpointError, save
 from tvm_ref.training.config import ConfigError, TrainConfig, save_config
-from tvm_ref.training.converted import load_model
+from tvm_ref.training.converted import as_metadata, load_model
 from tvm_ref.training.parallel import world
 from tvm_ref.training.trainer import Trainer
 from verify.oracles.network import trained
@@ -69,3 +69,18 @@ def test_a_run_of_another_network_is_refused(tmp_path: Path) -> None:
         for changed, message in ((deeper, "model.depth: expected 2"), (unscaled, "loss.scaled: expected")):
             with pytest.raises(ConfigError, match=message):
                 Trainer(changed, this, Console(quiet=True))
+
+
+@pytest.mark.parametrize("change", [{"width": 2**30}, {"depth": 2**40}, {"num_classes": 2**50}, {"mlp_ratio": 1e12}])
+def test_settings_of_a_huge_network_are_refused_before_it_is_made(tmp_path: Path, change: dict[str, float]) -> None:
+    config = digits(tmp_path / "run")
+    path, network = converted(tmp_path, config)
+    heads = 2**24 if "width" in change else config.model.heads
+    model = dataclasses.replace(config.model, heads=heads, **change)  # type: ignore[arg-type]
+    huge = dataclasses.replace(config, model=model)
+    save_file(network.state_dict(), path, metadata=as_metadata(huge))
+    with pytest.raises(CheckpointError, match="too few bytes"):
+        load_model(path, device=CPU)
+    tensors = {f"ema.{name}": value for name, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match="too few for the network"):
+        load_model(save(tmp_path, 1, tensors, huge, ALONE), device=CPU)
