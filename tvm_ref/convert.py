@@ -15,11 +15,14 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .data.safe_pickle import PYTHON_2, SafeUnpickler, UnsafePickleError, load
+from .data.safe_pickle import PYTHON_2, Record, SafeUnpickler, UnsafePickleError, load
+from .data.untrusted import one_line
 from .model.dit import DiT, DiTConfig
+from .training.converted import as_metadata, settings_of
 
 __all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "cli", "convert", "network_config", "tensors_of"]
 
@@ -31,31 +34,12 @@ RECORDED = re.compile(
     r"|builtins\.(getattr|dict|list|tuple|int|float|str|bool|object)"
 )
 METADATA = "dit_config"
-
-
-class Record:
-    """An inert stand-in for an object of any class: the name of the class, arguments, state and items."""
-
-    name = ""
-    arguments: tuple[Any, ...]
-    items: dict[Any, Any]
-    state: Any
-
-    def __new__(cls, *arguments: Any, **_: Any) -> "Record":
-        """Creates a record without state or items. This is not `__init__`, which unpicklers may skip."""
-        record = super().__new__(cls)
-        record.arguments, record.items, record.state = arguments, {}, {}
-        return record
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items[key] = value
-
-    def append(self, item: Any) -> None:
-        """Adds an item, if the object was like a list."""
-        self.items[len(self.items)] = item
+TABLE = "y_embedder.embedding_table.weight"
+# Tensors that the settings are inferred from, with their numbers of axes.
+NEEDED = {"pos_embed": 3, "x_embedder.proj.weight": 4, "blocks.0.attn.q_norm.weight": 1, "blocks.0.mlp.fc1.weight": 2}
+MOST_BLOCKS = 1000
+MOST_MODULES = 100_000
+MOST_NAME = 1000  # characters
 
 
 class ModuleUnpickler(SafeUnpickler):
@@ -71,17 +55,19 @@ class ModuleUnpickler(SafeUnpickler):
         return super().find_class(module, name)
 
 
-def convert(network: Path, weights: Path) -> DiTConfig:
+def convert(network: Path, weights: Path, settings: str | None = None) -> DiTConfig:
     """Writes the weights in the pickle `network` to the safetensors file `weights`, under the names of a `DiT`.
 
     Tensors keep their dtypes. The settings of the network are inferred from the weights, returned, and stored in the
     metadata; a `DiT` with them is checked to have exactly these names and shapes. The kinds of normalisation cannot be
     inferred, and are set to the defaults of `DiTConfig`. The file is either complete or absent.
 
+    settings: a preset, or a config.json; kept in the metadata, for sampling, evaluation and training from the weights.
+
     Raises: UnsafePickleError for a pickle that is damaged or holds more than modules, tensors and plain containers;
-    ValueError for one without weights, or with weights that are not those of a `DiT`.
+    ValueError for one without weights, or with weights that are not those of a `DiT`, or not those of `settings`.
     """
-    tensors = tensors_of(load(network, ModuleUnpickler))
+    tensors = tensors_of(load(network, ModuleUnpickler), most_bytes=network.stat().st_size)
     config = network_config(tensors)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in DiT(config).state_dict().items()}
@@ -91,19 +77,23 @@ def convert(network: Path, weights: Path) -> DiTConfig:
         name = differing[0]
         message = f"expected shape {expected.get(name)}, got {got.get(name)} ({len(differing)} such tensors)"
         raise ValueError(f"{network}: {name}: {message}; None = no such tensor")
+    metadata = {METADATA: json.dumps(asdict(config))}
+    if settings is not None:
+        metadata |= as_metadata(settings_of(config, settings))
     temporary = weights.with_name(f".{weights.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata={METADATA: json.dumps(asdict(config))})
+        save_file(tensors, temporary, metadata=metadata)
         os.replace(temporary, weights)
     finally:
         temporary.unlink(missing_ok=True)
     return config
 
 
-def tensors_of(contents: Any) -> dict[str, Tensor]:
+def tensors_of(contents: Any, most_bytes: int) -> dict[str, Tensor]:
     """Returns the weights in what a `ModuleUnpickler` read: a module, a state dict, or a dict with one module.
 
-    Names become those of a `DiT`: "_orig_mod." (from torch.compile) and the leading "model." are removed.
+    Names become those of a `DiT`: "_orig_mod." (from torch.compile) and the leading "model." are removed. Tensors that
+    share memory are copied; together they may take `most_bytes`, the size of the file. Raises ValueError.
     """
     if isinstance(contents, dict):
         modules = {key: value for key, value in contents.items() if _module_state(value) is not None}
@@ -112,8 +102,10 @@ def tensors_of(contents: Any) -> dict[str, Tensor]:
         if modules:
             (contents,) = modules.values()
     named = contents if isinstance(contents, dict) else dict(_walk(contents))
-    if not named or not all(isinstance(tensor, Tensor) for tensor in named.values()):
+    if not named or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in named.items()):
         raise ValueError(f"pickle: expected a module or a state dict, got {type(contents).__name__}")
+    if (wanted := sum(tensor.numel() * tensor.element_size() for tensor in named.values())) > most_bytes:
+        raise ValueError(f"pickle: expected weights of at most {most_bytes} bytes, as the file has, got {wanted}")
     plain = {name.replace("_orig_mod.", ""): tensor.contiguous().clone() for name, tensor in named.items()}
     outside = [name for name in plain if not name.startswith("model.")]
     if outside and len(outside) < len(plain):
@@ -123,24 +115,29 @@ def tensors_of(contents: Any) -> dict[str, Tensor]:
 
 def network_config(tensors: dict[str, Tensor]) -> DiTConfig:
     """Infers the settings of the network from its weights. Raises ValueError if a tensor needed for this is missing."""
-    needed = ("pos_embed", "x_embedder.proj.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.fc1.weight")
-    missing = [name for name in needed if name not in tensors]
+    missing = [name for name in NEEDED if name not in tensors]
     if missing:
         raise ValueError(f"weights: expected those of a DiT with QK norm, got none named {missing[0]}")
-    position, patches, head, hidden = (tensors[name].shape for name in needed)
+    table = tensors.get(TABLE)
+    for name, axes in NEEDED.items() | ({TABLE: 2} if table is not None else {}).items():
+        shape = tensors[name].shape
+        if len(shape) != axes or 0 in shape:
+            raise ValueError(f"weights: expected {name} with {axes} axes and some numbers, got {list(shape)}")
+    position, patches, head, hidden = (tensors[name].shape for name in NEEDED)
     width, channels, patch = patches[0], patches[1], patches[2]
-    table = tensors.get("y_embedder.embedding_table.weight")
-    mlp_ratio = hidden[0] / width
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    if blocks != {str(i) for i in range(len(blocks))} or len(blocks) > MOST_BLOCKS:
+        raise ValueError(f"weights: expected blocks numbered from 0 to at most {MOST_BLOCKS - 1}, got others")
     return DiTConfig(
         image_size=round(position[1] ** 0.5) * patch,
         channels=channels,
         patch=patch,
         width=width,
-        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        depth=len(blocks),
         heads=width // head[0],
         num_classes=0 if table is None else len(table) - 1,
         guidance="guidance_embedder.mlp.0.weight" in tensors,
-        mlp_ratio=mlp_ratio,
+        mlp_ratio=hidden[0] / width,
     )
 
 
@@ -153,40 +150,56 @@ def _module_state(value: Any) -> dict[str, Any] | None:
     state = value.state
     if value.name == "torch_utils.persistence._reconstruct_persistent_obj":
         state = value.arguments[0].get("state") if value.arguments and isinstance(value.arguments[0], dict) else None
-    return state if isinstance(state, dict) and "_parameters" in state and "_modules" in state else None
+    is_module = isinstance(state, dict) and all(
+        isinstance(state.get(name), dict) and all(isinstance(key, str) for key in state[name])
+        for name in ("_parameters", "_buffers", "_modules")
+    )
+    return state if is_module else None
 
 
-def _walk(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Lists names and tensors of a recorded module, like its state dict."""
-    state = _module_state(module)
-    if state is None:
-        return []
-    transient = state.get("_non_persistent_buffers_set", ())
-    buffers = {name: buffer for name, buffer in state.get("_buffers", {}).items() if name not in transient}
-    own = {**state["_parameters"], **buffers}
-    tensors = [(prefix + name, tensor) for name, tensor in own.items() if tensor is not None]
-    for name, child in state["_modules"].items():
-        tensors += _walk(child, f"{prefix}{name}.")
+def _walk(module: Any) -> list[tuple[str, Tensor]]:
+    """Lists names and tensors of a recorded module, like its state dict.
+
+    Raises ValueError for more than `MOST_MODULES` modules, each counted as often as it is contained.
+    """
+    tensors: list[tuple[str, Tensor]] = []
+    count, waiting = 0, [("", module)]
+    while waiting:
+        prefix, record = waiting.pop()
+        if (count := count + 1) > MOST_MODULES or len(prefix) > MOST_NAME:
+            raise ValueError(f"pickle: expected at most {MOST_MODULES} modules, not deeply nested, got more")
+        if (state := _module_state(record)) is None:
+            continue
+        transient = state.get("_non_persistent_buffers_set")
+        hidden = transient if isinstance(transient, set) else ()
+        own = state["_parameters"] | {name: x for name, x in state["_buffers"].items() if name not in hidden}
+        tensors += [(prefix + name, tensor) for name, tensor in own.items() if tensor is not None]
+        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(state["_modules"].items())]
     return tensors
 
 
 def main(
     network: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
     weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")],
+    settings: str | None = None,
 ) -> None:
     """Convert published weights to safetensors, without executing their pickle.
 
     Args:
         network: the published .pkl file
         weights: the .safetensors file to write
+        settings: preset or config.json of the run, such as imagenet256-w2, which sampling and training need
     """
-    config = convert(network, weights)
+    config = convert(network, weights, settings)
     print(f"{weights}: {config}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. None means the arguments of the process."""
-    tyro.cli(main, prog="python -m tvm_ref.convert", args=arguments)
+    try:
+        tyro.cli(main, prog="python -m tvm_ref.convert", args=arguments)
+    except (OSError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
+        raise SystemExit(f"error: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

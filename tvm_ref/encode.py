@@ -15,7 +15,8 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from .data.archive import LABEL_FILE, DatasetError, checked_labels
+from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, checked_labels
+from .data.untrusted import MOST_JSON, one_line, open_regular, parse_json, read_regular, shown
 from .data.vae import encode, load_vae
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -69,11 +70,13 @@ def list_images(folder: Path) -> tuple[list[str], list[int] | None]:
 
 def _labels_of_file(path: Path, names: list[str]) -> list[int]:
     try:
-        entries = json.loads(path.read_bytes())["labels"]
+        entries = parse_json(read_regular(path, MOST_JSON))["labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f'{path}: expected {{"labels": [[file name, class index], ...]}} ({error!r})') from error
+        raise DatasetError(
+            f'{path}: expected {{"labels": [[file name, class index], ...]}} ({one_line(error)})'
+        ) from error
     if not isinstance(entries, list):
-        raise DatasetError(f"{path}: expected a list of labels, got {entries!r}")
+        raise DatasetError(f"{path}: expected a list of labels, got {shown(entries)}")
     labels = checked_labels(entries, 2**31, str(path))  # training checks the number of classes
     if different := labels.keys() ^ set(names):
         raise DatasetError(f"{path}: labels and images differ, first in {min(different)}")
@@ -83,7 +86,9 @@ def _labels_of_file(path: Path, names: list[str]) -> list[int]:
 def read_square(path: Path, size: int) -> Tensor:
     """Reads an image as RGB, crops its central square and resizes it (Lanczos): uint8 [3, size, size]."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"expected at most {MOST_PIXELS} pixels, got {image.width} x {image.height}")
             whole = image.convert("RGB")
     except Exception as error:  # damaged bytes make Pillow raise errors of many types
         raise DatasetError(f"{path}: {error or type(error).__name__}") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,9 +16,10 @@ from rich.table import Table
 from .arguments import Numbers
 from .model.dit import DiT
 from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
-from .sampling.generate import guidance_scale
-from .training.checkpoint import CheckpointError, load_model
+from .sampling.generate import guidance_scale, untrained
+from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
+from .training.converted import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class EvaluateConfig:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint, or the folder of a run (its newest checkpoint)."""
+    """A checkpoint, the folder of a run (its newest checkpoint), or converted weights (.safetensors)."""
     nfe: Numbers = (1, 2, 4)
     """NFE: numbers of function evaluations of the network for each sample, such as 1,2,4."""
     w: float | None = None
@@ -62,6 +64,8 @@ class EvaluateConfig:
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
     """Evaluates `model`, trained with `config`. Raises ValueError for settings that do not match the network."""
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
+    if warning := untrained(config.loss, w):
+        print(warning, file=sys.stderr)
     sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch)
     if settings.samples is not None and settings.samples < 2:
         raise ValueError(f"samples: expected at least 2, got {settings.samples}")

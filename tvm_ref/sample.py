@@ -1,5 +1,6 @@
 """Draws a grid of samples: `python -m tvm_ref.sample CHECKPOINT --nfe 1 --w 2 --classes 0,1,2 --out grid.png`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,10 +12,12 @@ from torch import Tensor
 from .arguments import Numbers
 from .data.vae import load_vae
 from .model.dit import DiT
-from .sampling.generate import generate, guidance_scale
-from .sampling.grids import tiles, write_grid
-from .training.checkpoint import CheckpointError, load_model
+from .sampling.generate import generate, guidance_scale, untrained
+from .sampling.grids import decoded, tiles, to_uint8, write_grid
+from .sampling.image_files import write_images
+from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
+from .training.converted import load_model
 
 DEFAULT_CLASSES = 10  # rows, if the network has more classes
 DEFAULT_POINTS = 8192
@@ -29,7 +32,7 @@ class SampleConfig:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint, or the folder of a run (its newest checkpoint)."""
+    """A checkpoint, the folder of a run (its newest checkpoint), or converted weights (.safetensors)."""
     nfe: int = 1
     """NFE: number of function evaluations of the network for each sample."""
     w: float | None = None
@@ -41,7 +44,7 @@ class SampleConfig:
     seed: int = 0
     """Seed of the noise: the same seed gives the same samples."""
     out: Path = Path("samples.png")
-    """The PNG file to write."""
+    """The PNG file to write; or a .zip file or a folder, which gets every image by itself (see docs, Data)."""
     weights: Literal["ema", "raw"] = "ema"
     """EMA weights (ema), or those of the last step (raw)."""
     vae: Path | None = None
@@ -66,7 +69,8 @@ def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class:
 
 
 def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
-    """Draws and writes the grid. Raises ValueError for settings that do not match the network."""
+    """Draws and writes the samples. Raises ValueError for settings that do not match the network."""
+    as_grid = settings.out.suffix == ".png"
     points = model.config.image_size == 1
     per_class = settings.per_class if settings.per_class is not None else (DEFAULT_POINTS if points else 8)
     labels = labels_of_rows(model.config.num_classes, settings.classes, per_class)
@@ -75,6 +79,10 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
     if settings.vae is not None and latents is None:
         raise ValueError("vae: the network was not trained on latents, so there is nothing to decode")
     vae = load_vae(settings.vae, torch.device(settings.device)) if settings.vae is not None else None
+    if not as_grid and (points or (latents is not None and vae is None)):
+        raise ValueError("out: expected a file .png for points, and for latents without --vae")
+    if warning := untrained(config.loss, w):
+        print(warning, file=sys.stderr)
     batches = generate(
         model,
         labels,
@@ -84,14 +92,29 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
         seed=settings.seed,
         batch=DEFAULT_POINTS if points else BATCH,
     )
-    pictures = tiles(torch.cat([batch.cpu() for batch in batches]), latents, vae)
+    samples = torch.cat([batch.cpu() for batch in batches])
+    if not as_grid:
+        images = samples if latents is None or vae is None else decoded(samples, latents, vae)
+        pictures = to_uint8(images.expand(-1, 3, -1, -1))
+        write_images(settings.out, pictures, labels if model.config.num_classes else None)
+        return
+    pictures = tiles(samples, latents, vae)
     write_grid(settings.out, pictures, columns=1 if points else per_class)
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError before any work for a name that says another format, or a folder or zip file that exists."""
+    if out.suffix not in (".png", ".zip", ""):
+        raise ValueError(f"out: expected a file .png or .zip, or a folder, got {out}")
+    if out.suffix != ".png" and out.exists():
+        raise ValueError(f"out: {out} exists already")
 
 
 def main() -> None:
     """Runs the command."""
     settings = tyro.cli(SampleConfig, prog="python -m tvm_ref.sample")
     try:
+        check_out(settings.out)
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)
     except (OSError, ValueError, CheckpointError) as error:

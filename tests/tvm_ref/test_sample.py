@@ -1,5 +1,6 @@
 """`sample`: reproducible samples, their PNG files, and the command."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import torch
 from PIL import Image
 
 from tvm_ref import sample as command
+from tvm_ref.data.archive import ImageArchive
 from tvm_ref.data.dataset import DataConfig
 from tvm_ref.model.dit import DiT, DiTConfig
 from tvm_ref.objective.loss import LossConfig
 from tvm_ref.sample import labels_of_rows
-from tvm_ref.sampling.generate import generate, guidance_scale
-from tvm_ref.sampling.grids import GAP, tiles, write_grid
+from tvm_ref.sampling.generate import generate, guidance_scale, untrained
+from tvm_ref.sampling.grids import GAP, tiles, to_uint8, write_grid
 from tvm_ref.training.checkpoint import ALONE, save
 from tvm_ref.training.config import RunConfig, TrainConfig
 
@@ -81,8 +83,11 @@ def test_what_cannot_be_sampled_is_refused(labels: list[int], batch: int, model:
 def test_the_guidance_scale_is_one_that_the_network_can_follow() -> None:
     constant, random = LossConfig(w=1.5), LossConfig(w_random=(1.0, 2.0))
     assert guidance_scale(constant, True, None) == guidance_scale(constant, False, None) == 1.5
-    assert guidance_scale(constant, True, 1.2) == 1.2 and guidance_scale(random, True, 1.2) == 1.2
-    for config, guidance_input, w in ((constant, False, 2.0), (constant, True, 0.0), (random, True, 2.5)):
+    assert guidance_scale(constant, True, 1.5) == 1.5 and guidance_scale(random, True, 1.2) == 1.2
+    assert guidance_scale(constant, True, 1.2) == 1.2 and guidance_scale(random, True, 2.5) == 2.5
+    assert untrained(constant, 1.5) is untrained(random, 1.0) is untrained(random, 2.0) is None
+    assert "trained with w = 1.5," in untrained(constant, 1.2) and "w = 2.5" in untrained(random, 2.5)
+    for config, guidance_input, w in ((constant, False, 2.0), (constant, True, 0.0), (random, True, math.inf)):
         with pytest.raises(ValueError, match="got"):
             guidance_scale(config, guidance_input, w)
     with pytest.raises(ValueError, match="expected w from 1"):
@@ -168,6 +173,21 @@ def test_the_command(model: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "raw.png").read_bytes() != (tmp_path / "grid.png").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["images.zip", "images"])
+def test_the_command_writes_images_that_can_be_read(
+    name: str, model: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_run(tmp_path / "run", model, DataConfig(), LossConfig(w=1.5))
+    options = ("--classes", "3,1", "--per-class", "2", "--w", "2", "--out", tmp_path / name)
+    run(monkeypatch, checkpoint, *options)
+    assert capsys.readouterr().err.splitlines() == [untrained(LossConfig(w=1.5), 2.0)]
+    images, labels = ImageArchive(tmp_path / name, 10).get(np.arange(4), torch.Generator())
+    expected = draw(model, [3, 3, 1, 1], batch=4).expand(-1, 3, -1, -1)
+    assert torch.equal((images * 127.5 + 127.5).round().byte(), to_uint8(expected)) and labels.tolist() == [3, 3, 1, 1]
+    with pytest.raises(SystemExit, match="exists already"):
+        run(monkeypatch, checkpoint, *options)
+
+
 def test_the_command_for_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DiTConfig(image_size=1, channels=2, patch=1, width=16, depth=1, heads=2, guidance=False)
     checkpoint = save_run(tmp_path / "run", random_network(config), DataConfig(name="moons"), LossConfig(w=1.0))
@@ -183,6 +203,7 @@ def test_the_command_for_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (("--w", "-1"), "w: expected a positive number"),
         (("--vae", "."), "not trained on latents"),
         (("--out", "/nowhere/at/all.png"), "No such file"),
+        (("--out", "x.jpg"), "out: expected a file .png or .zip, or a folder"),
     ],
 )
 def test_the_command_says_what_is_wrong(

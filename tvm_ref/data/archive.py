@@ -7,8 +7,8 @@ numbered in the order of their names.
 """
 
 import io
-import json
 import os
+import struct
 import zipfile
 from collections.abc import Iterable
 from itertools import pairwise
@@ -22,8 +22,13 @@ from torch import Tensor
 
 from .latents import CHANNELS, LatentStatisticsName, normalise
 from .noise import indexed_normals
+from .npy import read_npy
+from .untrusted import MOST_JSON, UntrustedFileError, open_regular, parse_json, read_regular, shown
 
+MOST_ITEM = 256 * 2**20  # bytes of the file of an item
+MOST_PIXELS = 2**26  # of an image
 LABEL_FILE = "dataset.json"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -36,7 +41,7 @@ class _Files(Protocol):
 
     def size(self, name: str) -> int: ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, most: int) -> bytes: ...
 
 
 class _FolderFiles:
@@ -49,23 +54,20 @@ class _FolderFiles:
     def size(self, name: str) -> int:
         return (self._path / name).stat().st_size
 
-    def read(self, name: str) -> bytes:
-        path = self._path / name
-        if not path.is_file():  # a FIFO would wait for a writer
-            raise DatasetError("expected a regular file")
-        return path.read_bytes()
+    def read(self, name: str, most: int) -> bytes:
+        return read_regular(self._path / name, most)
 
 
 class _ZipFiles:
     def __init__(self, path: Path) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+            self._zip = zipfile.ZipFile(open_regular(path))
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise DatasetError(f"{path}: not a complete zip file ({error})") from error
         members = [member for member in self._zip.infolist() if not member.is_dir()]
         self.names = sorted(member.filename for member in members)
         for member in members:
-            if member.compress_type != zipfile.ZIP_STORED:
+            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
                 raise DatasetError(
                     f"{path}: {member.filename} is compressed; expected a zip file made without (zip -0)"
                 )
@@ -76,7 +78,9 @@ class _ZipFiles:
     def size(self, name: str) -> int:
         return self._zip.getinfo(name).file_size
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
+        if (size := self.size(name)) > most:
+            raise UntrustedFileError(f"expected at most {most} bytes, got {size}")
         return self._zip.read(name)
 
 
@@ -109,7 +113,7 @@ class _Archive:
         """Returns item `index` as stored. Raises DatasetError naming a file that is missing, damaged or misshapen."""
         name = self._names[index]
         try:
-            value = self._decode(self._files.read(name))
+            value = self._decode(self._files.read(name, MOST_ITEM))
         except Exception as error:  # damaged bytes make zipfile, NumPy and Pillow raise errors of many types
             raise DatasetError(f"{self._path}: {name}: {error or type(error).__name__}") from error
         if self._item_shape is not None and value.shape != self._item_shape:
@@ -126,8 +130,8 @@ class _Archive:
         if LABEL_FILE not in self._files.names:
             raise DatasetError(f"{where} is missing, and num_classes = {self.num_classes} needs labels")
         try:
-            content = json.loads(self._files.read(LABEL_FILE))
-        except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+            content = parse_json(self._files.read(LABEL_FILE, MOST_JSON))
+        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise DatasetError(f"{where}: cannot be read ({error})") from error
         entries = content.get("labels") if isinstance(content, dict) else None
         if not isinstance(entries, list):
@@ -151,9 +155,11 @@ def checked_labels(entries: Iterable[object], num_classes: int, where: str) -> d
             case [str(name), int(label)] if not isinstance(label, bool):
                 pass
             case _:
-                raise DatasetError(f"{where}: expected entries [file name, class index], got {entry!r}")
+                raise DatasetError(f"{where}: expected entries [file name, class index], got {shown(entry)}")
         if not 0 <= label < num_classes:
-            raise DatasetError(f"{where}: {name} has label {label}; expected 0 <= label < num_classes = {num_classes}")
+            raise DatasetError(
+                f"{where}: {name} has label {shown(label)}; expected 0 <= label < num_classes = {num_classes}"
+            )
         if name in labels:
             raise DatasetError(f"{where}: labels {name} twice")
         labels[name] = label
@@ -174,6 +180,11 @@ class ImageArchive(_Archive):
         return channels, height, width
 
     def _decode(self, content: bytes) -> np.ndarray:
+        if content[:8] != PNG_START or len(content) < 24:
+            raise ValueError("cannot identify image file: expected a PNG file")
+        width, height = struct.unpack(">II", content[16:24])
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"expected an image of at most {MOST_PIXELS} pixels, got {width} x {height}")
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.verify()  # checks the checksums of all chunks but the last
         if not content.endswith(PNG_END):
@@ -211,10 +222,7 @@ class LatentArchive(_Archive):
         return CHANNELS, height, width
 
     def _decode(self, content: bytes) -> np.ndarray:
-        value = np.load(io.BytesIO(content), allow_pickle=False)
-        if not isinstance(value, np.ndarray):
-            value.close()
-            raise ValueError("expected one array, got an archive of arrays")
+        value = read_npy(content)
         if value.dtype != np.float32:
             raise ValueError(f"expected float32, got {value.dtype}")
         if value.ndim != 3 or value.shape[0] != 2 * CHANNELS:

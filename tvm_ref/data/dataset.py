@@ -33,6 +33,7 @@ class DataConfig:
     path: str = ""  # archive only: an uncompressed zip file or a folder
     latents: LatentStatisticsName | None = None  # archive only: how latents are normalised; None: RGB images
     num_classes: int = 0  # archive only: labels lie in [0, num_classes); 0: labels are not read
+    flip: bool = False  # archive only: mirror each image or latent from left to right with probability 1/2
     max_bad: int = 0  # archive only: bad items that each process skips, naming them, before it stops
 
     def __post_init__(self) -> None:
@@ -46,8 +47,9 @@ class DataConfig:
             raise ValueError(f"max_bad must not be negative, got {self.max_bad}")
         if self.name == "archive" and not self.path:
             raise ValueError("data 'archive' needs a path to a zip file or a folder, got none")
-        if self.name != "archive" and (self.path or self.latents is not None or self.num_classes or self.max_bad):
-            raise ValueError(f"path, latents, num_classes and max_bad belong to data 'archive', not to {self.name!r}")
+        only = ("path", "latents", "num_classes", "max_bad", "flip")
+        if self.name != "archive" and any(getattr(self, name) not in ("", None, 0) for name in only):
+            raise ValueError(f"{', '.join(only[:-1])} and flip belong to data 'archive', not to {self.name!r}")
 
 
 class Dataset(Protocol):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import Dataset
+from .untrusted import read_settings
 
 Fingerprint = dict[str, Any]
 
@@ -36,8 +37,8 @@ def changes(before: Fingerprint, now: Fingerprint) -> list[str]:
 def read_fingerprint(path: Path) -> Fingerprint:
     """Reads the JSON file of a fingerprint. Raises ValueError that names it for anything else."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_settings(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no fingerprint of a data set: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no fingerprint of a data set: expected an object, got {type(found).__name__}")

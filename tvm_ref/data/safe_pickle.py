@@ -3,34 +3,51 @@
 A pickle is a program: it names functions, which the standard unpickler imports and calls. `SafeUnpickler` has a fixed
 table of allowed names instead. Each is bound to a function of this file that checks its arguments and builds a tensor,
 an array or a plain container. Every other name is refused, and nothing is imported.
+
+Sizes are checked before memory is asked for: `pickle_limits` reads the operations first, and tensors are stand-ins
+until all of the file is read. Files of torch.save are read the same way, see `torch_file`.
 """
 
 import io
-import math
+import mmap
 import pickle
 import re
+import struct
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from .pickle_limits import check_pickle
+from .stand_ins import STORAGES, Builder, StandIn, Storage, StorageType, UnsafePickleError, View
+from .torch_file import MAGIC, ZIP_MAGIC, Storages, read_legacy, read_zip
+from .untrusted import one_line, open_regular, shown
+
+__all__ = ["SafeUnpickler", "UnsafePickleError", "load"]
 
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # module names that pickle protocols 0 to 2 write
 DTYPES = ("bfloat16", "bool", "float16", "float32", "float64", "int16", "int32", "int64", "int8", "uint8")
-
-
-class UnsafePickleError(ValueError):
-    """A pickle is damaged, or names something other than tensors, arrays and plain containers."""
+# What the standard unpickler, zipfile and the functions below raise for damaged bytes.
+DAMAGE = (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError,
+          MemoryError, OverflowError, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError,
+          struct.error)  # fmt: skip
 
 
 class SafeUnpickler(pickle.Unpickler):
     """Allows tensors (on the CPU), torch dtypes, numeric numpy arrays and plain containers; refuses the rest by name.
 
-    Numpy arrays are `Array` objects until `load` replaces them.
+    Tensors and numpy arrays are stand-ins until `load` replaces them.
     """
+
+    def __init__(self, stream: BinaryIO, storages: Storages | None = None) -> None:
+        """storages: gives the storage of a key; without it, references to data outside the pickle are refused."""
+        super().__init__(stream)
+        self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns the builder for the global `module.name`. Raises UnsafePickleError if it is not in the table."""
@@ -44,20 +61,104 @@ class SafeUnpickler(pickle.Unpickler):
             raise UnsafePickleError(f"pickle: expected {expected}, got a reference to {module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        """Always raises: references to data outside the file are refused."""
-        raise UnsafePickleError(f"pickle: expected a file complete in itself, got the outside reference {pid!r}")
+        """Returns the storage that `pid` names, in a file of torch.save. Raises UnsafePickleError for all else."""
+        match pid:
+            case ("storage", StorageType() as kind, str(key), str(), int(count), *view) if (
+                self._storages and count >= 0 and view in ([], [None])
+            ):
+                return self._storages(key, kind.dtype, count)
+        raise UnsafePickleError(f"pickle: expected a file complete in itself, got the outside reference {shown(pid)}")
 
 
 def load(path: Path, unpickler: type[SafeUnpickler] = SafeUnpickler) -> Any:
-    """Reads a pickle file. Raises UnsafePickleError, naming the file, if its contents are refused or damaged."""
-    with open(path, "rb") as file:
+    """Reads a pickle, or a file of torch.save. Raises UnsafePickleError, naming the file, if it is refused or damaged.
+
+    Raises OSError, or UntrustedFileError (a ValueError) for anything but a regular file.
+    """
+
+    def unpickle(stream: BinaryIO, storages: Storages | None) -> Any:
+        return _one(stream, unpickler, storages)
+
+    with open_regular(path) as file:
         try:
-            return _with_arrays(unpickler(file).load())
+            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+                return _finished(read_zip(file, unpickle), {})
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _finished(_contents(content, unpickle), {})  # type: ignore[arg-type]
         except UnsafePickleError as error:
-            raise UnsafePickleError(f"{path}: {error}") from error
-        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError,
-                MemoryError, OverflowError, RecursionError) as error:  # fmt: skip
-            raise UnsafePickleError(f"{path}: expected a whole pickle, got a damaged one ({error})") from error
+            raise UnsafePickleError(f"{path}: {one_line(error)}") from error
+        except DAMAGE as error:
+            raise UnsafePickleError(
+                f"{path}: expected a whole pickle, got a damaged one ({one_line(error)})"
+            ) from error
+
+
+def _contents(stream: BinaryIO, unpickle: Callable[[BinaryIO, Storages | None], Any]) -> Any:
+    """Reads a plain pickle, or the older format of torch.save, which begins with a magic number."""
+    first = unpickle(stream, None)
+    return read_legacy(stream, unpickle) if type(first) is int and first == MAGIC else first
+
+
+def _one(stream: BinaryIO, unpickler: type[SafeUnpickler], storages: Storages | None) -> Any:
+    """Checks and reads one pickle, and leaves the stream behind it."""
+    start = stream.tell()
+    check_pickle(stream)
+    end = stream.tell()
+    stream.seek(start)
+    value = unpickler(stream, storages).load()
+    stream.seek(end)
+    return value
+
+
+def _finished(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
+    """Replaces every stand-in for a tensor or an array, in nested containers and records. Visits each object once."""
+    if id(value) in seen:
+        return seen[id(value)][1]
+    result = value
+    seen[id(value)] = value, result  # keeps `value` alive, so that its id stays its own
+    if isinstance(value, Array):
+        result = value.array
+    elif isinstance(value, View):
+        result = value.tensor()
+    elif isinstance(value, StandIn):
+        raise UnsafePickleError(f"pickle: expected tensors, got a {type(value).__name__} without one")
+    elif type(value) is list:
+        value[:] = [_finished(item, seen) for item in value]
+    elif type(value) is tuple:
+        result = tuple(_finished(item, seen) for item in value)
+    elif type(value) in (dict, OrderedDict):
+        for key in value:
+            value[key] = _finished(value[key], seen)
+    elif isinstance(value, Record):
+        for name in ("arguments", "items", "state"):
+            setattr(value, name, _finished(getattr(value, name), seen))
+    seen[id(value)] = value, result
+    return result
+
+
+class Record:
+    """An inert stand-in for an object of any class: the name of the class, arguments, state and items."""
+
+    name = ""
+    arguments: tuple[Any, ...]
+    items: dict[Any, Any]
+    state: Any
+
+    def __new__(cls, *arguments: Any, **_: Any) -> "Record":
+        """Creates a record without state or items. This is not `__init__`, which unpicklers may skip."""
+        record = super().__new__(cls)
+        record.arguments, record.items, record.state = arguments, {}, {}
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, item: Any) -> None:
+        """Adds an item, if the object was like a list."""
+        self.items[len(self.items)] = item
 
 
 class Dtype:
@@ -98,71 +199,80 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return _array(data, dtype, ()).item()
 
 
-def _storage(data: Any) -> torch.storage.TypedStorage:
-    """Reads a tensor's storage, a pickle within the pickle, with torch's own safe reader (weights_only=True)."""
-    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise UnsafePickleError(f"tensor: expected a storage, got {type(storage).__name__}")
-    return storage
+class _StorageUnpickler(SafeUnpickler):
+    """Allows the types of storages alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        if not isinstance(found, StorageType):
+            raise UnsafePickleError(f"storage: expected numbers only, got a reference to {module}.{name}")
+        return found
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
-    """Builds a tensor as a view of a storage. A view that would reach beyond the storage is refused."""
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise UnsafePickleError(f"tensor: expected a storage, got {type(storage).__name__}")
-    numbers = [offset, *size, *stride]
-    if not all(type(number) is int and number >= 0 for number in numbers) or len(size) != len(stride):
-        raise UnsafePickleError(f"tensor: expected offset, size and stride, got {offset!r}, {size!r}, {stride!r}")
-    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if math.prod(size) else 0
-    flat = torch.empty(0, dtype=storage.dtype).set_(storage)
-    if reach > flat.numel():
-        raise UnsafePickleError(f"tensor: expected {reach} stored numbers, got {flat.numel()}")
-    return flat.as_strided(tuple(size), tuple(stride), offset)
+def _storage(data: Any) -> Storage:
+    """Reads a tensor's storage, a file of torch.save within the pickle."""
+    if not isinstance(data, bytes):
+        raise UnsafePickleError(f"tensor: expected bytes, got {type(data).__name__}")
+    found = _contents(io.BytesIO(data), lambda stream, storages: _one(stream, _StorageUnpickler, storages))
+    if not isinstance(found, Storage):
+        raise UnsafePickleError(f"tensor: expected a storage, got {type(found).__name__}")
+    return found
 
 
-def _parameter(data: Any, *_: object) -> Tensor:
-    if not isinstance(data, Tensor):
+def _parameter(data: Any, *_: object) -> View:
+    if not isinstance(data, View):
         raise UnsafePickleError(f"parameter: expected a tensor, got {type(data).__name__}")
     return data
 
 
-def _bytes(text: str, encoding: str) -> bytes:
+def _bytes(text: Any, encoding: Any) -> bytes:
     """Decodes bytes as old pickle protocols write them."""
-    if encoding != "latin1":
-        raise UnsafePickleError(f"bytes: expected the encoding latin1, got {encoding!r}")
+    if encoding != "latin1" or not isinstance(text, str):
+        raise UnsafePickleError(f"bytes: expected text and the encoding latin1, got {shown(encoding)}")
     return text.encode("latin1")
+
+
+def _bytearray(data: Any = b"", encoding: Any = "latin-1") -> bytearray:
+    """Never takes a number, which would be the size of an array of zeros."""
+    if isinstance(data, str) and encoding == "latin-1":
+        data = data.encode("latin1")
+    if not isinstance(data, bytes):
+        raise UnsafePickleError(f"bytearray: expected bytes, got {type(data).__name__}")
+    return bytearray(data)
+
+
+def _plain(kind: type) -> Builder:
+    """Builds a container from at most one list or tuple."""
+
+    def build(items: Any = ()) -> Any:
+        if type(items) not in (list, tuple):
+            raise UnsafePickleError(f"{kind.__name__}: expected a list or a tuple, got {type(items).__name__}")
+        return kind(items)
+
+    return Builder(build)
 
 
 def _types(values: Sequence[object]) -> str:
     return ", ".join(type(value).__name__ for value in values)
 
 
-def _with_arrays(value: Any) -> Any:
-    """Replaces every `Array` in nested containers by its numpy array."""
-    if isinstance(value, Array):
-        return value.array
-    if type(value) in (list, tuple):
-        return type(value)(_with_arrays(item) for item in value)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _with_arrays(item)) for key, item in value.items())
-    return value
-
-
 NUMPY: dict[str, Callable[..., Any]] = {
     "multiarray._reconstruct": Array,
-    "multiarray.scalar": _scalar,
-    "numeric._frombuffer": _array,
+    "multiarray.scalar": Builder(_scalar),
+    "numeric._frombuffer": Builder(_array),
 }
-ADMITTED: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _bytes,
-    "builtins.set": set,
-    "builtins.bytearray": bytearray,
-    "collections.OrderedDict": OrderedDict,
+ADMITTED: dict[str, Callable[..., Any] | StorageType] = {
+    "_codecs.encode": Builder(_bytes),
+    "builtins.set": _plain(set),
+    "builtins.bytearray": Builder(_bytearray),
+    "collections.OrderedDict": _plain(OrderedDict),
     "numpy.dtype": Dtype,
     "numpy.ndarray": Array,
     **{f"numpy.{core}.{name}": builder for core in ("core", "_core") for name, builder in NUMPY.items()},
-    "torch.Size": tuple,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch.storage._load_from_bytes": _storage,
+    "torch.Size": _plain(tuple),
+    "torch._utils._rebuild_parameter": Builder(_parameter),
+    "torch._utils._rebuild_tensor_v2": Builder(View),
+    "torch.storage._load_from_bytes": Builder(_storage),
+    "torch.storage.UntypedStorage": StorageType(torch.uint8),
+    **{f"torch.{name}Storage": StorageType(dtype) for name, dtype in STORAGES.items()},
 }

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from .latents import CHANNELS, LatentStatisticsName, denormalise
+from .safetensors_header import read_header
+from .untrusted import read_settings
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and only latent models need it
     from diffusers.models.autoencoders import AutoencoderKL
+
+MOST_CHANNELS = 4096
 
 
 def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
@@ -30,6 +34,8 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
     from diffusers.models.autoencoders import AutoencoderKL
 
     try:
+        read_header(folder / "diffusion_pytorch_model.safetensors")
+        _check_sizes(read_settings(folder / "config.json"))
         vae, loading = AutoencoderKL.from_pretrained(
             folder,
             local_files_only=True,
@@ -50,6 +56,21 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
             f"{folder}: expected an autoencoder with (in, out, latent) channels (3, 3, {CHANNELS}), got {channels}"
         )
     return vae.requires_grad_(False).eval().to(device)
+
+
+def _check_sizes(settings: object) -> None:
+    """Raises ValueError for numbers of channels or layers that would make diffusers allocate without end."""
+    waiting, channels = [settings], []
+    while waiting:
+        match waiting.pop():
+            case dict(values):
+                waiting += values.values()
+            case list(values):
+                waiting += values
+            case int(number):
+                channels.append(number)
+    if not isinstance(settings, dict) or any(abs(number) > MOST_CHANNELS for number in channels):
+        raise ValueError(f"expected a config.json with numbers of at most {MOST_CHANNELS}")
 
 
 @torch.no_grad()

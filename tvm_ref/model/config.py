@@ -62,6 +62,13 @@ class DiTConfig:
         return int(self.width * self.mlp_ratio)
 
     @property
+    def least_weights(self) -> int:
+        """A lower bound of the number of weights, for checks before anything is allocated."""
+        block = 4 * self.width**2 + 2 * self.width * self.hidden
+        outside = self.grid**2 + self.patch**2 * self.channels + self.num_classes
+        return self.depth * block + outside * self.width
+
+    @property
     def grid(self) -> int:
         """Number of patches along one side of the image."""
         return self.image_size // self.patch

@@ -1,5 +1,6 @@
 """Reads reference statistics for FID: mean `mu` and covariance `sigma` of Inception features, from .npz or .pkl."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,11 @@ import numpy as np
 import torch
 
 from ..data import safe_pickle
+from ..data.npy import read_npy
+from ..data.untrusted import open_regular
 from .metrics import Moments
+
+MOST_STATISTICS = 512 * 2**20  # bytes of an array; sigma of 2048 features takes 32 MiB
 
 
 class ReferenceFileError(ValueError):
@@ -48,11 +53,21 @@ def load_moments(path: Path) -> Moments:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             # Some files also hold the images, which are large.
-            return {name: file[name] if name in ("mu", "sigma") else None for name in file.files}
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            return {name: _member(archive, name) if name in ("mu", "sigma") else None for name in names}
     except Exception as error:  # damaged bytes make NumPy and zipfile raise errors of many types
         raise ReferenceFileError(f"{path}: not an npz file of plain arrays ({error})") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Reads an array, which may be compressed. What a member states of its size is not trusted."""
+    with archive.open(f"{name}.npy") as stream:
+        content = stream.read(MOST_STATISTICS + 1)
+    if len(content) > MOST_STATISTICS:
+        raise ValueError(f"{name}: expected at most {MOST_STATISTICS} bytes, got more")
+    return read_npy(content)
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Generates many samples in batches, reproducibly: sample i depends only on (weights, seed, i, label, w, steps)."""
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -13,21 +14,30 @@ from .sampler import sample
 def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) -> float:
     """Returns the guidance scale to sample with: `w`, or that of training if it is None.
 
-    Raises ValueError if `w` is None but training used random guidance, if `w` is outside the range of random guidance,
-    or if the network has no guidance input and `w` differs from that of training.
+    Raises ValueError if `w` is None but training used random guidance, or if the network has no guidance input and `w`
+    differs from that of training. A network that takes w also takes one that it was not trained with, see `untrained`.
     """
+    if w is not None and not 0 < w < math.inf:
+        raise ValueError(f"w: expected a positive number, got {w}")
     if config.w_random is not None:
-        low, high = config.w_random
-        if w is None or not low <= w <= high:
+        if w is None:
+            low, high = config.w_random
             raise ValueError(f"the network was trained with random guidance: expected w from {low} to {high}, got {w}")
         return w
     if w is None:
         return config.w
     if not guidance_input and w != config.w:
         raise ValueError(f"the network takes no guidance and was trained with w = {config.w}, got w = {w}")
-    if not w > 0:
-        raise ValueError(f"w: expected a positive number, got {w}")
     return w
+
+
+def untrained(config: LossConfig, w: float) -> str | None:
+    """Says in one line that a network was not trained with guidance scale `w`; None if it was."""
+    low, high = config.w_random or (config.w, config.w)
+    if low <= w <= high:
+        return None
+    trained = f"w = {low:g}" if low == high else f"w from {low:g} to {high:g}"
+    return f"warning: the network was trained with {trained}, so expect worse samples with w = {w:g}"
 
 
 def generate(

@@ -17,7 +17,7 @@ from .config import ConfigError, TrainConfig
 from .parallel import World
 
 UNIT = 16  # images that share one random generator; units start at multiples of UNIT in the global batch
-DATA, DRAW = 0, 1  # independent random streams
+DATA, DRAW, FLIP = 0, 1, 2  # independent random streams
 
 
 class Steps:
@@ -97,6 +97,8 @@ class Batches:
         stop = start + self._micro
         indices = self._order.indices(step, 0, 1, run.batch)[start:stop]
         x0, labels = self._dataset.get(indices, _generator(run.seed, step, DATA, 0))
+        if self._config.data.flip:
+            x0 = mirrored(x0, run.seed, step, range(start, stop))
         first, last = start // UNIT, -(-stop // UNIT)
         # A unit that this part covers only partly is padded with images of zeros, drawn whole, and then cut.
         x0 = _pad(x0.to(torch.get_default_dtype()), start - first * UNIT, last * UNIT - stop)
@@ -112,6 +114,16 @@ class Batches:
         config = self._config
         generator = _generator(config.run.seed, step, DRAW, unit)
         return make_batch(x0, labels, config.loss, config.times, config.model.num_classes, generator)
+
+
+def mirrored(x0: Tensor, seed: int, step: int, positions: range) -> Tensor:
+    """Mirrors some of x0 [n, C, H, W] from left to right, each with probability 1/2.
+
+    Which ones depends only on seed, step and position in the global batch. A latent that was sampled from mean and
+    deviation is mirrored as if both had been.
+    """
+    coins = torch.rand(positions.stop, generator=_generator(seed, step, FLIP)) < 0.5
+    return torch.where(coins[positions.start :, None, None, None], x0.flip(-1), x0)
 
 
 def _generator(*key: int) -> Generator:

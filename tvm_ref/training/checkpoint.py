@@ -28,6 +28,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..data.fingerprint import Fingerprint
+from ..data.safetensors_header import read_header
+from ..data.untrusted import MOST_SETTINGS, parse_json, read_regular, read_settings, shown
 from ..model.dit import DiT
 from .config import TrainConfig, load_config, save_config
 from .parallel import World
@@ -85,7 +87,7 @@ def read_step(path: Path, world: World = ALONE) -> int:
     """
     faults = [fault for part in world.gather(_faults(path, world)) for fault in part]
     if not faults:
-        return int(json.loads((path / MANIFEST).read_text())["step"])
+        return int(read_settings(path / MANIFEST)["step"])
     earlier = [other for other in checkpoints(path.parent) if other.name < path.name]
     intact = next((other for other in reversed(earlier) if not _faults(other, ALONE)), None)
     advice = (
@@ -98,7 +100,7 @@ def read_step(path: Path, world: World = ALONE) -> int:
 
 def stray(path: Path) -> list[str]:
     """Lists the files in the checkpoint `path`, after `read_step`, that do not belong to it and are ignored."""
-    return sorted(_added(path, json.loads((path / MANIFEST).read_text())["files"]))
+    return sorted(_added(path, read_settings(path / MANIFEST)["files"]))
 
 
 def newest_whole(folder: Path, world: World = ALONE) -> Path:
@@ -120,6 +122,8 @@ def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
     Raises CheckpointError for a name or shape that the checkpoint lacks, and for files that are not safetensors.
     """
     try:
+        for shard in path.glob("*.safetensors"):
+            read_header(shard)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(dict(tensors), storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
@@ -158,6 +162,9 @@ def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw
         path = found[-1]
     read_step(path)
     config = load_config(path / CONFIG)
+    stored = sum(shard.stat().st_size for shard in path.glob("*.safetensors"))
+    if config.model.least_weights > stored:
+        raise CheckpointError(f"checkpoint {path} holds {stored} bytes, too few for the network of its {CONFIG}")
     model = DiT(config.model).requires_grad_(False).eval()
     load(path, named("ema" if weights == "ema" else "network", model))
     return LoadedModel(model.to(device), config)
@@ -232,23 +239,25 @@ def _describe(files: Any) -> dict[str, Any]:
 def _faults(path: Path, world: World) -> list[str]:
     """Describes what is wrong with a checkpoint. Each process checks its share of the files."""
     try:
-        text = (path / MANIFEST).read_text()
-        body = json.loads(text)
+        text = read_regular(path / MANIFEST, MOST_SETTINGS)
+        body = parse_json(text)
         del body["sha256"]
-        if text != _manifest(body):
+        if text != _manifest(body).encode() or type(body["step"]) is not int:
             return [f"{MANIFEST} is not as it was written"] if world.first else []
-        files = dict(sorted(body["files"].items()))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in sorted(body["files"].items())}
+        if foreign := [name for name in files if "/" in name or name.startswith(".")]:
+            raise ValueError(f"expected names of files, got {shown(foreign[0])}")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         return [f"{MANIFEST} cannot be read ({_reason(error)})"] if world.first else []
     added = [name for name in sorted(_added(path, files)) if not _is_stray(name)]
     faults = [f"{name} was added" for name in added] if world.first else []
-    for name, expected in list(files.items())[world.rank :: world.size]:
+    for name, (expected, digest) in list(files.items())[world.rank :: world.size]:
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        if size != expected["bytes"]:
-            got = "is missing" if size is None else f"has {size} bytes instead of {expected['bytes']}"
+        if size != expected:
+            got = "is missing" if size is None else f"has {size} bytes instead of {expected}"
             faults.append(f"{name} {got}")
-        elif _sha256(file) != expected["sha256"]:
+        elif _sha256(file) != digest:
             faults.append(f"{name} has other content than was written (SHA-256)")
     return faults
 

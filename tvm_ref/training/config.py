@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..data.dataset import DataConfig
+from ..data.untrusted import read_settings, shown
 from ..model.config import DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
@@ -28,7 +29,10 @@ class OptimConfig:
         ConfigError: for a value out of range.
     """
 
-    lr: float = 1e-4  # learning rate, constant after the warm-up
+    lr: float = 1e-4  # largest learning rate
+    schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"  # how it falls: not, to 0 at run.steps, or
+    # as lr / sqrt(step / decay_steps) after decay_steps (EDM2)
+    decay_steps: int = 70_000  # inverse-sqrt only: steps at the largest learning rate
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's decay rates of the two moments
     eps: float = 1e-8  # AdamW's eps, added to the root of the second moment
     weight_decay: float = 0.0  # decoupled weight decay, multiplied by the learning rate
@@ -44,6 +48,7 @@ class OptimConfig:
         _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
         _require(self.clip is None or self.clip > 0, "optim.clip", "more than 0, or None", self.clip)
         _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
+        _require(self.decay_steps >= 1, "optim.decay_steps", "at least 1", self.decay_steps)
         for name in ("target_ema", "ema"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name}", "a number in [0, 1)", getattr(self, name))
 
@@ -72,6 +77,7 @@ class RunConfig:
     sample_every: int = 1000  # steps between sample grids
     log_every: int = 1  # steps between rows of metrics.csv
     resume: str = ""  # checkpoint, or folder of a run, to resume from, in place of the newest in the folder of the run
+    init: str = ""  # converted weights (.safetensors), checkpoint or folder of a run that a new run starts from
     other_data: bool = False  # resume although the data set is not the one that the run began with
     vae: str = ""  # folder of a diffusers AutoencoderKL that decodes the latents of sample grids
     evaluate: bool = True  # evaluate the samples at the end of the run
@@ -124,6 +130,7 @@ FREE = frozenset(
     "run.sample_every",
     "run.threads",
     "run.resume",
+    "run.init",
     "run.other_data",
     "run.vae",
     "run.evaluate",
@@ -135,10 +142,11 @@ FREE = frozenset(
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Lists the settings that must not change when a run is resumed, but did: "optim.lr: 0.001 before, 0.0001 now"."""
     before, now = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    is_cosine = new.optim.schedule == "cosine"  # its learning rates depend on the number of steps
     return [
         f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())
-        if name not in FREE and before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and (name not in FREE or (name == "run.steps" and is_cosine))
     ]
 
 
@@ -150,8 +158,17 @@ def save_config(config: TrainConfig, path: Path) -> None:
 def load_config(path: Path) -> TrainConfig:
     """Reads what save_config wrote. Raises ConfigError, naming the file, for anything else."""
     try:
-        return _build(TrainConfig, json.loads(path.read_text()), "")
-    except (ValueError, TypeError) as error:
+        content = read_settings(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no training configuration: {error}") from error
+    return config_of(content, path)
+
+
+def config_of(content: Any, path: Path) -> TrainConfig:
+    """Builds the configuration from parsed JSON, read from `path`. Raises ConfigError, naming the file."""
+    try:
+        return _build(TrainConfig, content, "")
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path} is no training configuration: {error}") from error
 
 
@@ -164,7 +181,7 @@ def _build(kind: type[T], values: Any, where: str) -> T:
         missing = {name for name in names - values.keys() if fields[name].default is not dataclasses.MISSING}
         values = values | {name: fields[name].default for name in missing}
     if not isinstance(values, dict) or values.keys() != names:
-        got = sorted(values) if isinstance(values, dict) else values
+        got = sorted(map(shown, values))[:30] if isinstance(values, dict) else shown(values)
         raise ConfigError(f"{where or 'the file'}: expected the fields {sorted(names)}, got {got}")
     return kind(**{name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
 
@@ -183,13 +200,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif origin is tuple and isinstance(value, list) and len(value) == len(arguments):
         return tuple(_value(option, item, where) for option, item in zip(arguments, value, strict=True))
     elif origin is Literal:
-        if value in arguments:
+        if isinstance(value, str) and value in arguments:
             return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif hint in (int, str, bool, types.NoneType) and type(value) is hint:
         return value
-    raise ConfigError(f"{where}: expected {hint}, got {value!r}")
+    raise ConfigError(f"{where}: expected {hint}, got {shown(value)}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

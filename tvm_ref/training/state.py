@@ -11,6 +11,7 @@ from . import parallel
 from .checkpoint import Tensors, named
 from .config import OptimConfig, TrainConfig
 from .parallel import World
+from .schedule import learning_rate
 from .step import Objective
 
 
@@ -44,12 +45,11 @@ class State:
         ]
         self.objective = objective if run.parallel == "fsdp" else parallel.replicate(objective, world)
         self.step = 0
-        self._optim = config.optim
+        self._optim, self._steps = config.optim, run.steps
 
     def advance(self) -> float:
         """Makes an optimizer step with the gradients in the parameters, updates the EMAs; returns the learning rate."""
-        optim = self._optim
-        rate = optim.lr * min(1.0, (self.step + 1) / max(1, optim.warmup_steps))
+        rate = learning_rate(self._optim, self.step, self._steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

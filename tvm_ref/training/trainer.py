@@ -16,15 +16,17 @@ from ..data.archive import DatasetError
 from ..data.dataset import open_dataset
 from ..data.fingerprint import changes, fingerprint, read_fingerprint
 from ..data.tolerant import Tolerant
+from ..model.dit import DiT
 from ..objective.loss import Batch
 from . import checkpoint, preflight
 from .batches import Batches, Steps
 from .config import ConfigError, TrainConfig, differences, load_config
+from .converted import check_start, load_model
 from .logger import Board, Live, MetricsError, MetricsFile, Row
 from .parallel import World
 from .report import final_figures, has_grids, sample_grids
 from .run_lock import RunLock
-from .state import State
+from .state import State, initialised
 from .step import NonFiniteError, gradient
 
 
@@ -86,7 +88,7 @@ class Trainer:
         self._saved: Path | None = None
         self.signal: signal.Signals | Literal[0] = 0  # what stopped the run
         try:
-            self.state = State(config, world)
+            self.state = State(config, world, self._initial())
             self._resume()
             preflight.check(config, self._folder, self.state, world)
         except BaseException:
@@ -206,6 +208,18 @@ class Trainer:
             self._say(f"ignored what does not belong to it: {', '.join(ignored)}")
         if step % self.config.run.sample_every == 0 and not has_grids(self.config, step):
             self._sample(None)  # the run was killed between the checkpoint and its grids
+
+    def _initial(self) -> DiT | None:
+        """The network of run.init, for a run without a checkpoint. Raises ConfigError if it is another network."""
+        path = self.config.run.init
+        if not path or self._start_from() is not None:
+            return None
+        start = load_model(Path(path), device=self.world.device)
+        check_start(self.config, start, path)
+        network = initialised(self.config, self.world)
+        network.load_state_dict(start.model.state_dict())
+        self._say(f"starting from the weights in {path}")
+        return network
 
     def _start_from(self) -> Path | None:
         """The checkpoint that run.resume names, or the newest whole one of the run that it names, or our newest."""

@@ -1,0 +1,74 @@
+"""Networks to sample, to evaluate or to train on from: checkpoints, runs, and converted weights with their settings."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..data.safetensors_header import read_header
+from ..data.untrusted import parse_json
+from ..model.dit import DiT, DiTConfig
+from . import checkpoint
+from .checkpoint import CheckpointError, LoadedModel
+from .config import ConfigError, TrainConfig, config_of, load_config
+from .presets import PRESETS
+
+SETTINGS = "train_config"  # the key of a TrainConfig in the metadata of a converted file
+NOT_IN_WEIGHTS = ("norm", "qk_norm", "modulation_norm", "spectral_time_mlp", "attention_backend")
+FREE = ("spectral_time_mlp", "attention_backend")  # how weights start and how they run, not what they mean
+
+
+def settings_of(model: DiTConfig, source: str) -> TrainConfig:
+    """Returns the settings that `source` names, a preset or a config.json, for a network inferred from its weights.
+
+    Raises ConfigError if they describe another network.
+    """
+    config = PRESETS[source]() if source in PRESETS else load_config(Path(source))
+    _same(model, config.model, NOT_IN_WEIGHTS, source)
+    return config
+
+
+def as_metadata(config: TrainConfig) -> dict[str, str]:
+    """The entry of a converted file that `load_model` reads."""
+    return {SETTINGS: json.dumps(dataclasses.asdict(config))}
+
+
+def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
+    """Loads a network from a checkpoint, from the folder of a run, or from a converted .safetensors file.
+
+    weights: as in checkpoint.load_model; a converted file has one set only. Raises CheckpointError for a file without
+    settings or with weights that do not fit them, otherwise as checkpoint.load_model. No pickle is read.
+    """
+    if path.suffix != ".safetensors":
+        return checkpoint.load_model(path, device=device, weights=weights)
+    header = read_header(path)
+    text = header.pop("__metadata__", {}).get(SETTINGS)
+    if text is None:
+        raise CheckpointError(f"{path} holds no settings of its run: convert it with --settings PRESET")
+    config = config_of(parse_json(text.encode()), path)
+    if config.model.least_weights > path.stat().st_size:
+        raise CheckpointError(f"{path}: expected the weights of the network in its settings, got too few bytes")
+    model = DiT(config.model).requires_grad_(False).eval()
+    try:
+        model.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected the weights of the network in its settings ({error})") from error
+    return LoadedModel(model.to(device), config)
+
+
+def check_start(config: TrainConfig, start: LoadedModel, path: str) -> None:
+    """Raises ConfigError unless a run with `config` can go on from the weights `start`."""
+    _same(start.config.model, config.model, FREE, path)
+    if start.config.loss.scaled != config.loss.scaled:
+        raise ConfigError(f"loss.scaled: expected {start.config.loss.scaled} as in {path}, got {config.loss.scaled}")
+
+
+def _same(one: DiTConfig, other: DiTConfig, ignored: tuple[str, ...], where: str) -> None:
+    for field in dataclasses.fields(DiTConfig):
+        expected, got = getattr(one, field.name), getattr(other, field.name)
+        if field.name not in ignored and expected != got:
+            raise ConfigError(f"model.{field.name}: expected {expected!r} (the weights), got {got!r} ({where})")
