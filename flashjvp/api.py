@@ -139,7 +139,7 @@ def attention_jvp(
     enable_gqa: bool = False,
     *,
     attn_mask_t: Maybe = None,
-    dropout_p: float = 0.0,
+    dropout_p: float | Tensor = 0.0,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -241,7 +241,7 @@ def _scale(scale: Any) -> float | None:
     return scale if scale is None else float(scale)
 
 
-def _seeded(x: Operands, dropout_p: float) -> Operands:
+def _seeded(x: Operands, dropout_p: Any) -> Operands:
     """Adds a seed of the device's default generator where there is dropout. Nothing waits for the device."""
     if dropout_p == 0.0:
         return x

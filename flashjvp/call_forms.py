@@ -65,8 +65,8 @@ def number(name: str, x: Any, q: Any) -> Any:
 def with_columns(x: Operands) -> Operands:
     """With a column of zeros where head dims are 0, as operators take them. Scores are 0 with it, too."""
     if x.q.shape[-1] == 0:
-        q, k, q_t, k_t = (None if y is None else pad(y, (0, 1)) for y in (x.q, x.k, x.q_t, x.k_t))
-        x = x._replace(q=q, k=k, q_t=q_t, k_t=k_t)
+        q_t, k_t = (None if y is None else pad(y, (0, 1)) for y in (x.q_t, x.k_t))
+        x = x._replace(q=pad(x.q, (0, 1)), k=pad(x.k, (0, 1)), q_t=q_t, k_t=k_t)
     if x.v.shape[-1] == 0:
         x = x._replace(v=pad(x.v, (0, 1)), v_t=None if x.v_t is None else pad(x.v_t, (0, 1)))
     return x

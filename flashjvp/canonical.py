@@ -22,7 +22,7 @@ def canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
     if leading is not None:
         of_q, of_kv = leading
         dims = Inputs(of_q, of_kv, of_kv, of_q, of_kv, of_kv)
-        x = x._replace(**dict(zip(Inputs._fields, map(_expand, x.inputs, dims), strict=True)))
+        x = Operands._make([*map(_expand, x.inputs, dims), x.mask, x.mask_t, x.seed])
     checks.head_dims(x, backend)
     x = call_forms.with_columns(x)
     if x.mask is not None:

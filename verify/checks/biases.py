@@ -7,6 +7,7 @@ the bias and of its tangent.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def learned_biases(inputs: Inputs, subject: Subject) -> list[Identity]:
     k, v = (x.repeat_interleave(heads, dim=-3) for x in (inputs.k, inputs.v))
     scale = math.copysign(2.0 ** round(math.log2(abs(inputs.c))), inputs.c)
     zeros = {"q_t": torch.zeros_like(inputs.q), "k_t": torch.zeros_like(k), "v_t": torch.zeros_like(v)}
-    tangents = {
+    tangents: dict[str, Any] = {
         name: zero if x is None else x.repeat_interleave(zero.shape[-3] // x.shape[-3], dim=-3)
         for (name, zero), x in zip(zeros.items(), (inputs.q_t, inputs.k_t, inputs.v_t), strict=True)
     }
@@ -60,7 +61,7 @@ def _with_bias(call: Inputs, bias: Tensor, bias_t: Tensor, wide: Results, subjec
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return subject.attention(replace(call, mask=mask))(q, k, v)
 
-    o, o_t = torch.func.jvp(attention, tuple(leaves), tuple(tangents))
+    o, o_t = torch.func.jvp(attention, tuple(leaves), tuple(tangents))[:2]
     pairs = [(y, d) for y, d in ((o, call.d_o), (o_t, call.d_o_t)) if d is not None]
     d_q, d_k, d_v, d_bias, d_q_t, d_k_t, d_v_t, d_bias_t = torch.autograd.grad(
         [y for y, _ in pairs], (*leaves, *tangents), [d for _, d in pairs]

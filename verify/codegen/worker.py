@@ -108,7 +108,7 @@ def call(configuration: Configuration) -> None:
     if configuration.mask not in ("", "dropout"):
         mask = torch.empty(1, 1, ROWS, ROWS, dtype=torch.bool if configuration.mask == "bool" else dtype, device=META)
     learned, dropout = configuration.mask == "learned", configuration.mask == "dropout"
-    if learned and configuration.tangents:
+    if mask is not None and learned and configuration.tangents:
         mask_t = torch.empty_like(mask)
     if dropout:
         seed = torch.empty((), dtype=torch.int64, device=META)
