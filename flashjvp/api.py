@@ -85,20 +85,22 @@ def attention(
         FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
     """
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, attn_mask), (is_causal, scale, backend)
+    given, options = (q, k, v, attn_mask, None), (is_causal, scale, backend)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
         o: Tensor = run(given)[0]
         return o
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     if attn_mask is None:
         below = functools.partial(
-            attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, backend=backend
-        )
+            attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p,
+            backend=backend,
+        )  # fmt: skip
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
-    operands = _canonical(Operands(q, k, v, mask=attn_mask), enable_gqa, backend)
-    o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend))
-    fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
+    operands = _seeded(_canonical(Operands(q, k, v, mask=attn_mask), enable_gqa, backend), dropout_p)
+    o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
+    if operands.seed is None:
+        fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
     return o.squeeze(0) if _is_one_head(q, k, v) else o
 
 
@@ -114,6 +116,8 @@ def attention_jvp(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    attn_mask_t: Maybe = None,
+    dropout_p: float = 0.0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot product attention and its Jacobian-vector product, with explicit tangents.
@@ -168,15 +172,16 @@ def attention_jvp(
         FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
     """
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, q_t, k_t, v_t, attn_mask), (is_causal, scale, backend)
-    if run := fast_path.find(FORWARD_JVP, given, options, enable_gqa):
+    given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, backend)
+    is_dropped = type(dropout_p) is not float or dropout_p != 0.0
+    if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
         o, o_t, _, _ = run(given)
         return o, o_t
-    checks.options(0.0, is_causal, scale, enable_gqa)
-    operands = _canonical(Operands(*given), enable_gqa, backend)
+    checks.options(dropout_p, is_causal, scale, enable_gqa)
+    operands = _seeded(_canonical(Operands(*given), enable_gqa, backend), dropout_p)
     # mutate: o, o_t
-    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend))
-    if operands.has_tangents:
+    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
+    if operands.has_tangents and operands.seed is None:
         fast_path.keep(FORWARD_JVP, given, options, enable_gqa, operands)
     return (o.squeeze(0), o_t.squeeze(0)) if _is_one_head(q, k, v) else (o, o_t)
 
@@ -189,6 +194,13 @@ def _is_one_head(*qkv: Tensor) -> bool:
 def _scale(scale: float | None) -> float | None:
     """Operators take a float; the public functions any real number."""
     return scale if scale is None else float(scale)
+
+
+def _seeded(x: Operands, dropout_p: float) -> Operands:
+    """With a seed of PyTorch's default generator of the device, where there is dropout. Nothing waits for the device."""
+    if dropout_p == 0.0:
+        return x
+    return x._replace(seed=torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.q.device))
 
 
 def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, bool]:
@@ -209,13 +221,14 @@ def _canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
     if leading is not None:
         of_q, of_kv = leading
         dims = Inputs(of_q, of_kv, of_kv, of_q, of_kv, of_kv)
-        x = Operands._make([*map(_expand, x.inputs, dims), x.mask])
+        x = x._replace(**dict(zip(Inputs._fields, map(_expand, x.inputs, dims), strict=True)))
     if x.mask is not None:
         checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2]))
     if x.q.ndim == 2:
         x = x.map(lambda tensor: tensor.unsqueeze(0))
     if x.mask is not None and x.mask.ndim < x.q.ndim:
-        x = x._replace(mask=x.mask.view((1,) * (x.q.ndim - x.mask.ndim) + x.mask.shape))
+        shape = (1,) * (x.q.ndim - x.mask.ndim) + x.mask.shape
+        x = x.map_masks(lambda mask: mask.view(shape))
     return x
 
 
@@ -239,4 +252,4 @@ def _autocast(x: Operands) -> Operands:
         return x
     dtype = torch.get_autocast_dtype(device_type)
     x = x.map(lambda tensor: tensor.to(dtype) if tensor.dtype in _AUTOCAST_FROM else tensor)
-    return x._replace(mask=x.mask.to(dtype)) if x.mask is not None and x.mask.dtype in _HALF else x
+    return x.map_masks(lambda mask: mask.to(dtype) if mask.dtype in _HALF else mask)

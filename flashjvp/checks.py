@@ -32,10 +32,8 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
     """The arguments that are not tensors, but for `backend`, which is judged with dtype and device."""
     if not isinstance(dropout_p, REAL):
         raise ArgumentTypeError(_message("dropout_p", "a real number", _type(dropout_p)))
-    if not 0.0 <= dropout_p < 1.0:
-        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1)", repr(dropout_p)))
-    if dropout_p != 0.0:
-        raise UnsupportedError(_message("dropout_p", "0.0 (dropout is not implemented)", repr(dropout_p)))
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1]", repr(dropout_p)))
     if not isinstance(is_causal, bool):
         raise ArgumentTypeError(_message("is_causal", "a bool", _type(is_causal)))
     if not isinstance(enable_gqa, bool):
@@ -54,6 +52,8 @@ def tensors(x: Operands) -> None:
             _tensor(name, tensor)
     if x.mask is not None:
         _tensor("attn_mask", x.mask)
+    if x.mask_t is not None:
+        _tensor("attn_mask_t", x.mask_t)
 
 
 def dtypes_and_devices(x: Operands, backend: object) -> None:
@@ -70,6 +70,8 @@ def dtypes_and_devices(x: Operands, backend: object) -> None:
             raise ArgumentValueError(_message(name, f"the device of q, {device}", str(tensor.device)))
     if x.mask is not None:
         _mask(x.mask, dtype, device)
+    if x.mask_t is not None:
+        _mask_tangent(x.mask_t, x.mask)
     if backend is not None:
         select.check(backend, device, dtype)
 
@@ -110,9 +112,8 @@ def mask_shape(shape: Shape, scores: Shape) -> None:
 
 
 def _named(x: Operands) -> list[tuple[str, Any]]:
-    """All but the mask, each with its name."""
-    *inputs, _ = zip(x._fields, x, strict=True)
-    return inputs
+    """q, k, v and their tangents, each with its name."""
+    return [*zip(x.inputs._fields, x.inputs, strict=True)]
 
 
 def _tensor(name: str, x: object) -> None:
@@ -144,8 +145,21 @@ def _mask(attn_mask: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         raise ArgumentTypeError(_message("attn_mask", expected, str(attn_mask.dtype)))
     if attn_mask.device != device:
         raise ArgumentValueError(_message("attn_mask", f"the device of q, {device}", str(attn_mask.device)))
-    if attn_mask.requires_grad and torch.is_grad_enabled():
-        raise UnsupportedError(_message("attn_mask", "a mask that needs no gradient", "one with requires_grad=True"))
+
+
+def _mask_tangent(attn_mask_t: Tensor, attn_mask: Tensor | None) -> None:
+    if attn_mask is None or attn_mask.dtype == torch.bool:
+        came = "one beside " + ("no mask" if attn_mask is None else "a boolean mask")
+        raise ArgumentValueError(_message("attn_mask_t", "a tangent of a float attn_mask", came))
+    if attn_mask_t.dtype is not attn_mask.dtype:
+        expected = f"the dtype of attn_mask, {attn_mask.dtype}"
+        raise ArgumentTypeError(_message("attn_mask_t", expected, str(attn_mask_t.dtype)))
+    if attn_mask_t.device != attn_mask.device:
+        expected = f"the device of attn_mask, {attn_mask.device}"
+        raise ArgumentValueError(_message("attn_mask_t", expected, str(attn_mask_t.device)))
+    if attn_mask_t.shape != attn_mask.shape:
+        expected = f"the shape of attn_mask, {_sizes(attn_mask.shape)}"
+        raise ArgumentValueError(_message("attn_mask_t", expected, _shape(attn_mask_t.shape)))
 
 
 def _rows_and_widths(q: Shape, k: Shape, v: Shape) -> None:

@@ -18,17 +18,20 @@ from .tiled_products import add_product_, finite, products_, scaled, take
 Maybe = Tensor | None
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """o and lse; MATH.md (1)-(3)."""
-    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, is_causal, scale)
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
+) -> tuple[Tensor, Tensor]:
+    """o and lse; MATH.md (1)-(3), (27)."""
+    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, None, seed, is_causal, scale, dropout_p)
     return o, lse
 
 
 def forward_jvp(
-    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """o, o_t, lse and mu; MATH.md (1)-(7)."""
-    grid = Grid.of(q, k, mask, is_causal)
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
+    is_causal: bool, scale: float, dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """o, o_t, lse and mu; MATH.md (1)-(7), (24), (27), (28)."""
+    grid = Grid.of(q, k, mask, is_causal, mask_t, seed, dropout_p)
     o, o_t = empty_rows(q, v.shape[-1]), empty_rows(q, v.shape[-1])
     lse, mu = empty_lse(q, mask), empty_statistic(q)
     workspace = grid.workspace(3, like=q)
@@ -54,7 +57,7 @@ def _forward_rows(
     so that a large mean never enters a sum from which it would have to cancel.
     """
     _, v, k_t, v_t = key_side
-    has_score_tangent = not (q_t is None and k_t is None)
+    has_score_tangent = not (q_t is None and k_t is None and grid.mask_t is None)
     acc_o = q.new_zeros(*q.shape[:-1], v.shape[-1])
     acc_o_t = torch.zeros_like(acc_o)
     m = q.new_full((*q.shape[:-1], 1), -torch.inf)
@@ -68,13 +71,17 @@ def _forward_rows(
         alpha = torch.exp(m_old - finite(m))
         l = l * alpha + p.sum(-1, keepdim=True)  # mutate: l
         if has_score_tangent:
-            products_(S_t, (q_t, k_n), (q, k_t_n)).sub_(mu)  # (4), less mu
+            products_(S_t, (q_t, k_n), (q, k_t_n))
+            grid.add_mask_tangent_(S_t, box, rows, keys).sub_(mu)  # (24), less mu
             step = torch.mul(p, S_t, out=product).sum(-1, keepdim=True) / l.clamp(min=1.0)
             mu = mu + step  # (5)
             acc_o_t.addcmul_(acc_o, step, value=-1.0).mul_(alpha)  # mutate: acc_o_t.addcmul_
-            add_product_(acc_o_t, S_t.sub_(step).mul_(p), v_n)  # (6), (7)
         elif v_t is not None:
             acc_o_t.mul_(alpha)
+        if (R := grid.dropout(box, rows, keys)) is not None:
+            p.mul_(R)  # mutate: p.mul_
+        if has_score_tangent:
+            add_product_(acc_o_t, S_t.sub_(step).mul_(p), v_n)  # (6), (7)
         add_product_(acc_o_t, p, v_t_n)  # (7)
         add_product_(acc_o.mul_(alpha), p, v_n)  # (3)
     l.clamp_(min=1.0)  # 0 in a row without a key; at least 1 in any other, where the largest score adds exp(0)

@@ -2,36 +2,43 @@
 
 from torch import Tensor
 
-from ..layout import empty_rows, empty_statistic, is_additive
+from ..layout import empty_bias, empty_rows, empty_statistic, is_additive
 from .tiled_grid import Box, Grid
-from .tiled_products import add_product_, finite, products_, row_product, scaled, take
+from .tiled_products import add_product_, dropped_, finite, products_, row_product, scaled, take
 
 Maybe = Tensor | None
 
 
 def backward(
-    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
-    """The wanted ones of d_q, d_k, d_v; MATH.md (9)-(17) with no tangent."""
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_mask; MATH.md (9)-(17), (25) with no tangent."""
     mu = empty_statistic(q)  # which nothing reads without tangents
-    d_q, d_k, d_v, *_ = backward_jvp(
-        d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, is_causal, scale, (*wanted, False, False, False)
-    )
-    return d_q, d_k, d_v
+    of_q, of_k, of_v, of_mask = wanted
+    d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
+        d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, None, seed, is_causal, scale, dropout_p,
+        (of_q, of_k, of_v, False, False, False, of_mask, False),
+    )  # fmt: skip
+    return d_q, d_k, d_v, d_mask
 
 
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe,
-    o: Tensor, o_t: Maybe, lse: Tensor, mu: Tensor, mask: Maybe, is_causal: bool, scale: float,
-    wanted: tuple[bool, ...],
+    o: Tensor, o_t: Maybe, lse: Tensor, mu: Tensor, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool,
+    scale: float, dropout_p: float, wanted: tuple[bool, ...],
 ) -> tuple[Maybe, ...]:  # fmt: skip
-    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; MATH.md (9)-(20). A missing cotangent is zero."""
-    grid = Grid.of(q, k, mask, is_causal)
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t; MATH.md (9)-(20), (25), (29)-(32).
+
+    A missing cotangent is zero.
+    """
+    grid = Grid.of(q, k, mask, is_causal, mask_t, seed, dropout_p)
+    *wanted_of_inputs, of_mask, of_mask_t = wanted
     grads = tuple(
         empty_rows(like, like.shape[-1]) if want and like is not None else None
-        for like, want in zip((q, k, v, q_t, k_t, v_t), wanted, strict=True)
+        for like, want in zip((q, k, v, q_t, k_t, v_t), wanted_of_inputs, strict=True)
     )
+    mask_sums = grid.zero_mask(of_mask), grid.zero_mask(of_mask_t and mask_t is not None)
     d_q, d_k, d_v, d_q_t, d_k_t, d_v_t = grads
     workspace = grid.workspace(4, like=q)
     for box in grid.boxes():
@@ -48,18 +55,23 @@ def backward_jvp(
             row_delta = row_product(G, O, like=mu_) + row_product(T, O_t, like=mu_)  # (12)
             statistics = (finite(lse_), mu_, row_a, row_delta)
             query_side = (q_, q_t_, G, T)
-            _backward_rows(grid, box, rows, query_side, statistics, key_side, query_sums, key_sums, workspace)
+            sums = (*query_sums, *key_sums, *mask_sums)
+            _backward_rows(grid, box, rows, query_side, statistics, key_side, sums, workspace)
             for out, query_sum in zip((d_q, d_q_t), query_sums, strict=True):
                 grid.store_rows(out, box, rows, scaled(query_sum, scale))
         for out, key_sum in zip((d_k, d_v, d_k_t, d_v_t), key_sums, strict=True):
             grid.store_keys(out, box, key_sum)
-    return grads
+    return *grads, *(_as_mask(x, mask) for x in mask_sums)
+
+
+def _as_mask(mask_sum: Maybe, mask: Maybe) -> Maybe:
+    return None if mask_sum is None or mask is None else empty_bias(mask).copy_(mask_sum.reshape(mask.shape))
 
 
 def _backward_rows(
     grid: Grid, box: Box, rows: slice, query_side: tuple[Tensor, Maybe, Maybe, Maybe],
-    statistics: tuple[Tensor, ...], key_side: tuple[Tensor, Tensor, Maybe, Maybe], query_sums: tuple[Maybe, ...],
-    key_sums: tuple[Maybe, ...], workspace: Tensor,
+    statistics: tuple[Tensor, ...], key_side: tuple[Tensor, Tensor, Maybe, Maybe], sums: tuple[Maybe, ...],
+    workspace: Tensor,
 ) -> None:  # fmt: skip
     """Adds the part of one tile of query rows to the gradients: a sum that is None is not wanted.
 
@@ -67,12 +79,13 @@ def _backward_rows(
     """
     q, q_t, G, T = query_side
     lse, mu, row_a, row_delta = statistics
-    d_q, d_q_t = query_sums
+    d_q, d_q_t, *key_sums, d_mask, d_mask_t = sums
     _, _, k_t, v_t = key_side
     d_k, d_v, d_k_t, _ = key_sums
-    has_score_tangent = T is not None and not (q_t is None and k_t is None)
-    wants_dS = not (d_q is None and d_k is None) and (G is not None or has_score_tangent or v_t is not None)
-    wants_A = has_score_tangent and (wants_dS or not (d_q_t is None and d_k_t is None))
+    has_score_tangent = T is not None and not (q_t is None and k_t is None and grid.mask_t is None)
+    wants_dS = any(x is not None for x in (d_q, d_k, d_mask))
+    wants_dS = wants_dS and (G is not None or has_score_tangent or v_t is not None)
+    wants_A = has_score_tangent and (wants_dS or any(x is not None for x in (d_q_t, d_k_t, d_mask_t)))
     wants_S_t = has_score_tangent and (wants_dS or d_v is not None)
     for keys in grid.key_tiles(rows):
         k_n, v_n, k_t_n, v_t_n = (take(x, keys) for x in key_side)
@@ -82,27 +95,32 @@ def _backward_rows(
         for part in lse.split(1, -1):
             P.sub_(part)
         P.exp_()  # (2)
-        add_product_(d_v_n, P.mT, G)  # (17)
-        add_product_(d_v_t_n, P.mT, T)  # (20)
+        R = grid.dropout(box, rows, keys)
+        RP = P if R is None else R * P
+        add_product_(d_v_n, RP.mT, G)  # (17), (31)
+        add_product_(d_v_t_n, RP.mT, T)  # (20), (32)
         if wants_S_t:
-            products_(S_t, (q_t, k_n), (q, k_t_n)).sub_(mu)  # (4), less mu
+            products_(S_t, (q_t, k_n), (q, k_t_n))
+            grid.add_mask_tangent_(S_t, box, rows, keys).sub_(mu)  # (24), less mu
         if wants_A:
-            products_(A, (T, v_n)).sub_(row_a)  # (9), less a
+            dropped_(products_(A, (T, v_n)), R).sub_(row_a)  # (29), less a
         if wants_dS:
             # mutate: dS
-            dS = products_(B, (G, v_n), (T, v_t_n)).sub_(row_delta)  # (10), less delta
+            dS = dropped_(products_(B, (G, v_n), (T, v_t_n)), R).sub_(row_delta)  # (30), less delta
             if has_score_tangent:
                 dS.addcmul_(S_t, A)
             dS.mul_(P)  # (14)
+            grid.add_to_mask(d_mask, dS, box, rows, keys)  # (25)
             add_product_(d_q, dS, k_n)  # (15)
             add_product_(d_k_n, dS.mT, q)  # (16)
         if wants_A:
             dS_t = A.mul_(P)  # (13)
+            grid.add_to_mask(d_mask_t, dS_t, box, rows, keys)  # (25)
             add_product_(d_q, dS_t, k_t_n)  # (15)
             add_product_(d_k_n, dS_t.mT, q_t)  # (16)
             add_product_(d_q_t, dS_t, k_n)  # (18)
             # mutate: add_product_
             add_product_(d_k_t_n, dS_t.mT, q)  # (19)
         if has_score_tangent and d_v_n is not None:
-            P_t = S_t.mul_(P)  # (6)
-            add_product_(d_v_n, P_t.mT, T)  # (17)
+            RP_t = S_t.mul_(RP)  # (6)
+            add_product_(d_v_n, RP_t.mT, T)  # (17), (31)

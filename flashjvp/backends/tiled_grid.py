@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import STATISTIC_DTYPE
+from . import philox
 
 Maybe = Tensor | None
 Box = tuple[slice, ...]
@@ -33,7 +34,7 @@ class Grid:
     heads that share a key head one after the other; K the keys of a tile. Boxes and tiles are slices, so operands,
     masks and results of any strides and any number of batch dims are read and written in place.
     lead: the batch sizes, then the number of key heads. dtype: the type of computation.
-    mask: None or [*batch, Hkv, group, M, N], any of these dims 1.
+    mask, mask_t: None or [*batch, Hkv, group, M, N], any of these dims 1. seed, dropout_p: of dropout (philox.py).
     """
 
     lead: tuple[int, ...]
@@ -46,9 +47,15 @@ class Grid:
     dtype: torch.dtype
     mask: Maybe
     is_causal: bool
+    mask_t: Maybe = None
+    seed: Maybe = None
+    dropout_p: float = 0.0
 
     @staticmethod
-    def of(q: Tensor, k: Tensor, mask: Maybe, is_causal: bool) -> "Grid":
+    def of(
+        q: Tensor, k: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
+        dropout_p: float = 0.0,
+    ) -> "Grid":  # fmt: skip
         """The grid of q [*batch, Hq, M, D] and k [*batch, Hkv, N, D]: a short dim leaves room to others."""
         *lead, keys, width = k.shape
         group, queries = q.shape[-3] // max(lead[-1], 1), q.shape[-2]
@@ -58,10 +65,14 @@ class Grid:
         tile_queries = _clamp(rows_to_fill, queries)
         tile_keys = _clamp(room // tile_queries, keys)
         tile_pairs = _clamp(room // tile_queries // max(width, tile_keys), math.prod(lead))
-        if mask is not None:
-            mask = mask.unsqueeze(-3) if mask.shape[-3] == 1 else mask.unflatten(-3, (lead[-1], group))
-        dtype = STATISTIC_DTYPE[q.dtype]
-        return Grid(tuple(lead), group, queries, keys, tile_queries, tile_keys, tile_pairs, dtype, mask, is_causal)
+        mask, mask_t = (
+            x if x is None else x.unsqueeze(-3) if x.shape[-3] == 1 else x.unflatten(-3, (lead[-1], group))
+            for x in (mask, mask_t)
+        )
+        return Grid(
+            tuple(lead), group, queries, keys, tile_queries, tile_keys, tile_pairs, STATISTIC_DTYPE[q.dtype], mask,
+            is_causal, mask_t, seed, dropout_p,
+        )  # fmt: skip
 
     def boxes(self) -> Iterator[Box]:
         """Slices of at most tile_pairs (batch, key head) pairs that cover all of them, the last dims first."""
@@ -92,20 +103,54 @@ class Grid:
 
     def mask_(self, S: Tensor, box: Box, rows: slice, keys: slice) -> Tensor:
         """Adds the bias of (1) to a contiguous tile of scores: mask, and -inf where the key comes after the query."""
-        S_heads = S.view(*_lengths(box), self.group, _length(rows), _length(keys))
+        S_heads = self._of_heads(S, box, rows, keys)
         if self.is_causal and keys.stop - 1 > rows.start:
             m = torch.arange(rows.start, rows.stop, device=S.device)
             n = torch.arange(keys.start, keys.stop, device=S.device)
             S_heads.masked_fill_(n > m[:, None], -torch.inf)
         if self.mask is not None:
-            wanted = (*box, slice(None), rows, keys)
-            pairs = zip(self.mask.shape, wanted, strict=True)
-            tile = self.mask[tuple(slice(None) if size == 1 else part for size, part in pairs)]
+            tile = _tile_of(self.mask, box, rows, keys)
             if tile.dtype == torch.bool:
                 S_heads.masked_fill_(~tile, -torch.inf)
             else:
                 S_heads.add_(tile)
         return S
+
+    def add_mask_tangent_(self, S_t: Tensor, box: Box, rows: slice, keys: slice) -> Tensor:
+        """Adds the tangent of the mask to a contiguous tile of the tangents of scores; (24)."""
+        if self.mask_t is not None:
+            self._of_heads(S_t, box, rows, keys).add_(_tile_of(self.mask_t, box, rows, keys))
+        return S_t
+
+    def zero_mask(self, wanted: bool) -> Maybe:
+        """What `add_to_mask` adds to: zeros of the mask's shape."""
+        return self.mask.new_zeros(self.mask.shape, dtype=self.dtype) if wanted and self.mask is not None else None
+
+    def add_to_mask(self, grad: Maybe, dS: Tensor, box: Box, rows: slice, keys: slice) -> None:
+        """Adds a contiguous tile of (25), summed over the dims in which the mask is broadcast."""
+        if grad is not None:
+            tile = _tile_of(grad, box, rows, keys)
+            tile.add_(self._of_heads(dS, box, rows, keys).sum_to_size(tile.shape))  # mutate: tile.add_
+
+    def dropout(self, box: Box, rows: slice, keys: slice) -> Maybe:
+        """A tile of R of (26), or None without dropout."""
+        if self.seed is None:
+            return None
+        *batch, heads = box
+        sizes = self.lead[:-1]
+        seed, entry = (
+            x.expand(*sizes, 1, 1, 1)[tuple(batch)].unsqueeze(-1)
+            for x in philox.seeds_and_entries(self.seed, sizes)
+        )  # fmt: skip
+        kv_head, m, n = (torch.arange(part.start, part.stop, device=seed.device) for part in (heads, rows, keys))
+        head = kv_head[:, None] * self.group + torch.arange(self.group, device=seed.device)
+        kept = philox.kept(seed, entry, head[..., None, None], m[:, None], n, self.dropout_p)
+        R = philox.factor(self.dropout_p) * kept.to(self.dtype)
+        return R.reshape(math.prod(_lengths(box)), self.group * _length(rows), _length(keys))
+
+    def _of_heads(self, tile: Tensor, box: Box, rows: slice, keys: slice) -> Tensor:
+        """A contiguous tile [Z, R, K] by batch dims, heads, queries and keys."""
+        return tile.view(*_lengths(box), self.group, _length(rows), _length(keys))
 
     @overload
     def load_keys(self, x: Tensor, box: Box) -> Tensor: ...
@@ -151,6 +196,12 @@ class Grid:
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-3, (self.lead[-1], self.group))
+
+
+def _tile_of(mask: Tensor, box: Box, rows: slice, keys: slice) -> Tensor:
+    """The part of [*batch, Hkv, group, M, N] that a tile reads or writes; dims of 1 stay whole."""
+    pairs = zip(mask.shape, (*box, slice(None), rows, keys), strict=True)
+    return mask[tuple(slice(None) if size == 1 else part for size, part in pairs)]
 
 
 def _clamp(value: int, most: int) -> int:

@@ -25,6 +25,11 @@ def add_product_(acc: Maybe, a: Maybe, b: Maybe) -> None:
         acc.baddbmm_(a, b)
 
 
+def dropped_(x: Tensor, R: Maybe) -> Tensor:
+    """R * x, in place of x."""
+    return x if R is None else x.mul_(R)
+
+
 def finite(x: Tensor) -> Tensor:
     """x with 0 for -inf, the statistic of a row that has no key so far: its scores, all -inf, then give p = 0."""
     return x.masked_fill(x.isneginf(), 0.0)  # mutate: return x masked_fill

@@ -11,11 +11,12 @@ from ..kernels.launch import call as launches
 from ..kernels.launch import schedule, selfcheck
 from ..kernels.launch.call import Call, Maybe
 from ..kernels.launch.replay import captured
+from ..kernels.portable.backward_bias import launch_backward_bias
 from ..kernels.portable.backward_key import launch_backward_key
 from ..kernels.portable.backward_preprocess import launch_rowsums
 from ..kernels.portable.backward_query import launch_backward_query
 from ..kernels.portable.forward import launch_forward
-from ..layout import empty_rows
+from ..layout import empty_bias, empty_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
 
@@ -23,9 +24,11 @@ selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 
 
 @captured(PlainOperands)
-def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
+) -> tuple[Tensor, Tensor]:
     """o and lse."""
-    call, inputs = Call(q, k, v, mask, is_causal), Inputs(q, k, v)
+    call, inputs = Call(q, k, v, mask, is_causal, None, seed, dropout_p), Inputs(q, k, v)
     if (hopper := _hopper(call, scale, inputs)) is not None:
         o, _, lse, _ = hopper.forward(call, inputs, scale)
         return o, lse
@@ -35,10 +38,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, scale
 
 @captured(Operands)
 def forward_jvp(
-    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
+    is_causal: bool, scale: float, dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, o_t, lse and mu."""
-    call, inputs = Call(q, k, v, mask, is_causal), Inputs(q, k, v, q_t, k_t, v_t)
+    call, inputs = Call(q, k, v, mask, is_causal, mask_t, seed, dropout_p), Inputs(q, k, v, q_t, k_t, v_t)
     if (hopper := _hopper(call, scale, inputs)) is not None:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, inputs, scale)
         return results
@@ -49,34 +53,44 @@ def forward_jvp(
 
 @captured(PlainBackwardOperands)
 def backward(
-    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, is_causal: bool, scale: float,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
-    """The wanted ones of d_q, d_k, d_v."""
-    six = (*wanted, False, False, False)
-    d_q, d_k, d_v, *_ = backward_jvp(
-        d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, is_causal, scale, six
-    )
-    return d_q, d_k, d_v
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_mask."""
+    of_q, of_k, of_v, of_mask = wanted
+    d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
+        d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, None, seed, is_causal, scale, dropout_p,
+        (of_q, of_k, of_v, False, False, False, of_mask, False),
+    )  # fmt: skip
+    return d_q, d_k, d_v, d_mask
 
 
 @captured(BackwardOperands)
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
-    o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, is_causal: bool, scale: float, wanted: tuple[bool, ...],
+    o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
+    dropout_p: float, wanted: tuple[bool, ...],
 ) -> tuple[Maybe, ...]:  # fmt: skip
-    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. Without a cotangent of o_t the last three are zero."""
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t.
+
+    Without a cotangent of o_t those of tangents are zero.
+    """
     given = Inputs(q, k, v, q_t, k_t, v_t)
-    asked = Inputs(*[want and x is not None for want, x in zip(wanted, given, strict=True)])
-    call = Call(q, k, v, mask, is_causal)
+    *wanted_of_inputs, of_mask, of_mask_t = wanted
+    asked = Inputs(*[want and x is not None for want, x in zip(wanted_of_inputs, given, strict=True)])
+    of_mask, of_mask_t = of_mask and mask is not None, of_mask_t and mask_t is not None
+    call = Call(q, k, v, mask, is_causal, None if d_o_t is None else mask_t, seed, dropout_p)
     if call.is_empty:
-        return tuple([_zeros_like(x) if want else None for x, want in zip(given, asked, strict=True)])
+        of_masks = _zeros_of_mask(mask, of_mask), _zeros_of_mask(mask_t, of_mask_t)
+        return *[_zeros_like(x) if want else None for x, want in zip(given, asked, strict=True)], *of_masks
     inputs, computed = given, asked
     if d_o_t is None:  # no product then involves a tangent of q, k or v
         inputs = Inputs(q, k, v)
         computed = Inputs(asked.q, asked.k, asked.v, False, False, False)
     complete = all(asked) if d_o_t is not None else asked.q and asked.k and asked.v
-    if d_o is not None and complete and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+    d_mask: Maybe = None
+    d_mask_t: Maybe = None
+    if d_o is not None and complete and not of_mask and not of_mask_t and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
     else:
         row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
@@ -84,7 +98,13 @@ def backward_jvp(
         d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, computed)
         d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, computed)
         grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
-    return grads if d_o_t is not None else _with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked)
+        if mask is not None and (of_mask or (of_mask_t and d_o_t is not None)):
+            d_mask, d_mask_t = launch_backward_bias(
+                call, inputs, (d_o, d_o_t), statistics, scale, mask, (of_mask, of_mask_t and d_o_t is not None)
+            )
+    if d_o_t is not None:
+        return *grads, d_mask, d_mask_t
+    return *_with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked), d_mask, _zeros_of_mask(mask_t, of_mask_t)
 
 
 def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
@@ -117,6 +137,10 @@ def _with_zeros(grads: tuple[Maybe, ...], tangents: tuple[Maybe, ...], wanted: t
         _zeros_like(tangent) if tangent is not None and want else grad
         for grad, tangent, want in zip(grads, tangents, wanted, strict=True)
     )
+
+
+def _zeros_of_mask(mask: Maybe, wanted: bool) -> Maybe:
+    return torch.zeros_like(empty_bias(mask)) if wanted and mask is not None else None
 
 
 def _zeros_like(x: Maybe) -> Maybe:

@@ -24,7 +24,7 @@ from ..errors import UnsupportedError, second_order
 from ..operands import Operands, Options, PlainOperands
 from .operators import prepared, without_none
 from .schema import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, OPERATORS, Operator, library
-from .tangents import check_mask, has_tangent, in_present_level, may_be_compiled, may_be_dual, split
+from .tangents import has_tangent, in_present_level, may_be_compiled, may_be_dual, split, split_mask
 
 Maybe = Tensor | None
 
@@ -83,8 +83,8 @@ class _Forward(levels.Node):
     @staticmethod
     def forward(ctx, below, gradients, *tensors):  # type: ignore[no-untyped-def]
         o, lse = below(tensors)
-        q, k, v, mask = tensors
-        ctx.save_for_backward(q, k, v, o, lse, mask)
+        q, k, v, mask, seed = tensors
+        ctx.save_for_backward(q, k, v, o, lse, mask, seed)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
@@ -94,7 +94,7 @@ class _Forward(levels.Node):
     def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
         if d_o is None:
             return (None,) * len(ctx.needs_input_grad)
-        _, _, *wanted, _ = ctx.needs_input_grad
+        _, _, *wanted, _ = ctx.needs_input_grad  # all but the seed
         # mutate: grads (1)
         grads = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))
         return None, None, *grads, None
@@ -104,9 +104,9 @@ class _ForwardJvp(levels.Node):
     @staticmethod
     def forward(ctx, below, gradients, *tensors):  # type: ignore[no-untyped-def]
         o, o_t, lse, mu = below(tensors)
-        q, k, v, q_t, k_t, v_t, mask = tensors
+        q, k, v, q_t, k_t, v_t, mask, mask_t, seed = tensors
         # mutate: ctx.save_for_backward
-        ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask)
+        ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask, mask_t, seed)
         ctx.gradients = gradients
         ctx.in_level = in_present_level() if is_marked("split") else None
         ctx.mark_non_differentiable(lse, mu)
@@ -149,15 +149,16 @@ class _Backward(levels.Node):
 
 def _forward(keyset, *args):  # type: ignore[no-untyped-def]
     operands, options, _ = FORWARD.split(args)
-    check_mask(operands.mask)
     if may_be_dual():
-        q, k, v, mask = operands
+        q, k, v, mask, seed = operands
         # mutate: (q, q_t), (k, k_t), (v, v_t)
         (q, q_t), (k, k_t), (v, v_t) = split("q", q), split("k", k), split("v", v)
-        if not (q_t is None and k_t is None and v_t is None):  # mutate: if q_t k_t
+        mask, mask_t = split_mask(mask)  # mutate: mask, mask_t
+        duals = Operands(q, k, v, q_t, k_t, v_t, mask, mask_t, seed)
+        if duals.has_tangents:  # mutate: if duals
             below = _untraced(_forward_of_duals) if may_be_compiled() else _forward_of_duals
-            return below(keyset, Operands(q, k, v, q_t, k_t, v_t, mask), options)
-        operands = PlainOperands(q, k, v, mask)
+            return below(keyset, duals, options)
+        operands = duals.plain
     if requires_grad(operands):
         return _record(FORWARD, keyset, operands, options)
     return _redispatch(FORWARD, keyset, (*operands, *options))
@@ -191,7 +192,6 @@ def _forward_of_duals(keyset: Any, operands: Operands, options: Options) -> tupl
 
 def _forward_jvp(keyset, *args):  # type: ignore[no-untyped-def]
     operands, options, _ = FORWARD_JVP.split(args)
-    check_mask(operands.mask)
     if may_be_dual() and has_tangent(operands):
         raise second_order(FORWARD_JVP.handle.name())  # mutate: raise second_order FORWARD_JVP
     return _record_jvp(keyset, operands, options)

@@ -43,19 +43,20 @@ def keep(
 ) -> None:
     """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came.
 
-    The mask alone may have been viewed.
+    The mask and its tangent alone may have been viewed.
     """
     key = _key(operator, tensors, options, enable_gqa)
-    *inputs, mask = tensors
-    *canonical_inputs, viewed = canonical
-    if key is None or any(x is not y for x, y in zip(inputs, canonical_inputs, strict=True)):
+    changed = {
+        name: (x, y) for name, x, y in zip(canonical._fields, tensors, canonical, strict=True) if x is not y
+    }  # fmt: skip
+    if key is None or not changed.keys() <= {"mask", "mask_t"} or any(x.dtype != y.dtype for x, y in changed.values()):
         return
     device = canonical.q.device.type
     if device not in KEYSETS:  # a meta tensor, say
         return
-    if (viewed is not None and (mask.requires_grad or mask.dtype != viewed.dtype)) or not _KNOWN.saw(key):
+    if not _KNOWN.saw(key):
         return
-    view = None if viewed is None or viewed is mask else _mask_viewed_as(viewed.shape)
+    view = _masks_viewed_as(operator, canonical.mask.shape) if changed and canonical.mask is not None else None
     autocast = torch.is_autocast_enabled(device)  # the casts were made, or the tensors would not be as they came
     run = _run(operator, canonical, Options(*options), view, autocast)  # mutate: run
     given = [x for x in tensors if x is not None]
@@ -93,13 +94,14 @@ def _run(operator: Operator, operands: AnyOperands, options: Options, view: View
     return below if view is None else lambda tensors: below(view(tensors))
 
 
-def _mask_viewed_as(shape: torch.Size) -> View:
-    """For masks without the leading dims of size 1 that operators take."""
+def _masks_viewed_as(operator: Operator, shape: torch.Size) -> View:
+    """For masks, and their tangents, without the leading dims of size 1 that operators take."""
+    fields = operator.operands._fields
+    first, last = fields.index("mask"), fields.index("seed")
 
     def view(tensors: Sequence[Maybe]) -> Sequence[Maybe]:
-        *inputs, mask = tensors
-        assert mask is not None
-        return *inputs, mask.view(shape)
+        masks = [None if x is None else x.view(shape) for x in tensors[first:last]]
+        return *tensors[:first], *masks, *tensors[last:]
 
     return view
 

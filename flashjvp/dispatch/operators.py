@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._torch.eager import without_autocast
 from ..backends import select
-from ..layout import empty_lse, empty_rows, empty_statistic
+from ..layout import empty_bias, empty_lse, empty_rows, empty_statistic
 from ..operands import AnyOperands, BackwardOperands, Operands, Options, PlainBackwardOperands, PlainOperands
 from .schema import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, OPERATORS, Operator, library
 
@@ -23,7 +23,7 @@ Bound = Callable[[Sequence[Maybe]], Any]
 # Implementations: pick the backend, fill in the scale, replace unwanted gradients by empty tensors.
 
 
-def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[bool, float]]:
+def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The backend's function that computes an operator, and the options as it takes them."""
     module = select.resolve(options.backend, operands.q.device, operands.q.dtype)
     # mutate: return getattr module
@@ -86,20 +86,21 @@ def _fake_forward_jvp(x: Operands) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(x: PlainBackwardOperands, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    return _fake_gradients((x.q, x.k, x.v), wanted)
+    return _fake_gradients((x.q, x.k, x.v), (x.mask,), wanted)
 
 
 def _fake_backward_jvp(x: BackwardOperands, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    return _fake_gradients((x.q, x.k, x.v, x.q_t, x.k_t, x.v_t), wanted)
+    return _fake_gradients((x.q, x.k, x.v, x.q_t, x.k_t, x.v_t), (x.mask, x.mask_t), wanted)
 
 
-def _fake_gradients(inputs: Sequence[Maybe], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+def _fake_gradients(
+    inputs: Sequence[Maybe], masks: Sequence[Maybe], wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
     first = inputs[0]
     assert first is not None
-    return tuple(
-        empty_rows(x, x.shape[-1]) if x is not None and want else first.new_empty(0)
-        for x, want in zip(inputs, wanted, strict=True)
-    )
+    grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
+    grads += [None if x is None else empty_bias(x) for x in masks]
+    return tuple(first.new_empty(0) if x is None or not want else x for x, want in zip(grads, wanted, strict=True))
 
 
 _FAKES: dict[Operator, Callable[..., Any]] = {
@@ -119,24 +120,33 @@ def _fake_rule(operator: Operator) -> Callable[..., Any]:
 # vmap rules: the mapped dim becomes the leading batch dim of every tensor.
 
 
-def mapped(operator: Operator, batch_size: int, in_dims: Sequence[Any], operands: Sequence[Maybe]) -> list[Maybe]:
-    """The tensors with the mapped dim in front. Those that have none are expanded to it, but for the mask."""
+def mapped(
+    operator: Operator, batch_size: int, in_dims: Sequence[Any], operands: Sequence[Maybe], wanted: Sequence[bool] = ()
+) -> list[Maybe]:
+    """The tensors with the mapped dim in front.
+
+    Those that have none are expanded to it, but for the seed and for the mask: of this only where each entry has a
+    gradient of its own, or where its tangent is mapped, which has its shape.
+    """
+    dims = dict(zip(operator.operands._fields, in_dims, strict=False))
+    whole = any(dims.get(name) is not None for name in ("mask", "mask_t")) or any(wanted[3 if operator is BACKWARD else 6 :])
     moved: list[Maybe] = []
-    for name, x, dim in zip(operator.operands._fields, operands, in_dims, strict=False):
+    for (name, dim), x in zip(dims.items(), operands, strict=False):
         if x is None:
             moved.append(None)
         elif dim is not None:
             moved.append(x.movedim(dim, 0))  # mutate: moved.append
         else:
             x = x.unsqueeze(0)
-            moved.append(x if name == "mask" else x.expand(batch_size, *x.shape[1:]))
+            stays = name == "seed" or (name in ("mask", "mask_t") and not whole)
+            moved.append(x if stays else x.expand(batch_size, *x.shape[1:]))
     return moved
 
 
 def _vmap_rule(operator: Operator) -> Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]:
     def rule(info, in_dims, *args):  # type: ignore[no-untyped-def]
         operands, options, wanted = operator.split(args)
-        moved = mapped(operator, info.batch_size, in_dims, operands)
+        moved = mapped(operator, info.batch_size, in_dims, operands, *wanted)
         results = operator.handle(*moved, *options, *wanted)
         if not operator.is_backward:
             return results, (0,) * len(results)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..errors import UnsupportedError, second_order
+from ..errors import second_order
 from ..operands import Operands, Options
 from .operators import mapped
 from .schema import BACKWARD, BACKWARD_JVP, FORWARD, FORWARD_JVP, Operator
@@ -36,11 +36,6 @@ def attention_jvp(operands: Operands, options: Options) -> tuple[Tensor, Tensor]
     return o, o_t
 
 
-def _refuse_gradient_of_mask(needed: bool) -> None:
-    if needed:
-        raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
-
-
 class _Node(Function):
     """What the Functions here share: an operator, and its rule for torch.func.vmap.
 
@@ -52,8 +47,8 @@ class _Node(Function):
     @classmethod
     def vmap(cls, info, in_dims, *args):  # type: ignore[no-untyped-def]
         *tensors, rest = args
-        results = cls.apply(*mapped(cls.operator, info.batch_size, in_dims, tensors), rest)
         _, wanted = rest
+        results = cls.apply(*mapped(cls.operator, info.batch_size, in_dims, tensors, wanted), rest)
         return results, tuple(0 if want else None for want in wanted or (True,) * len(results))
 
     @staticmethod
@@ -62,66 +57,59 @@ class _Node(Function):
 
 
 class _Attention(_Node):
-    """(q, k, v, mask, rest) -> o, lse."""
+    """(q, k, v, mask, seed, rest) -> o, lse."""
 
     operator = FORWARD
 
     @staticmethod
-    def forward(q, k, v, mask, rest):  # type: ignore[no-untyped-def]
+    def forward(q, k, v, mask, seed, rest):  # type: ignore[no-untyped-def]
         options, _ = rest
-        return FORWARD.handle(q, k, v, mask, *options)
+        return FORWARD.handle(q, k, v, mask, seed, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        q, k, v, mask, ctx.rest = inputs
-        *_, of_mask, _ = ctx.needs_input_grad
-        _refuse_gradient_of_mask(of_mask)
+        q, k, v, mask, seed, ctx.rest = inputs
         o, lse = output
         ctx.mark_non_differentiable(lse)
-        ctx.save_for_backward(q, k, v, mask, o, lse)
-        ctx.save_for_forward(q, k, v, mask)
+        ctx.save_for_backward(q, k, v, o, lse, mask, seed)
+        ctx.save_for_forward(q, k, v, mask, seed)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, d_o, _):  # type: ignore[no-untyped-def]
-        q, k, v, mask, o, lse = ctx.saved_tensors
-        *wanted, _, _ = ctx.needs_input_grad
+        *wanted, _, _ = ctx.needs_input_grad  # all but the seed and the rest
         if d_o is None:
             return (None,) * len(ctx.needs_input_grad)
         options, _ = ctx.rest
-        grads = _Backward.apply(d_o, q, k, v, o, lse, mask, (options, tuple(wanted)))
+        grads = _Backward.apply(d_o, *ctx.saved_tensors, (options, tuple(wanted)))
         return *_given(grads, wanted), None, None
 
     @staticmethod
-    def jvp(ctx, q_t, k_t, v_t, mask_t, _):  # type: ignore[no-untyped-def]
-        if mask_t is not None:
-            raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
-        q, k, v, mask = ctx.saved_tensors
+    def jvp(ctx, q_t, k_t, v_t, mask_t, *_):  # type: ignore[no-untyped-def]
+        q, k, v, mask, seed = ctx.saved_tensors
         o_t = None
-        if not (q_t is None and k_t is None and v_t is None):
-            _, o_t, _, _ = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, ctx.rest)
+        if not (q_t is None and k_t is None and v_t is None and mask_t is None):
+            _, o_t, _, _ = _AttentionJvp.apply(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, ctx.rest)
         return o_t, None
 
 
 class _AttentionJvp(_Node):
-    """(q, k, v, q_t, k_t, v_t, mask, rest) -> o, o_t, lse, mu."""
+    """(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, rest) -> o, o_t, lse, mu."""
 
     operator = FORWARD_JVP
 
     @staticmethod
-    def forward(q, k, v, q_t, k_t, v_t, mask, rest):  # type: ignore[no-untyped-def]
+    def forward(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, rest):  # type: ignore[no-untyped-def]
         options, _ = rest
-        return FORWARD_JVP.handle(q, k, v, q_t, k_t, v_t, mask, *options)
+        return FORWARD_JVP.handle(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        *tensors, mask, ctx.rest = inputs
-        *_, of_mask, _ = ctx.needs_input_grad
-        _refuse_gradient_of_mask(of_mask)
+        *tensors, mask, mask_t, seed, ctx.rest = inputs
         o, o_t, lse, mu = output
         ctx.name = FORWARD_JVP.handle.name()
         ctx.mark_non_differentiable(lse, mu)
-        ctx.save_for_backward(*tensors, o, o_t, lse, mu, mask)
+        ctx.save_for_backward(*tensors, o, o_t, lse, mu, mask, mask_t, seed)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -154,13 +142,13 @@ class _Last(_Node):
 
 
 class _Backward(_Last):
-    """(d_o, q, k, v, o, lse, mask, (options, wanted)) -> d_q, d_k, d_v."""
+    """(d_o, q, k, v, o, lse, mask, seed, (options, wanted)) -> d_q, d_k, d_v, d_mask."""
 
     operator = BACKWARD
 
 
 class _BackwardJvp(_Last):
-    """(d_o, d_o_t, q, ..., v_t, o, o_t, lse, mu, mask, (options, wanted)) -> the six gradients."""
+    """(d_o, d_o_t, q, ..., v_t, o, o_t, lse, mu, mask, mask_t, seed, (options, wanted)) -> the eight gradients."""
 
     operator = BACKWARD_JVP
 

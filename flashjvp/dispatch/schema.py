@@ -15,7 +15,7 @@ from ..operands import BackwardOperands, Operands, Options, PlainBackwardOperand
 
 library = torch.library.Library("flashjvp", "DEF")
 _TYPES: dict[Any, str] = {
-    Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", float | None: "float?", str | None: "str?"
+    Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", float: "float", float | None: "float?", str | None: "str?"
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def _define(name: str, operands: type[Any], results: int, is_backward: bool = Fa
 
 
 FORWARD = _define("forward", PlainOperands, results=2)
-BACKWARD = _define("backward", PlainBackwardOperands, results=3, is_backward=True)
+BACKWARD = _define("backward", PlainBackwardOperands, results=4, is_backward=True)
 FORWARD_JVP = _define("forward_jvp", Operands, results=4)
-BACKWARD_JVP = _define("backward_jvp", BackwardOperands, results=6, is_backward=True)
+BACKWARD_JVP = _define("backward_jvp", BackwardOperands, results=8, is_backward=True)
 OPERATORS = (FORWARD, BACKWARD, FORWARD_JVP, BACKWARD_JVP)

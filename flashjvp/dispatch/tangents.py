@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .. import _torch
 from .._torch.eager import may_hold_tangents
-from .._torch.levels import requires_grad
-from ..errors import ArgumentTypeError, UnsupportedError
+from ..errors import ArgumentTypeError
 
 Maybe = Tensor | None
 
@@ -42,14 +41,9 @@ def split(name: str, x: Tensor) -> tuple[Tensor, Maybe]:
     return primal, tangent
 
 
-def check_mask(mask: Maybe) -> None:
-    """A mask has no derivative, at this level either."""
-    if mask is None or not mask.is_floating_point():  # mutate: if mask mask
-        return
-    if requires_grad((mask,)):
-        raise UnsupportedError("attn_mask: expected a mask that needs no gradient, got one that requires a gradient")
-    if may_be_dual() and has_tangent((mask,)):  # mutate: if may_be_dual has_tangent
-        raise UnsupportedError("attn_mask: expected a mask without a tangent, got one that has a tangent")
+def split_mask(mask: Maybe) -> tuple[Maybe, Maybe]:
+    """The same of a mask; a choice of keys has no tangent."""
+    return (mask, None) if mask is None or not mask.is_floating_point() else split("attn_mask", mask)
 
 
 def in_present_level() -> Tensor:

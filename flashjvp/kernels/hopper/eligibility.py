@@ -25,6 +25,8 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     complete = all(x is None for x in tangents.values()) or all(x is not None for x in tangents.values())
     (width, *_), (value_width, *_) = call.k_columns, call.v_columns
     maskable = call.mask is None or can_pack(call)
+    if call.seed is not None:
+        return "dropout"
     if complete and width == value_width and width % 8 == 0 and maskable and len(call.batch_shape) == 1 and scale > 0:
         return None
     if not complete:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...backends import philox
 from ...layout import is_additive
 from ..tiles import Operand, odd
 from . import schedule
@@ -45,7 +46,10 @@ _COMPILED: dict[tuple[object, ...], Any] = {}
 class Call:
     """One attention call on the triton backend: sizes and alignment of its tensors, and how to launch on them."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool) -> None:
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
+        dropout_p: float = 0.0,
+    ) -> None:  # fmt: skip
         self.is_empty = q.numel() == 0
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self.precision = schedule.input_precision(self._dtype, self.device)
@@ -59,6 +63,13 @@ class Call:
         self.mask_layout = (0, False, False)
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask, q)
+        self._scores = (*q.shape[:-1], k.shape[-2])
+        self.mask_t = None if mask_t is None else self.bias_operand(mask_t)
+        self.seed: Tensor | None = None
+        self.dropout: tuple[int | float, ...] = ()
+        if seed is not None:
+            self.seed = seed.expand(q.shape[: seed.ndim]).contiguous()
+            self.dropout = (philox.threshold(dropout_p), philox.factor(dropout_p), seed.ndim)
 
     def operands(self, *tensors: Maybe) -> tuple[Argument | None, ...]:
         """Kernel arguments. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
@@ -94,6 +105,16 @@ class Call:
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
         argument = Argument(mask, (address, packed), special[address % 16 == 0])
         return argument, (column, aligned, additive)  # mutate: return argument column
+
+    def bias_operand(self, x: Maybe) -> Argument | None:
+        """A kernel argument of the shape of the mask: its tangent, or a gradient. Kernels read it element by element."""
+        if x is None:
+            return None
+        if x.shape[-1] != 1 and x.stride(-1) != 1:
+            x = x.contiguous()
+        packed, _, _, special = _layout(x.expand(self._scores).stride(), x.dtype)
+        address = x.data_ptr()
+        return Argument(x, (address, packed), special[address % 16 == 0])
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
@@ -145,7 +166,7 @@ class Call:
         """The constants that a kernel takes, in its order: those `given` and those of every call."""
         every = {
             "K_COLUMNS": self.k_columns, "V_COLUMNS": self.v_columns, "CAUSAL": self.is_causal,
-            "MASK_LAYOUT": self.mask_layout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+            "MASK_LAYOUT": self.mask_layout, "DROPOUT": self.dropout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
             "REGULAR": self._is_regular, **given,
         }  # fmt: skip
         names = kernel.arg_names

@@ -44,15 +44,16 @@ class CapturedCall:
 
     def __init__(
         self, device: torch.device, buffers: Sequence[_Buffer], launches: Sequence[Launch],
-        results: Sequence[int | None],
+        results: Sequence[int | None], mask: int,
     ) -> None:  # fmt: skip
+        self._mask = mask  # its place among the tensors
         self._index, self._buffers, self._launches, self._results = index_of(device), buffers, launches, results
         self._allocate = _allocator(device)
 
     def replay(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
         """The results for other tensors, or None, and nothing done, if their addresses ask for other kernels."""
         addresses = _addresses(tensors)  # mutate: addresses
-        if not self._launches or not _are_aligned(addresses):  # mutate: if self _launches
+        if not self._launches or not _are_aligned(addresses, self._mask):  # mutate: if self _launches
             return None
         if is_current(self._index):
             return self._replay([*tensors], addresses)
@@ -84,14 +85,15 @@ def _allocator(device: torch.device) -> Allocate:
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
-_NEVER = CapturedCall(torch.device("cpu"), (), (), ())  # of a call that cannot be replayed
+_NEVER = CapturedCall(torch.device("cpu"), (), (), (), 0)  # of a call that cannot be replayed
 
 
 class Capture(_torch.TorchDispatchMode or object):
     """Sees a call through; `finish` then gives what it did."""
 
-    def __init__(self, tensors: Sequence[Maybe]) -> None:
+    def __init__(self, tensors: Sequence[Maybe], mask: int) -> None:
         super().__init__()
+        self._mask = mask
         self._addresses, self._given = _addresses(tensors), len(tensors)
         self._device = next(x.device for x in tensors if x is not None)
         self._made: list[Tensor] = []  # alive, so that no address comes twice
@@ -133,7 +135,7 @@ class Capture(_torch.TorchDispatchMode or object):
         found = [place for place in places if place is not None]
         if not self._complete or -1 in found or len({*found}) < len(found):
             return _NEVER
-        return CapturedCall(self._device, self._buffers, self._launches, places)
+        return CapturedCall(self._device, self._buffers, self._launches, places, self._mask)
 
     def _buffer_of(self, result: Tensor) -> int:
         """The number of a result, whose buffer takes its shape: it may be a view, but of all of the buffer."""
@@ -152,7 +154,7 @@ _CAPTURED: TensorKeyedCache[CapturedCall] = TensorKeyedCache()
 def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
     """Replays calls of a function from earlier ones. Its first arguments are the tensors of a record of operands.py,
     the others hashable options. Its `bind` is a `Bound`, of tensors and options."""
-    count = len(record._fields)
+    count, mask = len(record._fields), record._fields.index("mask")
     q_and_k = operator.itemgetter(record._fields.index("q"), record._fields.index("k"))
 
     def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
@@ -175,9 +177,9 @@ def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, 
             if known is not None:
                 results: Any = known.replay(tensors)
                 return function(*args, **none) if results is None else results
-            if not _CAPTURED.saw(key) or not _may_be_captured(tensors):
+            if not _CAPTURED.saw(key) or not _may_be_captured(tensors, mask):
                 return function(*args, **none)
-            with Capture(tensors) as seen:
+            with Capture(tensors, mask) as seen:
                 _ACTIVE.capture = seen
                 try:
                     results = function(*args, **none)
@@ -230,7 +232,7 @@ def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
     return schedule.input_precision(dtype, device), torch.are_deterministic_algorithms_enabled()
 
 
-def _may_be_captured(tensors: Sequence[Maybe]) -> bool:
+def _may_be_captured(tensors: Sequence[Maybe], mask: int) -> bool:
     """Not inside another capture, and with addresses that tell the tensors apart."""
     given = [x.data_ptr() for x in tensors if x is not None]
     if _torch.TorchDispatchMode is None:
@@ -239,7 +241,7 @@ def _may_be_captured(tensors: Sequence[Maybe]) -> bool:
         active_capture() is None
         and 0 not in given
         and len({*given}) == len(given)
-        and _are_aligned(_addresses(tensors))
+        and _are_aligned(_addresses(tensors), mask)
     )
 
 
@@ -258,6 +260,6 @@ def _addresses(tensors: Sequence[Maybe]) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def _are_aligned(addresses: Sequence[int]) -> bool:
-    """Of the operands of a call, the mask last."""
-    return functools.reduce(operator.or_, addresses) % 16 == 0 and addresses[-1] % _MASK_ALIGNMENT == 0
+def _are_aligned(addresses: Sequence[int], mask: int) -> bool:
+    """Of the operands of a call, with the place of the mask."""
+    return functools.reduce(operator.or_, addresses) % 16 == 0 and addresses[mask] % _MASK_ALIGNMENT == 0

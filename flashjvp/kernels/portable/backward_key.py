@@ -13,13 +13,15 @@ from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import probabilities, score_gradients
+from .dropout import both_dropped, kept_tile, select_seed
 
 
 @triton.jit
 def _key_tile(
-    state, key, query, statistics, base, mask, scale, m0, at_border, n0, M, N,
+    state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, n0, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the accumulators that are not empty."""
     acc_k, acc_v, acc_k_t, acc_v_t = state
@@ -31,20 +33,22 @@ def _key_tile(
     q = load_operand(query[0], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
     q_t = load_operand(query[1], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
-        q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, scale, m0, n0,
+        q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, mask_t, scale, m0, n0,
         row[None, :], column[:, None], M, N, at_border, True, MASK_LAYOUT, False, CAUSAL, PRECISION,
     )  # fmt: skip
     G = load_operand(query[2], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     T = load_operand(query[3], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    if len(acc_v) > 0 and len(G) > 0:  # (17)
-        acc_v = add_product(acc_v, p[0], G, PRECISION)
+    kept = kept_tile(drop, m0, n0, row[None, :], column[:, None], DROPOUT)
+    rp = both_dropped(p, kept, DROPOUT)  # mutate: rp
+    if len(acc_v) > 0 and len(G) > 0:  # (17), (31)
+        acc_v = add_product(acc_v, rp[0], G, PRECISION)
     if len(acc_v) > 0 and len(T) > 0 and len(p) > 1:
-        acc_v = add_product(acc_v, p[1], T, PRECISION)  # mutate: acc_v
+        acc_v = add_product(acc_v, rp[1], T, PRECISION)  # mutate: acc_v
     if len(acc_v_t) > 0:
-        acc_v_t = add_product(acc_v_t, p[0], T, PRECISION)  # (20)
+        acc_v_t = add_product(acc_v_t, rp[0], T, PRECISION)  # (20), (32)
     if len(acc_k) + len(acc_k_t) > 0:
         ds = score_gradients(
-            p, v, v_t, G, T, (row_a, first, row, inside), (row_delta, first, row, inside), True, PRECISION
+            p, v, v_t, G, T, (row_a, first, row, inside), (row_delta, first, row, inside), kept, True, DROPOUT, PRECISION
         )  # mutate: ds
         if len(acc_k) > 0:  # (16)
             acc_k = add_product(acc_k, ds[0], q, PRECISION)
@@ -57,9 +61,10 @@ def _key_tile(
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale, batch_shape,
-    M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
+    batch_shape, M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of rows of one key head against all its queries. The gradients that are given are written."""
     BLOCK_M: tl.constexpr = TILE[0]
@@ -109,10 +114,12 @@ def backward_key_kernel(
             select_head(d_o_t, batch, head, batch_shape, REGULAR),
         )
         head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
+        head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
+        drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
         for m0 in range(first, M, BLOCK_M):
             state = _key_tile(
-                state, key, query, statistics, base, head_mask, scale, m0, m0 < full, n0, M, N,
-                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
+                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, m0 < full, n0, M, N,
+                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state
@@ -144,7 +151,7 @@ def launch_backward_key(
     operands = call.operands(*inputs, *cotangents)
     d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
     for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
-        args, tile = (*operands, call.mask, *outputs, *statistics), call.tile(family)
+        args, tile = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics), call.tile(family)
         call.launch(
             backward_key_kernel, family, call.key_programs(tile.block_n), args, scale, warps=tile.warps,
             stages=tile.stages, TILE=tile.block,

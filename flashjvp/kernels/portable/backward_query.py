@@ -8,13 +8,15 @@ from ...operands import Inputs
 from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
+from .dropout import kept_tile, select_seed
 
 
 @triton.jit
 def _query_tile(
-    acc_q, acc_q_t, query, statistics, key, mask, scale, m0, n0, at_border, M, N,
+    acc_q, acc_q_t, query, statistics, key, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
     q, q_t, G, T = query
@@ -23,12 +25,13 @@ def _query_tile(
     k = load_operand(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     k_t = load_operand(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
-        q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
+        q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
         False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
     v = load_operand(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     v_t = load_operand(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
-    ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, False, PRECISION)
+    kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
+    ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, kept, False, DROPOUT, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
     if len(ds) > 1 and len(k_t) > 0:
         acc_q = add_product(acc_q, ds[1], k_t, PRECISION)  # mutate: acc_q
@@ -39,9 +42,9 @@ def _query_tile(
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape, M, N,
-    heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape,
+    M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys. The gradients that are given are written."""
     BLOCK_M: tl.constexpr = TILE[0]
@@ -78,6 +81,8 @@ def backward_query_kernel(
         select_head(v_t, batch, head // group, batch_shape, REGULAR),
     )  # mutate: key
     head_mask = select_head(mask, batch, head, batch_shape, False)
+    head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
+    drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
 
     end = N
     full = (N // BLOCK_N) * BLOCK_N
@@ -88,8 +93,8 @@ def backward_query_kernel(
     acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
     for n0 in range(0, end, BLOCK_N):
         acc_q, acc_q_t = _query_tile(
-            acc_q, acc_q_t, query, statistics, key, head_mask, scale, m0, n0, n0 >= full, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
+            acc_q, acc_q_t, query, statistics, key, head_mask, head_mask_t, drop, scale, m0, n0, n0 >= full, M, N,
+            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
         )  # fmt: skip
 
     factor = tl.zeros([BLOCK_M], tl.float32) + scale  # mutate: factor
@@ -110,7 +115,7 @@ def launch_backward_query(
     d_q_t = _empty_like(inputs.q_t) if wanted.q_t else None
     if d_q is not None or d_q_t is not None:
         operands, grads = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
-        args, tile = (*operands, call.mask, *grads, *statistics), call.tile("backward_query")
+        args, tile = (*operands, call.mask, call.mask_t, call.seed, *grads, *statistics), call.tile("backward_query")
         call.launch(
             backward_query_kernel, "backward_query", call.query_programs(tile.block_m), args, scale, warps=tile.warps,
             stages=tile.stages, TILE=tile.block,

@@ -7,7 +7,8 @@ otherwise it is [queries, keys]. Row statistics come shaped to broadcast to the 
 import triton
 import triton.language as tl
 
-from ..tiles import biased_scores, scores_and_tangent, scores_sum
+from ..tiles import biased_scores, load_mask_tangent, scores_and_tangent, scores_sum
+from .dropout import dropped
 
 
 @triton.jit
@@ -90,11 +91,11 @@ def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def probabilities(
-    q, k, q_t, k_t, lse, mu, mask, scale, m0, n0, row, column, M, N, at_border,
+    q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row, column, M, N, at_border,
     KEYS_FIRST: tl.constexpr, MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(P, P_t), or (P,) when neither q nor k has a tangent; (1), (2), (4), (6)."""
+    """(P, P_t), or (P,) when none of q, k and the mask has a tangent; (1), (2), (24), (6)."""
     FIRST: tl.constexpr = len(q_t) * len(k)  # mutate: FIRST
     SECOND: tl.constexpr = len(q) * len(k_t)
     JOINT: tl.constexpr = q[0].dtype == tl.float32 and PRECISION == "ieee"
@@ -111,17 +112,28 @@ def probabilities(
         if len(mask) > 0:  # a row with no allowed key
             lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)  # mutate: lse2
         p = tl.exp2(s - lse2)
-    if FIRST + SECOND == 0:
+    if FIRST + SECOND + len(mask_t) == 0:
         return (p,)
+    elif FIRST + SECOND == 0:
+        bias_t = load_mask_tangent(mask_t, m0, n0, row, column, M, N, MASK_LAYOUT)
+        return (p, p * (bias_t - _statistic(mu, KEYS_FIRST)))
     else:
         if not JOINT:
             s_t = _products(q_t, k, q, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
+        if len(mask_t) > 0:
+            bias_t = load_mask_tangent(mask_t, m0, n0, row, column, M, N, MASK_LAYOUT)
+            return (p, p * (s_t * scale + bias_t - _statistic(mu, KEYS_FIRST)))  # mutate: return p bias_t
         return (p, p * (s_t * scale - _statistic(mu, KEYS_FIRST)))  # mutate: return p p
 
 
 @triton.jit
-def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """(dS, dS_t), or (dS,) without a cotangent of o_t; (9), (10), (13), (14). `p` is what `probabilities` returns."""
+def score_gradients(
+    p, v, v_t, G, T, row_a, row_delta, kept, KEYS_FIRST: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """(dS, dS_t), or (dS,) without a cotangent of o_t; (13), (14), (29), (30).
+
+    `p` is what `probabilities` returns, `kept` what `kept_tile` does.
+    """
     FIRST: tl.constexpr = len(G) * len(v)
     SECOND: tl.constexpr = len(T) * len(v_t)  # mutate: SECOND
     centred = ()
@@ -133,6 +145,10 @@ def score_gradients(p, v, v_t, G, T, row_a, row_delta, KEYS_FIRST: tl.constexpr,
             centred = _products(T, v, (), (), len(T) * len(v), 0, KEYS_FIRST, PRECISION)
         if FIRST + SECOND > 0:
             b = _products(G, v, T, v_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
+    if len(kept) > 0:
+        b = dropped(b, kept, DROPOUT)  # mutate: b
+        if len(T) > 0:
+            centred = dropped(centred, kept, DROPOUT)
     ds = p[0] * (b - _statistic(row_delta, KEYS_FIRST))  # mutate: ds (1)
     if len(T) == 0:
         return (ds,)

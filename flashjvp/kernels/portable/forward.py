@@ -13,6 +13,7 @@ from ..tiles import (
     add_scaled_rows,
     biased_scores,
     exponential,
+    load_mask_tangent,
     load_operand,
     scale_rows,
     scores,
@@ -22,13 +23,14 @@ from ..tiles import (
     store_rows,
     zero_rows,
 )
+from .dropout import kept_tile, select_seed
 
 
 @triton.jit
 def _forward_tile(
-    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, scale, m0, n0, at_border, M, N,
+    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, mean) after it; (7'')."""
     acc_o, acc_o_t, m, l, mean = state
@@ -54,14 +56,25 @@ def _forward_tile(
     v_rows = load_operand(v, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     if JVP:
         acc_o_t = scale_rows(acc_o_t, alpha)  # mutate: acc_o_t (1)
-    if FIRST + SECOND > 0:
-        if not JOINT:
+    if FIRST + SECOND + len(mask_t) > 0:
+        if FIRST + SECOND > 0 and not JOINT:
             s_t = scores_sum(q_t_rows, k_rows, q_rows, k_t_rows, FIRST, SECOND, PRECISION)
-        # mutate: s_t
-        s_t = s_t * scale - mean[:, None]  # (4), shifted
+        if len(mask_t) > 0:  # (24), shifted
+            bias_t = load_mask_tangent(mask_t, m0, n0, row[:, None], column[None, :], M, N, MASK_LAYOUT)
+            if FIRST + SECOND > 0:
+                s_t = s_t * scale + bias_t - mean[:, None]  # mutate: s_t (2)
+            else:
+                s_t = bias_t - mean[:, None]
+        else:
+            # mutate: s_t
+            s_t = s_t * scale - mean[:, None]  # (4), shifted
         step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)  # mutate: step
         mean += step  # mutate: mean
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)  # mutate: acc_o_t (2)
+    kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
+    if len(kept) > 0:
+        p = tl.where(kept[0], p, 0.0)  # mutate: p
+    if FIRST + SECOND + len(mask_t) > 0:
         # mutate: acc_o_t (3)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
     if len(v_t) > 0:  # mutate: if len v_t
@@ -73,9 +86,9 @@ def _forward_tile(
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
-    q, k, v, q_t, k_t, v_t, mask, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
+    q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head against all keys."""
     BLOCK_M: tl.constexpr = TILE[0]
@@ -99,6 +112,8 @@ def forward_kernel(
     k_t_head = select_head(k_t, batch, head // group, batch_shape, REGULAR)
     v_t_head = select_head(v_t, batch, head // group, batch_shape, REGULAR)
     head_mask = select_head(mask, batch, head, batch_shape, False)
+    head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
+    drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
 
     end = N  # mutate: end
     full = (N // BLOCK_N) * BLOCK_N
@@ -113,8 +128,9 @@ def forward_kernel(
     state = (acc_o, acc_o_t, m, l, mean)
     for n0 in range(0, end, BLOCK_N):
         state = _forward_tile(
-            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, scale, m0, n0, n0 >= full, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, JVP, PRECISION, REGULAR,
+            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, head_mask_t, drop, scale, m0, n0,
+            n0 >= full, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, JVP, PRECISION,
+            REGULAR,
         )  # fmt: skip
 
     acc_o, acc_o_t, m, l, mean = state
@@ -127,6 +143,8 @@ def forward_kernel(
     else:
         # mutate: tl.store (3)
         tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
+    if len(DROPOUT) > 0:
+        norm *= DROPOUT[1]  # mutate: norm
     o_head = select_head(o, batch, head, batch_shape, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
     if JVP:
@@ -144,7 +162,8 @@ def launch_forward(
     o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
     if call.is_empty:
         return o, o_t, lse, mu
-    args = (*call.operands(*inputs), call.mask, *call.operands(o, o_t), lse, mu)  # mutate: args
+    # mutate: args
+    args = (*call.operands(*inputs), call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)
     tile = call.tile("forward")
     call.launch(
         forward_kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps,

@@ -1,0 +1,51 @@
+"""Which probabilities dropout keeps, in a kernel: Philox 4x32 of the position, as backends/philox.py; MATH.md, section 8.
+
+Where a call has no dropout, `seed` is None, `drop` and `kept` are empty tuples, and no instruction is made of any of
+this. DROPOUT is () or (threshold, 1 / (1 - p), leading batch dims whose entries have a seed of their own).
+"""
+
+import triton
+import triton.language as tl
+
+from ..tiles import from_odd
+
+
+@triton.jit
+def select_seed(seed, batch, head, batch_shape, DROPOUT: tl.constexpr):
+    """What tells the scores of one head from those of others: (seed, head, batch entry among those of the seed)."""
+    if seed is None:
+        return ()
+    else:
+        entries = 1
+        for i in tl.static_range(len(batch_shape) - DROPOUT[2]):
+            entries *= from_odd(batch_shape[i])
+        return (tl.load(seed + batch // entries), head, batch % entries)  # mutate: return tl.load
+
+
+@triton.jit
+def kept_tile(drop, m0, n0, row, column, DROPOUT: tl.constexpr):
+    """(Z of (26),) for a tile from query m0 and key n0 on; `row` and `column` broadcast to it."""
+    if len(drop) == 0:
+        return ()
+    else:
+        zero = row * 0 + column * 0
+        word, _, _, _ = tl.philox(drop[0], zero + (column + n0), zero + (row + m0), zero + drop[1], zero + drop[2])
+        return ((word >> 1).to(tl.int32) >= DROPOUT[0],)  # mutate: return word
+
+
+@triton.jit
+def dropped(x, kept, DROPOUT: tl.constexpr):
+    """R * x of (26)."""
+    if len(kept) == 0:
+        return x
+    else:
+        return tl.where(kept[0], x * DROPOUT[1], 0.0)
+
+
+@triton.jit
+def both_dropped(p, kept, DROPOUT: tl.constexpr):
+    """R * P and, where it is there, R * P_t."""
+    if len(p) > 1:
+        return (dropped(p[0], kept, DROPOUT), dropped(p[1], kept, DROPOUT))
+    else:
+        return (dropped(p[0], kept, DROPOUT),)
