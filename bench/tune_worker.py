@@ -110,22 +110,24 @@ def product(candidate: Candidate) -> str:
 
 def launch(candidate: Candidate, inputs: Inputs) -> dict[str, Tensor]:
     """Calls the library so that it launches the candidate's family; returns the results by their names."""
-    options = (inputs.mask, False, inputs.c)
+    options = (False, inputs.c, 0.0)
     primals = (inputs.q, inputs.k, inputs.v)
     assert inputs.d_o is not None
     if candidate.kind == "plain":
-        o, lse = kernels.forward(*primals, *options)
+        masks: tuple[Tensor | None, ...] = (inputs.mask, None)
+        o, lse = kernels.forward(*primals, *masks, *options)
         if candidate.family == "forward":
             return {"o": o}
-        plain = kernels.backward(inputs.d_o, *primals, o, lse, *options, (True,) * 3)
-        return {name: x for name, x in zip(oracles.NAMES[2:5], plain, strict=True) if x is not None}
+        plain = kernels.backward(inputs.d_o, *primals, o, lse, *masks, *options, (True,) * 3 + (False,))
+        return {name: x for name, x in zip(oracles.NAMES[2:5], plain, strict=False) if x is not None}
     operands = (*primals, inputs.q_t, inputs.k_t, inputs.v_t)
-    o, o_t, lse, mu = kernels.forward_jvp(*operands, *options)
+    masks = (inputs.mask, None, None)
+    o, o_t, lse, mu = kernels.forward_jvp(*operands, *masks, *options)
     if candidate.family == "forward":
         return {"o": o, "o_t": o_t}
     wanted = (True,) * 6 if candidate.kind in PIPELINE_KINDS else WANTED[candidate.family]
-    grads = kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu, *options, wanted)
-    return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=True) if x is not None}
+    grads = kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu, *masks, *options, (*wanted, False, False))
+    return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=False) if x is not None}
 
 
 def captured(candidate: Candidate, inputs: Inputs) -> list[Callable[[], None]]:

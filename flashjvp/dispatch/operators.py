@@ -129,7 +129,8 @@ def mapped(
     gradient of its own, or where its tangent is mapped, which has its shape.
     """
     dims = dict(zip(operator.operands._fields, in_dims, strict=False))
-    whole = any(dims.get(name) is not None for name in ("mask", "mask_t")) or any(wanted[3 if operator is BACKWARD else 6 :])
+    of_masks = wanted[3 if operator is BACKWARD else 6 :]
+    whole = any(of_masks) or any(dims.get(name) is not None for name in ("mask", "mask_t"))
     moved: list[Maybe] = []
     for (name, dim), x in zip(dims.items(), operands, strict=False):
         if x is None:

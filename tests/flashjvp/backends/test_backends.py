@@ -112,9 +112,10 @@ def call_kernels(inputs: Inputs) -> None:
 
     primals = (inputs.q, inputs.k, inputs.v)
     tangents = (inputs.q_t, inputs.k_t, inputs.v_t)
-    options = (inputs.mask, inputs.is_causal, inputs.c)
+    options = (inputs.mask, None, None, inputs.is_causal, inputs.c, 0.0)
     o, o_t, lse, mu = kernels.forward_jvp(*primals, *tangents, *options)
-    kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *primals, *tangents, o, o_t, lse, mu, *options, (True,) * 6)
+    wanted = (True,) * 6 + (False,) * 2
+    kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *primals, *tangents, o, o_t, lse, mu, *options, wanted)
 
 
 @interpreted

@@ -29,10 +29,10 @@ def leaf(x: Any) -> Any:
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_opcheck_of_the_forward_operators(backend: str, is_causal: bool) -> None:
     x = canonical()
-    options = (x["mask"], is_causal, None, backend)
-    opcheck(schema.FORWARD.handle, (leaf(x["q"]), leaf(x["k"]), leaf(x["v"]), *options))
+    options = (is_causal, None, backend, 0.0)
+    opcheck(schema.FORWARD.handle, (leaf(x["q"]), leaf(x["k"]), leaf(x["v"]), x["mask"], None, *options))
     six = tuple(leaf(x[name]) for name in ("q", "k", "v", "q_t", "k_t", "v_t"))
-    opcheck(schema.FORWARD_JVP.handle, (*six, *options))
+    opcheck(schema.FORWARD_JVP.handle, (*six, x["mask"], None, None, *options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -40,13 +40,13 @@ def test_opcheck_of_the_forward_operators(backend: str, is_causal: bool) -> None
 def test_opcheck_of_the_backward_operators(backend: str, cotangents: tuple[bool, bool]) -> None:
     x = canonical()
     six = tuple(x[name] for name in ("q", "k", "v", "q_t", "k_t", "v_t"))
-    options = (x["mask"], False, 0.3, backend)
-    o, o_t, lse, mu = schema.FORWARD_JVP.handle(*six, *options)
+    masks, options = (x["mask"], None, None), (False, 0.3, backend, 0.0)
+    o, o_t, lse, mu = schema.FORWARD_JVP.handle(*six, *masks, *options)
     d_o, d_o_t = (torch.randn_like(o) if given else None for given in cotangents)
-    wanted = [True, False, True, True, False, True]
-    opcheck(schema.BACKWARD_JVP.handle, (d_o, d_o_t, *six, o, o_t, lse, mu, *options, wanted))
+    wanted = [True, False, True, True, False, True, False, False]
+    opcheck(schema.BACKWARD_JVP.handle, (d_o, d_o_t, *six, o, o_t, lse, mu, *masks, *options, wanted))
     if d_o is not None:
-        opcheck(schema.BACKWARD.handle, (d_o, *six[:3], o, lse, *options, wanted[:3]))
+        opcheck(schema.BACKWARD.handle, (d_o, *six[:3], o, lse, *masks[:2], *options, [True, False, True, False]))
 
 
 def negated(x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_lazily_negated_tensors(backend: str, with_graph: bool) -> None:
 
     def results(*negative: Any) -> Any:
         inputs = [leaf(x) if with_graph else x for x in negative]
-        o, o_t, *_ = schema.FORWARD_JVP.handle(*inputs, None, False, None, backend)
+        o, o_t, *_ = schema.FORWARD_JVP.handle(*inputs, None, None, None, False, None, backend, 0.0)
         if not with_graph:
             return o, o_t
         leaves = [x for x in inputs if x is not None]
@@ -98,12 +98,12 @@ class Seen(torch.Tensor):
 def test_a_tensor_subclass_sees_the_operator(place: int, with_graph: bool) -> None:
     x = canonical()
     six = [x[name] for name in ("q", "k", "v", "q_t", "k_t", "v_t")]
-    expected = schema.FORWARD_JVP.handle(*six, None, False, None, "reference")
+    expected = schema.FORWARD_JVP.handle(*six, None, None, None, False, None, "reference", 0.0)
     if with_graph:
         six = [leaf(x) for x in six]
     six[place] = Seen(six[place].detach())
     Seen.names.clear()
-    actual = schema.FORWARD_JVP.handle(*six, None, False, None, "reference")
+    actual = schema.FORWARD_JVP.handle(*six, None, None, None, False, None, "reference", 0.0)
     assert "forward_jvp" in Seen.names
     assert all(isinstance(x, Seen) for x in actual)
     torch.testing.assert_close([x.held for x in actual], list(expected))

@@ -41,7 +41,7 @@ RUNS: list[str] = []
 
 
 @replay.captured(PlainOperands)
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, how: str, scale: float) -> tuple[Tensor, Maybe, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, how: str, scale: float) -> tuple[Tensor, Maybe, Tensor]:
     """As a backend allocates and launches."""
     RUNS.append(how)
     call = Call(q, k, v, mask, False)
