@@ -15,10 +15,11 @@ PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist workst
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is %s: try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help test-torch test-torch-wiring $(TARGETS)
+.PHONY: help test-torch test-torch-wiring test-clients $(TARGETS)
 
 help:
 	@echo "targets: $(TARGETS)"
+	@echo "networks of timm, diffusers, transformers and others: test-clients"
 	@echo "with another torch: test-torch, test-torch-wiring VERSION=2.14.1 [TIER=fast] [TESTS=\"tests/flashjvp/test_api.py ...\"]"
 
 $(TARGETS): $(READY)
@@ -62,6 +63,11 @@ test-torch:
 	@echo "expected a release of torch, got none: make test-torch VERSION=2.14.1" >&2; exit 2
 endif
 
+# Networks of other packages, in an environment of their own, so that the main one stays small.
+test-clients: TIER = clients
+test-clients: $(VENVS)/clients/.ready
+	$(call PYTEST,$(<D)) tests/clients
+
 test-torch-wiring: TESTS = $(WIRING_TESTS)
 test-torch-wiring: test-torch
 
@@ -69,6 +75,12 @@ $(READY): pyproject.toml constraints.txt
 	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENVS)/clients/.ready: pyproject.toml constraints.txt
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev,clients]'
 	@touch $@
 
 # === is PyPI's own build, which brings the Triton it was released with; == would take a build for CPUs, too.

@@ -72,7 +72,7 @@ def space(kind: str, family: str) -> Iterable[tuple[int, ...]]:
         in_registers = range(min(REGISTER_OPERANDS.get(family, 0), 3 if kind == "tangents" else 2) + 1)
         pieces = SUB_TILES.get(family, (1,)), BUFFER_STAGES.get(family, (0,))
         return itertools.product(BLOCK_ROWS, PIPELINE_STAGES, in_registers, *pieces)
-    return itertools.product(ROWS, *(((0,), WARPS, (1,)) if family == "rowsums" else (ROWS, WARPS, STAGES)))
+    return itertools.product(ROWS, *(((0,), WARPS, (1,)) if family == "backward_preprocess" else (ROWS, WARPS, STAGES)))
 
 
 def changed(

@@ -19,15 +19,15 @@ import triton
 from torch import Tensor
 
 from flashjvp.backends import triton as kernels
-from flashjvp.kernels.launch import replay, schedule
+from flashjvp.kernels.launch import replaced, schedule
 from flashjvp.kernels.launch.call import Call
 from flashjvp.kernels.launch.hopper_tables import PIPELINES, Families, Pipeline
 from flashjvp.kernels.launch.schedule import Tile
 from verify.budget import tolerance
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
-from verify.codegen import command as codegen
-from verify.codegen import worker as codegen_runs
+from verify.codegen.command import Configuration, fault
+from verify.codegen.worker import compile_all
 from verify.oracles import attention as oracles
 
 from . import worker
@@ -44,7 +44,7 @@ CHECKED_LENGTH, CHECKED_HEADS = 200, 2  # with a ragged last tile
 # The warp-specialised kernels serve calls for all of them.
 PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
 WANTED = {
-    "rowsums": (True, False, False, True, False, False),
+    "backward_preprocess": (True, False, False, True, False, False),
     "backward_query": (True, False, False, True, False, False),
     "backward_key": (False, True, False, False, True, False),
     "backward_value": (False, False, True, False, False, True),
@@ -71,11 +71,11 @@ def main() -> None:
 
 def compiled(candidate: Candidate) -> dict[str, Any]:
     """What the compiler makes of a candidate; skipped where that fails, does not fit or spills in a loop."""
-    with only(candidate), patch.object(codegen_runs, "call", lambda _: launch(candidate, inputs_of(candidate, "meta"))):
+    with only(candidate):
         size, tangents = candidate.head_dim, "" if candidate.kind == "plain" else "qkv"
-        job = codegen.Configuration(candidate.arch, product(candidate), size, size, tangents)
-        (kernel,) = codegen_runs.compile_all(job)
-    reason = codegen.fault(kernel, triton.__version__)
+        job = Configuration(candidate.arch, product(candidate), size, size, tangents)
+        (kernel,) = compile_all(job, lambda _: launch(candidate, inputs_of(candidate, "meta")))
+    reason = fault(kernel, triton.__version__)
     if not reason and kernel.loop_spill_share > MOST_SPILLS:
         reason = f"spills: {kernel.loop_spill_share:.1%} of a loop's instructions, at most {MOST_SPILLS:.1%}"
     columns = ("registers", "spill_bytes", "loop_spill_share", "shared_bytes")
@@ -139,8 +139,7 @@ def captured(candidate: Candidate, inputs: Inputs) -> list[Callable[[], None]]:
         if is_of(candidate, *call):
             found.append(lambda: original(*call, **constants))
 
-    replay.forget()  # a played call makes no Call
-    with every_launch(kept):
+    with replaced.launch(kept):
         launch(candidate, inputs)
     return found
 
@@ -151,18 +150,6 @@ def is_of(candidate: Candidate, call: Call, kernel: Any, family: str, *rest: Any
 
 
 @contextmanager
-def every_launch(do: Callable[..., None]) -> Iterator[None]:
-    """`do(original, *arguments)` in place of each launch."""
-    original: Callable[..., None] = Call.launch
-
-    def instead(*call: Any, **constants: Any) -> None:
-        do(original, *call, **constants)
-
-    with patch.object(Call, "launch", instead):
-        yield
-
-
-@contextmanager
 def only(candidate: Candidate) -> Iterator[None]:
     """The library launches nothing but the candidate's family, and that with its tile."""
 
@@ -170,30 +157,26 @@ def only(candidate: Candidate) -> Iterator[None]:
         if is_of(candidate, *call):
             original(*call, **constants)
 
-    with tile_in_use(candidate), every_launch(chosen):
+    with tile_in_use(candidate), replaced.launch(chosen):
         yield
 
 
 @contextmanager
 def tile_in_use(candidate: Candidate) -> Iterator[None]:
     """The tables hold the candidate's tile for its family, whatever the head dim, and its table alone is in use."""
-    pipelines: dict[str, Families] = {}
+    pipelines: dict[int, dict[str, Families]] = {}
     with ExitStack() as patches:
         if candidate.kind in PIPELINE_KINDS:
             width = candidate.entry[3]
-            pipelines = {kind: dict(tiles) for kind, tiles in PIPELINES[candidate.arch][width].items()}
-            pipelines[candidate.kind][candidate.family] = Pipeline(*candidate.tile)
+            pipelines[width] = {kind: dict(tiles) for kind, tiles in PIPELINES[candidate.arch][width].items()}
+            pipelines[width][candidate.kind][candidate.family] = Pipeline(*candidate.tile)
             ordered = candidate.family in ("backward_query", "backward_key")  # others may stand in for these
             patches.enter_context(deterministic(ordered))
         else:
             entries = schedule.TABLES[candidate.arch][candidate.kind][candidate.family]
             patches.enter_context(patch.dict(entries, dict.fromkeys(entries, Tile(*candidate.tile))))
-        patches.enter_context(patch.object(schedule, "pipelines", lambda device, kind, width: pipelines))
-        replay.forget()
-        try:
-            yield
-        finally:
-            replay.forget()
+        patches.enter_context(replaced.pipelines(pipelines, dq_accum_from={}))
+        yield
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
 
 from .api import attention, attention_jvp
+from .checkpoint import checkpoint
+from .diagnosis.diagnose import check
+from .diagnosis.findings import CheckReport, Comparison, Diagnosis, Finding
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -10,18 +13,33 @@ from .errors import (
     UnsupportedError,
 )
 from .explain import Explanation, explain
+from .integrations.replaced import install, replaced, uninstall
+from .norms import batch_norm, layer_norm
+from .varlen import varlen
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "CheckReport",
+    "Comparison",
+    "Diagnosis",
     "Explanation",
+    "Finding",
     "FlashJVPError",
     "FlashJVPPerformanceWarning",
     "SecondOrderError",
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "batch_norm",
+    "check",
+    "checkpoint",
     "explain",
+    "install",
+    "layer_norm",
+    "replaced",
+    "uninstall",
+    "varlen",
 ]

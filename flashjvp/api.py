@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import causal_bias, checks
+from . import call_forms, causal_bias, checks
 from .dispatch import derivatives, fast_path, func_jvp
 from .dispatch.schema import FORWARD, FORWARD_JVP
 from .operands import Inputs, Operands, Options
@@ -18,16 +18,20 @@ _AUTOCAST_FROM = (*_HALF, torch.float32)
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Maybe = None,
+    k: Maybe = None,
+    v: Maybe = None,
     attn_mask: Maybe = None,
-    dropout_p: float = 0.0,
+    dropout_p: float | Tensor = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     enable_gqa: bool = False,
     *,
     backend: str | None = None,
+    layout: str = "bhmd",
+    query: Maybe = None,
+    key: Maybe = None,
+    value: Maybe = None,
 ) -> Tensor:
     """Scaled dot product attention that is right under every derivative: a drop-in for PyTorch's.
 
@@ -35,25 +39,35 @@ def attention(
 
         S = c * q @ k.T + bias      P = softmax(S)      o = P @ v
 
-    The signature, its positions and their meaning are those of `torch.nn.functional.scaled_dot_product_attention`.
+    The signature, its positions and their meaning are those of `torch.nn.functional.scaled_dot_product_attention`;
+    q, k and v may be given by its names, `query`, `key` and `value`, too.
     Memory is linear in M and N, since the scores are never held whole (but for the reference backend).
 
     Args:
-        q: queries [*batch, Hq, M, D], or [M, D] for one head; M >= 1, D in 1..256. float16, bfloat16, float32, or
-            float64 (not on triton). Any strides: packed qkv views cost nothing, a last stride other than 1 one copy.
-        k: keys [*batch, Hkv, N, D], N >= 1; the dtype and device of q.
-        v: values [*batch, Hkv, N, Dv], Dv in 1..256; the dtype and device of q. Batch dims, aligned at the right,
-            broadcast across q, k, v, and so do heads: equal numbers, or 1 (for other numbers see `enable_gqa`).
+        q: queries [*batch, Hq, M, D], or [M, D] for one head. D of at most 256 on triton. float16, bfloat16, float32,
+            or float64 (not on triton). Any strides: packed qkv views cost nothing, a last stride other than 1 one copy.
+        k: keys [*batch, Hkv, N, D]; the dtype and device of q.
+        v: values [*batch, Hkv, N, Dv], Dv of at most 256 on triton; the dtype and device of q. Batch dims, aligned at
+            the right, broadcast across q, k, v, and so do heads: equal numbers, or 1 (for other numbers see
+            `enable_gqa`). Any size may be 0: without keys o is zeros, with D = 0 the mean of v.
         attn_mask: a tensor on q's device that broadcasts, aligned at the right, to [*batch, Hq, M, N]. bool: True = the
             key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats); any finite number, also
             -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`. Must need no gradient.
-        dropout_p: 0.0, a probability; no other value is implemented.
+        dropout_p: 0.0, a probability; no other value is implemented. A 0-dim tensor is read, as for `scale`.
         is_causal: True lets query m see keys n <= m only, aligned at the top left also where M != N. With `attn_mask`
             given too, both apply (an extension: PyTorch documents an error).
-        scale: c, a finite real number without unit; None = D**-0.5.
-        enable_gqa: True lets Hq be a multiple of Hkv: query head h takes part with key head h // (Hq // Hkv).
+        scale: c, a finite real number without unit; None = D**-0.5. A 0-dim tensor on the CPU, or on q's device, is
+            read, which waits for the device that it is on; it must have no gradient and no tangent.
+        enable_gqa: True lets Hq be a multiple of Hkv: query head h takes part with key head h // (Hq // Hkv). k and v
+            may have different numbers, which are then repeated in memory to the least common multiple.
         backend: "triton", "tiled" (plain PyTorch, tile by tile), "reference" (dense, O(M N) memory), or None = triton
-            on a GPU and dtype that it supports, else tiled. A backend asked for by name serves the call or raises.
+            on a GPU, for a dtype and head dims that it supports, else tiled. A backend asked for by name serves the
+            call or raises.
+        layout: "bhmd", or "bmhd" for q, k and v that are [*batch, rows, H, D]: they are viewed, not copied. o is then
+            [*batch, M, Hq, Dv]. The mask stays as it is, and errors speak of shapes with heads before rows.
+        query: another name of q.
+        key: another name of k.
+        value: another name of v.
 
     Returns:
         o [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype and device, its head and row dims in
@@ -65,11 +79,11 @@ def attention(
         mode through both together, to inputs and tangents, in one backward launch. None in `attn_mask` and `scale`.
 
     Raises:
-        ArgumentTypeError: (a TypeError) a wrong Python type or dtype, or dtypes that differ.
-        ArgumentValueError: (a ValueError) shapes that do not fit, an empty M, N, D or Dv, devices that differ, a value
-            out of range.
-        UnsupportedError: (a NotImplementedError) dropout, a mask that needs a gradient or has a tangent, a sparse or
-            nested tensor, a call that the backend asked for cannot serve.
+        ArgumentTypeError: (a TypeError) a wrong Python type or dtype, dtypes that differ, or a tensor of q, k and v
+            that is missing or came by both of its names.
+        ArgumentValueError: (a ValueError) shapes that do not fit, devices that differ, a value out of range.
+        UnsupportedError: (a NotImplementedError) dropout, a mask, scale or dropout_p that needs a gradient or has a
+            tangent, a sparse or nested tensor, a call that the backend asked for cannot serve.
         SecondOrderError: (an UnsupportedError) a derivative beyond one JVP followed by one backward pass.
 
     Numerics:
@@ -84,6 +98,13 @@ def attention(
     Source:
         FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
     """
+    if query is not None or key is not None or value is not None:
+        q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
+    if layout != "bhmd":
+        q, k, v = call_forms.heads_first(layout, q=q, k=k, v=v)
+        return attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=backend).transpose(-2, -3)
+    if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
+        dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, attn_mask, None), (is_causal, scale, backend)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
@@ -97,28 +118,33 @@ def attention(
         )  # fmt: skip
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
-    operands = _seeded(_canonical(Operands(q, k, v, mask=attn_mask), enable_gqa, backend), dropout_p)
+    operands = _canonical(Operands._make((q, k, v, None, None, None, attn_mask, None, None)), enable_gqa, backend)
+    operands = _seeded(operands, dropout_p)
     o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
     if operands.seed is None:
         fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
-    return o.squeeze(0) if _is_one_head(q, k, v) else o
+    return _result(o, operands, q, k, v)
 
 
 def attention_jvp(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Maybe = None,
+    k: Maybe = None,
+    v: Maybe = None,
     q_t: Maybe = None,
     k_t: Maybe = None,
     v_t: Maybe = None,
     attn_mask: Maybe = None,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     enable_gqa: bool = False,
     *,
     attn_mask_t: Maybe = None,
     dropout_p: float = 0.0,
     backend: str | None = None,
+    layout: str = "bhmd",
+    query: Maybe = None,
+    key: Maybe = None,
+    value: Maybe = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot product attention and its Jacobian-vector product, with explicit tangents.
 
@@ -145,6 +171,10 @@ def attention_jvp(
         scale: as in `attention`: c, a finite real number without unit; None = D**-0.5. It has no tangent.
         enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
+        layout: as in `attention`: "bhmd" or "bmhd", of q, k, v, their tangents, o and o_t.
+        query: another name of q.
+        key: another name of k.
+        value: another name of v.
 
     Returns:
         o and o_t, each [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype and device, laid out
@@ -171,27 +201,44 @@ def attention_jvp(
     Source:
         FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
     """
+    if query is not None or key is not None or value is not None:
+        q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
+    if layout != "bhmd":
+        q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
+        o, o_t = attention_jvp(
+            q, k, v, q_t, k_t, v_t, attn_mask, is_causal, scale, enable_gqa, attn_mask_t=attn_mask_t,
+            dropout_p=dropout_p, backend=backend,
+        )  # fmt: skip
+        return o.transpose(-2, -3), o_t.transpose(-2, -3)
+    if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
+        dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, backend)
-    is_dropped = type(dropout_p) is not float or dropout_p != 0.0
-    if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
+    if (
+        type(dropout_p) is float
+        and dropout_p == 0.0
+        and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa))
+    ):
         o, o_t, _, _ = run(given)
         return o, o_t
     checks.options(dropout_p, is_causal, scale, enable_gqa)
-    operands = _seeded(_canonical(Operands(*given), enable_gqa, backend), dropout_p)
+    operands = _seeded(_canonical(Operands._make(given), enable_gqa, backend), dropout_p)
     # mutate: o, o_t
     o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
     if operands.has_tangents and operands.seed is None:
         fast_path.keep(FORWARD_JVP, given, options, enable_gqa, operands)
-    return (o.squeeze(0), o_t.squeeze(0)) if _is_one_head(q, k, v) else (o, o_t)
+    return _result(o, operands, q, k, v), _result(o_t, operands, q, k, v)
 
 
-def _is_one_head(*qkv: Tensor) -> bool:
-    """Operators take a head dim; the public functions also tensors without."""
-    return all(x.ndim == 2 for x in qkv)
+def _result(o: Tensor, operands: Operands, *qkv: Any) -> Tensor:
+    """Operators take a head dim and at least one column of v; the public functions also tensors without."""
+    *_, v = qkv
+    if operands.v.shape[-1] != v.shape[-1]:
+        o = o[..., : v.shape[-1]]
+    return o.squeeze(0) if all(x.ndim == 2 for x in qkv) else o
 
 
-def _scale(scale: float | None) -> float | None:
+def _scale(scale: Any) -> float | None:
     """Operators take a float; the public functions any real number."""
     return scale if scale is None else float(scale)
 
@@ -222,6 +269,8 @@ def _canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
         of_q, of_kv = leading
         dims = Inputs(of_q, of_kv, of_kv, of_q, of_kv, of_kv)
         x = x._replace(**dict(zip(Inputs._fields, map(_expand, x.inputs, dims), strict=True)))
+    checks.head_dims(x, backend)
+    x = call_forms.with_columns(x)
     if x.mask is not None:
         checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2]))
     if x.q.ndim == 2:
@@ -242,6 +291,9 @@ def _of_one_rank(x: Operands) -> Operands:
 def _expand(x: Maybe, leading: checks.Shape) -> Maybe:
     if x is None or x.shape[:-2] == leading:
         return x
+    *_, heads = leading
+    if x.shape[-3] not in (1, heads):  # k and v of unequal numbers of heads
+        x = x.repeat_interleave(heads // x.shape[-3], dim=-3)
     return x.expand(*leading, *x.shape[-2:])
 
 

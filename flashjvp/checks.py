@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import hints
 from .backends import select
 from .errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from .operands import Operands
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_HEAD_DIM = 256
 REAL: Any = (float, int, torch.SymFloat, torch.SymInt, numbers.Real)  # the frequent ones first
 
 # What types of tensors have as __torch_function__ that do nothing there.
@@ -35,9 +35,12 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
     if not 0.0 <= dropout_p <= 1.0:
         raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1]", repr(dropout_p)))
     if not isinstance(is_causal, bool):
-        raise ArgumentTypeError(_message("is_causal", "a bool", _type(is_causal)))
+        raise ArgumentTypeError(
+            _message("is_causal", "a bool", _type(is_causal) + hints.of_flag("is_causal", is_causal))
+        )
     if not isinstance(enable_gqa, bool):
-        raise ArgumentTypeError(_message("enable_gqa", "a bool", _type(enable_gqa)))
+        came = _type(enable_gqa) + hints.of_flag("enable_gqa", enable_gqa)
+        raise ArgumentTypeError(_message("enable_gqa", "a bool", came))
     if scale is not None:
         if not isinstance(scale, REAL) or isinstance(scale, bool):
             raise ArgumentTypeError(_message("scale", "a real number or None", _type(scale)))
@@ -89,6 +92,12 @@ def ranks_and_tangents(x: Operands) -> None:
             raise ArgumentValueError(_message(f"{name}_t", expected, _shape(tangent.shape)))
 
 
+def head_dims(x: Operands, backend: str | None) -> None:
+    """An explicit backend can serve head dims so wide."""
+    if backend is not None:
+        select.check_head_dims(backend, select.is_wide(x.q, x.v))
+
+
 def shapes(x: Operands, enable_gqa: bool) -> tuple[Shape, Shape] | None:
     """q [*batch, Hq, M, D], k [*batch, Hkv, N, D], v [*batch, Hkv, N, Dv], or rank 2, all of one rank.
 
@@ -108,7 +117,8 @@ def mask_shape(shape: Shape, scores: Shape) -> None:
     for size, full in zip(shape, scores[max(missing, 0) :], strict=False):
         fits = fits and (size == full or size == 1)
     if not fits:
-        raise ArgumentValueError(_message("attn_mask", f"a shape that broadcasts to {_sizes(scores)}", _shape(shape)))
+        came = _shape(shape) + hints.of_mask_shape(tuple(shape), tuple(scores))
+        raise ArgumentValueError(_message("attn_mask", f"a shape that broadcasts to {_sizes(scores)}", came))
 
 
 def _named(x: Operands) -> list[tuple[str, Any]]:
@@ -118,7 +128,7 @@ def _named(x: Operands) -> list[tuple[str, Any]]:
 
 def _tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
-        raise ArgumentTypeError(_message(name, "a tensor", _type(x)))
+        raise ArgumentTypeError(_message(name, "a tensor", _type(x) + hints.of_type(x)))
     if type(x) is not Tensor:
         _subclass(name, x)
     if x.layout is not torch.strided or x.is_nested:
@@ -142,7 +152,8 @@ def _subclass(name: str, x: Tensor) -> None:
 def _mask(attn_mask: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     if attn_mask.dtype not in (torch.bool, torch.float32, dtype):
         expected = f"torch.bool, torch.float32 or the dtype of q, {dtype}"
-        raise ArgumentTypeError(_message("attn_mask", expected, str(attn_mask.dtype)))
+        came = f"{attn_mask.dtype}{hints.of_mask_dtype(attn_mask.dtype)}"
+        raise ArgumentTypeError(_message("attn_mask", expected, came))
     if attn_mask.device != device:
         raise ArgumentValueError(_message("attn_mask", f"the device of q, {device}", str(attn_mask.device)))
 
@@ -163,19 +174,11 @@ def _mask_tangent(attn_mask_t: Tensor, attn_mask: Tensor | None) -> None:
 
 
 def _rows_and_widths(q: Shape, k: Shape, v: Shape) -> None:
-    """Shapes of equal length that end in [M, D], [N, D], [N, Dv], with M, N >= 1 and D, Dv in 1..256."""
+    """Shapes of equal length that end in [M, D], [N, D], [N, Dv]. Any of these may be 0."""
     if k[-1] != q[-1]:
         raise ArgumentValueError(_message("k", f"the head dim of q {_sizes(q)}, {q[-1]}", _shape(k)))
     if v[-2] != k[-2]:
         raise ArgumentValueError(_message("v", f"as many rows as k {_sizes(k)}, {k[-2]}", _shape(v)))
-    if q[-2] < 1:
-        raise ArgumentValueError(_message("q", "at least one row (M >= 1)", _shape(q)))
-    if k[-2] < 1:
-        raise ArgumentValueError(_message("k", "at least one row (N >= 1)", _shape(k)))
-    if not 1 <= q[-1] <= MAX_HEAD_DIM:
-        raise ArgumentValueError(_message("q", f"a head dim D of 1 to {MAX_HEAD_DIM}", _shape(q)))
-    if not 1 <= v[-1] <= MAX_HEAD_DIM:
-        raise ArgumentValueError(_message("v", f"a head dim Dv of 1 to {MAX_HEAD_DIM}", _shape(v)))
 
 
 def _leading_dims(q: Shape, k: Shape, v: Shape, enable_gqa: bool) -> tuple[Shape, Shape]:
@@ -193,25 +196,26 @@ def _leading_dims(q: Shape, k: Shape, v: Shape, enable_gqa: bool) -> tuple[Shape
 
 
 def _grouped_heads(q: Shape, k: Shape, v: Shape) -> tuple[int, int]:
-    heads, kv_heads = q[-3], k[-3]
-    if v[-3] != kv_heads:
-        raise ArgumentValueError(_message("v", f"as many heads as k {_sizes(k)}, {kv_heads}", _shape(v)))
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
-        expected = f"a number of heads that divides the {heads} heads of q {_sizes(q)}"
-        raise ArgumentValueError(_message("k", expected, _shape(k)))
-    return heads, kv_heads
+    """Numbers that divide that of q. Of k and v with unequal ones, the heads are repeated to a common multiple."""
+    heads = q[-3]
+    for name, shape in (("k", k), ("v", v)):
+        if heads != shape[-3] and (shape[-3] == 0 or heads % shape[-3] != 0):
+            expected = f"a number of heads that divides the {heads} heads of q {_sizes(q)}"
+            raise ArgumentValueError(_message(name, expected, _shape(shape) + hints.of_heads(q, k, v)))
+    return heads, k[-3] if k[-3] == v[-3] else math.lcm(k[-3], v[-3])
 
 
 def _broadcast_heads(q: Shape, k: Shape, v: Shape) -> tuple[int, int]:
     """Equal numbers, or 1. One key head for several query heads stays one: backends share it without expansion."""
     kv_heads = _broadcast(k[-3:-2], v[-3:-2])
     if kv_heads is None:
-        raise ArgumentValueError(_message("v", f"1 head or as many as k {_sizes(k)}, {k[-3]}", _shape(v)))
+        came = _shape(v) + hints.of_heads(q, k, v)
+        raise ArgumentValueError(_message("v", f"1 head or as many as k {_sizes(k)}, {k[-3]}", came))
     heads = _broadcast(q[-3:-2], kv_heads)
     if heads is None:
         name, shape = ("k", k) if k[-3] != 1 else ("v", v)
         expected = f"1 head or as many as q {_sizes(q)}, {q[-3]} (or a divisor of it with enable_gqa=True)"
-        raise ArgumentValueError(_message(name, expected, _shape(shape)))
+        raise ArgumentValueError(_message(name, expected, _shape(shape) + hints.of_heads(q, k, v)))
     return heads[0], kv_heads[0]
 
 
@@ -230,7 +234,8 @@ def _message(argument: str, expected: str, came: str) -> str:
 
 
 def _type(x: object) -> str:
-    return f"an object of type {type(x).__name__}"
+    kind = type(x)  # numpy has a bool of its own
+    return f"an object of type {'numpy.' * (kind.__module__ == 'numpy')}{kind.__name__}"
 
 
 def _shape(shape: Shape) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, api, checks, environment, support
+from . import _torch, api, call_forms, checks, environment, support
 from .backends import select
 from .operands import Operands, Options
 
@@ -62,9 +62,9 @@ class Explanation:
 
 
 def explain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Maybe = None,
+    k: Maybe = None,
+    v: Maybe = None,
     q_t: Maybe = None,
     k_t: Maybe = None,
     v_t: Maybe = None,
@@ -73,7 +73,13 @@ def explain(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    attn_mask_t: Maybe = None,
+    dropout_p: float = 0.0,
     backend: str | None = None,
+    layout: str = "bhmd",
+    query: Maybe = None,
+    key: Maybe = None,
+    value: Maybe = None,
 ) -> Explanation:
     """Prints and returns what `attention_jvp` would do with the same arguments: backend, kernels, tiles, and why.
 
@@ -84,11 +90,15 @@ def explain(
     Raises:
         What `attention_jvp` raises for these arguments.
     """
+    q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
+    if layout != "bhmd":
+        q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
     attn_mask, is_causal = api._plain_mask(attn_mask, is_causal, q, k)
-    checks.options(0.0, is_causal, scale, enable_gqa)
+    dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
+    checks.options(dropout_p, is_causal, scale, enable_gqa)
     with _WithoutCopies():
-        operands = api._canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask), enable_gqa, backend)
-        served = _served(operands, Options(is_causal, scale, backend))
+        operands = api._canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t), enable_gqa, backend)
+        served = _served(operands, Options(is_causal, scale, backend, float(dropout_p)))
     explanation = _explanation(served, operands.q, backend)
     print(explanation)
     return explanation
@@ -115,27 +125,30 @@ class _Served(NamedTuple):
     kernels: str
     tiles: dict[str, dict[str, int]]
     reasons: list[str]
+    wide: bool = False
 
 
 def _served(operands: Operands, options: Options) -> _Served:
     """Of canonical operands."""
-    q, k, v, *_, mask = operands
-    is_causal, scale = options.of_backend(q)
-    chosen = options.backend or select.choose(q.device, q.dtype)
+    q, k, v, mask = operands.q, operands.k, operands.v, operands.mask
+    is_causal, scale, dropout_p = options.of_backend(q)
+    wide = select.is_wide(q, v)
+    chosen = options.backend or select.choose(q.device, q.dtype, wide)
     if chosen == "reference":
-        return _Served(chosen, DENSE, {}, [])
+        return _Served(chosen, DENSE, {}, [], wide)
     if chosen == "tiled":
         from .backends.tiled_grid import Grid
 
         grid = Grid.of(q, k, None, is_causal)
         tile = {"queries": grid.tile_queries, "keys": grid.tile_keys}
-        return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [])
+        return _Served(chosen, TILE_BY_TILE, {"forward": tile, "backward": tile}, [], wide)
     select.resolve(chosen, q.device, q.dtype)
     from .kernels.hopper import eligibility
     from .kernels.launch import schedule
     from .kernels.launch.call import Call
 
-    call = Call(q, k, v, mask, is_causal)
+    seed = q.new_empty((), dtype=torch.int64) if dropout_p else None
+    call = Call(q, k, v, mask, is_causal, operands.mask_t, seed, dropout_p)
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
     jvp = operands.has_tangents
@@ -144,15 +157,16 @@ def _served(operands: Operands, options: Options) -> _Served:
         reasons.append(eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
-        return _Served(chosen, PORTABLE, _portable_tiles(call, jvp), found)
+        return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, mask is not None and mask.requires_grad), found)
     return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp), [])
 
 
-def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
+def _portable_tiles(call: "Call", jvp: bool, of_mask: bool) -> dict[str, dict[str, int]]:
     from .kernels.launch import schedule
 
     of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
-    families = ["forward", "rowsums", "backward_query", *(family for family, _ in of_keys)]
+    families = ["forward", "backward_preprocess", "backward_query", *(family for family, _ in of_keys)]
+    families += ["backward_bias"] * of_mask
     found = {name: schedule.lookup(call.device, call.precision, name, call.width)._asdict() for name in families}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 
@@ -177,21 +191,21 @@ def _explanation(served: _Served, q: Tensor, asked: str | None) -> Explanation:
     versions = {**found._asdict(), "triton": found.triton or "not installed", "device": where}
     on_kernels = served.backend == "triton" and served.kernels == WARP_SPECIALISED
     measured = on_kernels and capability == (9, 0) and row is not None and row.gpu == support.MEASURED
-    reasons = (*_why_not_triton(served.backend, asked, q.device, q.dtype), *served.reasons)
+    reasons = (*_why_not_triton(served.backend, asked, q.device, q.dtype, served.wide), *served.reasons)
     return Explanation(served.backend, served.kernels, served.tiles, reasons, versions, measured)
 
 
-def _why_not_triton(chosen: str, asked: str | None, device: torch.device, dtype: torch.dtype) -> list[str]:
+def _why_not_triton(chosen: str, asked: str | None, device: torch.device, dtype: torch.dtype, wide: bool) -> list[str]:
     """Why plain PyTorch serves a call."""
     if chosen == "triton":
         return []
-    if asked is not None and select.choose(device, dtype) == "triton":
+    if asked is not None and select.choose(device, dtype, wide) == "triton":
         return [f"backend={asked!r} was asked for: backend=None takes the kernels"]
-    if device.type == "meta":
+    if device.type == "meta" and not wide:
         return ["tensors on the meta device: backend='triton' explains what a GPU of compute capability 9.0 gets"]
-    if device.type != "cuda":
+    if device.type not in ("cuda", "meta"):
         return [f"tensors on the {device.type} device: the kernels need a GPU"]
-    return [f"the kernels do not serve this: {select.obstacle('triton', device, dtype)}"]
+    return [f"the kernels do not serve this: {select.obstacle('triton', device, dtype, wide)}"]
 
 
 def _words(tile: Mapping[str, int]) -> str:

@@ -3,9 +3,10 @@
 import sys
 import warnings
 
+from . import environment
 from .errors import FlashJVPPerformanceWarning
 
-_SAID: set[str] = set()
+_SAID: dict[str, bool] = environment.kept({})
 _NOT_THE_USER = ("flashjvp", "torch")
 
 
@@ -13,7 +14,7 @@ def warn_once(reason: str) -> None:
     """Warns of `reason`, unless this process has. The warning names the user's line where there is one on the stack."""
     if reason in _SAID:
         return
-    _SAID.add(reason)
+    _SAID[reason] = True
     text = f"{reason} (flashjvp.explain tells what a call gets; this is said once)"
     warnings.warn(text, FlashJVPPerformanceWarning, stacklevel=_levels_to_the_user())
 

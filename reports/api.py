@@ -62,7 +62,7 @@ def exported(package: Path) -> Iterator[Definition]:
     """The definitions of the names in `__all__` of a package, which it imports from modules of its own."""
     tree = ast.parse((package / "__init__.py").read_text())
     sources = {
-        alias.name: package / f"{node.module}.py"
+        alias.name: package / f"{node.module.replace('.', '/')}.py"
         for node in tree.body
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names

@@ -1,6 +1,7 @@
 """What every test runs under: one thread, poisoned fresh memory, one hypothesis profile, no gpu tests without a GPU.
 
-`--tier fast` is what `make test` runs: the part of the long tests that tests/tiers.py chooses.
+`--tier fast` is what `make test` runs: the part of the long tests that tests/tiers.py chooses. `--tier clients` is what
+`make test-clients` runs, and no other tier does: networks of other packages.
 """
 
 import os
@@ -25,19 +26,28 @@ if not torch.cuda.is_available():
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tier", choices=("fast", "all"), default="all", help="fast: a part of the long tests")
+    parser.addoption("--tier", choices=("fast", "all", "clients"), default="all", help="fast: a part of the long tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--tier") == "fast":
-        left_out = tiers.left_out(items)
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
-        items[:] = [item for item in items if item.nodeid not in left_out]
+    tier = config.getoption("--tier")
+    _leave_out(config, items, {item.nodeid for item in items if (tier == "clients") != _is_of_clients(item)})
+    if tier == "fast":
+        _leave_out(config, items, tiers.left_out(items))
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch finds none"))
+
+
+def _is_of_clients(item: pytest.Item) -> bool:
+    return item.get_closest_marker("clients") is not None
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], names: set[str]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
+    items[:] = [item for item in items if item.nodeid not in names]
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,11 @@ from .training.config import TrainConfig
 from .training.logger import MetricsError
 from .training.parallel import leave, world
 from .training.presets import PRESETS
+from .training.run_lock import RunLockedError
 from .training.step import NonFiniteError
 
 DEFAULT = "digits"
+STOPPED = 128  # plus the number of the signal is the exit status, as in a shell
 DESCRIPTION = """Terminal Velocity Matching: trains a network that samples in one step.
 
 Choose a preset (default: digits), then change any setting:
@@ -23,7 +25,8 @@ Choose a preset (default: digits), then change any setting:
 - python -m tvm_ref.train digits --run.steps 100 --run.out runs/short
 - python -m tvm_ref.train digits --help lists every setting
 
-A run found in --run.out is resumed where it stopped."""
+A run found in --run.out is resumed where it stopped. Ctrl-C and SIGTERM save the run and
+end it with exit status 130 or 143; a finished run exits with 0."""
 
 
 def parse(arguments: list[str]) -> TrainConfig:
@@ -36,8 +39,8 @@ def parse(arguments: list[str]) -> TrainConfig:
     )
 
 
-def main() -> None:
-    """Runs the command."""
+def main() -> int:
+    """Runs the command. Returns 0 for a finished run, 128 plus the signal's number for a stopped one (130: Ctrl-C)."""
     try:
         config = parse(sys.argv[1:])
         import torch  # slow to import, and not needed for --help
@@ -47,13 +50,13 @@ def main() -> None:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         with world(config.run.device) as this:
-            Trainer(config, this, Console()).run()
+            trainer = Trainer(config, this, Console())
+            return 0 if trainer.run() else STOPPED + trainer.signal
     except KeyboardInterrupt:
         raise SystemExit("interrupted: what was saved is complete") from None
-    except (ValueError, OSError, CheckpointError, MetricsError, NonFiniteError) as error:
+    except (ValueError, OSError, CheckpointError, MetricsError, NonFiniteError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
-    leave(0)
+    leave(main())

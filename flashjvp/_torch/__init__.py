@@ -7,6 +7,7 @@ is speed: without them a call takes a longer way.
 
 import functools
 import operator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -77,9 +78,16 @@ EMPTY_STRIDED = {
 # Without the check of torch.cuda that CUDA was initialised: there are tensors on it.
 current_cuda_device = _find("torch._C._cuda_getDevice") or torch.cuda.current_device
 
+# Trees of lists, tuples and dicts, as checkpoint.py takes and returns them.
+pytree = _find("torch.utils._pytree")
+# Which tensors carry a tangent at some level: integrations/, norms.py, checkpoint.py.
+_level_of = _find("torch._C._functorch.maybe_get_level")
+_unwrapped = _find("torch._C._functorch.get_unwrapped")
+
 _make_dual = _find("torch._VF._make_dual")
 _unpack_dual = _find("torch._VF._unpack_dual")
 _is_zero = _find("torch.Tensor._is_zerotensor")
+_is_wrapped = _find("torch._C._functorch.is_functorch_wrapped_tensor")
 _is_legacy_batched = _find("torch._C._functorch.is_legacy_batchedtensor")
 
 
@@ -94,9 +102,9 @@ PER_LEVEL = _are_there(
 )  # fmt: skip
 _CAN_WATCH = PER_LEVEL and _are_there(_dispatch_modes, _function_modes, _profiler_enabled)
 CAN_SKIP_DISPATCHER = _CAN_WATCH and _are_there(dispatch_keys, included_keys, excluded_keys, TensorGuards)
-CAN_LOWER_JVP = _CAN_WATCH and _are_there(
-    JvpInterpreter, TransformType, unwrap_level, innermost_transform, pop_transform, push_transform
-)
+_LEAVE_JVP = (TransformType, unwrap_level, innermost_transform, pop_transform, push_transform)
+CAN_LEAVE_JVP = _are_there(_transforms_active, _level_of, _unwrapped, *_LEAVE_JVP)
+CAN_LOWER_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
 
 
 def transforms_active() -> bool:
@@ -132,9 +140,56 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Primal and tangent of a tensor; a tangent known to be zero counts as none."""
     unpack = forward_ad.unpack_dual if _unpack_dual is None else _unpack_dual
     primal, tangent = unpack(x, level=0)
-    if tangent is not None and _is_zero is not None and _is_zero(tangent):
+    if tangent is not None and is_zero(tangent):
         tangent = None
     return primal, tangent
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a transform of functorch wraps a tensor; without the name, whether one could."""
+    return transforms_active() if _is_wrapped is None else bool(_is_wrapped(x))
+
+
+def is_zero(x: Tensor) -> bool:
+    """Whether a tensor is a zero that PyTorch knows as such, and holds no memory for."""
+    return _is_zero is not None and bool(_is_zero(x))
+
+
+def may_carry_tangents() -> bool:
+    """Whether any tensor of this thread may have a tangent, at any level."""
+    return transforms_active() or dual_level_active()
+
+
+def level_gives_tangents() -> bool:
+    """Whether tensors may be dual at the level that this thread is at, and can be asked (those of a vmap cannot)."""
+    if not transforms_active():
+        return True
+    return CAN_LEAVE_JVP and bool(innermost_transform().key() == TransformType.Jvp)
+
+
+def carries_tangent(x: object) -> bool:
+    """Whether a tensor has a tangent at any level of this thread; without the names that tell, whether it may have."""
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+        return False
+    if level_gives_tangents() and unpack_dual(x)[1] is not None:
+        return True
+    if not transforms_active():
+        return False
+    if not CAN_LEAVE_JVP:
+        return True
+    inner = _unwrapped(x) if _level_of(x) == innermost_transform().level() else x
+    layer = pop_transform()
+    try:
+        return carries_tangent(inner)
+    finally:
+        push_transform(layer)
+
+
+def once_a_trace(function: Callable[..., None]) -> Callable[..., None]:
+    """torch.compile runs the function once for each trace, and leaves nothing in the graph. (The public decorator,
+    `torch.compiler.assume_constant_result`, imports the compiler.)"""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_legacy_batched(x: Tensor) -> bool:

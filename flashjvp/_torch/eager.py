@@ -1,7 +1,7 @@
-"""Whether anything stands between a call and a backend: transforms, dual levels, modes, tracing, autocast, a profiler.
+"""Tells whether a call may skip PyTorch's dispatcher.
 
-Where nothing does, the dispatcher of PyTorch would lead straight from autograd to the implementation of an operator,
-and a call may go there without it.
+It may where the dispatcher would go straight from autograd to the implementation of the operator: no transform, dual
+level, mode, tracing, autocast or profiler is active.
 """
 
 import threading
@@ -24,15 +24,15 @@ if _torch.PER_LEVEL:
     _IDLE = _torch.keyset("BackendSelect", "ADInplaceOrView")
     _AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA")
 
-# What a thread is doing: "public" is a call of `attention` while some thread is in a dual level, "split" an operator of
-# the primals and tangents of one, "lowered" a call below func.jvp, which took all tangents off (func_jvp.py).
+# Flags of a thread. "public": it runs a call of `attention` while a dual level is open. "split": it runs forward_jvp on
+# primals and tangents taken from dual tensors. "lowered": it runs a call below func.jvp, where no tensor has a tangent.
 State = Literal["public", "split", "lowered"]
 _THREAD = threading.local()  # mutate: _THREAD
 
 
 @contextmanager
 def marked(state: State) -> Iterator[None]:
-    """This thread is doing so."""
+    """Sets the flag of this thread in the block."""
     before = getattr(_THREAD, state, False)
     setattr(_THREAD, state, True)
     try:
@@ -42,14 +42,14 @@ def marked(state: State) -> Iterator[None]:
 
 
 def is_marked(state: State) -> bool:
-    """Whether this thread is doing so."""
+    """Whether the flag of this thread is set."""
     return getattr(_THREAD, state, False)
 
 
 def may_hold_tangents() -> bool:
     """Whether tensors of this thread may be dual at its present level.
 
-    A dual level is of all threads, so a level says little and each tensor has to be asked.
+    PyTorch counts dual levels for the whole process, so that an open one may belong to another thread.
     """
     if _torch.transforms_active() or _torch.dispatch_modes_active():
         return True

@@ -1,5 +1,8 @@
-"""Whether a PyTorch that nobody has tried still does what levels.py needs: a tiny operator, x ** 2, wired as ours are,
-against its known derivatives. Takes a quarter of a second, once, at import."""
+"""Tries out whether an unknown release of PyTorch does what levels.py needs.
+
+A tiny operator, x ** 2, is registered as the operators of flashjvp are, and its derivatives are compared with the known
+ones. That takes a quarter of a second, once, at import; the releases that the test-suite was run with skip it.
+"""
 
 from typing import Any
 

@@ -138,7 +138,7 @@ def _softmax(S: Tensor, additive: bool) -> tuple[Tensor, Tensor]:
     if not additive:
         lse = torch.logsumexp(S, dim=-1)
         return P.masked_fill(lse.isneginf()[..., None], 0.0), lse
-    m = S.amax(-1)
+    m = S.amax(-1) if S.shape[-1] else S.new_full(S.shape[:-1], -torch.inf)
     log_l = torch.logsumexp(S - _finite(m)[..., None], dim=-1)
     # mutate: return P masked_fill
     return P.masked_fill(m.isneginf()[..., None], 0.0), torch.stack((m, log_l), dim=-1)

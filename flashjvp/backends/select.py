@@ -5,24 +5,30 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from .. import environment
 from ..errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from ..performance import warn_once
 
 NAMES = ("triton", "tiled", "reference")
+MAX_HEAD_DIM = 256
+"""Of the kernels. The other backends take any."""
+_TOO_WIDE = f"expected head dims of at most {MAX_HEAD_DIM}, got a wider one (use 'tiled' or 'reference')"
 
 
 @cache
-def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
+def resolve(name: str | None, device: torch.device, dtype: torch.dtype, wide: bool = False) -> ModuleType:
     """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled.
+
+    `wide`: whether head dims are too wide for the kernels (is_wide).
 
     Warns where a GPU gets tiled, but for its dtype, which is the user's choice.
     """
     if name is None:
-        name = choose(device, dtype)
+        name = choose(device, dtype, wide)
         if name == "tiled" and device.type == "cuda" and dtype != torch.float64:
-            reason = obstacle("triton", device, dtype)
+            reason = obstacle("triton", device, dtype, wide)
             warn_once(f"{device} runs attention in plain PyTorch (tiled), without its kernels: {reason}")
     if name == "triton":
         from . import triton as kernels
@@ -37,9 +43,14 @@ def resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
     return reference
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> str:
+def is_wide(q: Tensor, v: Tensor) -> bool:
+    """Whether a head dim is too wide for the kernels."""
+    return max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM
+
+
+def choose(device: torch.device, dtype: torch.dtype, wide: bool = False) -> str:
     """The name of the backend that serves a call which asks for none."""
-    return "triton" if device.type == "cuda" and obstacle("triton", device, dtype) is None else "tiled"
+    return "triton" if device.type == "cuda" and obstacle("triton", device, dtype, wide) is None else "tiled"
 
 
 def check(name: object, device: torch.device, dtype: torch.dtype) -> None:
@@ -53,8 +64,16 @@ def check(name: object, device: torch.device, dtype: torch.dtype) -> None:
         raise UnsupportedError(f"backend: {name!r} {reason}")
 
 
-def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def check_head_dims(name: str, wide: bool) -> None:
+    """Raises when backend `name` has no kernels for head dims so wide."""
+    if name == "triton" and wide:
+        raise UnsupportedError(f"backend: 'triton' {_TOO_WIDE}")
+
+
+def obstacle(name: str, device: torch.device, dtype: torch.dtype, wide: bool = False) -> str | None:
     """Why backend `name` cannot serve tensors of this device and dtype, or None when it can."""
+    if name == "triton" and wide:
+        return _TOO_WIDE
     if name != "triton" or device.type == "meta":
         return None
     if dtype == torch.float64:

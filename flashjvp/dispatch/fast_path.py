@@ -1,10 +1,9 @@
-"""The short way for calls like earlier ones: checks were made, and nothing but autograd stands before the kernels.
+"""The fast path: a call like an earlier one skips the checks and PyTorch's dispatcher, which take longer than a launch.
 
-A call of a public function is checked, cast, viewed, and goes through PyTorch's dispatcher, at more host time than its
-launch takes. All of that follows from what a guard compares (guards.py) and from the options. So where it left the
-tensors of a call as they are, and they go straight to a backend, later calls like it do that at once, recording the
-same autograd node. Under transforms, dual levels, modes, tracing, compilation and profiling every call takes the
-dispatcher, which those watch.
+"Like" means the same options and equal tensor metadata (guards.py). A call is remembered if the checks passed its
+tensors on unchanged and the dispatcher led straight to a backend. Later ones record the same autograd node and call the
+backend at once. Under transforms, dual levels, modes, tracing and profiling every call takes the dispatcher, since
+those watch it.
 """
 
 from collections.abc import Callable, Sequence

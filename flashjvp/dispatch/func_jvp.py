@@ -1,7 +1,7 @@
-"""attention under torch.func.jvp as attention_jvp below it, in Python what functorch does in the dispatcher.
+"""Lowers `attention` under torch.func.jvp to `attention_jvp`, without functorch's way through the dispatcher.
 
-There an operator goes down through every layer with its arguments wrapped, and twice through Python on the way. Here
-the tangents are taken off, the transform is left, as a custom Function leaves it, and the results are made dual again.
+It unwraps primals and tangents, leaves the transform, calls `attention_jvp`, enters the transform again and wraps o and
+o_t into a dual tensor. functorch itself would wrap the arguments at every level and enter Python twice.
 """
 
 from collections.abc import Callable, Sequence

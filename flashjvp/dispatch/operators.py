@@ -1,4 +1,4 @@
-"""What the dispatcher's operators do: compute on a backend, tell shapes (fake rules), and map a dim (vmap rules).
+"""What the dispatcher's operators do: call a backend, infer shapes (fake rules), and map over a dim (vmap rules).
 
 The schemas are in schema.py, the derivatives in derivatives.py.
 """
@@ -25,9 +25,10 @@ Bound = Callable[[Sequence[Maybe]], Any]
 
 def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The backend's function that computes an operator, and the options as it takes them."""
-    module = select.resolve(options.backend, operands.q.device, operands.q.dtype)
+    q, v = operands.q, operands.v
+    module = select.resolve(options.backend, q.device, q.dtype, select.is_wide(q, v))
     # mutate: return getattr module
-    return getattr(module, operator.name), options.of_backend(operands.q)
+    return getattr(module, operator.name), options.of_backend(q)
 
 
 def bound(

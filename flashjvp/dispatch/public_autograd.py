@@ -1,8 +1,8 @@
-"""The derivatives by public torch.autograd.Functions, for a PyTorch without the names that autograd.py stands on.
+"""Derivatives by public torch.autograd.Functions, for a PyTorch that lacks a private name which autograd.py needs.
 
-Results are the same; a JVP with a backward pass takes two launches each way. functorch takes a Function through all of
-its levels at once, so the tangent of o is a Function of its own, with a backward pass of its own. torch.compile leaves
-these calls uncompiled (a graph break): of a Function in a compiled torch.func.jvp it would drop the tangent.
+Results are the same. It is slower: o and its tangent come from two Functions, because functorch runs a Function for all
+of its levels at once, so a JVP takes two launches forward and two backward. torch.compile breaks its graph at these
+calls: compiled, a Function under torch.func.jvp would lose its tangent.
 """
 
 from collections.abc import Sequence

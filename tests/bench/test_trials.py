@@ -26,18 +26,18 @@ def make_trial(tile: Sequence[int], ms: float | None, head_dim: int = 64, **chan
 
 
 def test_candidates_come_in_one_order_with_the_tile_in_use_first() -> None:
-    found = candidates("sm_90", "half", ["forward", "rowsums", "backward_key_value"], [64, 72, 128])
-    assert found == candidates("sm_90", "half", ["forward", "rowsums", "backward_key_value"], [64, 72, 128])
+    found = candidates("sm_90", "half", ["forward", "backward_preprocess", "backward_key_value"], [64, 72, 128])
+    assert found == candidates("sm_90", "half", ["forward", "backward_preprocess", "backward_key_value"], [64, 72, 128])
     assert len(set(found)) == len(found)
     first = found[:7]
     assert [(x.family, x.head_dim) for x in first] == [
         *(("forward", d) for d in (64, 72, 128)),
-        *(("rowsums", d) for d in (64, 72, 128)),
+        *(("backward_preprocess", d) for d in (64, 72, 128)),
         ("backward_key_value", 64),  # which a wider head dim does not have
     ]
     assert all(x.tile == current(x.entry) for x in first)
     assert {x.entry[3] for x in found if x.head_dim == 72} == {128}
-    assert all((x.tile[1], x.tile[3]) == (0, 1) for x in found if x.family == "rowsums")
+    assert all((x.tile[1], x.tile[3]) == (0, 1) for x in found if x.family == "backward_preprocess")
 
 
 def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:

@@ -1,5 +1,6 @@
 """The worker of the tile search launches a kernel with a candidate's tile, and times it only if it is right."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,15 +9,14 @@ import torch
 
 from bench import isolate, tune, tune_worker
 from bench.trials import Candidate, candidates
-from flashjvp.kernels.launch import hopper_tables, schedule
-from flashjvp.kernels.launch.call import Call
+from flashjvp.kernels.launch import replaced, schedule
 from flashjvp.kernels.launch.hopper_tables import Pipeline
 from flashjvp.kernels.launch.schedule import Tile
 from verify.budget import tolerance
 from verify.emulator.gluon import emulated
 from verify.oracles import attention as oracles
 
-FAMILIES = ("forward", "rowsums", "backward_query", "backward_key", "backward_value", "backward_key_value")
+FAMILIES = ("forward", "backward_preprocess", "backward_query", "backward_key", "backward_value", "backward_key_value")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -26,20 +26,18 @@ def test_a_family_is_launched_once_with_the_candidates_tile(family: str, monkeyp
         pytest.skip("the kernels are interpreted only where there is no GPU")
     monkeypatch.setattr(tune_worker, "LENGTH", 40)
     monkeypatch.setattr(tune_worker, "HEADS", 1)
-    tile = Tile(16, 0 if family == "rowsums" else 32, 4, 1)
+    tile = Tile(16, 0 if family == "backward_preprocess" else 32, 4, 1)
     inputs = tune_worker.inputs_of(Candidate("sm_90", "ieee", family, 32, tile), torch.device("cpu"))
     candidate = Candidate("sm_90", "half", family, 32, tile)  # the interpreter takes the tiles of "half" for float32
     exact = oracles.dense64(inputs)
     budgets = tolerance.budget(inputs, exact, oracles.dense_same_type(inputs))
     used: list[tuple[int, ...]] = []
-    original = Call.launch
 
-    def seen(*call: Any, **constants: Any) -> None:
+    def seen(launch: Callable[..., None], *call: Any, **constants: Any) -> None:
         used.append((*constants["TILE"], constants["warps"], constants["stages"]))
-        original(*call, **constants)
+        launch(*call, **constants)
 
-    monkeypatch.setattr(Call, "launch", seen)
-    with tune_worker.tile_in_use(candidate):
+    with tune_worker.tile_in_use(candidate), replaced.launch(seen):
         results = tune_worker.launch(candidate, inputs)
         (again,) = tune_worker.captured(candidate, inputs)
         used.clear()
@@ -72,25 +70,24 @@ def test_a_warp_specialised_kernel_is_launched_once_with_the_candidates_tile(
         pytest.skip("the emulator serves machines without a GPU")
     monkeypatch.setattr(tune_worker, "LENGTH", 140)
     monkeypatch.setattr(tune_worker, "HEADS", 1)
-    monkeypatch.setattr(hopper_tables, "DQ_ACCUM_FROM", {})
     candidate = Candidate("sm_90", kind, family, head_dim, tile)
     inputs = tune_worker.inputs_of(candidate, torch.device("cpu")).map(torch.Tensor.float)
     exact = oracles.dense64(inputs)
     budgets = tolerance.budget(inputs, exact, oracles.dense_same_type(inputs))
     used: list[tuple[Any, ...]] = []
-    original, before = Call.launch, torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled()
 
-    def seen(call: Call, kernel: Any, family: str, programs: int, args: Any, *rest: Any, **constants: Any) -> None:
+    def seen(launch: Callable[..., None], *given: Any, **constants: Any) -> None:
+        _, _, family, _, args, *_ = given
         if "STAGES" not in constants:  # a portable kernel beside it
-            return original(call, kernel, family, programs, args, *rest, **constants)
+            return launch(*given, **constants)
         rows = {x.block_shape[2] for x in args if hasattr(x, "block_shape") and len(x.block_shape) == 4}
         defaults = {"REGISTER_OPERANDS": 0, "SUB_TILES": 1, "BUFFER_STAGES": 0}
         flags = [constants.get(name, default) for name, default in defaults.items()]
         used.append((family, rows, constants["STAGES"], *flags))
-        original(call, kernel, family, programs, args, *rest, **constants)
+        launch(*given, **constants)
 
-    monkeypatch.setattr(Call, "launch", seen)
-    with emulated(), tune_worker.tile_in_use(candidate):
+    with emulated(), tune_worker.tile_in_use(candidate), replaced.launch(seen):
         results = tune_worker.launch(candidate, inputs)
         (again,) = tune_worker.captured(candidate, inputs)
         used.clear()
@@ -128,8 +125,8 @@ def test_a_candidate_is_timed_only_if_its_results_are_right(monkeypatch: pytest.
 def test_the_worker_compiles_for_a_gpu_that_is_not_there() -> None:
     pytest.importorskip("triton")
     jobs = [
-        Candidate("sm_90", "half", "rowsums", 64, (64, 0, 4, 1)),
-        Candidate("sm_90", "half", "rowsums", 64, (48, 0, 4, 1)),
+        Candidate("sm_90", "half", "backward_preprocess", 64, (64, 0, 4, 1)),
+        Candidate("sm_90", "half", "backward_preprocess", 64, (48, 0, 4, 1)),
         Candidate("sm_90", "plain", "forward", 64, (64, 2, 0)),
         Candidate("sm_90", "tangents", "backward_value", 128, (128, 5, 0)),
     ]

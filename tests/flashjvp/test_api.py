@@ -21,7 +21,8 @@ from tests.flashjvp.forms import BACKENDS, DV, FORMS, B, D, H, K, M, N, Q, V, no
 
 
 def parameters(function: Any) -> list[tuple[str, Any]]:
-    return [(p.name, p.default) for p in inspect.signature(function).parameters.values() if p.name != "backend"]
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.default) for p in found if p.kind is not p.KEYWORD_ONLY]
 
 
 def test_signature_is_that_of_pytorch() -> None:
@@ -44,10 +45,12 @@ def test_attention_jvp_takes_the_same_but_tangents_for_dropout() -> None:
 
 
 @pytest.mark.parametrize("function", [attention, attention_jvp])
-def test_backend_is_keyword_only(function: Any) -> None:
+def test_backend_and_other_names_are_keyword_only(function: Any) -> None:
     backend = inspect.signature(function).parameters["backend"]
     assert backend.kind is inspect.Parameter.KEYWORD_ONLY
     assert backend.default is None
+    others = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert others == ["backend", "layout", "query", "key", "value"]
 
 
 @BACKENDS
@@ -136,8 +139,10 @@ def test_shapes_are_inferred_on_the_meta_device(backend: str | None) -> None:
 
 def test_what_the_package_exports() -> None:
     errors = {"FlashJVPError", "ArgumentTypeError", "ArgumentValueError", "UnsupportedError", "SecondOrderError"}
-    others = {"attention", "attention_jvp", "explain", "Explanation", "FlashJVPPerformanceWarning"}
-    assert set(flashjvp.__all__) == {*others, *errors}
+    others = {"attention", "attention_jvp", "explain", "Explanation", "FlashJVPPerformanceWarning", "varlen"}
+    in_models = {"replaced", "install", "uninstall", "layer_norm", "batch_norm", "checkpoint"}
+    of_check = {"check", "CheckReport", "Comparison", "Diagnosis", "Finding"}
+    assert set(flashjvp.__all__) == {*others, *in_models, *of_check, *errors}
     assert flashjvp.__version__ == "0.1.0"
     builtins = {
         "ArgumentTypeError": TypeError,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ import flashjvp
 from flashjvp import support
 from flashjvp.backends import select
 from flashjvp.kernels.hopper import eligibility
-from flashjvp.kernels.launch import replay, schedule
+from flashjvp.kernels.launch import replaced, schedule
 from flashjvp.kernels.launch.call import Call
 from flashjvp.operands import Inputs
 from tests.flashjvp.bad_calls import BOTH, JVP_ONLY, VIEWS, Bad, Recorder, good
@@ -34,16 +33,9 @@ def qkv(*shape: int, **options: Any) -> list[Tensor]:
     return [torch.empty(shape, **options) for _ in range(3)]
 
 
-@contextlib.contextmanager
-def every_release_verified() -> Iterator[None]:
+def every_release_verified() -> contextlib.AbstractContextManager[None]:
     """As with a Triton that the warp-specialised kernels are in use with."""
-    tables = schedule.PIPELINES["sm_90"]
-    with (
-        patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
-        patch.object(schedule, "has_pipelines", lambda device, kind, width: width in tables),
-        patch.object(schedule, "why_not_pipelines", lambda *call: None),
-    ):
-        yield
+    return replaced.pipelines(schedule.PIPELINES["sm_90"])
 
 
 def test_it_prints_what_it_returns_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,20 +149,19 @@ def test_a_measured_pair_is_told_from_others(machine: Callable[..., None], monke
 def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
     """The portable kernels, in the interpreter."""
     launched: dict[str, dict[str, int]] = {}
-    original = Call.launch
 
-    def launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+    def launch(original: Callable[..., None], *given: Any, **constants: Any) -> None:
+        _, _, family, *_ = given
         tile = schedule.Tile(*constants["TILE"], constants["warps"], constants["stages"])
         launched[family] = {name: size for name, size in tile._asdict().items() if size}
-        original(call, kernel, family, *rest, **constants)
+        original(*given, **constants)
 
     cotangents = ("o", "o_t") if tangents else ("o",)
     case = Case(
         "tiles", batch=(1,), q_heads=1, kv_heads=1, m=9, n=9, d=d, dv=d, tangents=(*tangents,), cotangents=cotangents
     )
     inputs = make_inputs(case, torch.float32)
-    replay.forget()
-    with patch.object(Call, "launch", launch):
+    with replaced.launch(launch):
         run(inputs, "triton")
     explained = flashjvp.explain(
         inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t, scale=inputs.c, backend="triton"
@@ -184,7 +175,7 @@ def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
 def test_the_families_are_those_that_are_launched(name: str, ordered: bool) -> None:
     """The warp-specialised kernels, in the emulator."""
     inputs = make_inputs(next(case for case in CASES if case.name == name), torch.float32)
-    with emulated(), pipelines_in_use(ordered) as launched, every_release_verified():
+    with emulated(), pipelines_in_use(ordered) as launched:
         run(inputs, "triton")
         found = flashjvp.explain(
             inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t, inputs.mask, scale=inputs.c,

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 import flashjvp
-from flashjvp import FlashJVPPerformanceWarning, performance
+from flashjvp import FlashJVPPerformanceWarning, environment, performance
 from flashjvp.backends import select
 from flashjvp.backends import triton as kernels
-from flashjvp.kernels.launch import replay, schedule
+from flashjvp.kernels.launch import replay
 from flashjvp.operands import Inputs
 
 GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_said() -> Iterator[None]:
     """As in a fresh process."""
-    monkeypatch.setattr(performance, "_SAID", set())
+    environment.forget()
     select.resolve.cache_clear()
     yield
     select.resolve.cache_clear()
@@ -81,23 +81,20 @@ def inputs(first: Tensor | None = None) -> Inputs:
 
 
 @pytest.fixture
-def with_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def with_tiles(machine: Callable[..., None]) -> Callable[..., None]:
     """A GPU for which there are warp-specialised kernels, in use with this Triton."""
-    monkeypatch.setattr(schedule, "has_pipelines", lambda *call: True)
-    monkeypatch.setattr(schedule, "pipelines", lambda *call: {"plain": {}})
-    monkeypatch.setattr(schedule, "why_not_pipelines", lambda *call: None)
-    yield monkeypatch
+    machine(capability=(9, 0), triton_release=(3, 6))
+    return machine
 
 
-def test_a_triton_that_keeps_kernels_off_is_warned_about(with_tiles: pytest.MonkeyPatch) -> None:
-    with_tiles.setattr(schedule, "pipelines", lambda *call: {})
-    with_tiles.setattr(schedule, "why_not_pipelines", lambda *call: "install the torch that brings Triton 3.6")
+def test_a_triton_that_keeps_kernels_off_is_warned_about(with_tiles: Callable[..., None]) -> None:
+    with_tiles(triton_release=(3, 5))
     (text,) = said(kernels._hopper, call(), 1.0, inputs())
-    assert "portable kernels" in text and "install the torch" in text
+    assert "portable kernels" in text and "Install a Triton that they were measured with" in text
     assert not said(kernels._hopper, call(), 1.0, inputs())
 
 
-def test_a_layout_that_keeps_kernels_off_is_warned_about(with_tiles: pytest.MonkeyPatch) -> None:
+def test_a_layout_that_keeps_kernels_off_is_warned_about(with_tiles: Callable[..., None]) -> None:
     columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
     (text,) = said(kernels._hopper, call(), 1.0, inputs(columns))
     assert "q.contiguous() mends it" in text
@@ -106,11 +103,11 @@ def test_a_layout_that_keeps_kernels_off_is_warned_about(with_tiles: pytest.Monk
     assert "the gradient of o is broadcast" in text
 
 
-def test_what_a_call_asks_for_is_not_warned_about(with_tiles: pytest.MonkeyPatch) -> None:
+def test_what_a_call_asks_for_is_not_warned_about(with_tiles: Callable[..., None]) -> None:
     """Nor what another layout would not change."""
     columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
     assert not said(kernels._hopper, call(), -1.0, inputs(columns))
-    with_tiles.setattr(schedule, "has_pipelines", lambda *call: False)
+    with_tiles(capability=(8, 0))
     assert not said(kernels._hopper, call(), 1.0, inputs(columns))
 
 

@@ -34,6 +34,8 @@ class DatasetError(ValueError):
 class _Files(Protocol):
     names: list[str]
 
+    def size(self, name: str) -> int: ...
+
     def read(self, name: str) -> bytes: ...
 
 
@@ -44,8 +46,14 @@ class _FolderFiles:
             (Path(folder) / name).relative_to(path).as_posix() for folder, _, names in os.walk(path) for name in names
         )
 
+    def size(self, name: str) -> int:
+        return (self._path / name).stat().st_size
+
     def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
+        path = self._path / name
+        if not path.is_file():  # a FIFO would wait for a writer
+            raise DatasetError("expected a regular file")
+        return path.read_bytes()
 
 
 class _ZipFiles:
@@ -64,6 +72,9 @@ class _ZipFiles:
         for name, following in pairwise(self.names):
             if name == following:
                 raise DatasetError(f"{path}: {name} is in the archive twice")
+
+    def size(self, name: str) -> int:
+        return self._zip.getinfo(name).file_size
 
     def read(self, name: str) -> bytes:
         return self._zip.read(name)
@@ -90,6 +101,10 @@ class _Archive:
     def __len__(self) -> int:
         return len(self._names)
 
+    def listing(self) -> tuple[list[str], list[int], list[int]]:
+        """Returns the names of the items, their sizes in bytes, and their labels."""
+        return self._names, [self._files.size(name) for name in self._names], self._labels.tolist()
+
     def item(self, index: int) -> np.ndarray:
         """Returns item `index` as stored. Raises DatasetError naming a file that is missing, damaged or misshapen."""
         name = self._names[index]
@@ -112,7 +127,7 @@ class _Archive:
             raise DatasetError(f"{where} is missing, and num_classes = {self.num_classes} needs labels")
         try:
             content = json.loads(self._files.read(LABEL_FILE))
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{where}: cannot be read ({error})") from error
         entries = content.get("labels") if isinstance(content, dict) else None
         if not isinstance(entries, list):

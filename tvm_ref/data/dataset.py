@@ -33,6 +33,7 @@ class DataConfig:
     path: str = ""  # archive only: an uncompressed zip file or a folder
     latents: LatentStatisticsName | None = None  # archive only: how latents are normalised; None: RGB images
     num_classes: int = 0  # archive only: labels lie in [0, num_classes); 0: labels are not read
+    max_bad: int = 0  # archive only: bad items that each process skips, naming them, before it stops
 
     def __post_init__(self) -> None:
         if self.name not in get_args(DataName):
@@ -41,10 +42,12 @@ class DataConfig:
             raise ValueError(f"latents must be None or one of {', '.join(LATENT_STATISTICS)}, got {self.latents!r}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must not be negative, got {self.num_classes}")
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad must not be negative, got {self.max_bad}")
         if self.name == "archive" and not self.path:
             raise ValueError("data 'archive' needs a path to a zip file or a folder, got none")
-        if self.name != "archive" and (self.path or self.latents is not None or self.num_classes):
-            raise ValueError(f"path, latents and num_classes belong to data 'archive', not to {self.name!r}")
+        if self.name != "archive" and (self.path or self.latents is not None or self.num_classes or self.max_bad):
+            raise ValueError(f"path, latents, num_classes and max_bad belong to data 'archive', not to {self.name!r}")
 
 
 class Dataset(Protocol):

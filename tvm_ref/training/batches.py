@@ -3,13 +3,14 @@
 All of it depends only on (seed, step, position in the global batch), not on how the batch is split.
 """
 
-from collections.abc import Generator as Stream
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..data.archive import DatasetError
 from ..data.dataset import BatchOrder, Dataset
 from ..objective.loss import Batch, make_batch
 from .config import ConfigError, TrainConfig
@@ -19,11 +20,38 @@ UNIT = 16  # images that share one random generator; units start at multiples of
 DATA, DRAW = 0, 1  # independent random streams
 
 
+class Steps:
+    """The batches of one step after the other. A thread prepares the next one while the present one is computed."""
+
+    def __init__(self, draw: Callable[[int], list[Batch]], first: int) -> None:
+        self._draw, self._next = draw, first
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._ahead: Future[list[Batch]] = self._pool.submit(draw, first)
+
+    def error(self) -> DatasetError | None:
+        """Waits for the next batches; returns why they cannot be had, None if they can."""
+        error = self._ahead.exception()
+        if error is not None and not isinstance(error, DatasetError):
+            raise error
+        return error
+
+    def take(self) -> list[Batch]:
+        """Returns the next batches. Raises DatasetError for an item that cannot be read."""
+        batches = self._ahead.result()
+        self._next += 1
+        self._ahead = self._pool.submit(self._draw, self._next)
+        return batches
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+
 class Batches:
     """Gives this process its part of every global batch, in micro-batches.
 
     The global batch of a step does not depend on the number of processes or micro-batches. Process r takes the r-th of
-    world.size contiguous parts. A thread prepares the next step while the current one is computed.
+    world.size contiguous parts.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, world: World) -> None:
@@ -49,19 +77,10 @@ class Batches:
             )
         self._order = BatchOrder(seed=run.seed, size=len(dataset))
         self._micro = run.batch // parts
-        self._pool = ThreadPoolExecutor(max_workers=1)
 
-    def steps(self, first: int) -> Stream[list[Batch]]:
-        """Yields the micro-batches of step `first` and all following ones, on the CPU (pinned if they go to a GPU)."""
-        try:
-            ahead: Future[list[Batch]] = self._pool.submit(self.draw, first)
-            while True:
-                batches = ahead.result()
-                first += 1
-                ahead = self._pool.submit(self.draw, first)
-                yield batches
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+    def steps(self, first: int) -> "Steps":
+        """Prepares the micro-batches of step `first` and all following ones, on the CPU (pinned for a GPU)."""
+        return Steps(self.draw, first)
 
     def draw(self, step: int) -> list[Batch]:
         """Prepares the micro-batches of a step."""

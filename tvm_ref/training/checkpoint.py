@@ -5,16 +5,20 @@ A checkpoint is a folder `step-00000100` with
     shard-*.safetensors   tensors, written by torch.distributed.checkpoint (DCP); each process writes its shards, and
                           any number of processes can load them
     config.json           the TrainConfig
+    data.json             the fingerprint of the data set, see data/fingerprint.py
     manifest.json         the step number, the size and SHA-256 of every other file, and a SHA-256 of itself
 
-It is written under another name, flushed to the disk (fsync) and renamed, so it is either complete or absent.
+It is written under another name, flushed to the disk (fsync) and renamed, so it is either complete or absent. What a
+file manager leaves in the folder, such as .DS_Store, is ignored; `stray` lists it. Any other added file is damage.
 """
 
+import fnmatch
 import hashlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,11 +27,15 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from ..data.fingerprint import Fingerprint
 from ..model.dit import DiT
 from .config import TrainConfig, load_config, save_config
 from .parallel import World
 
-MANIFEST, CONFIG = "manifest.json", "config.json"
+MANIFEST, CONFIG, DATA = "manifest.json", "config.json", "data.json"
+DRAFT = ".draft"
+# What file managers and network file systems leave in a folder.
+STRAY = (".DS_Store", "._*", ".nfs*", ".directory", "Thumbs.db", "desktop.ini")
 ALONE = World(0, 1, torch.device("cpu"))
 Tensors = dict[str, Tensor]
 
@@ -48,22 +56,25 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*[0-9]"))
 
 
-def save(folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: World) -> Path:
+def save(
+    folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: World, data: Fingerprint | None = None
+) -> Path:
     """Writes checkpoint `step` into `folder`, then removes all but the newest config.run.keep. Every process calls it.
 
     tensors: the same names on every process. Sharded tensors (DTensor) are written in parts, others once. Names start
         with a word and a dot, such as "ema."; tensors with the same first word share files.
+    data: the fingerprint of the data set.
 
     Returns the checkpoint's path. Raises CheckpointError on every process if it cannot be written; earlier checkpoints
-    are then untouched.
+    are then untouched, and nothing of the new one is left.
     """
-    path, draft = folder / f"step-{step:08d}", folder / ".draft"
+    path, draft = folder / f"step-{step:08d}", folder / DRAFT
     _together(world, path, lambda: _fresh(draft) if world.first else None)
     _together(world, path, lambda: _write_tensors(draft, tensors))
     files: dict[str, Any] = {}
     for part in _together(world, path, lambda: _describe(draft.glob(f"shard-{world.rank + 1:05d}-*"))):
         files |= part
-    _together(world, path, lambda: _finish(draft, path, step, files, config) if world.first else None)
+    _together(world, path, lambda: _finish(draft, path, step, files, config, data) if world.first else None)
     return path
 
 
@@ -83,6 +94,24 @@ def read_step(path: Path, world: World = ALONE) -> int:
         else "there is no intact checkpoint before it: start again with another --run.out"
     )
     raise CheckpointError(f"checkpoint {path} is damaged: {'; '.join(faults)}. {advice}.")
+
+
+def stray(path: Path) -> list[str]:
+    """Lists the files in the checkpoint `path`, after `read_step`, that do not belong to it and are ignored."""
+    return sorted(_added(path, json.loads((path / MANIFEST).read_text())["files"]))
+
+
+def newest_whole(folder: Path, world: World = ALONE) -> Path:
+    """Returns the newest undamaged checkpoint in the folder of a run, or in a folder of checkpoints.
+
+    Raises CheckpointError if there is none. Every process calls it.
+    """
+    found = checkpoints(folder / "checkpoints") or checkpoints(folder)
+    for path in reversed(found):
+        if not any(world.gather(_faults(path, world))):
+            return path
+    damaged = f": {', '.join(path.name for path in found)} are damaged" if found else ""
+    raise CheckpointError(f"no whole checkpoint in {folder}{damaged}; expected a checkpoint or the folder of a run")
 
 
 def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
@@ -110,7 +139,7 @@ def remove_old(folder: Path, keep: int) -> None:
     for old in checkpoints(folder)[:-keep]:
         # Rename it first: a half-removed folder must not look like a checkpoint.
         shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
-    for hidden in (".replaced", *(old.name for old in folder.glob(".removed-*"))):
+    for hidden in (DRAFT, ".replaced", *(old.name for old in folder.glob(".removed-*"))):
         shutil.rmtree(folder / hidden, ignore_errors=True)
 
 
@@ -150,6 +179,8 @@ def _together(world: World, path: Path, work: Any) -> list[Any]:
     outcomes = world.gather((result, reason))
     failed = next((why for _, why in outcomes if why), "")
     if failed:
+        if world.first:
+            shutil.rmtree(path.parent / DRAFT, ignore_errors=True)
         before = checkpoints(path.parent)
         advice = f"the newest one is {before[-1]}" if before else "there is none before it"
         raise CheckpointError(
@@ -177,11 +208,14 @@ def _write_tensors(draft: Path, tensors: Tensors) -> None:
         dcp.save(dict(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
 
 
-def _finish(draft: Path, path: Path, step: int, files: dict[str, Any], config: TrainConfig) -> None:
+def _finish(
+    draft: Path, path: Path, step: int, files: dict[str, Any], config: TrainConfig, data: Fingerprint | None
+) -> None:
     save_config(config, draft / CONFIG)
-    body = {"step": step, "files": files | _describe([draft / CONFIG])}
+    (draft / DATA).write_text(json.dumps(data, indent=2) + "\n")
+    body = {"step": step, "files": files | _describe([draft / CONFIG, draft / DATA])}
     (draft / MANIFEST).write_text(_manifest(body))
-    for file in (draft / CONFIG, draft / MANIFEST, draft):
+    for file in (draft / CONFIG, draft / DATA, draft / MANIFEST, draft):
         _to_disk(file)
     if path.exists():  # the run went back to an earlier checkpoint
         _fresh(path.parent / ".replaced")
@@ -206,7 +240,8 @@ def _faults(path: Path, world: World) -> list[str]:
         files = dict(sorted(body["files"].items()))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return [f"{MANIFEST} cannot be read ({_reason(error)})"] if world.first else []
-    faults = [f"{name} was added" for name in sorted(_added(path, files))] if world.first else []
+    added = [name for name in sorted(_added(path, files)) if not _is_stray(name)]
+    faults = [f"{name} was added" for name in added] if world.first else []
     for name, expected in list(files.items())[world.rank :: world.size]:
         file = path / name
         size = file.stat().st_size if file.is_file() else None
@@ -218,8 +253,12 @@ def _faults(path: Path, world: World) -> list[str]:
     return faults
 
 
-def _added(path: Path, files: dict[str, Any]) -> set[str]:
-    return {file.name for file in path.iterdir()} - files.keys() - {MANIFEST}
+def _is_stray(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in STRAY)
+
+
+def _added(path: Path, files: Iterable[str]) -> set[str]:
+    return {file.name for file in path.iterdir()} - set(files) - {MANIFEST}
 
 
 def _sha256(file: Path) -> str:

@@ -71,7 +71,8 @@ class RunConfig:
     keep: int = 3  # number of newest checkpoints to keep
     sample_every: int = 1000  # steps between sample grids
     log_every: int = 1  # steps between rows of metrics.csv
-    resume: str = ""  # checkpoint to resume from, in place of the newest one in the folder of the run
+    resume: str = ""  # checkpoint, or folder of a run, to resume from, in place of the newest in the folder of the run
+    other_data: bool = False  # resume although the data set is not the one that the run began with
     vae: str = ""  # folder of a diffusers AutoencoderKL that decodes the latents of sample grids
     evaluate: bool = True  # evaluate the samples at the end of the run
 
@@ -119,7 +120,16 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
 FREE = frozenset(
     f"run.{name}"
     for name in ("steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep")
-) | {"run.sample_every", "run.threads", "run.resume", "run.vae", "run.evaluate", "data.path"}
+) | {
+    "run.sample_every",
+    "run.threads",
+    "run.resume",
+    "run.other_data",
+    "run.vae",
+    "run.evaluate",
+    "data.path",
+    "data.max_bad",
+}
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -148,7 +158,11 @@ def load_config(path: Path) -> TrainConfig:
 def _build(kind: type[T], values: Any, where: str) -> T:
     """Builds the dataclass `kind` from nested dicts. Missing, unknown and wrongly typed fields are refused."""
     hints = typing.get_type_hints(kind)
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    names = set(fields)
+    if isinstance(values, dict):  # settings that came later are at their defaults in a file from before
+        missing = {name for name in names - values.keys() if fields[name].default is not dataclasses.MISSING}
+        values = values | {name: fields[name].default for name in missing}
     if not isinstance(values, dict) or values.keys() != names:
         got = sorted(values) if isinstance(values, dict) else values
         raise ConfigError(f"{where or 'the file'}: expected the fields {sorted(names)}, got {got}")

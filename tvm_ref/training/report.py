@@ -21,13 +21,21 @@ SEED = 0
 AT_ONCE = 256  # images in a batch
 
 
+def has_grids(config: TrainConfig, step: int) -> bool:
+    """Whether the sample grids of a step are in the folder of the run."""
+    return all(_grid(config, step, nfe).is_file() for nfe in NFE)
+
+
+def _grid(config: TrainConfig, step: int, nfe: int) -> Path:
+    return Path(config.run.out) / "samples" / f"step-{step:08d}-nfe-{nfe}.png"
+
+
 def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> None:
     """Writes sample grids for 1, 2 and 4 NFE into the folder of the run: samples/step-00000100-nfe-1.png and so on.
 
     Noise and labels are the same at every call. If the weights are sharded, every process must call it, one of them
     with write = True.
     """
-    folder = Path(config.run.out) / "samples"
     vae = load_vae(Path(config.run.vae), next(model.parameters()).device) if config.run.vae and write else None
     labels = _labels(config.model)
     at_once = POINTS if config.model.image_size == 1 else AT_ONCE
@@ -36,9 +44,9 @@ def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> 
         batches = generate(model, labels, w=w, steps=nfe, scaled=config.loss.scaled, seed=SEED, batch=at_once)
         samples = torch.cat(list(batches))
         if write:
-            folder.mkdir(exist_ok=True)
-            pictures = tiles(samples, config.data.latents, vae)
-            write_grid(folder / f"step-{step:08d}-nfe-{nfe}.png", pictures, columns=PER_CLASS)
+            path = _grid(config, step, nfe)
+            path.parent.mkdir(exist_ok=True)
+            write_grid(path, tiles(samples, config.data.latents, vae), columns=PER_CLASS)
 
 
 def _w(config: LossConfig) -> float:

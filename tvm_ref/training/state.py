@@ -58,6 +58,12 @@ class State:
         self.step += 1
         return rate
 
+    def checkpoint_bytes(self) -> int:
+        """The size of the tensors of a checkpoint: network, target, EMA, and two moments of every parameter."""
+        modules = (self.network, self.target, self.average)
+        stored = [x for module in modules for x in module.state_dict().values()] + 2 * self.parameters
+        return sum(x.numel() * x.element_size() for x in stored)
+
     def tensors(self) -> Tensors:
         """Returns every tensor of the state by name, without copying.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,14 +57,14 @@ def gradient(
     world: World,
     *,
     clip: float | None = None,
-    stop: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Computes the gradient of the mean loss over the global batch, and leaves it in the parameters of `objective`.
 
     objective: an `Objective`; for several processes, wrapped so that gradients are averaged (DDP or FSDP).
     batches: the micro-batches of this process, of equal size, on its device.
     clip: the largest gradient norm; None means no limit.
-    stop: whether this process was asked to stop.
+    stop: tells whether this process was asked to stop. It is called when the work of the step has been queued.
 
     Synchronises with the device once. Raises NonFiniteError on every process, naming loss term, images and times.
     """
@@ -78,7 +78,7 @@ def gradient(
             (result.loss.mean() / len(batches)).backward()
         results.append(Terms(*(term.detach() for term in result)))
     means = [torch.stack(term).mean() for term in zip(*results, strict=True)]
-    mean = world.sum(torch.stack([*means, means[0].new_tensor(float(stop))])) / world.size
+    mean = world.sum(torch.stack([*means, means[0].new_tensor(float(stop()))])) / world.size
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     loss, velocity, flow, asked, size = torch.cat([mean, norm.reshape(1)]).tolist()

@@ -14,7 +14,7 @@ from .propagation import StreamingKernel
 
 def rounding_bounds(inputs: Inputs) -> dict[str, Bound]:
     """The absolute rounding bound of lse, mu and every output and gradient, also for those of absent tangents."""
-    if inputs.q.numel() == 0:
+    if inputs.q.numel() == 0 or inputs.k.numel() == 0:  # nothing is summed
         q, k, v = (x.new_zeros(x.shape[:-1], dtype=torch.float64) for x in (inputs.q, inputs.k, inputs.v))
         rows = {"o": q, "o_t": q, "d_q": q, "d_k": k, "d_v": v, "d_q_t": q, "d_k_t": k, "d_v_t": v, "lse": q, "mu": q}
         return {name: Bound(0.0, zeros) for name, zeros in rows.items()}
@@ -25,7 +25,7 @@ def rounding_bounds(inputs: Inputs) -> dict[str, Bound]:
 
 def inner_product_bounds(inputs: Inputs, weights: dict[str, Tensor]) -> dict[str, float]:
     """How far roundings move sum(result * weight), for a weight of each named output or gradient."""
-    if inputs.q.numel() == 0:
+    if inputs.q.numel() == 0 or inputs.k.numel() == 0:  # nothing is summed
         return dict.fromkeys(weights, 0.0)
     kernel = StreamingKernel(inputs)
     noises = {"o": kernel.o, "o_t": kernel.o_t, **kernel.gradients()}

@@ -88,7 +88,20 @@ def _cases() -> list[Case]:
     return cases
 
 
-CASES = _cases()
+def _edges() -> list[Case]:
+    """Nothing to sum over, and head dims that kernels do not serve."""
+    one: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
+    return [
+        Case("lengths_0_33", **one, m=0, n=33),
+        Case("lengths_33_0", **one, m=33, n=0),
+        Case("causal_33_0", **one, m=33, n=0, is_causal=True),
+        Case("mask_additive_no_keys", n=0, mask="additive", mask_shape="matrix"),
+        Case("dims_512_512", **one, m=40, n=48, d=512, dv=512),
+        Case("dims_8_300", **one, m=40, n=48, d=8, dv=300),
+    ]
+
+
+CASES = [*_cases(), *_edges()]
 
 
 def draw_case(choose: Callable[[Sequence[Any]], Any], name: str = "random") -> Case:

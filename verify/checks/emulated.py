@@ -93,28 +93,28 @@ def in_any_order(inputs: Inputs, subject: Subject) -> list[Identity]:
     return _emulated(against_float64, inputs, subject, ordered=False)
 
 
-def rescaled(inputs: Inputs, subject: Subject) -> list[Identity]:
+def scaled(inputs: Inputs, subject: Subject) -> list[Identity]:
     """`in_any_order` for float32 tensors in TF32, which the kernels read as float16 with per-tensor scaling."""
     with tf32():
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=False)
 
 
-def rescaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """`rescaled` without dq_accum."""
+def scaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """`scaled` without dq_accum."""
     with tf32():
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
 
 
-def played(inputs: Inputs, subject: Subject) -> list[Identity]:
+def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
-    def played_ones(inputs: Inputs, subject: Subject) -> list[Identity]:
-        with compiling() as plays:
+    def of_replays(inputs: Inputs, subject: Subject) -> list[Identity]:
+        with compiling() as replays:
             found = repeated(inputs, subject)
-        assert plays, "expected calls that are replayed, got none"
+        assert replays, "expected calls that are replayed, got none"
         return found
 
-    return _emulated(played_ones, inputs, subject, ordered=True, with_launches=False)
+    return _emulated(of_replays, inputs, subject, ordered=True, with_launches=False)
 
 
 def _emulated(
@@ -133,38 +133,32 @@ def _emulated(
 @contextmanager
 def _pipelines(ordered: bool) -> Iterator[list[str]]:
     """Warp-specialised kernels on CPU tensors, from the first row on. Yields the families that are launched."""
-    from flashjvp.kernels.launch import hopper_tables, replay, schedule
-    from flashjvp.kernels.launch.call import Call
+    from flashjvp.kernels.launch import hopper_tables, replaced
 
     launched: list[str] = []
-    launch: Callable[..., None] = Call.launch
-    tables = hopper_tables.PIPELINES["sm_90"]
 
-    def noted(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+    def noted(launch: Callable[..., None], call: Any, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
         launched.extend([family] if "STAGES" in constants else [])
         launch(call, kernel, family, *rest, **constants)
 
     was_ordered = torch.are_deterministic_algorithms_enabled()
-    replay.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     try:
         with (
-            patch.object(schedule, "pipelines", lambda device, kind, width: tables.get(width, {})),
-            patch.object(Call, "launch", noted),
-            patch.object(hopper_tables, "DQ_ACCUM_FROM", {}),
+            replaced.pipelines(hopper_tables.PIPELINES["sm_90"], dq_accum_from={}),
+            replaced.launch(noted),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
             yield launched
     finally:
         torch.use_deterministic_algorithms(was_ordered, warn_only=True)
-        replay.forget()
 
 
 EMULATED: dict[str, Check] = {
     "emulated": in_order,
     "emulated-bfloat16": as_bfloat16,
-    "emulated-sums": in_any_order,
-    "rescaled": rescaled,
-    "rescaled-in-order": rescaled_in_order,
-    "played": played,
+    "emulated-dq-accum": in_any_order,
+    "per-tensor-scaling": scaled,
+    "per-tensor-scaling-in-order": scaled_in_order,
+    "replayed": replayed,
 }

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from flashjvp.backends import triton as kernels
-from flashjvp.kernels.launch import replay, schedule
-from flashjvp.kernels.launch.call import Call
+from flashjvp.kernels.launch import replaced, schedule
 
 from .command import Configuration, Kernel
 
@@ -56,13 +56,15 @@ class Driver:
         return self._target
 
 
-def compile_all(configuration: Configuration) -> list[Kernel]:
-    """The kernels that a forward and a backward of this configuration launch."""
+def compile_all(
+    configuration: Configuration, launches: Callable[[Configuration], object] | None = None
+) -> list[Kernel]:
+    """The kernels that `launches` launches: by default a forward and a backward of this configuration."""
     found: list[Kernel] = []
     current: dict[str, Any] = {}
-    launch, run = Call.launch, JITFunction.run
+    run = JITFunction.run
 
-    def named_launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
+    def named(launch: Callable[..., None], call: Any, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
         tile = ", ".join(map(str, constants.items()))
         if "TILE" in constants:  # of schedule.py
             tile = "x".join(map(str, (*constants["TILE"], constants["warps"], constants["stages"])))
@@ -78,15 +80,14 @@ def compile_all(configuration: Configuration) -> list[Kernel]:
             measured = {"failure": f"{type(error).__name__}: {str(error.__cause__ or error).strip()[:300]}"}
         found.append(Kernel(**asdict(configuration), **current, **measured))
 
-    replay.forget()
     driver.set_active(Driver(configuration.architecture))
     schedule.ARCHITECTURES[META] = configuration.architecture
     torch.backends.cuda.matmul.fp32_precision = "tf32" if configuration.kind == "tf32" else "ieee"
     with (
-        patch.object(Call, "launch", named_launch),
+        replaced.launch(named),
         patch.object(JITFunction, "run", compile_only),
     ):
-        call(configuration)
+        (launches or call)(configuration)
     return found
 
 

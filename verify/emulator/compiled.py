@@ -115,36 +115,34 @@ def _memory(first: Tensor, address: int, extent: int) -> Tensor:
 @contextmanager
 def compiling() -> Iterator[list[str]]:
     """In this block every launch of flashjvp compiles. Yields a list with one word for each call that was replayed."""
-    from flashjvp.kernels.launch import call as launch
-    from flashjvp.kernels.launch import replay
+    from flashjvp import environment
+    from flashjvp.kernels.launch import replaced, replay
 
-    played: list[str] = []
+    replayed: list[str] = []
     known: dict[int, Compiling] = {}
     original = replay.CapturedCall.replay
 
-    def of(original: Callable[..., None]) -> Callable[..., None]:
-        return lambda call, kernel, *args, **options: original(
-            call, known.setdefault(id(kernel), Compiling(kernel)), *args, **options
-        )
+    def compiled(launch: Callable[..., None], call: Any, kernel: Any, *args: Any, **options: Any) -> None:
+        launch(call, known.setdefault(id(kernel), Compiling(kernel)), *args, **options)
 
     def replay_and_count(captured: Any, *args: Any) -> Any:
         results = original(captured, *args)
-        played.extend([] if results is None else ["played"])
+        replayed.extend([] if results is None else ["replayed"])
         return results
 
     utils = SimpleNamespace(fill_tma_descriptor=PyCUtensorMap, fill_tma_descriptor_tiled=PyCUtensorMap)
     stand_in = SimpleNamespace(utils=utils, get_current_device=lambda: 0, get_current_stream=lambda device: 0)
     before = vars(driver).copy()
     driver.set_active(stand_in)
+    environment.forget()  # what was compiled before
     try:
         with (
-            patch.object(launch.Call, "launch", of(launch.Call.launch)),
-            patch.object(launch, "_COMPILED", {}),
+            replaced.launch(compiled),
             patch.object(replay.CapturedCall, "replay", replay_and_count),
             patch.multiple(TensorDescriptor, create=True, padding="zero", round_f32_to_tf32=False),
         ):
-            yield played
+            yield replayed
     finally:
         vars(driver).clear()
         vars(driver).update(before)
-        replay.forget()
+        environment.forget()

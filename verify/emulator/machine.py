@@ -106,7 +106,7 @@ class Shared:
 
     @property
     def shape(self) -> list[int]:
-        return list(self.data.shape)
+        return [len(self.barriers), 1] if self.barriers else list(self.data.shape)
 
     @property
     def layout(self) -> str:

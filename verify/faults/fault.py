@@ -1,4 +1,4 @@
-"""A mutation: a planted bug, which is a small textual patch of flashjvp, and the check and case that must catch it."""
+"""One mutation: a statement of flashjvp to replace by a wrong one, and the check and case that must catch the bug."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,14 @@ Stage = Literal[
 ]  # fmt: skip
 
 # Checks of checks/emulated.py. They always run on the CPU, since a planted race could hang a GPU.
-EMULATED_CHECKS = ("emulated", "emulated-bfloat16", "emulated-sums", "rescaled", "rescaled-in-order", "played")
+EMULATED_CHECKS = (
+    "emulated",
+    "emulated-bfloat16",
+    "emulated-dq-accum",
+    "per-tensor-scaling",
+    "per-tensor-scaling-in-order",
+    "replayed",
+)
 
 _ONE: dict[str, Any] = {"batch": (1,), "q_heads": 1, "kv_heads": 1}
 _PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}

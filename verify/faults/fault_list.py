@@ -1,7 +1,7 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
-from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_RESCALED
+from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_tiled import OF_TILED, TILED
 
 FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
@@ -364,4 +364,4 @@ _OF_SITUATIONS = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_RESCALED, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
+FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)

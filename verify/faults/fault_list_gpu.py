@@ -8,7 +8,7 @@ VALUE, PAIRS, DQ_ACCUM = HOPPER + "backward_value.py", HOPPER + "backward_pairs.
 PREPROCESS, POSTPROCESS = HOPPER + "backward_preprocess.py", HOPPER + "backward_postprocess.py"
 PIPELINE, BLOCKS, RESULTS = HOPPER + "pipeline.py", HOPPER + "blocks.py", HOPPER + "results.py"
 CHUNKS, LAUNCH, MASK = HOPPER + "chunks.py", HOPPER + "launch.py", HOPPER + "packed_mask.py"
-SCALING = HOPPER + "per_tensor_scaling.py"
+MAINLOOP, SCALING = HOPPER + "mainloop.py", HOPPER + "per_tensor_scaling.py"
 REPLAY, DIRECT = "kernels/launch/replay.py", "kernels/launch/driver.py"
 
 
@@ -18,19 +18,22 @@ def _pipeline(
     return Fault(f"pipelines: {name}", "pipelines", file, marker, statement, case, check)
 
 
-def _rescaled(
-    name: str, file: str, marker: str, statement: str, case: str = "hopper_64", check: str = "rescaled"
+def _scaled(
+    name: str, file: str, marker: str, statement: str, case: str = "hopper_64", check: str = "per-tensor-scaling"
 ) -> Fault:
-    return Fault(f"rescaled: {name}", "pipelines", file, marker, statement, case, check)
+    return Fault(f"per-tensor scaling: {name}", "pipelines", file, marker, statement, case, check)
 
 
 def _repeated(name: str, file: str, marker: str, statement: str, case: str = "hopper_heads") -> Fault:
-    return Fault(name, "repeated calls", file, marker, statement, case, "played")
+    return Fault(name, "repeated calls", file, marker, statement, case, "replayed")
 
 
 OF_PIPELINES = [
     # Forward and JVP
-    _pipeline("lse in the wrong base", FORWARD, "gl.store", "gl.store(statistics[0] + offset, lse, mask=rows < M)"),
+    _pipeline(
+        "lse in the wrong base", FORWARD, "gl.store",
+        "gl.store(statistics[0] + offset, lse, mask=rows < program.M)",
+    ),
     _pipeline("alpha dropped from l", FORWARD, "return p tile_sum", "return p, tile_sum, l + tile_sum, m_new, alpha"),
     _pipeline(
         "a warp asks whether half of its rows moved", CHUNKS, "asked",
@@ -66,12 +69,12 @@ OF_PIPELINES = [
         "hopper_64",
     ),
     # Query-side backward
-    _pipeline("mu dropped", QUERY, "b", "b = (s_t * scale) * centred - delta"),
-    _pipeline("delta dropped", QUERY, "b", "b = (s_t * scale - mu) * centred", "hopper_72"),
-    _pipeline("G and T swapped", QUERY, "q, G, q_t, T", "q, T, q_t, G = resident"),
+    _pipeline("mu dropped", QUERY, "b", "b = (s_t * program.scale) * centred - delta"),
+    _pipeline("delta dropped", QUERY, "b", "b = (s_t * program.scale - mu) * centred", "hopper_72"),
+    _pipeline("G and T swapped", QUERY, "q, G, q_t, T", "q, T, q_t, G = inputs.resident"),
     _pipeline(
         "scale missing from d_q", QUERY, "store_results",
-        "store_results(outs, accs, resident_tiles, block, tensor_scales, consumer, CHUNKS, D_Q, 1)",
+        "store_results(program, accs, consumer, CHUNKS, D_Q, 1)",
         "hopper_64_plain",
     ),
     # Key-side backward
@@ -91,7 +94,7 @@ OF_PIPELINES = [
         "scale missing from S_t of d_v", VALUE, "weights_t",
         "weights_t = left_operands((p * (s_t - mu)).to(q[0].dtype), q)", "hopper_72",
     ),
-    _pipeline("G and T swapped in d_v", VALUE, "q, G, q_t, T", "q, T, q_t, G = streamed", "hopper_128"),
+    _pipeline("G and T swapped in d_v", VALUE, "q, G, q_t, T", "q, T, q_t, G = inputs.streamed", "hopper_128"),
     # Key and query gradients in one kernel
     _pipeline(
         "the tiles of a pair exchanged", PAIRS, "x, y",
@@ -103,56 +106,56 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "d_q without dS_t k_t", PAIRS, "atomic_add_tile",
-        "atomic_add_tile(dq_accum[0] + offset, total)", "hopper_128", "emulated-sums",
+        "atomic_add_tile(dq.accums[0] + offset, total)", "hopper_128", "emulated-dq-accum",
     ),
     _pipeline(
-        "dq_accum of the first tile of queries for all", PAIRS, "dq_tile",
-        "dq_tile = (batch * heads + streamed_head + member) * last + first", "hopper_128", "emulated-sums",
+        "dq_accum of the first tile of queries for all", MAINLOOP, "before",
+        "before = (block.batch * loop.query_heads + loop.head + member) * loop.end + loop.first",
+        "hopper_128", "emulated-dq-accum",
     ),
     _pipeline(
         "dS of one consumer for both", PAIRS, "ds",
-        "ds = ds_tiles.index(iteration % BUFFER_STAGES * 2 + consumer + (iteration >> 30) + here())",
-        "hopper_128", "emulated-sums",
+        "ds = dq.ds_tiles.index(number % BUFFER_STAGES * 2 + consumer + (number >> 30) + here())",
+        "hopper_128", "emulated-dq-accum",
     ),
     _pipeline(
         "d_q with dS k_t", DQ_ACCUM, "total",
-        "total = _add_ds_product(total, ds_tiles, k_t[OTHER], iteration, 0)", "hopper_72", "emulated-sums",
+        "total = _add_ds_product(total, dq, k_t[OTHER], number, 0)", "hopper_72", "emulated-dq-accum",
     ),
     _pipeline(
         "d_q_t from dS", DQ_ACCUM, "total_t",
-        "total_t = _add_ds_product(zero(k[consumer].shape[4]), ds_tiles, k[consumer], iteration, 0, "
-        "USE_ACC=False)",
-        "hopper_96", "emulated-sums",
+        "total_t = _add_ds_product(zero(k[consumer].shape[4]), dq, k[consumer], number, 0, USE_ACC=False)",
+        "hopper_96", "emulated-dq-accum",
     ),
     _pipeline(
         "chunks of d_q over one another", DQ_ACCUM, "atomic_add_tile",
-        "atomic_add_tile(dq_accum[0] + (tile), total)", "hopper_72", "emulated-sums",
+        "atomic_add_tile(dq.accums[0] + (tile), total)", "hopper_72", "emulated-dq-accum",
     ),
     _pipeline(
         "padding counted in the dq_accum of a tile", DQ_ACCUM, "tile",
-        "tile = dq_tile.to(gl.int64) * (CONSUMER_ROWS * FIRST)", "hopper_72", "emulated-sums",
+        "tile = dq_tile.to(gl.int64) * (CONSUMER_ROWS * FIRST)", "hopper_72", "emulated-dq-accum",
     ),
     _pipeline(
-        "dS_t of a tile's second sub-tile over that of its first", DQ_ACCUM, "ds_tiles.index",
-        "ds_tiles.index(buffer * 4 + 2 + consumer + (iteration >> 30)).slice(0, ROWS, 1).store(ds_t)",
-        "hopper_96", "emulated-sums",
+        "dS_t of a tile's second sub-tile over that of its first", DQ_ACCUM, "store",
+        "stored.slice((1 - i) * SUB_TILE * COLUMNS, COLUMNS, 1).store(tiles[i])",
+        "hopper_96", "emulated-dq-accum",
     ),
     _pipeline(
         "dS overwritten before it is summed", DQ_ACCUM, "mbarrier.wait (1)",
-        "pass", "hopper_96", "emulated-sums",
+        "pass", "hopper_96", "emulated-dq-accum",
     ),
     _pipeline(
         "dS read before the other consumer has stored it", DQ_ACCUM, "mbarrier.wait (2)",
-        "pass", "hopper_96", "emulated-sums",
+        "pass", "hopper_96", "emulated-dq-accum",
     ),
     _pipeline(
-        "dq_accum of the first head for all of a group", KEY, "dq_tile",
-        "dq_tile = (batch * heads + streamed_head) * last + tile", "hopper_72_gqa", "emulated-sums",
+        "dq_accum of the first head for all of a group", MAINLOOP, "before",
+        "before = (block.batch * loop.query_heads + loop.head) * loop.end + tile", "hopper_72_gqa", "emulated-dq-accum",
     ),
     _pipeline(
         "second sub-tile read as the first", PIPELINE, "rows",
         "rows = rows + (tiles[i].slice(0 * (tiles[i].shape[0] // SUB_TILES), tiles[i].shape[0] // SUB_TILES, 0),)",
-        "hopper_96", "emulated-sums",
+        "hopper_96", "emulated-dq-accum",
     ),
     # Preprocess and postprocess of the backward
     _pipeline(
@@ -167,7 +170,7 @@ OF_PIPELINES = [
     _pipeline(
         "dq_accum written as d_q_t", POSTPROCESS, "value_t",
         "value_t = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor_t)",
-        "hopper_128", "emulated-sums",
+        "hopper_128", "emulated-dq-accum",
     ),
     # Masks
     _pipeline(
@@ -191,8 +194,8 @@ OF_PIPELINES = [
         "tl.store(words + key[:, None], pack_words(seen, SIDE), mask=(key < N)[:, None])", "hopper_mask",
     ),
     _pipeline(
-        "words of a tile ahead for all", FORWARD, "next_mask_tile",
-        "next_mask_tile = load_mask_tile(packed_mask, row, tile, KEYS)", "hopper_mask_plain",
+        "words of a tile ahead for all", MAINLOOP, "next_mask",
+        "next_mask = load_mask_tile(packed_mask, row, tile, KEYS)", "hopper_mask_plain",
     ),
     _pipeline(
         "a mask of keys alone packed for the first query", MASK, "last",
@@ -212,29 +215,31 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "GQA head mapped wrongly", BLOCKS, "return pid blocks (1)",
-        "return (pid // blocks // heads, head, row0), (head % (heads // group), 1, 0, last, heads)", "hopper_64_gqa",
+        "return Block(pid // blocks // heads, head, row0), Loop(head % (heads // group), 1, 0, end, heads)",
+        "hopper_64_gqa",
     ),
     _pipeline(
         "group ends after its first head", BLOCKS, "return pid blocks (2)",
-        "return (pid // blocks // kv_heads, head, row0), (head * group, 1, first, last, heads)", "hopper_64_gqa",
+        "return Block(pid // blocks // kv_heads, head, row0), Loop(head * group, 1, first, end, heads)",
+        "hopper_64_gqa",
     ),
     _pipeline(
         "statistics of the wrong head", PIPELINE, "number",
-        "number = batch * heads + streamed_head", "hopper_64_gqa",
+        "number = block.batch * loop.query_heads + loop.head", "hopper_64_gqa",
     ),
     _pipeline(
         "second column chunk read at a wrong column", PIPELINE, "load_tile",
-        "load_tile(streamed[i], [batch, head, tile * ROWS, i % CHUNKS * WIDTH // 2], bar, "
-        "pipeline[i].index(stage))",
+        "load_tile(streamed[i], [batch, head, row, i % CHUNKS * WIDTH // 2], bar, tiles[i].index(stage))",
         "hopper_72",
     ),
     _pipeline(
         "second column chunk written at a wrong column", RESULTS, "coordinates",
-        "coordinates = [batch, head, row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH // 2]", "hopper_72",
+        "coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH // 2]",
+        "hopper_72",
     ),
     _pipeline(
         "tile freed before it is read", PIPELINE, "mbarrier.wait",
-        "mbarrier.wait(full.index(stage), ((iteration // STAGES) & 1) ^ 1)", "hopper_64_long",
+        "mbarrier.wait(bar, phase ^ 1)", "hopper_64_long",
     ),
     _pipeline(
         "first column chunk left out of the scores", CHUNKS, "acc",
@@ -253,47 +258,47 @@ OF_PIPELINES = [
     ),
 ]  # fmt: skip
 
-OF_RESCALED = [
-    _rescaled(
+OF_SCALING = [
+    _scaled(
         "softmax scale of the unscaled tensors", SCALING, "softmax_scale",
         "softmax_scale = tl.maximum(scale * _power(0 * u_q), 1e-30)",
     ),
-    _rescaled("o_t with the scale of o", SCALING, "tl.store (1)", "tl.store(tensor_scales + O_T, _power(u_v))"),
-    _rescaled("mu saved scaled", SCALING, "tl.store (2)", "tl.store(tensor_scales + MU, _power(0 * r))"),
-    _rescaled("d_v with the exponent of P", SCALING, "tl.store (3)", "tl.store(tensor_scales + D_V, _power(u_do))"),
-    _rescaled(
+    _scaled("o_t with the scale of o", SCALING, "tl.store (1)", "tl.store(tensor_scales + O_T, _power(u_v))"),
+    _scaled("mu saved scaled", SCALING, "tl.store (2)", "tl.store(tensor_scales + MU, _power(0 * r))"),
+    _scaled("d_v with the exponent of P", SCALING, "tl.store (3)", "tl.store(tensor_scales + D_V, _power(u_do))"),
+    _scaled(
         "d_q_t with the scale of d_q", SCALING, "tl.store (4)",
         "tl.store(tensor_scales + D_Q_T, _power(u_do + u_v - u_q - P_EXPONENT))",
     ),
-    _rescaled(
+    _scaled(
         "k_t with a scale of its own", SCALING, "tl.store (6)",
         "tl.store(tensor_scales + KEY_SIDE + 2, _power(-u_k - r - 1))",
     ),
-    _rescaled(
+    _scaled(
         "v with the scale of k", SCALING, "tl.store (5)",
         "tl.store(tensor_scales + KEY_SIDE + 1, _power(-u_k))",
     ),
-    _rescaled("two scales in one place", HOPPER + "scales.py", "D_V_T", "D_V_T = tl.constexpr(8)"),
-    _rescaled("delta unscaled", PREPROCESS, "delta (1)", "pass"),
-    _rescaled("a unscaled", PREPROCESS, "row_a", "pass"),
-    _rescaled("exponent of P left out", PREPROCESS, "lse_rows (2)", "pass"),
-    _rescaled(
+    _scaled("two scales in one place", HOPPER + "scales.py", "D_V_T", "D_V_T = tl.constexpr(8)"),
+    _scaled("delta unscaled", PREPROCESS, "delta (1)", "pass"),
+    _scaled("a unscaled", PREPROCESS, "row_a", "pass"),
+    _scaled("exponent of P left out", PREPROCESS, "lse_rows (2)", "pass"),
+    _scaled(
         "dq_accum of d_q_t with the scale of d_q", POSTPROCESS, "factor_t",
         "factor_t = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q), tl.float32)", "hopper_128",
     ),
-    _rescaled(
+    _scaled(
         "scale of another tensor", RESULTS, "scale",
         "scale = gl.load(tensor_scales[0] + (FIRST + i * STEP))", "hopper_72",
     ),
-    _rescaled(
+    _scaled(
         "half of the columns written twice", RESULTS, "_store_rows",
         "_store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column], tile)",
         "hopper_72",
     ),
-    _rescaled(
+    _scaled(
         "d_k_t with the scale of d_v", KEY, "store_results",
-        "store_results(outs, grads, resident_tiles, block, tensor_scales, consumer, CHUNKS, D_K, 1)",
-        "hopper_72", "rescaled-in-order",
+        "store_results(program, grads, consumer, CHUNKS, D_K, 1)",
+        "hopper_72", "per-tensor-scaling-in-order",
     ),
 ]  # fmt: skip
 

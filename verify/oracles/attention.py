@@ -99,7 +99,7 @@ def dense64(inputs: Inputs) -> Results:
         k, v = k.repeat_interleave(heads, dim=-3), v.repeat_interleave(heads, dim=-3)
         S = inputs.c * (q @ k.mT)
         S = (S if bias is None else S + bias).masked_fill(~keep, -torch.inf)
-        top = S.detach().amax(-1, keepdim=True)
+        top = S.detach().amax(-1, keepdim=True) if S.shape[-1] else S.new_zeros(*S.shape[:-1], 1)
         p = torch.exp(S - top.masked_fill(top.isneginf(), 0.0))
         total = p.sum(-1, keepdim=True)
         return (p / total.masked_fill(total == 0, 1.0)) @ v

@@ -95,6 +95,11 @@ class Task:
         return GROUPS[self.case.name.split("_")[0]]
 
 
+def _without_kernels(case: Case) -> tuple[Backend, ...]:
+    """The backends that cannot serve head dims so wide."""
+    return ("triton",) if max(case.d, case.dv) > select.MAX_HEAD_DIM else ()
+
+
 class UnknownCaseError(ValueError):
     """--case names nothing."""
 
@@ -144,7 +149,7 @@ class Plan:
     def _add(self, check: str, cases: Iterable[Case], dtypes: Iterable[str], *without: Backend) -> None:
         for case in cases:
             for dtype in dtypes:
-                if of := self.serving(dtype, *without):
+                if of := self.serving(dtype, *without, *_without_kernels(case)):
                     self.tasks.append(Task(check, case, dtype, of))
 
     def everything(self) -> "Plan":
@@ -189,6 +194,7 @@ class Plan:
             self._add(check, cases[:1], of, "reference", "tiled")
 
     def _say_what_is_sampled(self, samples: int, drawn: int) -> None:
+        self.skipped.append(f"triton on head dims above {select.MAX_HEAD_DIM}")
         self.skipped.append(f"random cases are judged in one type each: {drawn} of them, types in turn")
         if {TF32} < {*self.dtypes} and self.serving(TF32) and not self.quick:
             self.skipped.append(f"{TF32} on {samples} of the {len(CASES)} fixed cases; all with --dtype {TF32}")

@@ -5,41 +5,35 @@ It serves head dims whose d_k kernel has no registers for d_v. Tiles are [keys, 
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .blocks import CONSUMER_ROWS, key_block, where_causal
-from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, zeros
-from .packed_mask import load_mask_tile, packed_by_query, where_allowed
+from .chunks import add_product, add_scores, chunks, complete, left_operands
+from .mainloop import begin, stream_queries
+from .packed_mask import where_allowed
 from .pipeline import (
     LSE,
     MU,
+    Program,
     accumulator,
     allocate_pipeline,
     keep_above,
     optional,
     produce,
-    resident_rows,
     row_statistic,
     softmax_scale_of,
-    streamed_rows,
 )
 from .results import store_results
 from .scales import D_V
 
 
 @gluon.jit
-def _tile(
-    accs, resident, streamed, stats, mask_tile, passed, scale, row0, tile, consumer: gl.constexpr, CAUSAL: gl.constexpr
-):
+def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr):
     """Adds what a tile gives to d_v and d_v_t."""
     acc_v, acc_v_t = accs
-    k, k_t = resident
-    q, G, q_t, T = streamed  # mutate: q, G, q_t, T
+    k, k_t = inputs.resident
+    q, G, q_t, T = inputs.streamed  # mutate: q, G, q_t, T
     CHUNKS: gl.constexpr = len(q)
     ROWS: gl.constexpr = q[0].shape[0]
     TILE: gl.constexpr = accumulator(ROWS)
@@ -47,52 +41,32 @@ def _tile(
     s = add_scores(zero, k, q, USE_ACC=False)
     s_t = add_scores(zero, k_t, q, USE_ACC=False)
     s_t = add_scores(s_t, k, q_t)
-    lse = row_statistic(stats, LSE, TILE)
+    lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p = gl.exp2(s * (scale * 1.4426950408889634) - lse)
+    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
     if CAUSAL:
-        p = where_causal(p, row0, tile, consumer, TILE)
-    p = where_allowed(p, mask_tile, 0.0, TILE)
+        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)
     weights = left_operands(p.to(q[0].dtype), q)
-    keep_above(passed)
+    keep_above(inputs.passed)
     acc_v_t = add_product(acc_v_t, weights, T)
     acc_v = add_product(acc_v, weights, G)
-    mu = row_statistic(stats, MU, TILE)
+    mu = row_statistic(inputs.stats, MU, TILE)
     s_t = warpgroup_mma_wait(2 * CHUNKS, deps=[s_t])
-    weights_t = left_operands((p * (s_t * scale - mu)).to(q[0].dtype), q)  # mutate: weights_t
+    weights_t = left_operands((p * (s_t * program.scale - mu)).to(q[0].dtype), q)  # mutate: weights_t
     acc_v = add_product(acc_v, weights_t, T)
     return complete(acc_v + acc_v_t)
 
 
 @gluon.jit
-def _consume(
-    shared, scale, M, N, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    VARIES: gl.constexpr,
-):  # fmt: skip
+def _consume(program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr):
     """A consumer: the gradients of 64 keys."""
-    outs, resident_tiles, pipeline, stats_pipeline, mask, tensor_scales, barriers, block, loop = shared
-    resident_full, full, empty = barriers
-    batch, row0 = block[0], block[2]
-    streamed_head, streamed_heads, first, last, heads = loop
-    ROWS: gl.constexpr = pipeline[0].shape[3]
-    accs = zeros(resident_tiles[: len(outs)])
-    mbarrier.wait(resident_full.index(0), 0)
-    iteration = 0
-    for member in range(streamed_heads):
-        packed_mask = packed_by_query(mask, batch, streamed_head + member, heads, M, N, VARIES)
-        for tile in range(first, last):
-            stage = iteration % STAGES
-            passed = (full.index(stage), (iteration // STAGES) & 1)
-            mask_tile = load_mask_tile(packed_mask, row0 + consumer * CONSUMER_ROWS, tile, ROWS)
-            mbarrier.wait(passed[0], passed[1])
-            resident = by_tensor(resident_rows(resident_tiles, consumer, iteration), CHUNKS)
-            streamed = by_tensor(streamed_rows(pipeline, stage), CHUNKS)
-            acc = by_tensor(accs, CHUNKS)
-            stats = stats_pipeline[0].index(stage)
-            accs = _tile(acc, resident, streamed, stats, mask_tile, passed, scale, row0, tile, consumer, CAUSAL)
-            mbarrier.arrive(empty.index(stage), count=1)
-            iteration += 1
-    store_results(outs, accs, resident_tiles, block, tensor_scales, consumer, CHUNKS, D_V, 2)
+    CHUNKS: gl.constexpr = len(program.outs) // 2
+    accs, register_operands = begin(program, consumer)
+    accs, _before, _iteration = stream_queries(
+        _tile, accs, (), register_operands, program, consumer, CHUNKS, CAUSAL, VARIES
+    )
+    store_results(program, accs, consumer, CHUNKS, D_V, 2)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
@@ -112,15 +86,14 @@ def backward_value_kernel(
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
-    tiles, barriers = allocate_pipeline(resident, streamed, (stats,), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
     fence_async_shared()
-    copies = (resident, streamed, (stats,)) + tiles + (barriers, block, loop)
-    shared = (outs,) + tiles + (optional(mask), optional(tensor_scales), barriers, block, loop)
+    program = Program(outs, pipeline, optional(mask), optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
-            (produce, copies + (CHUNKS, STAGES)),
-            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, VARIES)),
-            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, VARIES)),
+            (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
+            (_consume, (program, 0, CAUSAL, VARIES)),
+            (_consume, (program, 1, CAUSAL, VARIES)),
         ],
         [4, 4],
         [240, 240],

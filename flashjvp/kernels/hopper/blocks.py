@@ -1,8 +1,6 @@
-"""Which rows a program computes, which tiles it streams, and which pairs of queries and keys are masked by position.
+"""Which rows a program computes, which tiles it streams, and which pairs of queries and keys are masked by position."""
 
-A block is (batch, head, first row) of the 128 resident rows of a program. A loop is what it streams: (first head, how
-many heads, first tile, last tile, heads of all queries).
-"""
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -10,6 +8,24 @@ from triton.experimental.gluon import language as gl
 from .triton_compat import here, where_less
 
 CONSUMER_ROWS = gl.constexpr(64)  # resident rows of a consumer; a program has two consumers
+
+
+class Block(NamedTuple):
+    """The 128 resident rows of a program: those of one head from `row0` on."""
+
+    batch: Any
+    head: Any
+    row0: Any
+
+
+class Loop(NamedTuple):
+    """What a program streams: of `heads` heads from `head` on the tiles from `first` until before `end`."""
+
+    head: Any
+    heads: Any
+    first: Any
+    end: Any
+    query_heads: Any  # how many a sequence has
 
 
 @gluon.jit
@@ -22,11 +38,11 @@ def query_block(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
         number = blocks - 1 - number  # the longest loops first, so that the short ones fill the gaps at the end
     row0 = number * (2 * CONSUMER_ROWS)
     head = (pid // blocks) % heads
-    last = gl.cdiv(N, KEYS)
+    end = gl.cdiv(N, KEYS)
     if CAUSAL:
-        last = gl.minimum(last, gl.cdiv(row0 + 2 * CONSUMER_ROWS, KEYS))
+        end = gl.minimum(end, gl.cdiv(row0 + 2 * CONSUMER_ROWS, KEYS))
     # mutate: return pid blocks (1)
-    return (pid // blocks // heads, head, row0), (head // group, 1, 0, last, heads)
+    return Block(pid // blocks // heads, head, row0), Loop(head // group, 1, 0, end, heads)
 
 
 @gluon.jit
@@ -37,21 +53,21 @@ def key_block(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr):
     pid = gl.program_id(0)
     row0 = (pid % blocks) * (2 * CONSUMER_ROWS)
     head = (pid // blocks) % kv_heads
-    last = gl.cdiv(M, ROWS)
+    end = gl.cdiv(M, ROWS)
     first = 0
     if CAUSAL:
-        first = gl.minimum(row0 // ROWS, last)
+        first = gl.minimum(row0 // ROWS, end)
     # mutate: return pid blocks (2)
-    return (pid // blocks // kv_heads, head, row0), (head * group, group, first, last, heads)
+    return Block(pid // blocks // kv_heads, head, row0), Loop(head * group, group, first, end, heads)
 
 
 @gluon.jit
-def unmasked_tiles(row, N, last, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
-    """How many of the first `last` tiles of keys need no masking by position, for the queries from `row` on."""
+def unmasked_tiles(row, N, count, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
+    """How many of the first `count` tiles of keys need no masking by position, for the queries from `row` on."""
     unmasked = N // KEYS
     if CAUSAL:
         unmasked = gl.minimum(unmasked, (row + 1) // KEYS)
-    return gl.minimum(unmasked, last)
+    return gl.minimum(unmasked, count)
 
 
 @gluon.jit

@@ -36,6 +36,15 @@ def by_tensor(tiles, CHUNKS: gl.constexpr):
 
 
 @gluon.jit
+def flat(tensors):
+    """The chunks of all tensors side by side."""
+    found = ()
+    for i in gl.static_range(len(tensors)):
+        found = found + tensors[i]
+    return found
+
+
+@gluon.jit
 def zero(WIDTH: gl.constexpr):
     """A zero accumulator of 64 rows."""
     return gl.zeros([CONSUMER_ROWS, WIDTH], gl.float32, accumulator(WIDTH))

@@ -7,37 +7,22 @@ counts.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 
-from .blocks import CONSUMER_ROWS, query_block, unmasked_tiles, where_visible
+from .blocks import CONSUMER_ROWS, query_block, where_visible
 from .chunks import (
     add,
     add_product,
     add_scores,
-    by_tensor,
     chunks,
     complete,
     lazy_rescale,
     left_operands,
     scale_rows,
-    zeros,
 )
-from .packed_mask import load_mask_tile, packed_by_key, where_allowed
-from .pipeline import (
-    accumulator,
-    allocate_pipeline,
-    keep_above,
-    load_register_operands,
-    optional,
-    produce,
-    resident_rows,
-    softmax_scale_of,
-    streamed_rows,
-)
+from .mainloop import begin, stream_keys
+from .packed_mask import packed_by_key, where_allowed
+from .pipeline import Program, accumulator, allocate_pipeline, keep_above, optional, produce, softmax_scale_of
 from .results import store_results
 from .scales import MU, O
 from .triton_compat import sum_of_products
@@ -57,26 +42,26 @@ def _subtracts_first(dtype):
 
 @gluon.jit
 def _softmax(
-    s, m, l, scale, row0, tile, N, mask_tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
+    s, m, l, mask, program, row, tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
-    """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; `scale` is positive.
+    """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; the scale is positive.
 
     m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
     plain maximum of the products q @ k.T, before they are scaled.
     """
-    scale2 = scale * 1.4426950408889634
+    scale2 = program.scale * 1.4426950408889634
     SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
     if MASKED:
-        s = where_visible(s, float("-inf"), row0, tile, N, LAYOUT, CAUSAL)
-    s = where_allowed(s, mask_tile, float("-inf"), LAYOUT)
+        s = where_visible(s, float("-inf"), row, tile, program.N, LAYOUT, CAUSAL)
+    s = where_allowed(s, mask, float("-inf"), LAYOUT)
     tile_max = gl.max(s, 1)
     if SUBTRACT_FIRST:
         m_new = gl.maximum(m, tile_max)
     else:
         m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
     m_safe = m_new
-    if len(mask_tile) > 0:  # no key so far may be allowed
+    if len(mask) > 0:  # no key so far may be allowed
         m_safe = gl.where(m_new > float("-inf"), m_new, 0.0)  # mutate: m_safe
     if SUBTRACT_FIRST:
         alpha = gl.exp2((m - m_safe) * scale2)
@@ -97,32 +82,29 @@ def _divisor(l, mask):
 
 
 @gluon.jit
-def _plain_tile(
-    accs, state, resident, streamed, mask_tile, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
-):
+def _plain_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
     """Adds a tile to o, without tangents."""
     m, l = state
-    k, v = streamed
+    k, v = inputs.streamed
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
     WIDE: gl.constexpr = v[0].shape[1] > 64  # else a branch takes longer than the products that it skips
     zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
-    s = warpgroup_mma_wait(0, deps=[add_scores(zero, resident[0], k, USE_ACC=False)])
-    p, _tile_sum, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, mask_tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    s = warpgroup_mma_wait(0, deps=[add_scores(zero, inputs.resident[0], k, USE_ACC=False)])
+    p, _tile_sum, l, m, alpha = _softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o = lazy_rescale(accs[0], alpha) if WIDE else scale_rows(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
 
 
 @gluon.jit
-def _tangent_tile(
-    accs, state, resident, streamed, mask_tile, passed, scale, row0, tile, N, CAUSAL: gl.constexpr, MASKED: gl.constexpr
-):
+def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
     """Adds a tile to o and o_t."""
     acc_o, acc_o_t = accs
     m, l, mean = state
-    q, q_t = resident
-    k, v, k_t, v_t = streamed
+    q, q_t = inputs.resident
+    k, v, k_t, v_t = inputs.streamed
+    scale = program.scale
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
@@ -133,21 +115,21 @@ def _tangent_tile(
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)  # mutate: s_t (1)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, tile_sum, l, m, alpha = _softmax(s, m, l, scale, row0, tile, N, mask_tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = _softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
     acc_o = lazy_rescale(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
-    keep_above(passed)
+    keep_above(inputs.passed)
     if EARLY:
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])  # mutate: s_t (2)
     # mutate: negative_step
-    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, mask_tile)
+    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, inputs.mask)
     mean -= negative_step
     # mutate: weights_t
     weights_t = left_operands((p * (s_t * scale - mean[:, None])).to(v[0].dtype), v)
     if EARLY:
-        keep_above(passed)
+        keep_above(inputs.passed)
         acc_o_t = add(complete(acc_o_t), scale_rows(acc_o, negative_step))  # mutate: acc_o_t (1)
     else:
         # mutate: acc_o_t (2)
@@ -158,83 +140,33 @@ def _tangent_tile(
 
 
 @gluon.jit
-def _mainloop(
-    accs, state, tiles, scale, row0, N, first, last, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr,
-    CAUSAL: gl.constexpr, MASKED: gl.constexpr,
-):  # fmt: skip
-    """Adds the tiles from `first` to `last`. Only the loop over MASKED ones masks by position: a condition in a common
-    loop would become a selection for each score. Without tangents the packed mask is loaded a tile ahead; with tangents
-    there are no registers for that."""
-    register_operands, resident_tiles, pipeline, full, empty, packed_mask = tiles
-    KEYS: gl.constexpr = pipeline[0].shape[3]
-    row = row0 + consumer * CONSUMER_ROWS
-    AHEAD: gl.constexpr = len(state) == 2
-    next_mask_tile = load_mask_tile(packed_mask, row, gl.minimum(first, last - 1), KEYS) if AHEAD else ()
-    for tile in range(first, last):
-        stage = tile % STAGES
-        passed = (full.index(stage), (tile // STAGES) & 1)
-        if AHEAD:
-            mask_tile = next_mask_tile
-            # mutate: next_mask_tile
-            next_mask_tile = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, last - 1), KEYS)
-        else:
-            mask_tile = load_mask_tile(packed_mask, row, tile, KEYS)
-        mbarrier.wait(passed[0], passed[1])
-        in_memory = resident_rows(resident_tiles[len(register_operands) :], consumer, tile)
-        resident = by_tensor(register_operands + in_memory, CHUNKS)
-        streamed = by_tensor(streamed_rows(pipeline, stage), CHUNKS)
-        acc = by_tensor(accs, CHUNKS)
-        if len(resident) == 1:
-            accs, state = _plain_tile(
-                acc, state, resident, streamed, mask_tile, passed, scale, row, tile, N, CAUSAL, MASKED
-            )
-        else:
-            accs, state = _tangent_tile(
-                acc, state, resident, streamed, mask_tile, passed, scale, row, tile, N, CAUSAL, MASKED
-            )
-        mbarrier.arrive(empty.index(stage), count=1)
-    return accs, state
-
-
-@gluon.jit
-def _consume(
-    shared, scale, M, N, consumer: gl.constexpr, CHUNKS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
-    REGISTER_OPERANDS: gl.constexpr,
-):  # fmt: skip
+def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr):
     """A consumer: 64 queries."""
-    outs, statistics, resident_tiles, pipeline, packed_mask, tensor_scales, barriers, block, loop = shared
-    resident_full, full, empty = barriers
-    batch, head, row0 = block
-    last, heads = loop[3], loop[4]
+    outs, pipeline, block = program.outs, program.pipeline, program.block
     JVP: gl.constexpr = len(statistics) == 2
-    KEYS: gl.constexpr = pipeline[0].shape[3]
+    CHUNKS: gl.constexpr = len(outs) // len(statistics)
+    KEYS: gl.constexpr = pipeline.streamed[0].shape[3]
     ROW: gl.constexpr = gl.SliceLayout(1, accumulator(KEYS))
-    accs = zeros(resident_tiles[: len(outs)])
+    ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
     state = (gl.full([CONSUMER_ROWS], float("-inf"), gl.float32, ROW), gl.zeros([CONSUMER_ROWS], gl.float32, ROW))
     if JVP:
         state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
-    mbarrier.wait(resident_full.index(0), 0)
-    register_operands = load_register_operands(resident_tiles[: REGISTER_OPERANDS * CHUNKS], consumer, KEYS)
-    unmasked = unmasked_tiles(row0 + consumer * CONSUMER_ROWS, N, last, KEYS, CAUSAL)
-    tiles = (register_operands, resident_tiles, pipeline, full, empty, packed_mask)
-    accs, state = _mainloop(
-        accs, state, tiles, scale, row0, N, 0, unmasked, consumer, CHUNKS, STAGES, CAUSAL, MASKED=False
+    accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
+    accs, state = stream_keys(
+        ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, MASK_AHEAD=not JVP
     )
-    accs, state = _mainloop(
-        accs, state, tiles, scale, row0, N, unmasked, last, consumer, CHUNKS, STAGES, CAUSAL, MASKED=True
-    )
-    rows = row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
-    offset = (batch.to(gl.int64) * heads + head) * M + rows
-    norm = 1.0 / _divisor(state[1], packed_mask)  # a row without keys has zeros, and -inf for lse
-    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(resident_tiles[0].dtype)
-    lse = (state[0] if not SUBTRACT_FIRST else state[0] * (scale * 1.4426950408889634)) - gl.log2(norm)
-    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < M)  # mutate: gl.store
+    rows = block.row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
+    offset = (block.batch.to(gl.int64) * program.loop.query_heads + block.head) * program.M + rows
+    norm = 1.0 / _divisor(state[1], program.mask)  # a row without keys has zeros, and -inf for lse
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
+    lse = (state[0] if not SUBTRACT_FIRST else state[0] * (program.scale * 1.4426950408889634)) - gl.log2(norm)
+    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
     if JVP:
         mu = state[2]
-        if len(tensor_scales) > 0:
-            mu = mu * gl.load(tensor_scales[0] + MU)
-        gl.store(statistics[1] + offset, mu, mask=rows < M)
-    store_results(outs, scale_rows(accs, norm), resident_tiles, block, tensor_scales, consumer, CHUNKS, O, 1)
+        if len(program.tensor_scales) > 0:
+            mu = mu * gl.load(program.tensor_scales[0] + MU)
+        gl.store(statistics[1] + offset, mu, mask=rows < program.M)
+    store_results(program, scale_rows(accs, norm), consumer, CHUNKS, O, 1)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
@@ -259,15 +191,14 @@ def forward_kernel(
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
-    tiles, barriers = allocate_pipeline(resident, streamed, (), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
-    copies = (resident, streamed, ()) + tiles + (barriers, block, loop)
-    shared = (outs, statistics) + tiles[:2] + (packed_mask, optional(tensor_scales), barriers, block, loop)
+    program = Program(outs, pipeline, packed_mask, optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
-            (produce, copies + (CHUNKS, STAGES)),
-            (_consume, (shared, scale, M, N, 0, CHUNKS, STAGES, CAUSAL, REGISTER_OPERANDS)),
-            (_consume, (shared, scale, M, N, 1, CHUNKS, STAGES, CAUSAL, REGISTER_OPERANDS)),
+            (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
+            (_consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS)),
+            (_consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS)),
         ],
         [4, 4],
         [240, 240],

@@ -3,11 +3,14 @@
 A program has 128 resident rows, 64 for each of two consumer warpgroups, and streams tiles of the other side's rows. A
 producer warp copies the resident tiles once by TMA and then fills the stages of the pipeline in turn. One barrier says
 that a stage is full, another that both consumers are through with it. Tensors are [batch, heads, rows, D], copied by
-chunks of columns (chunks.py); rows and columns beyond the end load as zeros and are not stored.
+chunks of columns (chunks.py); rows and columns beyond the end load as zeros and are not stored. The consumers' side is
+in mainloop.py.
 
 Products in flight at the end of a loop's body make ptxas serialise all of them. So every consumer waits for its own
 there, and the tensor cores are kept busy by the other one.
 """
+
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -22,6 +25,31 @@ LSE = gl.constexpr(0)
 MU = gl.constexpr(1)
 ROW_A = gl.constexpr(2)
 ROW_DELTA = gl.constexpr(3)
+
+
+class Pipeline(NamedTuple):
+    """A program's tiles in shared memory, and their barriers."""
+
+    resident: Any  # of each resident tensor a tile for each consumer
+    streamed: Any  # of each streamed tensor a tile for each stage
+    stats: Any  # (the statistics of the streamed rows, a tile for each stage,), or ()
+    resident_full: Any  # the resident tiles have landed
+    full: Any  # the tiles of a stage have landed
+    empty: Any  # both consumers are through with a stage
+
+
+class Program(NamedTuple):
+    """What both consumers of a program read."""
+
+    outs: Any  # descriptors of the results
+    pipeline: Any
+    mask: Any  # the packed mask, as the kernel's mainloop takes it, or ()
+    tensor_scales: Any  # (numbers of per-tensor scaling,), or ()
+    block: Any
+    loop: Any
+    scale: Any
+    M: Any
+    N: Any
 
 
 @gluon.constexpr_function
@@ -74,13 +102,22 @@ def allocate_tiles(tensors, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def allocate_pipeline(resident, streamed, stats, STAGES: gl.constexpr):
-    """Shared memory of a program: (resident tiles, stages of streamed tiles, stages of their statistics), and barriers.
+def allocate_pipeline(
+    resident, streamed, stats, STAGES: gl.constexpr, allocate_streamed: gl.constexpr = allocate_tiles
+):
+    """The pipeline for tiles as these descriptors have them, with STAGES stages."""
+    resident_tiles = allocate_tiles(resident, 2)
+    streamed_tiles = allocate_streamed(streamed, STAGES)
+    stats_tiles = allocate_tiles(stats, STAGES)
+    barriers = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
+    return Pipeline(resident_tiles, streamed_tiles, stats_tiles, barriers[0], barriers[1], barriers[2])
 
-    Barriers say that the resident tiles are there, that a stage is full, and that both consumers are through with it.
-    """
-    tiles = (allocate_tiles(resident, 2), allocate_tiles(streamed, STAGES), allocate_tiles(stats, STAGES))
-    return tiles, (make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2))
+
+@gluon.jit
+def barrier_of(barriers, number):
+    """(The barrier of a tile, the phase that it completes): tiles take the stages in turn, and each turn is a phase."""
+    STAGES: gl.constexpr = barriers.shape[0]
+    return barriers.index(number % STAGES), (number // STAGES) & 1
 
 
 @gluon.jit
@@ -145,52 +182,56 @@ def row_statistic(tile, which: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.constexpr_function
-def bytes_of(tensors, CHUNKS):
-    """The bytes of one tile of each tensor; a tensor's column chunks lie side by side."""
-    return len(tensors) // CHUNKS * sum([x.block_type.nbytes for x in tensors[:CHUNKS]])
+def bytes_of(tiles, tensors):
+    """The bytes of one of the tiles [..., rows, D] of each kind, into which these tensors are copied."""
+    _, _, rows, columns = tensors[0].block_shape
+    return sum([x.shape[3] * x.shape[4] for x in tiles]) * tensors[0].block_type.nbytes // (rows * columns)
 
 
 @gluon.jit
-def load_resident(resident, resident_tiles, resident_full, block, CHUNKS: gl.constexpr):
+def load_resident(resident, pipeline, block, CHUNKS: gl.constexpr):
     """Starts the copies of the resident tiles; `resident_full` completes when they have landed."""
-    batch, head, row0 = block
     WIDTH: gl.constexpr = resident[0].block_shape[3]
-    mbarrier.expect(resident_full.index(0), 2 * bytes_of(resident, CHUNKS))
+    bar = pipeline.resident_full.index(0)
+    mbarrier.expect(bar, 2 * bytes_of(pipeline.resident, resident))
     for i in gl.static_range(len(resident)):
         for consumer in gl.static_range(2):
-            coordinates = [batch, head, row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
-            load_tile(resident[i], coordinates, resident_full.index(0), resident_tiles[i].index(consumer))
+            coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
+            load_tile(resident[i], coordinates, bar, pipeline.resident[i].index(consumer))
+
+
+@gluon.jit
+def load_chunks(streamed, tiles, stage, bar, batch, head, row, CHUNKS: gl.constexpr):
+    """Starts the copies of one stage's tiles: a tile for each column chunk."""
+    WIDTH: gl.constexpr = streamed[0].block_shape[3]
+    for i in gl.static_range(len(streamed)):
+        # mutate: load_tile
+        load_tile(streamed[i], [batch, head, row, i % CHUNKS * WIDTH], bar, tiles[i].index(stage))
 
 
 @gluon.jit
 def produce(
-    resident, streamed, stats, resident_tiles, pipeline, stats_pipeline, barriers, block, loop, CHUNKS: gl.constexpr,
-    STAGES: gl.constexpr,
-):  # fmt: skip
+    resident, streamed, stats, pipeline, block, loop, CHUNKS: gl.constexpr, load_streamed: gl.constexpr = load_chunks
+):
     """The producer: copies the resident tiles, then the streamed tiles of every head of the loop, in order.
 
     `stats`, if it is given, holds the statistics of the streamed rows, [batch * heads * 4, rows].
     """
-    resident_full, full, empty = barriers
-    batch = block[0]
-    streamed_head, streamed_heads, first, last, heads = loop
-    WIDTH: gl.constexpr = streamed[0].block_shape[3]
     ROWS: gl.constexpr = streamed[0].block_shape[2]
-    BYTES: gl.constexpr = bytes_of(streamed, CHUNKS) + len(stats) * STATISTICS * ROWS * 4
-    load_resident(resident, resident_tiles, resident_full, block, CHUNKS)
+    BYTES: gl.constexpr = bytes_of(pipeline.streamed, streamed) + len(stats) * STATISTICS * ROWS * 4
+    STAGES: gl.constexpr = pipeline.full.shape[0]
+    load_resident(resident, pipeline, block, CHUNKS)
     iteration = 0
-    for member in range(streamed_heads):
-        for tile in range(first, last):
+    for member in range(loop.heads):
+        for tile in range(loop.first, loop.end):
             stage = iteration % STAGES
-            bar = full.index(stage)
-            # mutate: mbarrier.wait
-            mbarrier.wait(empty.index(stage), ((iteration // STAGES) & 1) ^ 1)
+            bar = pipeline.full.index(stage)
+            empty, phase = barrier_of(pipeline.empty, iteration)
+            mbarrier.wait(empty, phase ^ 1)  # mutate: mbarrier.wait
             mbarrier.expect(bar, BYTES)
-            for i in gl.static_range(len(streamed)):
-                head = streamed_head + member
-                # mutate: load_tile
-                load_tile(streamed[i], [batch, head, tile * ROWS, i % CHUNKS * WIDTH], bar, pipeline[i].index(stage))
+            head = loop.head + member
+            load_streamed(streamed, pipeline.streamed, stage, bar, block.batch, head, tile * ROWS, CHUNKS)
             if len(stats) > 0:
-                number = batch * heads + streamed_head + member  # mutate: number
-                load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, stats_pipeline[0].index(stage))
+                number = block.batch * loop.query_heads + head  # mutate: number
+                load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, pipeline.stats[0].index(stage))
             iteration += 1

@@ -32,19 +32,18 @@ def _store_in_halves(out, value, coordinates, tile):
 
 @gluon.jit
 def store_results(
-    outs, values, tiles, block, tensor_scales, consumer: gl.constexpr, CHUNKS: gl.constexpr, FIRST: gl.constexpr,
-    STEP: gl.constexpr,
-):  # fmt: skip
+    program, values, consumer: gl.constexpr, CHUNKS: gl.constexpr, FIRST: gl.constexpr, STEP: gl.constexpr
+):
     """Writes a consumer's 64 rows of each result.
 
-    With `tensor_scales` (per_tensor_scaling.py) results are float32 and multiplied by their scales: the first by number
-    FIRST, the next by number FIRST + STEP, and so on.
+    With per-tensor scaling (per_tensor_scaling.py) results are float32 and multiplied by their scales: the first by
+    number FIRST, the next by number FIRST + STEP, and so on.
     """
-    batch, head, row0 = block
+    outs, tiles, block, tensor_scales = program.outs, program.pipeline.resident, program.block, program.tensor_scales
     WIDTH: gl.constexpr = tiles[0].shape[4]
     for i in gl.static_range(len(outs)):
         # mutate: coordinates
-        coordinates = [batch, head, row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
+        coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
         if len(tensor_scales) == 0:
             _store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
         else:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import environment
 from ...backends import philox
 from ...layout import is_additive
 from ..tiles import Operand, odd
@@ -40,7 +41,7 @@ class Argument(NamedTuple):
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
-_COMPILED: dict[tuple[object, ...], Any] = {}
+_COMPILED: dict[tuple[object, ...], Any] = environment.kept({})
 
 
 class Call:
@@ -50,7 +51,7 @@ class Call:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
         dropout_p: float = 0.0,
     ) -> None:  # fmt: skip
-        self.is_empty = q.numel() == 0
+        self.is_empty = q.numel() == 0 or k.shape[-2] == 0  # nothing to launch: no query, or no key to see
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self.precision = schedule.input_precision(self._dtype, self.device)
         geometry = _geometry(q.shape, k.shape, v.shape, self.precision)

@@ -1,8 +1,8 @@
-"""A launch of a compiled kernel that is repeated with other addresses, without Triton's Python between it and C.
+"""Repeats the launch of a compiled kernel with other addresses, by a direct call of the C function that Triton built.
 
-Triton encodes every descriptor of a launch anew, in Python; here the encoded ones are looked up by address and
-geometry. All that is private in Triton is named in this file (versions 3.6 and 3.9 are known). Where something of it is
-missing, and while launch hooks are set, launches take Triton's public way.
+This skips Triton's Python launcher, and with it the encoding of each TMA descriptor: those are cached here, by address
+and geometry. Every private name of Triton stands in this file, as Triton 3.6 to 3.9 have them. Where one is missing, or
+a launch hook is set, the launch goes through Triton's public interface.
 """
 
 import inspect
@@ -16,18 +16,18 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-from ... import _torch
+from ... import _torch, environment
 
 _NVIDIA = "triton.backends.nvidia.driver"
 # geometry -> descriptors of it, by address
-_ENCODERS: dict[str, "_Encoder"] = {}
+_ENCODERS: dict[str, "_Encoder"] = environment.kept({})
 _MOST_GEOMETRIES = 1 << 10
 _MOST_ENCODED = 1 << 10  # of one geometry
 _HERE = nullcontext()
 
 
 class Place(NamedTuple):
-    """An argument of a launch that changes: the address of tensor number `source` alone, with strides, or described."""
+    """A kernel argument that changes: the address of tensor number `source`, alone, with strides or in a descriptor."""
 
     position: int
     source: int
@@ -74,7 +74,7 @@ def index_of(device: torch.device) -> int | None:
 
 
 def is_current(index: int | None) -> bool:
-    """Whether Triton, and what allocates directly, takes the device with this index: the current one."""
+    """Whether the device with this index is the current one, on which Triton launches and memory is allocated."""
     return index is None or index == _torch.current_cuda_device()
 
 
@@ -91,7 +91,7 @@ def _is_hooked() -> bool:
 def _direct(
     compiled: Any, programs: int, args: Sequence[Any], places: Sequence[Place]
 ) -> Callable[[Sequence[int], int], None] | None:
-    """The launch from addresses and a stream, or None where Triton is not as this file knows it."""
+    """Launches from addresses and a stream; None where this Triton lacks a name that it needs."""
     try:
         launcher = compiled.run
         if type(launcher).__module__ != _NVIDIA or getattr(launcher, "gsan_enabled", False):

@@ -53,9 +53,9 @@ def launch_rowsums(call: Call, q: Tensor, d_o: Maybe, d_o_t: Maybe, o: Tensor, o
     row_delta = empty_statistic(q)
     row_a = None if d_o_t is None else torch.empty_like(row_delta)
     operands = call.operands(d_o, d_o_t, o, None if d_o_t is None else o_t)
-    args, tile = (*operands, row_a, row_delta), call.tile("rowsums")
+    args, tile = (*operands, row_a, row_delta), call.tile("backward_preprocess")
     call.launch(
-        rowsums_kernel, "rowsums", call.query_programs(tile.block_m), args, 0.0, warps=tile.warps,
+        rowsums_kernel, "backward_preprocess", call.query_programs(tile.block_m), args, 0.0, warps=tile.warps,
         stages=tile.stages, TILE=tile.block,
     )  # fmt: skip
     return row_a, row_delta

@@ -161,7 +161,8 @@ def launch_forward(
     o, lse = empty_rows(q, inputs.v.shape[-1]), empty_lse(q, mask)
     o_t, mu = (torch.empty_like(o), empty_statistic(q)) if jvp else (None, None)
     if call.is_empty:
-        return o, o_t, lse, mu
+        lse.fill_(-torch.inf)
+        return o.zero_(), None if o_t is None else o_t.zero_(), lse, None if mu is None else mu.zero_()
     # mutate: args
     args = (*call.operands(*inputs), call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)
     tile = call.tile("forward")

@@ -21,7 +21,7 @@ def dispatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return called
 
     fast_path.forget()
-    for name in ("attention", "attention_jvp"):
-        monkeypatch.setattr(derivatives, name, spy(name, getattr(derivatives, name)))
+    monkeypatch.setattr(derivatives, "attention", spy("attention", derivatives.attention))
+    monkeypatch.setattr(derivatives, "attention_jvp", spy("attention_jvp", derivatives.attention_jvp))
     yield seen
     fast_path.forget()

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashjvp.kernels.launch import call as launch
+from flashjvp import environment
 from flashjvp.kernels.launch.call import FUSED, Call
 from tests.flashjvp.kernels.stand_in import WIDTH, Kernel, WarpSpecialisedKernel, on_cpu, rows, statistic
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(launch, "_COMPILED", {})
+def empty_cache() -> Iterator[None]:
+    environment.forget()
     yield
+    environment.forget()
 
 
 def run_pipeline(

@@ -18,6 +18,7 @@ from triton.backends.nvidia import driver as nvidia  # noqa: E402
 from triton.compiler.compiler import CompiledKernel, LazyDict  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 
+from flashjvp import environment  # noqa: E402
 from flashjvp.kernels.hopper.descriptors import rows_descriptors  # noqa: E402
 from flashjvp.kernels.launch import driver as direct  # noqa: E402
 from flashjvp.kernels.launch.driver import Launch, Place  # noqa: E402
@@ -56,15 +57,16 @@ def _is_hook(x: object) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_gpu() -> Iterator[None]:
     utils = SimpleNamespace(fill_tma_descriptor=PyCUtensorMap, fill_tma_descriptor_tiled=PyCUtensorMap)
-    monkeypatch.setattr(direct, "_ENCODERS", {})
+    environment.forget()
     stand_in = SimpleNamespace(utils=utils, get_current_device=lambda: 0, get_current_stream=lambda device: STREAM)
     before = vars(driver).copy()
     driver.set_active(stand_in)
     yield
     vars(driver).clear()
     vars(driver).update(before)
+    environment.forget()
 
 
 def compiled(descriptors: int) -> tuple[Any, C]:
@@ -116,9 +118,9 @@ def test_c_is_given_what_the_public_launch_gives(descriptors: int) -> None:
         tensors = [rows() for _ in range(descriptors + 2)]
         kernel[(PROGRAMS, 1, 1)](*arguments(tensors)[0])
         launch(tensors, [x.data_ptr() for x in tensors], STREAM)
-        public, played = c.given[-2:]
-        assert played == public
-        assert STREAM in played and tensors[-2].data_ptr() in (*played, *played[-1])
+        public, replayed = c.given[-2:]
+        assert replayed == public
+        assert STREAM in replayed and tensors[-2].data_ptr() in (*replayed, *replayed[-1])
 
 
 def test_a_descriptor_is_encoded_once_an_address() -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -109,20 +109,16 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator
 @contextlib.contextmanager
 def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
     """On CPU tensors, too; `ordered` is PyTorch's deterministic mode. Yields the families that are launched."""
-    from flashjvp.kernels.launch import hopper_tables, replay, schedule
-    from flashjvp.kernels.launch.call import Call
+    from flashjvp.kernels.launch import replaced
 
     launched: list[str] = []
-    original = Call.launch
 
-    def launch(call: Call, kernel: Any, family: str, *rest: Any, **constants: Any) -> None:
-        launched.extend([family] if "STAGES" in constants else [])
-        original(call, kernel, family, *rest, **constants)
+    def launch(original: Callable[..., None], call: Any, kernel: Any, family: str, *rest: Any, **flags: Any) -> None:
+        launched.extend([family] if "STAGES" in flags else [])
+        original(call, kernel, family, *rest, **flags)
 
-    replay.forget()
     torch.use_deterministic_algorithms(ordered, warn_only=True)
-    everywhere = patch.object(schedule, "pipelines", lambda device, kind, width: PIPELINES.get(width, {}))
-    with everywhere, patch.object(Call, "launch", launch), patch.object(hopper_tables, "DQ_ACCUM_FROM", {}):
+    with replaced.pipelines(PIPELINES, dq_accum_from={}), replaced.launch(launch):
         yield launched
 
 
@@ -216,20 +212,20 @@ def test_other_calls_take_the_other_kernels(case: Case) -> None:
 def test_the_emulator_sees(what: str) -> None:
     """A kernel that does not wait for a product, reads a tile before it is full, or frees one twice."""
     with emulated():
-        from flashjvp.kernels.hopper import forward, pipeline
+        from flashjvp.kernels.hopper import forward, mainloop
 
         if what == "a wait too short":
             wait = forward.warpgroup_mma_wait
             change = patch.object(forward, "warpgroup_mma_wait", lambda n=0, deps=(): wait(n + 1, deps))
         elif what == "a phase too early":
-            change = patch.object(forward.mbarrier, "wait", lambda barrier, phase: None)
+            change = patch.object(mainloop.mbarrier, "wait", lambda barrier, phase: None)
         else:
-            twice = forward.mbarrier.arrive
+            twice = mainloop.mbarrier.arrive
 
             def arrive(barrier: Any, count: int) -> None:
                 twice(barrier, count=2 * count)
 
-            change = patch.object(pipeline.mbarrier, "arrive", arrive)
+            change = patch.object(mainloop.mbarrier, "arrive", arrive)
         patience = patch("verify.emulator.machine.PATIENCE_SECONDS", 2.0)
         with change, patience, pytest.raises((EmulationError, AssertionError, TypeError, AttributeError)):
             judge(CASES[1], torch.float32, True)

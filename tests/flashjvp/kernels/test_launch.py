@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashjvp.kernels.launch import call as launch
+from flashjvp import environment
 from flashjvp.kernels.launch import schedule
 from flashjvp.kernels.launch.call import Call
 from flashjvp.kernels.tiles import Operand, odd
@@ -17,21 +17,23 @@ from tests.flashjvp.kernels.stand_in import WIDTH, Kernel, on_cpu, rows, statist
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(launch, "_COMPILED", {})
+def empty_cache() -> Iterator[None]:
+    environment.forget()
     yield
+    environment.forget()
 
 
 def run(
     kernel: Kernel, x: Tensor, k: Tensor | None = None, q_t: Tensor | None = None, k_t: Tensor | None = None,
     mask: Tensor | None = None, lse: Tensor | None = None, is_causal: bool = False, scale: float = 1.0,
+    tile: schedule.Tile | None = None,
 ) -> None:  # fmt: skip
     """A launch on queries `x` and, by default, as many keys and values like them."""
     k = x if k is None else k
     lse = torch.empty(x.shape[:-1], device=x.device) if lse is None else lse
     call = Call(x, k, k, mask, is_causal)
     args = (*call.operands(x, k, q_t, k_t), call.mask, lse)
-    tile = call.tile("forward")
+    tile = tile or call.tile("forward")
     call.launch(
         kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps, stages=tile.stages,
         TILE=tile.block,
@@ -136,22 +138,19 @@ def test_one_compilation_serves(name: str) -> None:
     assert (len(kernel.compilations), len(kernel.launches)) == (1, 1)
 
 
-def test_compiles_anew_for_another_precision_of_products(precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_anew_for_another_precision_of_products(precision: None) -> None:
     """Also where tile and chunks of columns are the same."""
     kernel = Kernel()
-    monkeypatch.setattr(schedule, "lookup", lambda *_: schedule.Tile(32, 32, 4, 1))
     for on in (True, False):
         is_tf32(on)
-        run(kernel, rows(dtype=torch.float32, width=32))
+        run(kernel, rows(dtype=torch.float32, width=32), tile=schedule.Tile(32, 32, 4, 1))
     assert len(kernel.compilations) == 2
 
 
-def test_compiles_anew_for_another_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_anew_for_another_tile() -> None:
     kernel = Kernel()
-    run(kernel, rows())
-    lookup = schedule.lookup
-    monkeypatch.setattr(schedule, "lookup", lambda *place: lookup(*place)._replace(stages=7))
-    run(kernel, rows())
+    for stages in (1, 7):
+        run(kernel, rows(), tile=schedule.Tile(32, 32, 4, stages))
     assert [options["num_stages"] == 7 for *_, options in kernel.compilations] == [False, True]
 
 

@@ -15,7 +15,7 @@ from verify.budget.arithmetic import to_11_bits
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
-from verify.checks.emulated import RoundedProducts, dense_tf32, played, tf32
+from verify.checks.emulated import RoundedProducts, dense_tf32, replayed, tf32
 from verify.emulator.gluon import emulated
 from verify.oracles.attention import NAMES, Results, Subject, dense64, dense_same_type, run
 
@@ -143,9 +143,9 @@ def test_units_of_their_own(exponents: dict[str, int], seed: int) -> None:
 
 
 @ON_CPU
-def test_repeated_calls_are_played() -> None:
+def test_repeated_calls_are_replayed() -> None:
     with tf32():
-        found = played(make_inputs(SMALL, torch.float32), Subject("triton"))
+        found = replayed(make_inputs(SMALL, torch.float32), Subject("triton"))
     assert found and all(x.ok for x in found)
 
 

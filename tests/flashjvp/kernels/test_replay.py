@@ -6,14 +6,15 @@ Stand-ins take the place of kernels, of which only compiled launches are capture
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
-from flashjvp import _torch
-from flashjvp.kernels.launch import call as launch
+from flashjvp import _torch, environment
 from flashjvp.kernels.launch import replay
 from flashjvp.kernels.launch.call import Call
 from flashjvp.operands import PlainOperands
@@ -56,14 +57,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, how: str, 
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(launch, "_COMPILED", {})
-    monkeypatch.setattr(replay, "current_stream", lambda device: 0)
+def fresh() -> Iterator[None]:
+    environment.forget()
+    before = vars(driver).copy()
+    driver.set_active(SimpleNamespace(get_current_stream=lambda device: 0))
     replay.forget()
     RUNS.clear()
     KERNEL.launches.clear()
     yield
     replay.forget()
+    vars(driver).clear()
+    vars(driver).update(before)
+    environment.forget()
 
 
 def tensors(count: int = 3, dtype: torch.dtype = torch.float16, length: int = 32) -> list[Tensor]:

@@ -48,7 +48,7 @@ def test_the_stream_is_the_batches_of_the_steps_in_turn() -> None:
     batches = Batches(CONFIG, DATASET, World(0, 1, CPU))
     stream = batches.steps(5)
     for step in (5, 6, 7):
-        (got,), (expected,) = next(stream), batches.draw(step)
+        (got,), (expected,) = stream.take(), batches.draw(step)
         assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
     stream.close()
 
@@ -64,7 +64,7 @@ def test_an_error_of_the_data_reaches_the_run() -> None:
             raise OSError("image 7 cannot be read")
 
     with pytest.raises(OSError, match="image 7"):
-        next(Batches(CONFIG, Broken(), World(0, 1, CPU)).steps(0))
+        Batches(CONFIG, Broken(), World(0, 1, CPU)).steps(0).take()
 
 
 def test_labels_out_of_range_are_refused() -> None:

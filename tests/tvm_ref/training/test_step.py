@@ -147,7 +147,7 @@ def test_bfloat16_is_autocast_of_the_same_loss() -> None:
 
 def test_a_stop_is_seen_after_the_step() -> None:
     state, batches = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE).draw(0)
-    assert gradient(state.objective, state.target, batches, ALONE, stop=True).stop
+    assert gradient(state.objective, state.target, batches, ALONE, stop=lambda: True).stop
     assert not gradient(state.objective, state.target, batches, ALONE).stop
 
 

@@ -1,0 +1,1 @@
+"""`flashjvp.check`: whether a model is right, and fast, under a JVP and a backward pass through it."""

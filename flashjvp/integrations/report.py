@@ -1,0 +1,166 @@
+"""What a context of `replaced` intercepted, how often, what served it and why, and what it did not reach."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _torch
+from ..backends import select
+
+_DEEPEST = 40  # frames between attention and the module that calls it
+_FRUITLESS = 64  # calls for each module that is looked for, after which nobody looks any more
+
+
+@dataclass(frozen=True)
+class Row:
+    """Calls of one function that were served alike.
+
+    function: what the model called.
+    served_by: "flashjvp", "dense equations", "PyTorch" (its own function), or "refused".
+    why: the backend of flashjvp, or the reason.
+    calls: how many; of compiled code, how often it was traced.
+    """
+
+    function: str
+    served_by: str
+    why: str
+    calls: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a context did; `str()` is for a reader, `as_dict()` for a program.
+
+    rows: the calls that were intercepted.
+    switched_on: names of the model's modules whose `fused_attn` was off.
+    reached: names of the model's modules that look like attention, from which a call came.
+    untouched: those from which none came: they compute attention by themselves, were compiled, or were not called.
+    """
+
+    rows: tuple[Row, ...]
+    switched_on: tuple[str, ...]
+    reached: tuple[str, ...]
+    untouched: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in lists, dicts, strings and numbers."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = ["flashjvp.replaced:"]
+        lines += [f"  {row.calls:6} x {row.function}: {row.served_by} ({row.why})" for row in self.rows]
+        lines += ["  no call was intercepted"] * (not self.rows)
+        lines += _listed("fused_attn was off, and is on in the context", self.switched_on)
+        lines += _listed("no call came from (own equations, compiled, or not called)", self.untouched)
+        return "\n".join(lines)
+
+
+def _listed(what: str, names: tuple[str, ...]) -> Iterator[str]:
+    if names:
+        yield f"  {what}:"
+        yield from (f"    {name}" for name in names)
+
+
+class Recorder:
+    """Counts calls while a context is entered."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._counts: dict[tuple[Any, ...], int] = {}
+        self._lock = threading.Lock()
+        self._names = {id(module): name or "(the model)" for name, module in _like_attention(model)}
+        self._reached: set[str] = set()
+        self._looks = _FRUITLESS * len(self._names)
+        self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
+        self._switched_on: dict[str, None] = {}
+
+    def add(self, function: str, served_by: str, why: str) -> None:
+        """One call, that something else than flashjvp's attention served."""
+        if torch.compiler.is_compiling():
+            _note_compiled(function, served_by, why)
+            return
+        self._add((function, served_by, why))
+
+    def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
+        """One call; served by flashjvp, it was on the backend for these queries."""
+        if torch.compiler.is_compiling():
+            _note_compiled(function, served_by, why)
+            return
+        key = (function, served_by, why) if why else (function, q.device, q.dtype)
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+        if self._looks > 0:
+            self._look_for_caller()
+
+    def add_compiled(self, function: str, served_by: str, why: str) -> None:
+        """One trace of torch.compile."""
+        self._add((function, served_by, why))
+
+    def note_switches(self, modules: list[nn.Module]) -> None:
+        """Modules that were switched on."""
+        for module in modules:
+            self._switched_on[self._all_names.get(id(module), type(module).__name__)] = None
+
+    def report(self) -> Report:
+        """What was counted up to now."""
+        with self._lock:
+            counts = dict(self._counts)
+        merged: dict[tuple[str, str, str], int] = {}
+        for (function, second, third), calls in counts.items():
+            key = function, second, third
+            if isinstance(second, torch.device):
+                key = function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"
+            merged[key] = merged.get(key, 0) + calls
+        rows = tuple(Row(name, by, why, calls) for (name, by, why), calls in merged.items())
+        untouched = tuple(name for name in self._names.values() if name not in self._reached)
+        return Report(rows, tuple(self._switched_on), tuple(sorted(self._reached)), untouched)
+
+    def _add(self, key: tuple[Any, ...]) -> None:
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _look_for_caller(self) -> None:
+        """Which of the model's modules a call comes from: the innermost one among the callers' `self`."""
+        self._looks -= 1
+        frame = sys._getframe(2)
+        for _ in range(_DEEPEST):
+            names = frame.f_code.co_varnames
+            if names and names[0] == "self" and id(module := frame.f_locals.get("self")) in self._names:
+                name = self._names[id(module)]
+                if name not in self._reached:
+                    self._reached.add(name)
+                    self._looks = _FRUITLESS * (len(self._names) - len(self._reached))
+                return
+            if frame.f_back is None:
+                return
+            frame = frame.f_back
+
+
+def _like_attention(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
+    """The modules of a model whose class is named after attention and that hold no other such module."""
+    if model is None:
+        return []
+    found = [(name, module) for name, module in model.named_modules() if "attention" in _class_name(module)]
+    found += [(name, module) for name, module in model.named_modules() if _class_name(module).endswith("attn")]
+    return [
+        (name, module) for name, module in found
+        if not any(other is not module and other in set(module.modules()) for _, other in found)
+    ]  # fmt: skip
+
+
+def _class_name(module: nn.Module) -> str:
+    return type(module).__name__.lower()
+
+
+@_torch.once_a_trace
+def _note_compiled(function: str, served_by: str, why: str) -> None:
+    """In the report of the context that is compiled."""
+    from .active import present
+
+    context = present()
+    if context is not None:
+        context.report_of.add_compiled(function, served_by, f"{why + '; ' if why else ''}traced by torch.compile")

@@ -1,0 +1,87 @@
+"""What stands for `torch.nn.functional.scaled_dot_product_attention`, and how any replaced attention is served."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import _torch
+from ..api import attention
+from ..errors import FlashJVPError, UnsupportedError
+from . import dense
+from .active import present
+
+if TYPE_CHECKING:
+    from .replaced import Replaced
+
+Maybe = Tensor | None
+NAME = "scaled_dot_product_attention"
+STOCK = F.scaled_dot_product_attention
+
+
+class _Wanted(threading.local):
+    def __init__(self) -> None:
+        self.weights: list[Tensor] | None = None
+
+
+WANTED = _Wanted()  # the weights of attention, where what calls it wants them beside (multihead.py)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Maybe = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """PyTorch's function by `flashjvp.attention`, in a context of `flashjvp.replaced`; PyTorch's own outside of any."""
+    context = present()
+    if context is None:
+        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if WANTED.weights is not None:
+        WANTED.weights.append(dense.weights(query, key, attn_mask, is_causal, scale, enable_gqa))
+    if context.when == "jvp" and context.leaves_alone((query, key, value, attn_mask)):
+        context.report_of.add(NAME, "PyTorch", "no tangent")
+        return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return served(context, NAME, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def served(
+    context: "Replaced", name: str, q: Tensor, k: Tensor, v: Tensor, attn_mask: Maybe, dropout_p: float,
+    is_causal: bool, scale: float | None, enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """The attention that a replaced function of this name stands for: by flashjvp, else dense or an error."""
+    rest = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    try:
+        o = attention(q, k, v, *rest)
+    except FlashJVPError as error:
+        if context.fallback != "dense":
+            if isinstance(error, UnsupportedError):
+                error.add_note(_HINT)
+            raise
+        o = dense.attention(q, k, v, *rest)
+        context.report_of.add_attention(name, q, "dense equations", str(error))
+        return o
+    context.report_of.add_attention(name, q)
+    return o
+
+
+_HINT = "flashjvp.replaced(fallback='dense') computes what flashjvp refuses by dense equations, and reports it"
+
+
+def unsupported(context: "Replaced", name: str, why: str) -> UnsupportedError:
+    """The error of a replaced function that has no meaning in terms of attention here, nor dense equations."""
+    context.report_of.add(name, "refused", why)
+    return UnsupportedError(f"{name}: expected arguments that flashjvp knows the meaning of, got {why}")
+
+
+def any_tangent(tensors: Any) -> bool:
+    """Whether one of them carries a tangent at some level. torch.compile cannot tell: true."""
+    if torch.compiler.is_compiling():
+        return True
+    return _torch.may_carry_tangents() and any(map(_torch.carries_tangent, tensors))

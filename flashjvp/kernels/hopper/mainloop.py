@@ -1,0 +1,148 @@
+"""The mainloops of the consumers: they take the tiles that the producer streams and hand each to a kernel's `add_tile`.
+
+Phases, stages, masks and the order of the tiles are here; what a tile adds to the accumulators is in the kernels.
+"""
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .blocks import CONSUMER_ROWS, unmasked_tiles
+from .chunks import by_tensor, zeros
+from .dq_accum import store_zeros
+from .packed_mask import load_mask_tile, packed_by_query
+from .pipeline import barrier_of, load_register_operands, resident_rows, streamed_rows, sub_tile_rows
+
+
+class Inputs(NamedTuple):
+    """What `add_tile` reads. Of each tensor the column chunks are a tuple."""
+
+    resident: Any
+    streamed: Any
+    stats: Any  # [4, streamed rows], of the backward with resident keys
+    mask: Any  # (words of the packed mask,), or ()
+    passed: Any  # (barrier, phase) of the tile, for `keep_above`
+
+
+class Position(NamedTuple):
+    """Which tile of queries `add_tile` gets: a whole one, or one of its SUB_TILES pieces."""
+
+    tile: Any  # its number within the head
+    iteration: Any
+    before: Any  # the tile of the iteration before, among those of all heads
+    SUB_TILE: Any
+    SUB_TILES: Any
+
+
+@gluon.jit
+def begin(program, consumer, REGISTER_OPERANDS: gl.constexpr = 0, CHUNKS: gl.constexpr = 1, COLUMNS: gl.constexpr = 0):
+    """Accumulators of zeros and, once the resident tiles are there, the first REGISTER_OPERANDS tensors of them in
+    registers: left operands of products with COLUMNS columns."""
+    pipeline = program.pipeline
+    accs = zeros(pipeline.resident[: len(program.outs)])
+    mbarrier.wait(pipeline.resident_full.index(0), 0)
+    return accs, load_register_operands(pipeline.resident[: REGISTER_OPERANDS * CHUNKS], consumer, COLUMNS)
+
+
+@gluon.jit
+def _resident(pipeline, register_operands, consumer, iteration, CHUNKS: gl.constexpr):
+    """The resident tiles by tensor, the first of them in registers."""
+    in_memory = resident_rows(pipeline.resident[len(register_operands) :], consumer, iteration)
+    return by_tensor(register_operands + in_memory, CHUNKS)
+
+
+@gluon.jit
+def _stream_keys(
+    add_tile: gl.constexpr, accs, state, register_operands, program, first, end, consumer: gl.constexpr,
+    CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr, MASK_AHEAD: gl.constexpr,
+):  # fmt: skip
+    """`stream_keys` for the tiles from `first` until before `end`, MASKED by position or not."""
+    pipeline, packed_mask = program.pipeline, program.mask
+    KEYS: gl.constexpr = pipeline.streamed[0].shape[3]
+    STAGES: gl.constexpr = pipeline.full.shape[0]
+    row = program.block.row0 + consumer * CONSUMER_ROWS
+    next_mask = load_mask_tile(packed_mask, row, gl.minimum(first, end - 1), KEYS) if MASK_AHEAD else ()
+    for tile in range(first, end):
+        stage = tile % STAGES
+        passed = barrier_of(pipeline.full, tile)
+        if MASK_AHEAD:
+            mask = next_mask
+            next_mask = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, end - 1), KEYS)  # mutate: next_mask
+        else:
+            mask = load_mask_tile(packed_mask, row, tile, KEYS)
+        mbarrier.wait(passed[0], passed[1])
+        resident = _resident(pipeline, register_operands, consumer, tile, CHUNKS)
+        streamed = by_tensor(streamed_rows(pipeline.streamed, stage), CHUNKS)
+        inputs = Inputs(resident, streamed, (), mask, passed)
+        accs, state = add_tile(by_tensor(accs, CHUNKS), state, inputs, program, row, tile, CAUSAL, MASKED)
+        mbarrier.arrive(pipeline.empty.index(stage), count=1)
+    return accs, state
+
+
+@gluon.jit
+def stream_keys(
+    add_tile: gl.constexpr, accs, state, register_operands, program, consumer: gl.constexpr, CHUNKS: gl.constexpr,
+    CAUSAL: gl.constexpr, MASK_AHEAD: gl.constexpr = False,
+):  # fmt: skip
+    """The mainloop of resident queries, over the tiles of keys. `state` has numbers of each query.
+
+    Two loops: a condition in a common one would become a selection for each score. With MASK_AHEAD the packed mask is
+    loaded a tile ahead, if there are registers for it.
+    """
+    KEYS: gl.constexpr = program.pipeline.streamed[0].shape[3]
+    end = program.loop.end
+    unmasked = unmasked_tiles(program.block.row0 + consumer * CONSUMER_ROWS, program.N, end, KEYS, CAUSAL)
+    accs, state = _stream_keys(
+        add_tile, accs, state, register_operands, program, 0, unmasked, consumer, CHUNKS, CAUSAL, False, MASK_AHEAD
+    )
+    return _stream_keys(
+        add_tile, accs, state, register_operands, program, unmasked, end, consumer, CHUNKS, CAUSAL, True, MASK_AHEAD
+    )
+
+
+@gluon.jit
+def stream_queries(
+    add_tile: gl.constexpr, accs, dq, register_operands, program, consumer: gl.constexpr, CHUNKS: gl.constexpr,
+    CAUSAL: gl.constexpr, VARIES: gl.constexpr, SUB_TILES: gl.constexpr = 1, DQ_COLUMNS: gl.constexpr = 0,
+):  # fmt: skip
+    """The mainloop of resident keys, over the tiles of queries of all heads of the group, each in SUB_TILES pieces.
+
+    `dq` and DQ_COLUMNS are for `add_tile` (dq_accum.py). Returns the accumulators, the last tile (among those of all
+    heads) and the number of iterations.
+    """
+    pipeline, block, loop = program.pipeline, program.block, program.loop
+    ROWS: gl.constexpr = pipeline.stats[0].shape[2] // SUB_TILES
+    STAGES: gl.constexpr = pipeline.full.shape[0]
+    iteration = 0
+    before = (block.batch * loop.query_heads + loop.head) * loop.end + loop.first
+    if len(dq) > 0:
+        store_zeros(dq, consumer)
+    for member in range(loop.heads):
+        head = loop.head + member
+        packed_mask = packed_by_query(program.mask, block.batch, head, loop.query_heads, program.M, program.N, VARIES)
+        for tile in range(loop.first, loop.end):
+            stage = iteration % STAGES
+            passed = barrier_of(pipeline.full, iteration)
+            masks = ()
+            for i in gl.static_range(SUB_TILES):
+                row = block.row0 + consumer * CONSUMER_ROWS
+                masks = masks + (load_mask_tile(packed_mask, row, tile * SUB_TILES + i, ROWS),)
+            mbarrier.wait(passed[0], passed[1])
+            resident = _resident(pipeline, register_operands, consumer, iteration, CHUNKS)
+            for i in gl.static_range(SUB_TILES):
+                streamed = by_tensor(sub_tile_rows(streamed_rows(pipeline.streamed, stage), i, SUB_TILES), CHUNKS)
+                stats = pipeline.stats[0].index(stage).slice(i * ROWS, ROWS, 1)
+                inputs = Inputs(resident, streamed, stats, masks[i], passed)
+                accs = add_tile(
+                    by_tensor(accs, CHUNKS), dq, inputs, program,
+                    # in place: an assignment would make tensors of its constants
+                    Position(tile * SUB_TILES + i, iteration, before, i, SUB_TILES), consumer, CAUSAL, DQ_COLUMNS,
+                )  # fmt: skip
+            mbarrier.arrive(pipeline.empty.index(stage), count=1)
+            if len(dq) > 0:
+                # mutate: before
+                before = (block.batch * loop.query_heads + loop.head + member) * loop.end + tile
+            iteration += 1
+    return accs, before, iteration

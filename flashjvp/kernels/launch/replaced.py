@@ -1,0 +1,58 @@
+"""Lets tests, verify and bench watch or replace kernel launches, and give other tiles to the warp-specialised kernels.
+
+They patch nothing else of launch/ (tests/test_seams.py). For another machine there is flashjvp/environment.py. Captured
+calls are forgotten at both ends of a block, because a replay would not ask for tiles again.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import hopper_tables, replay, schedule
+from .call import Call
+from .hopper_tables import Families
+
+
+@contextmanager
+def launch(do: Callable[..., None]) -> Iterator[None]:
+    """In this block each `call.launch(kernel, ...)` is `do(original, call, kernel, ...)`.
+
+    `original(call, kernel, ...)` launches.
+    """
+    original: Callable[..., None] = Call.launch
+
+    def instead(*call: Any, **constants: Any) -> None:
+        do(original, *call, **constants)
+
+    with _instead(Call, launch=instead):
+        yield
+
+
+@contextmanager
+def pipelines(tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None) -> Iterator[None]:
+    """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
+
+    `dq_accum_from` takes the place of the table DQ_ACCUM_FROM; {} accumulates query gradients from one row on.
+    """
+    rows = hopper_tables.DQ_ACCUM_FROM if dq_accum_from is None else dq_accum_from
+    of_schedule = {
+        "pipelines": lambda device, precision, width: tiles.get(width, {}),
+        "has_pipelines": lambda device, precision, width: width in tiles,
+        "why_not_pipelines": lambda device, precision, width: None if width in tiles else "no tiles are in use",
+    }
+    with _instead(schedule, **of_schedule), _instead(hopper_tables, DQ_ACCUM_FROM=rows):
+        yield
+
+
+@contextmanager
+def _instead(owner: Any, **attributes: Any) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in attributes}
+    replay.forget()
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+        replay.forget()

@@ -1,0 +1,74 @@
+"""What a context does for the model that it is given, and what its report says of it."""
+
+import copy
+import functools
+import gc
+import pickle
+import weakref
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import flashjvp
+from tests.flashjvp.integrations.calls import FUNCTIONS, Q
+
+
+class Switched(nn.Module):
+    fused_attn: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused_attn = False
+        self.attend = functools.partial(F.scaled_dot_product_attention, is_causal=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x, x, x) if self.fused_attn else x
+
+
+class UntouchedAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.transpose(-2, -1)).softmax(-1) @ x
+
+
+class SwitchedAttention(Switched):
+    pass
+
+
+def test_the_models_switches_and_functions_and_what_the_report_says() -> None:
+    model = nn.Sequential(SwitchedAttention(), UntouchedAttention())
+    with flashjvp.replaced(model) as replaced:
+        model(Q)
+        inside = flashjvp.replaced(model)
+        inside.__enter__()
+    assert model[0].fused_attn  # another context holds it
+    inside.__exit__(None, None, None)
+    assert model[0].fused_attn is False and model[0].attend.func is FUNCTIONS[0]
+    report = replaced.report()
+    assert (report.switched_on, report.reached, report.untouched) == (("0",), ("0",), ("1",))
+    assert report.as_dict()["rows"][0]["calls"] == 1
+    assert "1 x scaled_dot_product_attention: flashjvp (tiled, torch.float32 on cpu)" in str(report)
+    assert "no call came from" in str(report)
+
+
+def test_the_report_of_a_context_without_a_call() -> None:
+    assert "no call was intercepted" in str(flashjvp.replaced().report())
+
+
+def test_models_are_copied_and_pickled_inside() -> None:
+    model = SwitchedAttention()
+    with flashjvp.replaced(model):
+        twin, stored = copy.deepcopy(model), pickle.dumps(model)
+    for other in (twin, pickle.loads(stored)):
+        other.fused_attn = True
+        torch.testing.assert_close(other(Q), FUNCTIONS[0](Q, Q, Q, is_causal=True))
+
+
+def test_a_context_keeps_no_model_alive() -> None:
+    model = SwitchedAttention()
+    gone = weakref.ref(model)
+    with flashjvp.replaced(model):
+        model(Q)
+    del model
+    gc.collect()
+    assert gone() is None

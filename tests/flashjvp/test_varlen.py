@@ -1,0 +1,141 @@
+"""varlen: values and derivatives of each sequence are those of attention on it alone."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import flashjvp
+from flashjvp import ArgumentTypeError, ArgumentValueError, FlashJVPError, varlen
+from flashjvp.dispatch import derivatives
+from flashjvp.operands import Operands, Options
+from tests.flashjvp.forms import normal
+
+H, D, DV = 4, 8, 3
+LENGTHS: dict[str, tuple[list[int], list[int]]] = {
+    "different": ([3, 5, 1, 7], [4, 5, 6, 2]),
+    "equal": ([4, 4, 4], [6, 6, 6]),
+    "groups": ([3, 5, 3, 5, 3], [4, 2, 4, 2, 1]),
+    "empty ones": ([0, 3, 0, 2, 0], [2, 0, 0, 3, 5]),
+    "one": ([6], [5]),
+    "none": ([], []),
+}
+
+
+def cumulated(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=dtype)
+
+
+def packed(of_q: Sequence[int], of_k: Sequence[int], kv_heads: int = H) -> tuple[Tensor, Tensor, Tensor]:
+    q, k = normal(sum(of_q), H, D, seed=1), normal(sum(of_k), kv_heads, D, seed=2)
+    return q, k, normal(sum(of_k), kv_heads, DV, seed=3)
+
+
+def alone(of_q: Sequence[int], of_k: Sequence[int], is_causal: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Dense attention written out, a sequence after the other."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        results = []
+        for q_b, k_b, v_b in zip(q.split(of_q or [0]), k.split(of_k or [0]), v.split(of_k or [0]), strict=True):
+            keep = torch.ones(len(q_b), len(k_b), dtype=torch.bool)
+            keep = keep.tril(len(k_b) - len(q_b)) if is_causal else keep
+            heads = q_b.shape[1] // k_b.shape[1]
+            k_b, v_b = k_b.repeat_interleave(heads, 1), v_b.repeat_interleave(heads, 1)
+            S = D**-0.5 * torch.einsum("mhd,nhd->hmn", q_b, k_b)
+            P = torch.exp(S) * keep
+            P = P / P.sum(-1, keepdim=True).clamp(min=1e-300)
+            results.append(torch.einsum("hmn,nhd->mhd", P, v_b))
+        return torch.cat(results)
+
+    return attention
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [H, 2])
+@pytest.mark.parametrize("name", LENGTHS)
+def test_each_sequence_is_as_it_is_alone(name: str, kv_heads: int, is_causal: bool, backend: str) -> None:
+    """The last query is aligned with the last key; in both modes, and in reverse through both."""
+    of_q, of_k = LENGTHS[name]
+    inputs = [x.requires_grad_() for x in packed(of_q, of_k, kv_heads)]
+    tangents = tuple(normal(*x.shape, seed=7 + i) for i, x in enumerate(inputs))
+    cu_q, cu_k = cumulated(of_q), cumulated(of_k, torch.int64)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen(q, k, v, cu_q, cu_k, is_causal=is_causal, enable_gqa=kv_heads != H, backend=backend)
+
+    found = torch.func.jvp(call, tuple(inputs), tangents)
+    expected = torch.func.jvp(alone(of_q, of_k, is_causal), tuple(inputs), tangents)
+    assert found[0].shape == (sum(of_q), H, DV)
+    assert_close(found, expected)
+    grads = [torch.autograd.grad((o.sin() + o_t.cos()).sum(), inputs) for o, o_t in (found, expected)]
+    assert_close(*grads)
+    assert torch.equal(call(*inputs), found[0])
+
+
+def test_equal_lengths_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    attention = derivatives.attention
+
+    def watched(operands: Operands, options: Options) -> Tensor:
+        shapes.append(tuple(operands.q.shape))
+        return attention(operands, options)
+
+    monkeypatch.setattr(derivatives, "attention", watched)
+    of_q, of_k = LENGTHS["groups"]
+    varlen(*packed(of_q, of_k), cumulated(of_q), cumulated(of_k))
+    assert sorted(shapes) == [(1, H, 3, D), (2, H, 3, D), (2, H, 5, D)]
+
+
+def test_options_reach_attention() -> None:
+    of_q, of_k = LENGTHS["different"]
+    q, k, v = packed(of_q, of_k)
+    cu = cumulated(of_q), cumulated(of_k)
+    for scale in (0.5, torch.tensor(0.5)):
+        assert torch.equal(varlen(q, k, v, *cu, 7, 6, scale=scale), varlen(q, k, v, *cu, max_q=9, scale=0.5))
+    assert_close(varlen(q, k, v, *cu, scale=0.5), varlen(q * 0.5 * D**0.5, k, v, *cu))
+
+
+def test_a_compiled_caller_breaks_its_graph_and_is_right() -> None:
+    of_q, of_k = LENGTHS["groups"]
+    inputs, cu = packed(of_q, of_k), (cumulated(of_q), cumulated(of_k))
+    torch._dynamo.reset()
+    assert_close(torch.compile(varlen, backend="eager")(*inputs, *cu), varlen(*inputs, *cu))
+
+
+Q, K, V = packed([3, 2], [4, 1])
+CU_Q, CU_K = cumulated([3, 2]), cumulated([4, 1])
+BAD: list[tuple[dict[str, Any], type[FlashJVPError], str]] = [
+    ({"q": None}, ArgumentTypeError, "q: expected a tensor"),
+    ({"k": K[None]}, ArgumentValueError, "k: expected 3 dims"),
+    ({"v": V[:4]}, ArgumentValueError, "v: expected as many rows as k, 5"),
+    ({"cu_q": [0, 3, 5]}, ArgumentTypeError, "cu_q: expected a tensor"),
+    ({"cu_q": CU_Q.float()}, ArgumentTypeError, "cu_q: expected a dtype of torch.int32 or torch.int64"),
+    ({"cu_k": CU_K[None]}, ArgumentValueError, "cu_k: expected shape"),
+    ({"cu_k": CU_K[:0]}, ArgumentValueError, "cu_k: expected shape"),
+    ({"cu_k": CU_K.to("meta")}, ArgumentValueError, "cu_k: expected a tensor on the device of q or on the cpu"),
+    ({"cu_q": CU_Q + 1}, ArgumentValueError, "cu_q: expected cumulated lengths that start at 0, got 1"),
+    ({"cu_q": torch.tensor([0, 6, 5])}, ArgumentValueError, "cu_q: expected cumulated lengths, got 5 after 6"),
+    ({"cu_q": torch.tensor([0, -1, 5])}, ArgumentValueError, "cu_q: expected cumulated lengths, got -1 after 0"),
+    ({"cu_k": torch.tensor([0, 4, 6])}, ArgumentValueError, "cu_k: expected cumulated lengths that end at 5, got 6"),
+    ({"cu_k": torch.tensor([0, 4])}, ArgumentValueError, "cu_k: expected cumulated lengths that end at 5, got 4"),
+    ({"cu_k": torch.tensor([0, 4, 4, 5])}, ArgumentValueError, "cu_k: expected as many sequences as cu_q, 2"),
+    ({"max_q": 2}, ArgumentValueError, "max_q: expected at least the 3 rows"),
+    ({"max_k": 4.0}, ArgumentTypeError, "max_k: expected an int or None"),
+    ({"is_causal": 1}, ArgumentTypeError, "is_causal: expected a bool"),
+    ({"scale": torch.ones((), requires_grad=True)}, flashjvp.UnsupportedError, "scale: expected a number"),
+    ({"k": K[..., :3]}, ArgumentValueError, "k: expected the head dim of q"),
+    ({"backend": "flash"}, ArgumentValueError, "backend: expected"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[message for *_, message in BAD])
+def test_bad_call(change: dict[str, Any], error: type[FlashJVPError], message: str) -> None:
+    good = {"q": Q, "k": K, "v": V, "cu_q": CU_Q, "cu_k": CU_K}
+    with pytest.raises(error) as caught:
+        varlen(**{**good, **change})
+    assert type(caught.value) is error and str(caught.value).startswith(message)

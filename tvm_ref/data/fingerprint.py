@@ -1,0 +1,52 @@
+"""The fingerprint of a data set: enough to tell at resume that it is the one the run began with."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .dataset import Dataset
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint(dataset: Dataset) -> Fingerprint:
+    """Returns the number, shape and classes of the items and, of an archive, digests of names, sizes and labels.
+
+    Contents are not read: it takes the time of listing the files.
+    """
+    found: Fingerprint = {
+        "items": len(dataset), "shape": list(dataset.shape), "classes": dataset.num_classes,
+    }  # fmt: skip
+    if (listing := getattr(dataset, "listing", None)) is not None:
+        names, sizes, labels = listing()
+        found |= {"names": _digest(names), "sizes": _digest(sizes), "labels": _digest(labels)}
+    return found
+
+
+def changes(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """Lists what differs between two fingerprints: "items: 32 before, 20 now"."""
+    return [
+        f"{name}: {_shown(before.get(name))} before, {_shown(now.get(name))} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """Reads the JSON file of a fingerprint. Raises ValueError that names it for anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no fingerprint of a data set: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no fingerprint of a data set: expected an object, got {type(found).__name__}")
+    return found
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _shown(value: Any) -> Any:
+    return f"{value[:8]}..." if isinstance(value, str) else value

@@ -1,0 +1,44 @@
+"""What a run will need later, checked before its first step: the decoder of sample grids, and room on the disk."""
+
+import shutil
+from pathlib import Path
+
+from ..data.vae import load_vae
+from .checkpoint import checkpoints
+from .config import ConfigError, TrainConfig
+from .parallel import World
+from .state import State
+
+MARGIN = 1.02  # of the size of the tensors: headers, settings, the manifest
+
+
+def check(config: TrainConfig, folder: Path, state: State, world: World) -> None:
+    """Raises ConfigError on every process for a VAE that does not load, or too little room for the next checkpoints.
+
+    folder: holds the checkpoints of the run.
+    """
+    reason = _reason(config, folder, state, world) if world.first else ""
+    if reason := next(filter(None, world.gather(reason)), ""):
+        raise ConfigError(reason)
+
+
+def _reason(config: TrainConfig, folder: Path, state: State, world: World) -> str:
+    run = config.run
+    if run.vae:
+        try:
+            load_vae(Path(run.vae), world.device)
+        except (ValueError, OSError, ImportError) as error:
+            return f"run.vae: expected the folder of an AutoencoderKL, got {error}"
+    saves = -(-(run.steps - state.step) // run.save_every)
+    if saves < 1:
+        return ""
+    here = len(checkpoints(folder))
+    # A new checkpoint is complete before an old one is removed.
+    more = max(1, min(here + saves, run.keep + 1) - here)
+    size, free = int(MARGIN * state.checkpoint_bytes()), shutil.disk_usage(folder).free
+    if more * size <= free:
+        return ""
+    return (
+        f"run.out: expected {more * size / 2**30:.3g} GiB of free disk space for the next checkpoints "
+        f"({size / 2**30:.3g} GiB each, run.keep = {run.keep}), got {free / 2**30:.3g} GiB at {folder}"
+    )

@@ -1,0 +1,73 @@
+"""The lock of a run's folder: one process group at a time trains in it.
+
+The lock is the operating system's (flock), so it ends with the process that holds it, also after kill -9, and on shared
+file systems it holds across machines. `lock.json` beside it says who holds it.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .parallel import World
+
+LOCK, HOLDER = ".lock", ".lock.json"
+
+
+class RunLockedError(RuntimeError):
+    """Another process trains in the folder of the run. The message says which."""
+
+
+class RunLock:
+    """Held by the first process of a group from its creation until `release`."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        """Takes the lock of `folder`, which exists. Every process calls it.
+
+        Raises RunLockedError on every process if another group holds it. On a file system without locks it warns, and
+        the folder stays unprotected.
+        """
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        self._holder = folder / HOLDER
+        taken = self._take(folder) if world.first else ""
+        if reason := next(filter(None, world.gather(taken)), ""):
+            raise RunLockedError(reason)
+
+    def release(self) -> None:
+        """Gives the lock back. May be called again, and by processes that do not hold it."""
+        if self._lock.is_locked:
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()
+
+    def _take(self, folder: Path) -> str:
+        """Returns why the lock could not be taken, or nothing."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            return (
+                f"run.out: expected a folder that no other run is using, got {folder}, which {_who(self._holder)} is "
+                "training in: wait for it, stop it, or give another --run.out"
+            )
+        except NotImplementedError:
+            warnings.warn(
+                f"the file system of {folder} has no locks: make sure that no second run uses this folder", stacklevel=2
+            )
+            return ""
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        draft = self._holder.with_suffix(".draft")
+        draft.write_text(json.dumps(holder))
+        draft.replace(self._holder)
+        return ""
+
+
+def _who(path: Path) -> str:
+    """Describes the holder of a lock, as far as its note can be read."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        holder = json.loads(path.read_text())
+        return f"process {int(holder['pid'])} on {holder['host']!s} (since {holder['since']!s})"
+    return "another process"
