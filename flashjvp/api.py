@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from . import call_forms, causal_bias, checks
+from .canonical import canonical
 from .dispatch import derivatives, fast_path, func_jvp
 from .dispatch.schema import FORWARD, FORWARD_JVP
-from .operands import Inputs, Operands, Options
+from .operands import Operands, Options
 
 Maybe = Tensor | None
-
-_HALF = (torch.float16, torch.bfloat16)
-_AUTOCAST_FROM = (*_HALF, torch.float32)
 
 
 def attention(
@@ -52,8 +50,9 @@ def attention(
             `enable_gqa`). Any size may be 0: without keys o is zeros, with D = 0 the mean of v.
         attn_mask: a tensor on q's device that broadcasts, aligned at the right, to [*batch, Hq, M, N]. bool: True = the
             key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats); any finite number, also
-            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`. Must need no gradient.
-        dropout_p: 0.0, a probability; no other value is implemented. A 0-dim tensor is read, as for `scale`.
+            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`.
+        dropout_p: a probability p in [0, 1]. Above 0, P @ v is (Z * P / (1 - p)) @ v, Z drawn by PyTorch's generator of
+            the device: after `torch.manual_seed` the same on every backend. A 0-dim tensor is read, as for `scale`.
         is_causal: True lets query m see keys n <= m only, aligned at the top left also where M != N. With `attn_mask`
             given too, both apply (an extension: PyTorch documents an error).
         scale: c, a finite real number without unit; None = D**-0.5. A 0-dim tensor on the CPU, or on q's device, is
@@ -74,16 +73,17 @@ def attention(
         the order that q has them in memory. Zeros for a query that may see no key.
 
     Derivatives:
-        Reverse mode (`backward`, `torch.func.grad`) in q, k, v. Forward mode (`torch.func.jvp`,
-        `torch.autograd.forward_ad`) in any subset of q, k, v, in one launch that gives o and its tangent; then reverse
-        mode through both together, to inputs and tangents, in one backward launch. None in `attn_mask` and `scale`.
+        Reverse mode (`backward`, `torch.func.grad`) in q, k, v and a float `attn_mask`, whose gradient takes the
+        memory of the mask. Forward mode (`torch.func.jvp`, `torch.autograd.forward_ad`) in any subset of them, in one
+        launch that gives o and its tangent; then reverse mode through both together, to inputs and tangents, in one
+        backward launch. None in `scale`. Z of dropout is the same in all of them.
 
     Raises:
         ArgumentTypeError: (a TypeError) a wrong Python type or dtype, dtypes that differ, or a tensor of q, k and v
             that is missing or came by both of its names.
         ArgumentValueError: (a ValueError) shapes that do not fit, devices that differ, a value out of range.
-        UnsupportedError: (a NotImplementedError) dropout, a mask, scale or dropout_p that needs a gradient or has a
-            tangent, a sparse or nested tensor, a call that the backend asked for cannot serve.
+        UnsupportedError: (a NotImplementedError) a scale or dropout_p that needs a gradient or has a tangent,
+            a sparse or nested tensor, a call that the backend asked for cannot serve.
         SecondOrderError: (an UnsupportedError) a derivative beyond one JVP followed by one backward pass.
 
     Numerics:
@@ -96,7 +96,7 @@ def attention(
         and float32 masks are left alone.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23).
+        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23), (24)-(32).
     """
     if query is not None or key is not None or value is not None:
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
@@ -118,8 +118,8 @@ def attention(
         )  # fmt: skip
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
-    operands = _canonical(Operands._make((q, k, v, None, None, None, attn_mask, None, None)), enable_gqa, backend)
-    operands = _seeded(operands, dropout_p)
+    operands = Operands._make((q, k, v, None, None, None, attn_mask, None, None))
+    operands = _seeded(canonical(operands, enable_gqa, backend), dropout_p)
     o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
     if operands.seed is None:
         fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
@@ -165,11 +165,12 @@ def attention_jvp(
             dtype and device of q, with strides of its own. None = zero, and costs nothing.
         k_t: tangent of k, likewise.
         v_t: tangent of v, likewise.
-        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), or a causal bias. It
-            has no tangent.
+        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), or a causal bias.
         is_causal: as in `attention`: n <= m, aligned at the top left; applies together with `attn_mask`.
         scale: as in `attention`: c, a finite real number without unit; None = D**-0.5. It has no tangent.
         enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
+        attn_mask_t: tangent of a float `attn_mask`, of its shape, dtype and device, which S_t gets added. None = zero.
+        dropout_p: as in `attention`: o_t is then the tangent of the o that is returned.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
         layout: as in `attention`: "bhmd" or "bmhd", of q, k, v, their tangents, o and o_t.
         query: another name of q.
@@ -182,8 +183,8 @@ def attention_jvp(
         key, and o_t is zero when no tangent is given.
 
     Derivatives:
-        Reverse mode in q, k, v, q_t, k_t, v_t through o and o_t together, in one backward launch. Forward mode would be
-        a second JVP, and raises. None in `attn_mask` and `scale`.
+        Reverse mode in q, k, v, a float mask and all tangents, through o and o_t together, in one backward launch.
+        Forward mode would be a second JVP, and raises. None in `scale`.
 
     Raises:
         ArgumentTypeError: as `attention`, and for a tangent of another dtype.
@@ -199,7 +200,7 @@ def attention_jvp(
         unless `torch.are_deterministic_algorithms_enabled()`.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(23).
+        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(32).
     """
     if query is not None or key is not None or value is not None:
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
@@ -214,15 +215,12 @@ def attention_jvp(
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, backend)
-    if (
-        type(dropout_p) is float
-        and dropout_p == 0.0
-        and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa))
-    ):
+    is_dropped = type(dropout_p) is not float or dropout_p != 0.0
+    if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
         o, o_t, _, _ = run(given)
         return o, o_t
     checks.options(dropout_p, is_causal, scale, enable_gqa)
-    operands = _seeded(_canonical(Operands._make(given), enable_gqa, backend), dropout_p)
+    operands = _seeded(canonical(Operands._make(given), enable_gqa, backend), dropout_p)
     # mutate: o, o_t
     o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
     if operands.has_tangents and operands.seed is None:
@@ -244,7 +242,7 @@ def _scale(scale: Any) -> float | None:
 
 
 def _seeded(x: Operands, dropout_p: float) -> Operands:
-    """With a seed of PyTorch's default generator of the device, where there is dropout. Nothing waits for the device."""
+    """Adds a seed of the device's default generator where there is dropout. Nothing waits for the device."""
     if dropout_p == 0.0:
         return x
     return x._replace(seed=torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.q.device))
@@ -256,52 +254,3 @@ def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, 
         return mask, is_causal
     plain, causal = causal_bias.meaning(mask, q, k)
     return plain, True if causal and is_causal is False else is_causal
-
-
-def _canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
-    """The operands, checked, cast for autocast, and viewed with the ranks and batch dims that operators take."""
-    checks.tensors(x)
-    x = _autocast(x)
-    checks.dtypes_and_devices(x, backend)
-    x = _of_one_rank(x)
-    leading = checks.shapes(x, enable_gqa)
-    if leading is not None:
-        of_q, of_kv = leading
-        dims = Inputs(of_q, of_kv, of_kv, of_q, of_kv, of_kv)
-        x = x._replace(**dict(zip(Inputs._fields, map(_expand, x.inputs, dims), strict=True)))
-    checks.head_dims(x, backend)
-    x = call_forms.with_columns(x)
-    if x.mask is not None:
-        checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2]))
-    if x.q.ndim == 2:
-        x = x.map(lambda tensor: tensor.unsqueeze(0))
-    if x.mask is not None and x.mask.ndim < x.q.ndim:
-        shape = (1,) * (x.q.ndim - x.mask.ndim) + x.mask.shape
-        x = x.map_masks(lambda mask: mask.view(shape))
-    return x
-
-
-def _of_one_rank(x: Operands) -> Operands:
-    """With leading dims of size 1, where the ranks of the inputs differ: aligned at the right, as they broadcast."""
-    checks.ranks_and_tangents(x)
-    rank = max(tensor.ndim for tensor in x.inputs if tensor is not None)
-    return x.map(lambda tensor: tensor if tensor.ndim == rank else tensor[(None,) * (rank - tensor.ndim)])
-
-
-def _expand(x: Maybe, leading: checks.Shape) -> Maybe:
-    if x is None or x.shape[:-2] == leading:
-        return x
-    *_, heads = leading
-    if x.shape[-3] not in (1, heads):  # k and v of unequal numbers of heads
-        x = x.repeat_interleave(heads // x.shape[-3], dim=-3)
-    return x.expand(*leading, *x.shape[-2:])
-
-
-def _autocast(x: Operands) -> Operands:
-    """As PyTorch's autocast casts for its own attention, except that a float32 mask keeps its precision."""
-    device_type = x.q.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # there is no autocast for meta
-        return x
-    dtype = torch.get_autocast_dtype(device_type)
-    x = x.map(lambda tensor: tensor.to(dtype) if tensor.dtype in _AUTOCAST_FROM else tensor)
-    return x.map_masks(lambda mask: mask.to(dtype) if mask.dtype in _HALF else mask)

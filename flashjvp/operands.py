@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Something for the gradient of each input of `flashjvp::forward_jvp`, in its order: tensors, or which are wanted."""
+    """Something for the gradient of each input of `flashjvp::forward_jvp`: the tensors, or which are wanted."""
 
     q: Any = None
     k: Any = None

@@ -1,4 +1,4 @@
-"""Which probabilities dropout keeps, from a counter-based generator in PyTorch's integer arithmetic; MATH.md, section 8.
+"""Which probabilities dropout keeps: a counter-based generator in PyTorch's integer arithmetic; MATH.md, section 8.
 
 Philox 4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The kernels compute
 the same numbers (kernels/portable/dropout.py), so that every backend drops the same ones.
@@ -56,7 +56,7 @@ def philox(seed: Tensor, *counter: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         high_0, low_0 = _product(c0, _MULTIPLIERS[0])
         high_2, low_2 = _product(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high_2 ^ c1 ^ k0, low_2, high_0 ^ c3 ^ k1, low_0  # mutate: c0, c1, c2, c3
+        c0, c1, c2, c3 = high_2 ^ c1 ^ k0, low_2, high_0 ^ c3 ^ k1, low_0
         k0, k1 = k0 + _STEPS_OF_KEY[0] & _WORD, k1 + _STEPS_OF_KEY[1] & _WORD
     return c0
 

@@ -2,8 +2,9 @@
 
 Needs O(M N) memory. Every function takes tensors of equal rank, q [..., Hq, M, D], k [..., Hkv, N, D] and
 v [..., Hkv, N, Dv] with Hq a multiple of Hkv, and a mask of the same rank that broadcasts to [..., Hq, M, N] (boolean,
-True = take part, or additive), any float type, any device. The tangent of an additive mask has its shape. Half types are computed in float32, the others in their own
-type. `lse` is log(sum(exp(S))) of each row, or with an additive mask the two numbers of `layout.empty_lse`.
+True = take part, or additive), any float type, any device. The tangent of an additive mask has its shape. Half types
+are computed in float32, the others in their own type. `lse` is log(sum(exp(S))) of each row, or with an additive mask
+the two numbers of `layout.empty_lse`.
 """
 
 from typing import Any
@@ -73,7 +74,6 @@ def backward_jvp(
     P_t = P * (S_t - mu[..., None])  # (6)
     R = _dropout(seed, P, dropout_p)
     A = R * _product(T, _transpose(v_), like=P)  # (9), (29)
-    # mutate: B
     B = R * (_product(G, _transpose(v_), like=P) + _product(T, _transpose(v_t_), like=P))  # (10), (30)
     a = _row_product(T, O, like=mu)  # (11)
     delta = _row_product(G, O, like=mu) + _row_product(T, O_t, like=mu)  # (12)
@@ -111,7 +111,6 @@ def _sum_groups(grad: Tensor, kv_heads: int) -> Tensor:
 
 def _of_mask(grad: Tensor, mask: Maybe, want: bool) -> Maybe:
     """(25), summed over the dims in which the mask is broadcast."""
-    # mutate: return empty_bias
     return empty_bias(mask).copy_(grad.sum_to_size(mask.shape)) if want and mask is not None else None
 
 
@@ -157,9 +156,7 @@ def _finite(x: Tensor) -> Tensor:
     return x.masked_fill(x.isneginf(), 0.0)
 
 
-def _score_tangent(
-    q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, mask_t: Maybe, scale: float, like: Tensor
-) -> Tensor:
+def _score_tangent(q: Tensor, k: Tensor, q_t: Maybe, k_t: Maybe, mask_t: Maybe, scale: float, like: Tensor) -> Tensor:
     S_t = scale * (_product(q_t, k.mT, like=like) + _product(q, _transpose(k_t), like=like))  # (4)
     return S_t if mask_t is None else S_t + mask_t  # (24)
 

@@ -90,7 +90,13 @@ def backward_jvp(
     complete = all(asked) if d_o_t is not None else asked.q and asked.k and asked.v
     d_mask: Maybe = None
     d_mask_t: Maybe = None
-    if d_o is not None and complete and not of_mask and not of_mask_t and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+    if (
+        d_o is not None
+        and complete
+        and not of_mask
+        and not of_mask_t
+        and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None
+    ):
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
     else:
         row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)

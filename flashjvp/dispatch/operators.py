@@ -94,9 +94,7 @@ def _fake_backward_jvp(x: BackwardOperands, wanted: Sequence[bool]) -> tuple[Ten
     return _fake_gradients((x.q, x.k, x.v, x.q_t, x.k_t, x.v_t), (x.mask, x.mask_t), wanted)
 
 
-def _fake_gradients(
-    inputs: Sequence[Maybe], masks: Sequence[Maybe], wanted: Sequence[bool]
-) -> tuple[Tensor, ...]:
+def _fake_gradients(inputs: Sequence[Maybe], masks: Sequence[Maybe], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     first = inputs[0]
     assert first is not None
     grads = [None if x is None else empty_rows(x, x.shape[-1]) for x in inputs]
@@ -130,8 +128,9 @@ def mapped(
     gradient of its own, or where its tangent is mapped, which has its shape.
     """
     dims = dict(zip(operator.operands._fields, in_dims, strict=False))
-    of_masks = wanted[3 if operator is BACKWARD else 6 :]
-    whole = any(of_masks) or any(dims.get(name) is not None for name in ("mask", "mask_t"))
+    whole = any(dims.get(name) is not None for name in ("mask", "mask_t")) or any(
+        wanted[3 if operator is BACKWARD else 6 :]
+    )
     moved: list[Maybe] = []
     for (name, dim), x in zip(dims.items(), operands, strict=False):
         if x is None:

@@ -256,12 +256,6 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def load_mask_tangent(mask_t, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
-    """A tile of the tangent of an additive mask of this layout, in float32."""
-    return load_mask(mask_t, m0, n0, row, column, M, N, (MASK_LAYOUT[0], False, True)).to(tl.float32)
-
-
-@triton.jit
 def exponential(x, ADDITIVE: tl.constexpr):
     """exp of a difference of scores as `biased_scores` gives them."""
     if ADDITIVE:

@@ -84,7 +84,6 @@ def features(network: nn.Module, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
     return network.forward_features(timed(x, t, r))
 
 
-BIAS = "its learned bias of positions needs a gradient"
 CLIENTS = [
     Client("timm ViT", "timm", _vit, features, IMAGE),
     Client("timm ViT, fused_attn off", "timm", _vit_switched_off, features, IMAGE),
@@ -92,8 +91,8 @@ CLIENTS = [
     Client("timm ViT, checkpointed", "timm", _checkpointed, features, IMAGE, checkpoints=True, plain=_plain),
     Client("timm DeiT, distilled", "timm", _deit, features, IMAGE),
     Client("timm EVA", "timm", _eva, features, IMAGE),
-    Client("timm BEiT", "timm", _beit, features, IMAGE, "dense equations", BIAS),
-    Client("timm Swin", "timm", _swin, features, IMAGE, "dense equations", BIAS),
+    Client("timm BEiT", "timm", _beit, features, IMAGE),
+    Client("timm Swin", "timm", _swin, features, IMAGE),
     Client("timm Swin V2", "timm", _swin_v2, features, IMAGE, "own equations", "cosine attention"),
     Client("timm CaiT", "timm", _cait, features, IMAGE, "own equations", "talking heads"),
 ]

@@ -117,8 +117,5 @@ CLIENTS = [
     Client("transformers ViT", NAME, lambda: _vision("ViT"), _pixels, IMAGE),
     Client("transformers DINOv2", NAME, lambda: _vision("Dinov2"), _pixels, IMAGE),
     Client("transformers CLIP vision", NAME, lambda: _vision("CLIPVision"), _pixels, IMAGE),
-    Client(
-        "transformers T5", NAME, _t5, _left_padded, TOKENS, "dense equations",
-        "its learned bias of positions needs a gradient",
-    ),
+    Client("transformers T5", NAME, _t5, _left_padded, TOKENS),
 ]  # fmt: skip

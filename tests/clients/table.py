@@ -16,8 +16,3 @@ def each(*names: str) -> pytest.MarkDecorator:
     """Runs a test with these clients, or with all."""
     chosen = [BY_NAME[name] for name in names] if names else CLIENTS
     return pytest.mark.parametrize("client", chosen, ids=lambda client: client.name)
-
-
-def each_served(*how: str) -> pytest.MarkDecorator:
-    """Runs a test with the clients that are served like this."""
-    return each(*(client.name for client in CLIENTS if client.served in how))

@@ -8,7 +8,7 @@ import torch
 
 import flashjvp
 from tests.clients.client import BAR, LOSSES, Client, errors, results, stock_math, tvm_like, u_and_du
-from tests.clients.table import each, each_served
+from tests.clients.table import each
 
 pytestmark = pytest.mark.clients
 SEED = 3
@@ -47,13 +47,6 @@ def test_training_is_right(client: Client) -> None:
 ATTENTION = (
     "scaled_dot_product_attention", "memory_efficient_attention", "flash_attn_func", "flash_attn_varlen_func"
 )  # fmt: skip
-
-
-@each_served("dense equations")
-def test_what_is_not_served_is_refused_unless_dense_is_allowed(client: Client) -> None:
-    network = client.network(SEED)
-    with flashjvp.replaced(network), pytest.raises(flashjvp.UnsupportedError, match="attn_mask: expected"):
-        u_and_du(client, network, client.inputs(SEED))
 
 
 @each()

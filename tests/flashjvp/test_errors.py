@@ -111,21 +111,6 @@ def test_a_mask_that_is_a_parameter_is_fine_where_no_gradient_is_taken() -> None
         assert flashjvp.attention(**good(), attn_mask=mask, backend="reference").shape == (B, H, M, D)
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
-def test_a_mask_that_a_transform_differentiates(transform: Callable[..., Any]) -> None:
-    with pytest.raises(UnsupportedError, match=r"^attn_mask: expected a mask that needs no gradient"):
-        transform(lambda mask: flashjvp.attention(**good(), attn_mask=mask, backend="reference").sum())(x(M, N))
-
-
-@BOTH_FUNCTIONS
-def test_a_mask_with_a_tangent(function: Callable[..., Any]) -> None:
-    def call(mask: Tensor) -> Any:
-        return function(**with_tangents(function, good()), attn_mask=mask, backend="reference")
-
-    with pytest.raises(UnsupportedError, match=r"attn_mask.*tangent"):
-        torch.func.jvp(call, (x(M, N),), (x(M, N) + 1,))
-
-
 def test_the_typed_error_leaves_a_compiled_function() -> None:
     compiled = torch.compile(lambda q, k, v: flashjvp.attention(q, k, v), backend="eager")
     with pytest.raises(ArgumentValueError, match=r"^k: expected the head dim of q"):

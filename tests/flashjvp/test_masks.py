@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.func import grad, jvp, vmap
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import flashjvp
-from flashjvp import ArgumentTypeError, ArgumentValueError, UnsupportedError
+from flashjvp import ArgumentTypeError, ArgumentValueError
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
@@ -129,43 +127,3 @@ def test_other_subclasses_are_refused_by_type_or_are_what_their_memory_holds() -
         assert torch.equal(flashjvp.attention(q, q, q, mask.as_subclass(Named)).as_subclass(Tensor), expected)
         buffer = torch.nn.Parameter(mask.float(), requires_grad=False)
         assert torch.equal(flashjvp.attention(q, q, q, buffer), flashjvp.attention(q, q, q, mask.float()))
-
-
-Q, K, V, Q_T = torch.randn(4, 1, 2, 5, 8)
-TABLE = torch.zeros(2, 5, 5, requires_grad=True)
-
-
-def in_a_dual_level(mask: Tensor) -> Any:
-    with forward_ad.dual_level():
-        return flashjvp.attention(forward_ad.make_dual(Q, Q_T), K, V, mask)
-
-
-NEEDS_A_GRADIENT: dict[str, Callable[[], Any]] = {
-    "plain": lambda: flashjvp.attention(Q, K, V, TABLE * 1),
-    "explicit": lambda: flashjvp.attention_jvp(Q, K, V, Q_T, attn_mask=TABLE * 1),
-    "func.jvp": lambda: jvp(lambda q: flashjvp.attention(q, K, V, TABLE * 1), (Q,), (Q_T,)),
-    "func.jvp, by index": lambda: jvp(lambda q: flashjvp.attention(q, K, V, TABLE[:, torch.arange(5)]), (Q,), (Q_T,)),
-    "func.jvp, explicit": lambda: jvp(
-        lambda v: flashjvp.attention_jvp(Q, K, V, Q_T, attn_mask=TABLE * 1)[0] * v, (V,), (Q_T,)
-    ),
-    "dual level": lambda: in_a_dual_level(TABLE * 1),
-    "func.grad": lambda: grad(lambda table: flashjvp.attention(Q, K, V, table * 1).sum())(TABLE.detach()),
-    "func.grad of another": lambda: grad(lambda q: flashjvp.attention(q, K, V, TABLE * 1).sum())(Q),
-    "vmap": lambda: vmap(lambda q: flashjvp.attention(q, K[0], V[0], TABLE * 1))(Q),
-    "vmap of the mask": lambda: vmap(lambda row: flashjvp.attention(Q, K, V, row))(TABLE),
-}
-
-
-@pytest.mark.parametrize("name", NEEDS_A_GRADIENT)
-def test_a_mask_that_needs_a_gradient_raises_at_every_level(name: str) -> None:
-    for _ in range(3):
-        with pytest.raises(UnsupportedError, match="attn_mask: expected a mask that needs no gradient"):
-            NEEDS_A_GRADIENT[name]()
-        with torch.no_grad():
-            if "grad" not in name:
-                NEEDS_A_GRADIENT[name]()
-
-
-def test_a_mask_with_a_tangent_raises() -> None:
-    with pytest.raises(UnsupportedError, match="attn_mask: expected a mask without a tangent"):
-        jvp(lambda mask: flashjvp.attention(Q, K, V, mask), (TABLE.detach(),), (torch.ones_like(TABLE),))

@@ -36,7 +36,7 @@ def test_arguments_that_agree_are_passed_as_they_are(calls: Calls) -> None:
     mask = some_keys(1, H, 1, N)
     attention_jvp(q, k, v, q, None, v, mask, True, 0.5, True, backend="reference")
     ((operands, options),) = calls
-    assert all(a is b for a, b in zip(operands, (q, k, v, q, None, v, mask), strict=True))
+    assert all(a is b for a, b in zip(operands, (q, k, v, q, None, v, mask, None, None), strict=True))
     assert options == Options(True, 0.5, "reference")
 
 
@@ -53,7 +53,7 @@ def test_broadcasting_makes_views(calls: Calls) -> None:
     mask = some_keys(M, N)
     attention_jvp(q, k, v, None, k, v, mask, backend="reference")
     ((operands, _),) = calls
-    q_, k_, v_, q_t, k_t, v_t, mask_ = operands
+    q_, k_, v_, q_t, k_t, v_t, mask_, *_ = operands
     assert k_t is not None and v_t is not None and mask_ is not None
     assert q_.shape == (3, B, H, M, D) and k_.shape == (3, B, 1, N, D) and v_.shape == (3, B, 1, N, DV)
     assert q_t is None and k_t.shape == k_.shape and v_t.shape == v_.shape

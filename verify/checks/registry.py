@@ -5,9 +5,11 @@ that it compares.
 """
 
 from ..oracles.identities import Check
+from .biases import broadcast_biases, learned_biases
 from .compiled_duals import compiled_duals
+from .dropout import dropped
 from .finite_masks import finite_masks
-from .masks import causal_biases, gradients_of_masks
+from .masks import causal_biases
 from .repeated import repeated, stateless
 from .threads import beside_other_threads
 from .transforms import dual_level, func_grad, func_jvp, mapped, outer_level, second_order
@@ -17,7 +19,9 @@ SITUATIONS: dict[str, Check] = {
     "func.vjp-mapped": mapped_cotangents,
     "vectorized": vectorized_jacobians,
     "causal-bias": causal_biases,
-    "mask-gradient": gradients_of_masks,
+    "learned-bias": learned_biases,
+    "broadcast-bias": broadcast_biases,
+    "dropout": dropped,
     "finite-masks": finite_masks,
     "threads": beside_other_threads,
     "compiled-duals": compiled_duals,

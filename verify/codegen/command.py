@@ -72,8 +72,9 @@ PROCESSES = len(os.sched_getaffinity(0))
 class Configuration:
     """One call of attention, forward and backward: the kind of product (half is bfloat16), head dims and options.
 
-    `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool" or "additive", `group` the
-    query heads of a key head, `ordered` PyTorch's deterministic mode.
+    `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "learned" (with
+    a gradient, and a tangent where there are any) or "dropout" (of probabilities, without a mask), `group` the query
+    heads of a key head, `ordered` PyTorch's deterministic mode.
     """
 
     architecture: str
@@ -122,10 +123,13 @@ def sample(architecture: str) -> list[Configuration]:
         {"mask": "additive"},
         {"mask": "bool", "causal": True},
         {"group": 4},
+        {"mask": "learned"},
+        {"mask": "dropout"},
     ]
     extra = [Configuration(architecture, "half", 64, 64, **option) for option in options]
     extra += [Configuration(architecture, "half", d, d, **option) for d in (128, 256) for option in options[4:6]]
     extra += [Configuration(architecture, kind, 64, 64, mask="bool") for kind in KINDS[1:]]
+    extra += [Configuration(architecture, "ieee", 128, 128, mask=mask) for mask in ("learned", "dropout")]
     extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
     extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
     return bases + extra

@@ -104,17 +104,22 @@ def call(configuration: Configuration) -> None:
     q, k, v = (empty(name) for name in "qkv")
     q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
     d_o = torch.empty(BATCH, HEADS, ROWS, configuration.dv, dtype=dtype, device=META)
-    mask = None
-    if configuration.mask:
+    mask = mask_t = seed = None
+    if configuration.mask not in ("", "dropout"):
         mask = torch.empty(1, 1, ROWS, ROWS, dtype=torch.bool if configuration.mask == "bool" else dtype, device=META)
-    causal, scale = configuration.causal, 0.125
+    learned, dropout = configuration.mask == "learned", configuration.mask == "dropout"
+    if learned and configuration.tangents:
+        mask_t = torch.empty_like(mask)
+    if dropout:
+        seed = torch.empty((), dtype=torch.int64, device=META)
+    options = (configuration.causal, 0.125, 0.5 if dropout else 0.0)
     if configuration.tangents:
-        o, o_t, lse, mu = kernels.forward_jvp(q, k, v, q_t, k_t, v_t, mask, causal, scale)
-        statistics, wanted = (o, o_t, lse, mu), (True,) * 6
-        kernels.backward_jvp(d_o, d_o, q, k, v, q_t, k_t, v_t, *statistics, mask, causal, scale, wanted)
+        o, o_t, lse, mu = kernels.forward_jvp(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, *options)
+        given, wanted = (q, k, v, q_t, k_t, v_t, o, o_t, lse, mu), (*(True,) * 6, learned, learned)
+        kernels.backward_jvp(d_o, d_o, *given, mask, mask_t, seed, *options, wanted)
     else:
-        o, lse = kernels.forward(q, k, v, mask, causal, scale)
-        kernels.backward(d_o, q, k, v, o, lse, mask, causal, scale, (True,) * 3)
+        o, lse = kernels.forward(q, k, v, mask, seed, *options)
+        kernels.backward(d_o, q, k, v, o, lse, mask, seed, *options, (*(True,) * 3, learned))
 
 
 def measure(compiled: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ QUERY, KEY, TILE = (
     "kernels/portable/backward_key.py",
     "kernels/portable/backward_tile.py",
 )
+BIAS, DROPOUT = "kernels/portable/backward_bias.py", "kernels/portable/dropout.py"
 TILES, KERNELS = "kernels/tiles.py", "backends/triton.py"
 
 _OF_KERNELS = [
@@ -53,14 +54,14 @@ _OF_KERNELS = [
     Fault(
         "missing tangent taken for the primal", "jvp", FORWARD, "args",
         "args = (*call.operands(*inputs._replace(k_t=inputs.k if inputs.k_t is None else inputs.k_t)), "
-        "call.mask, *call.operands(o, o_t), lse, mu)",
+        "call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)",
         "tangents_q",
     ),
     Fault(
         "tangents read with the strides of their primals", "jvp", FORWARD, "args",
         "x = call.operands(*inputs)\n"
         "x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
-        "args = (*x, call.mask, *call.operands(o, o_t), lse, mu)",
+        "args = (*x, call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)",
         "layout_expanded",
     ),
     # Row sums
@@ -186,7 +187,7 @@ _OF_KERNELS = [
 OPERATORS, AUTOGRAD = "dispatch/operators.py", "dispatch/autograd.py"
 TANGENTS = "dispatch/tangents.py"
 _OF_WIRING = [
-    Fault("tangents dropped silently", "wiring", AUTOGRAD, "if q_t k_t", "if False:", check="forward_ad"),
+    Fault("tangents dropped silently", "wiring", AUTOGRAD, "if duals", "if False:", check="forward_ad"),
     Fault(
         "tangent of v dropped", "wiring", AUTOGRAD, "(q, q_t), (k, k_t), (v, v_t)",
         '(q, q_t), (k, k_t), (v, v_t) = split("q", q), split("k", k), (split("v", v)[0], None)',
@@ -313,13 +314,59 @@ _OF_SITUATIONS = [
         "return torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows + 1), False",
         "gqa_short", "causal-bias",
     ),
+    # Learned biases
     Fault(
-        "gradient of a mask silently zero", "wiring", TANGENTS, "if mask mask",
-        "if True:", "gqa_short", "mask-gradient",
+        "tangent of a mask dropped", "wiring", AUTOGRAD, "mask, mask_t",
+        "mask, mask_t = split_mask(mask)[0], None", "gqa_short", "learned-bias",
     ),
     Fault(
-        "tangent of a mask dropped", "wiring", TANGENTS, "if may_be_dual has_tangent",
-        "if False:", "gqa_short", "mask-gradient",
+        "gradient of a mask with the softmax scale", "both sides", BIAS, "total",
+        "total += ds[0] * scale", "gqa_short", "learned-bias",
+    ),
+    Fault(
+        "gradient of a mask of the first head alone", "both sides", BIAS, "for i range",
+        "for i in range(1):", "mask_gqa_per_head", "broadcast-bias",
+    ),
+    Fault(
+        "tangent of a mask with the softmax scale", "jvp", FORWARD, "bias_t",
+        "bias_t = (bias_t + s_t) * scale", "gqa_short", "learned-bias",
+    ),
+    Fault(
+        "tangent of a mask read a key too far", "tiles", "kernels/portable/bias_tangent.py", "offsets",
+        "offsets = row.to(tl.int64) * mask_t[1] + (column + 1) * MASK_LAYOUT[0]", "gqa_short", "learned-bias",
+    ),
+    Fault(
+        "tangent of a mask missing in the backward pass", "both sides", TILE, "return p bias_t",
+        "return (p, p * (s_t * scale - _statistic(mu, KEYS_FIRST)))", "gqa_short", "learned-bias",
+    ),
+    Fault(
+        "gradient of a mask lost in tiled", "tiled", "backends/tiled_grid.py", "tile.add_",
+        "pass", "gqa_short", "learned-bias",
+    ),
+    # Dropout
+    Fault(
+        "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
+        "return ((word >> 2).to(tl.int32) >= DROPOUT[0] // 2,)", "gqa_short", "dropout",
+    ),
+    Fault(
+        "dropout forgotten in o", "forward", FORWARD, "p",
+        "pass", "gqa_short", "dropout",
+    ),
+    Fault(
+        "dropout not made up for", "forward", FORWARD, "norm",
+        "pass", "gqa_short", "dropout",
+    ),
+    Fault(
+        "dropout forgotten in d_v", "key side", KEY, "rp",
+        "rp = p", "gqa_short", "dropout",
+    ),
+    Fault(
+        "dropout forgotten in dS", "both sides", TILE, "b",
+        "pass", "gqa_short", "dropout",
+    ),
+    Fault(
+        "dropout forgotten in tiled", "tiled", TILED, "p.mul_",
+        "pass", "gqa_short", "dropout",
     ),
     # Finite masks that swallow the scores
     Fault(

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import flashjvp
 from flashjvp.dispatch.schema import FORWARD_JVP
+from flashjvp.operands import Operands, Options
 
 from ..cases.inputs import Inputs, group_of
 
@@ -80,7 +81,9 @@ class Subject:
         if mask is not None:
             mask = mask[(None,) * (inputs.q.ndim - mask.ndim)]
         q, k, v, q_t, k_t, v_t = operands(inputs)
-        o, o_t, lse, mu = FORWARD_JVP.handle(q, k, v, q_t, k_t, v_t, mask, inputs.is_causal, inputs.scale, self.backend)
+        o, o_t, lse, mu = FORWARD_JVP.handle(
+            *Operands(q, k, v, q_t, k_t, v_t, mask), *Options(inputs.is_causal, inputs.scale, self.backend)
+        )
         return Forward(o, o_t, lse if lse.ndim == mu.ndim else lse.sum(-1), mu)  # with an additive mask m and log(l)
 
 

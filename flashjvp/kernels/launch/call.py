@@ -108,7 +108,7 @@ class Call:
         return argument, (column, aligned, additive)  # mutate: return argument column
 
     def bias_operand(self, x: Maybe) -> Argument | None:
-        """A kernel argument of the shape of the mask: its tangent, or a gradient. Kernels read it element by element."""
+        """A kernel argument of the mask's shape: its tangent, or a gradient. Kernels read it element by element."""
         if x is None:
             return None
         if x.shape[-1] != 1 and x.stride(-1) != 1:
@@ -167,8 +167,8 @@ class Call:
         """The constants that a kernel takes, in its order: those `given` and those of every call."""
         every = {
             "K_COLUMNS": self.k_columns, "V_COLUMNS": self.v_columns, "CAUSAL": self.is_causal,
-            "MASK_LAYOUT": self.mask_layout, "DROPOUT": self.dropout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
-            "REGULAR": self._is_regular, **given,
+            "MASK_LAYOUT": self.mask_layout, "DROPOUT": self.dropout,
+            "PRECISION": "tf32" if self.precision == "tf32" else "ieee", "REGULAR": self._is_regular, **given,
         }  # fmt: skip
         names = kernel.arg_names
         taken = {name: every[name] for name in names[names.index("group") + 1 :]}

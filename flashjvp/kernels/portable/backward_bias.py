@@ -1,8 +1,8 @@
 """Gradients of an additive mask and of its tangent; MATH.md (13), (14), summed over what the mask is broadcast in (25).
 
-A program owns a tile of the mask as it is stored, of one row or one column where M or N is broadcast, and loops over the
-scores that are summed into it: heads, batch entries, queries, keys. So nothing of the scores' size is written that the
-mask does not have, no program adds to the tile of another, and two runs give the same bits.
+A program owns a tile of the mask as it is stored, of one row or one column where M or N is broadcast, and loops over
+the scores that are summed into it: heads, batch entries, queries, keys. So nothing of the scores' size is written that
+the mask does not have, no program adds to the tile of another, and two runs give the same bits.
 """
 
 import triton
@@ -18,13 +18,13 @@ from .dropout import kept_tile, select_seed
 
 
 @triton.jit
-def _batch_of(own, summed, batch_shape, KEPT: tl.constexpr):
+def _batch_of(own, summed, batch_shape, OWNS: tl.constexpr):
     """The batch entry from the number of an entry of the mask and of one of those that are summed into it."""
     batch = 0
     step = 1
     for i in tl.static_range(len(batch_shape)):
         size = from_odd(batch_shape[i])
-        if KEPT[i]:
+        if OWNS[2 + i]:
             batch += (own % size) * step
             own = own // size
         else:
@@ -35,12 +35,12 @@ def _batch_of(own, summed, batch_shape, KEPT: tl.constexpr):
 
 
 @triton.jit
-def _sizes_of(batch_shape, KEPT: tl.constexpr):
+def _sizes_of(batch_shape, OWNS: tl.constexpr):
     """How many batch entries the mask has, and how many are summed into each."""
     own = 1
     summed = 1
     for i in tl.static_range(len(batch_shape)):
-        if KEPT[i]:
+        if OWNS[2 + i]:
             own *= from_odd(batch_shape[i])
         else:
             summed *= from_odd(batch_shape[i])
@@ -63,6 +63,15 @@ def _store(grad, total, batch, head, batch_shape, m0, n0, M, N, OWNS: tl.constex
     tl.store(pointers, total.to(x[0].dtype.element_ty), mask=(row < M - m0) & (column < N - n0))
 
 
+@triton.jit
+def _rows_of(
+    x, batch, head, batch_shape, start, end, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    head_rows = select_head(x, batch, head, batch_shape, REGULAR)
+    return load_operand(head_rows, start, end, ROWS, COLUMNS, REGULAR, PRECISION)
+
+
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_bias_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_mask, d_mask_t, lse, mu, row_a, row_delta, scale,
@@ -70,12 +79,12 @@ def backward_bias_kernel(
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, OWNS: tl.constexpr,
     PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of the mask. OWNS says which of its dims are not broadcast: rows, heads, batch from the last."""
+    """One program: a tile of the mask. OWNS: which of its dims are not broadcast: rows, heads, batch from the last."""
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     m_tiles = tl.cdiv(M, BLOCK_M)
     n_tiles = tl.cdiv(N, BLOCK_N)
-    _, summed_batches = _sizes_of(batch_shape, OWNS[2:])
+    _, summed_batches = _sizes_of(batch_shape, OWNS)
     pid = tl.program_id(0)
     own_n = 0
     own_m = 0
@@ -102,22 +111,14 @@ def backward_bias_kernel(
         n0 = (own_n + i % summed_n) * BLOCK_N
         m0 = (own_m + i // summed_n % summed_m) * BLOCK_M
         head = own_head + i // summed_n // summed_m % summed_heads
-        batch = _batch_of(pid, i // summed_n // summed_m // summed_heads, batch_shape, OWNS[2:])
+        batch = _batch_of(pid, i // summed_n // summed_m // summed_heads, batch_shape, OWNS)
         # Nothing but zeros where all keys come after all queries.
         if not CAUSAL or n0 < m0 + BLOCK_M:
             kv_head = head // group
-            q_rows = load_operand(
-                select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
-            )
-            q_t_rows = load_operand(
-                select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
-            )
-            k_rows = load_operand(
-                select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-            )
-            k_t_rows = load_operand(
-                select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-            )
+            q_rows = _rows_of(q, batch, head, batch_shape, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+            q_t_rows = _rows_of(q_t, batch, head, batch_shape, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+            k_rows = _rows_of(k, batch, kv_head, batch_shape, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+            k_t_rows = _rows_of(k_t, batch, kv_head, batch_shape, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
             # Rows beyond M load as zeros, and so do their statistics: what they add is zero.
             base, rows = (batch.to(tl.int64) * heads + head) * M + m0, row
             inside = row < M - m0
@@ -127,18 +128,10 @@ def backward_bias_kernel(
                 select_head(mask_t, batch, head, batch_shape, False), scale, m0, n0, row[:, None], column[None, :],
                 M, N, True, False, MASK_LAYOUT, True, CAUSAL, PRECISION,
             )  # fmt: skip
-            v_rows = load_operand(
-                select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-            )
-            v_t_rows = load_operand(
-                select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-            )
-            G = load_operand(
-                select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
-            )
-            T = load_operand(
-                select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
-            )
+            v_rows = _rows_of(v, batch, kv_head, batch_shape, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+            v_t_rows = _rows_of(v_t, batch, kv_head, batch_shape, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+            G = _rows_of(d_o, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+            T = _rows_of(d_o_t, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
             drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
             kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
             ds = score_gradients(
@@ -149,7 +142,7 @@ def backward_bias_kernel(
                 total += ds[0]  # mutate: total
             if d_mask_t is not None:
                 total_t += ds[1]
-    batch = _batch_of(pid, 0, batch_shape, OWNS[2:])
+    batch = _batch_of(pid, 0, batch_shape, OWNS)
     m0 = own_m * BLOCK_M
     n0 = own_n * BLOCK_N
     if d_mask is not None:

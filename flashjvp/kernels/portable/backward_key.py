@@ -48,7 +48,17 @@ def _key_tile(
         acc_v_t = add_product(acc_v_t, rp[0], T, PRECISION)  # (20), (32)
     if len(acc_k) + len(acc_k_t) > 0:
         ds = score_gradients(
-            p, v, v_t, G, T, (row_a, first, row, inside), (row_delta, first, row, inside), kept, True, DROPOUT, PRECISION
+            p,
+            v,
+            v_t,
+            G,
+            T,
+            (row_a, first, row, inside),
+            (row_delta, first, row, inside),
+            kept,
+            True,
+            DROPOUT,
+            PRECISION,
         )  # mutate: ds
         if len(acc_k) > 0:  # (16)
             acc_k = add_product(acc_k, ds[0], q, PRECISION)

@@ -7,7 +7,8 @@ otherwise it is [queries, keys]. Row statistics come shaped to broadcast to the 
 import triton
 import triton.language as tl
 
-from ..tiles import biased_scores, load_mask_tangent, scores_and_tangent, scores_sum
+from ..tiles import biased_scores, scores_and_tangent, scores_sum
+from .bias_tangent import load_mask_tangent
 from .dropout import dropped
 
 

@@ -1,4 +1,4 @@
-"""Which probabilities dropout keeps, in a kernel: Philox 4x32 of the position, as backends/philox.py; MATH.md, section 8.
+"""Which probabilities dropout keeps, in a kernel: Philox 4x32 of the position, as in backends/philox.py; MATH.md (26).
 
 Where a call has no dropout, `seed` is None, `drop` and `kept` are empty tuples, and no instruction is made of any of
 this. DROPOUT is () or (threshold, 1 / (1 - p), leading batch dims whose entries have a seed of their own).
@@ -19,7 +19,7 @@ def select_seed(seed, batch, head, batch_shape, DROPOUT: tl.constexpr):
         entries = 1
         for i in tl.static_range(len(batch_shape) - DROPOUT[2]):
             entries *= from_odd(batch_shape[i])
-        return (tl.load(seed + batch // entries), head, batch % entries)  # mutate: return tl.load
+        return (tl.load(seed + batch // entries), head, batch % entries)
 
 
 @triton.jit

@@ -13,7 +13,6 @@ from ..tiles import (
     add_scaled_rows,
     biased_scores,
     exponential,
-    load_mask_tangent,
     load_operand,
     scale_rows,
     scores,
@@ -23,6 +22,7 @@ from ..tiles import (
     store_rows,
     zero_rows,
 )
+from .bias_tangent import load_mask_tangent
 from .dropout import kept_tile, select_seed
 
 
@@ -30,7 +30,8 @@ from .dropout import kept_tile, select_seed
 def _forward_tile(
     state, q_rows, q_t_rows, k, v, k_t, v_t, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr,
+    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, mean) after it; (7'')."""
     acc_o, acc_o_t, m, l, mean = state
@@ -62,9 +63,8 @@ def _forward_tile(
         if len(mask_t) > 0:  # (24), shifted
             bias_t = load_mask_tangent(mask_t, m0, n0, row[:, None], column[None, :], M, N, MASK_LAYOUT)
             if FIRST + SECOND > 0:
-                s_t = s_t * scale + bias_t - mean[:, None]  # mutate: s_t (2)
-            else:
-                s_t = bias_t - mean[:, None]
+                bias_t += s_t * scale  # mutate: bias_t
+            s_t = bias_t - mean[:, None]
         else:
             # mutate: s_t
             s_t = s_t * scale - mean[:, None]  # (4), shifted

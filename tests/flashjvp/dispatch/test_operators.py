@@ -29,10 +29,14 @@ def leaf(x: Any) -> Any:
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_opcheck_of_the_forward_operators(backend: str, is_causal: bool) -> None:
     x = canonical()
-    options = (is_causal, None, backend, 0.0)
-    opcheck(schema.FORWARD.handle, (leaf(x["q"]), leaf(x["k"]), leaf(x["v"]), x["mask"], None, *options))
+    options = Options(is_causal, None, backend)
     six = tuple(leaf(x[name]) for name in ("q", "k", "v", "q_t", "k_t", "v_t"))
-    opcheck(schema.FORWARD_JVP.handle, (*six, x["mask"], None, None, *options))
+    operands = Operands(*six, x["mask"])
+    opcheck(schema.FORWARD.handle, (*operands.plain, *options))
+    opcheck(schema.FORWARD_JVP.handle, (*operands, *options))
+    bias = torch.randn(x["mask"].shape, dtype=six[0].dtype)
+    seed, dropped = torch.tensor(3), options._replace(dropout_p=0.5)
+    opcheck(schema.FORWARD_JVP.handle, (*Operands(*six, leaf(bias), leaf(bias), seed), *dropped))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -40,13 +44,14 @@ def test_opcheck_of_the_forward_operators(backend: str, is_causal: bool) -> None
 def test_opcheck_of_the_backward_operators(backend: str, cotangents: tuple[bool, bool]) -> None:
     x = canonical()
     six = tuple(x[name] for name in ("q", "k", "v", "q_t", "k_t", "v_t"))
-    masks, options = (x["mask"], None, None), (False, 0.3, backend, 0.0)
-    o, o_t, lse, mu = schema.FORWARD_JVP.handle(*six, *masks, *options)
+    rest = (x["mask"], None, None)
+    options = Options(False, 0.3, backend)
+    o, o_t, lse, mu = schema.FORWARD_JVP.handle(*six, *rest, *options)
     d_o, d_o_t = (torch.randn_like(o) if given else None for given in cotangents)
     wanted = [True, False, True, True, False, True, False, False]
-    opcheck(schema.BACKWARD_JVP.handle, (d_o, d_o_t, *six, o, o_t, lse, mu, *masks, *options, wanted))
+    opcheck(schema.BACKWARD_JVP.handle, (d_o, d_o_t, *six, o, o_t, lse, mu, *rest, *options, wanted))
     if d_o is not None:
-        opcheck(schema.BACKWARD.handle, (d_o, *six[:3], o, lse, *masks[:2], *options, [True, False, True, False]))
+        opcheck(schema.BACKWARD.handle, (d_o, *six[:3], o, lse, x["mask"], None, *options, [*wanted[:3], False]))
 
 
 def negated(x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +68,7 @@ def test_lazily_negated_tensors(backend: str, with_graph: bool) -> None:
 
     def results(*negative: Any) -> Any:
         inputs = [leaf(x) if with_graph else x for x in negative]
-        o, o_t, *_ = schema.FORWARD_JVP.handle(*inputs, None, None, None, False, None, backend, 0.0)
+        o, o_t, *_ = schema.FORWARD_JVP.handle(*Operands(*inputs), *Options(backend=backend))
         if not with_graph:
             return o, o_t
         leaves = [x for x in inputs if x is not None]
@@ -98,12 +103,12 @@ class Seen(torch.Tensor):
 def test_a_tensor_subclass_sees_the_operator(place: int, with_graph: bool) -> None:
     x = canonical()
     six = [x[name] for name in ("q", "k", "v", "q_t", "k_t", "v_t")]
-    expected = schema.FORWARD_JVP.handle(*six, None, None, None, False, None, "reference", 0.0)
+    expected = schema.FORWARD_JVP.handle(*Operands(*six), *Options(backend="reference"))
     if with_graph:
         six = [leaf(x) for x in six]
     six[place] = Seen(six[place].detach())
     Seen.names.clear()
-    actual = schema.FORWARD_JVP.handle(*six, None, None, None, False, None, "reference", 0.0)
+    actual = schema.FORWARD_JVP.handle(*Operands(*six), *Options(backend="reference"))
     assert "forward_jvp" in Seen.names
     assert all(isinstance(x, Seen) for x in actual)
     torch.testing.assert_close([x.held for x in actual], list(expected))

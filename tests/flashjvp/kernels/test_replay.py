@@ -7,7 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -41,8 +41,15 @@ KERNEL = Kernel()
 RUNS: list[str] = []
 
 
-@replay.captured(PlainOperands)
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, how: str, scale: float) -> tuple[Tensor, Maybe, Tensor]:
+class Tensors(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Maybe = None
+
+
+@replay.captured(Tensors)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Maybe, how: str, scale: float) -> tuple[Tensor, Maybe, Tensor]:
     """As a backend allocates and launches."""
     RUNS.append(how)
     call = Call(q, k, v, mask, False)
