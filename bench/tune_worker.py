@@ -110,23 +110,23 @@ def product(candidate: Candidate) -> str:
 
 def launch(candidate: Candidate, inputs: Inputs) -> dict[str, Tensor]:
     """Calls the library so that it launches the candidate's family; returns the results by their names."""
-    masks: Any = (inputs.mask, None)  # without a tangent, or without dropout
-    options: Any = (False, inputs.c, 0.0)
+    options = (False, inputs.c, 0.0)
     primals = (inputs.q, inputs.k, inputs.v)
     assert inputs.d_o is not None
     if candidate.kind == "plain":
-        o, lse = kernels.forward(*primals, *masks, *options)
+        o, lse = kernels.forward(*primals, inputs.mask, None, *options)
         if candidate.family == "forward":
             return {"o": o}
-        plain = kernels.backward(inputs.d_o, *primals, o, lse, *masks, *options, (True, True, True, False))
+        plain = kernels.backward(inputs.d_o, *primals, o, lse, inputs.mask, None, *options, (True, True, True, False))
         return {name: x for name, x in zip(oracles.NAMES[2:5], plain, strict=False) if x is not None}
     operands = (*primals, inputs.q_t, inputs.k_t, inputs.v_t)
-    o, o_t, lse, mu = kernels.forward_jvp(*operands, *masks, None, *options)
+    masks = (inputs.mask, None, None)
+    o, o_t, lse, mu = kernels.forward_jvp(*operands, *masks, *options)
     if candidate.family == "forward":
         return {"o": o, "o_t": o_t}
-    wanted = (True,) * 6 if candidate.kind in PIPELINE_KINDS else WANTED[candidate.family]
-    given = (inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu)
-    grads = kernels.backward_jvp(*given, *masks, None, *options, (*wanted, False, False))
+    of_inputs = (True,) * 6 if candidate.kind in PIPELINE_KINDS else WANTED[candidate.family]
+    wanted = (*of_inputs, False, False)  # no gradient of a mask
+    grads = kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu, *masks, *options, wanted)
     return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=False) if x is not None}
 
 

@@ -17,6 +17,7 @@ from flashjvp.backends import reference, tiled
 BACKENDS = {"tiled": tiled, "reference": reference}
 SHAPES = {"long": (1, 2, 1024, 64), "short": (8, 4, 64, 64)}
 TINY = (1, 1, 4, 8)
+NO_MASK = (None, None, None)  # no tangent of one, no seed of dropout
 
 
 def make(shape: tuple[int, ...], device: str = "cpu") -> list[Tensor]:
@@ -34,7 +35,7 @@ def all_finite(results: Any) -> bool:
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_forward_jvp(benchmark: Any, backend: str, shape: str, is_causal: bool) -> None:
     q, k, v, q_t, k_t, v_t, _, _ = make(SHAPES[shape])
-    results = benchmark(BACKENDS[backend].forward_jvp, q, k, v, q_t, k_t, v_t, None, is_causal, 0.125)
+    results = benchmark(BACKENDS[backend].forward_jvp, q, k, v, q_t, k_t, v_t, *NO_MASK, is_causal, 0.125, 0.0)
     assert len(results) == 4 and all_finite(results)
 
 
@@ -43,9 +44,10 @@ def test_forward_jvp(benchmark: Any, backend: str, shape: str, is_causal: bool) 
 def test_backward_jvp(benchmark: Any, backend: str, shape: str) -> None:
     *six, d_o, d_o_t = make(SHAPES[shape])
     module = BACKENDS[backend]
-    statistics = module.forward_jvp(*six, None, False, 0.125)
-    grads = benchmark(module.backward_jvp, d_o, d_o_t, *six, *statistics, None, False, 0.125, (True,) * 6)
-    assert len(grads) == 6 and all_finite(grads)
+    statistics = module.forward_jvp(*six, *NO_MASK, False, 0.125, 0.0)
+    wanted = (True,) * 6 + (False,) * 2
+    grads = benchmark(module.backward_jvp, d_o, d_o_t, *six, *statistics, *NO_MASK, False, 0.125, 0.0, wanted)
+    assert len(grads) == 8 and all_finite(grads[:6])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

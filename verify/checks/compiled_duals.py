@@ -27,7 +27,7 @@ def compiled_duals(inputs: Inputs, subject: Subject) -> list[Identity]:
     """
     tensors = [x.detach() for x in operands(inputs)[:3]]
     mask = None if inputs.mask is None else inputs.mask[(None,) * (inputs.q.ndim - inputs.mask.ndim)]
-    options = mask, inputs.is_causal, inputs.scale, subject.backend
+    options = mask, None, inputs.is_causal, inputs.scale, subject.backend, 0.0
     attention = subject.attention(inputs)
 
     def of_dual(i: int) -> list[Tensor]:

@@ -143,8 +143,11 @@ def _results(backend: ModuleType, tensors: list[Tensor], jvp: bool) -> dict[str,
     forward, backward = (getattr(backend, name + suffix) for name in ("forward", "backward"))
     inputs, d_o = tensors[: 6 if jvp else 3], tensors[6 : 8 if jvp else 7]
     scale = inputs[0].shape[-1] ** -0.5
-    outputs = forward(*inputs, None, False, scale)
-    grads = backward(*d_o, *inputs, *outputs, None, False, scale, (True,) * len(inputs))
+    none = (None,) * (3 if jvp else 2)  # no mask, no tangent of it, no seed of dropout
+    outputs = forward(*inputs, *none, False, scale, 0.0)
+    wanted = (True,) * len(inputs) + (False,) * (len(none) - 1)
+    grads = backward(*d_o, *inputs, *outputs, *none, False, scale, 0.0, wanted)
     names = ("o", "o_t", "lse", "mu") if jvp else ("o", "lse")
     names += ("d_q", "d_k", "d_v", "d_q_t", "d_k_t", "d_v_t")[: len(inputs)]
-    return {name: x.double() for name, x in zip(names, (*outputs, *grads), strict=True) if name not in ("lse", "mu")}
+    results = (*outputs, *grads[: len(inputs)])
+    return {name: x.double() for name, x in zip(names, results, strict=True) if name not in ("lse", "mu")}

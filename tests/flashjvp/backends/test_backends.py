@@ -112,10 +112,10 @@ def call_kernels(inputs: Inputs) -> None:
 
     primals = (inputs.q, inputs.k, inputs.v)
     tangents = (inputs.q_t, inputs.k_t, inputs.v_t)
-    rest = (inputs.mask, None, None, inputs.is_causal, inputs.c, 0.0)
-    o, o_t, lse, mu = kernels.forward_jvp(*primals, *tangents, *rest)
-    wanted = (*(True,) * 6, False, False)
-    kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *primals, *tangents, o, o_t, lse, mu, *rest, wanted)
+    options = (inputs.mask, None, None, inputs.is_causal, inputs.c, 0.0)
+    o, o_t, lse, mu = kernels.forward_jvp(*primals, *tangents, *options)
+    wanted = (True,) * 6 + (False,) * 2
+    kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *primals, *tangents, o, o_t, lse, mu, *options, wanted)
 
 
 @interpreted
