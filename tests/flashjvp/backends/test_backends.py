@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flashjvp.backends import select
 from verify.budget.tolerance import Budgets, assert_within, budget, check
 from verify.cases.case import Case
 from verify.cases.catalogue import CASES
