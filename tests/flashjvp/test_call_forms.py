@@ -181,3 +181,19 @@ def test_wide_heads_are_not_for_the_kernels(d: int, machine: Callable[..., None]
     assert flashjvp.backends.select.choose(gpu, torch.float32, wide=True) == "tiled"
     assert flashjvp.backends.select.choose(gpu, torch.float32, wide=False) == "triton"
     assert "at most 256" in flashjvp.explain(*(wide.to("meta"),) * 3).why_not_faster[0]
+
+
+@pytest.mark.parametrize(("d", "dv"), [(33, 16), (49, 24), (16, 36)])
+def test_unaligned_rows_of_half_types_are_read_in_wide_chunks(d: int, dv: int) -> None:
+    """Triton 3.6 gives wrong numbers for narrow ones, on a GPU; the interpreter shows what is asked for."""
+    q, k, v = normal(1, 1, 5, d).half(), normal(1, 1, 7, d).half(), normal(1, 1, 7, dv).half()
+    columns: list[Any] = []
+
+    def watched(original: Callable[..., None], call: Any, kernel: Any, *rest: Any, **constants: Any) -> None:
+        columns.append(call._taken(kernel, {name: x for name, x in constants.items() if name.isupper()}))
+        original(call, kernel, *rest, **constants)
+
+    with replaced.launch(watched):
+        found = attention(q, k, v, backend="triton")
+    assert [(taken["K_COLUMNS"], taken["V_COLUMNS"]) for taken in columns] == [((d, 64), (dv, 64))]
+    assert_close(found, attention(q, k, v, backend="reference"))

@@ -119,7 +119,20 @@ class Call:
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
-        return schedule.lookup(self.device, self.precision, family, self.width)
+        width = (
+            max(self._chunks(self.k_columns)[1], self._chunks(self.v_columns)[1]) if self._is_odd_half else self.width
+        )
+        return schedule.lookup(self.device, self.precision, family, width)
+
+    @property
+    def _is_odd_half(self) -> bool:
+        """Of a half type, with rows that start elsewhere than at multiples of 16 bytes."""
+        return self.precision == "half" and not self._is_regular
+
+    def _chunks(self, columns: tuple[int, ...]) -> tuple[int, ...]:
+        """A head dim and the widths of its chunks. Triton 3.6 feeds WGMMA wrong numbers from chunks of 16 or 32 columns
+        of rows that start anywhere, which reach shared memory through registers: there, one chunk of at least 64."""
+        return (columns[0], max(64, 1 << (columns[0] - 1).bit_length())) if self._is_odd_half else columns
 
     def query_programs(self, rows: int) -> int:
         """Programs of a kernel that owns tiles of so many query rows."""
@@ -166,7 +179,8 @@ class Call:
     def _taken(self, kernel: Any, given: dict[str, object]) -> dict[str, object]:
         """The constants that a kernel takes, in its order: those `given` and those of every call."""
         every = {
-            "K_COLUMNS": self.k_columns, "V_COLUMNS": self.v_columns, "CAUSAL": self.is_causal,
+            "K_COLUMNS": self._chunks(self.k_columns), "V_COLUMNS": self._chunks(self.v_columns),
+            "CAUSAL": self.is_causal,
             "MASK_LAYOUT": self.mask_layout, "DROPOUT": self.dropout,
             "PRECISION": "tf32" if self.precision == "tf32" else "ieee", "REGULAR": self._is_regular, **given,
         }  # fmt: skip
