@@ -196,4 +196,5 @@ def test_unaligned_rows_of_half_types_are_read_in_wide_chunks(d: int, dv: int) -
     with replaced.launch(watched):
         found = attention(q, k, v, backend="triton")
     assert [(taken["K_COLUMNS"], taken["V_COLUMNS"]) for taken in columns] == [((d, 64), (dv, 64))]
-    assert_close(found, attention(q, k, v, backend="reference"))
+    expected = attention(q.double(), k.double(), v.double(), backend="reference")
+    assert (found.double() - expected).norm() < 8 * torch.finfo(torch.float16).eps * expected.norm()

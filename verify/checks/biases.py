@@ -64,7 +64,7 @@ def _with_bias(call: Inputs, bias: Tensor, bias_t: Tensor, wide: Results, subjec
     o, o_t = torch.func.jvp(attention, tuple(leaves), tuple(tangents))[:2]
     pairs = [(y, d) for y, d in ((o, call.d_o), (o_t, call.d_o_t)) if d is not None]
     d_q, d_k, d_v, d_bias, d_q_t, d_k_t, d_v_t, d_bias_t = torch.autograd.grad(
-        [y for y, _ in pairs], (*leaves, *tangents), [d for _, d in pairs]
+        [y for y, _ in pairs], (*leaves, *tangents), [d for _, d in pairs], allow_unused=True, materialize_grads=True
     )
     width = d_q.shape[-1]
     return Results(
