@@ -70,6 +70,7 @@ def call(**changes: Any) -> Any:
     """One that the warp-specialised kernels serve, on a GPU."""
     columns, mask = (64, 64), None
     return SimpleNamespace(
+        seed=None,
         is_empty=False, device=GPU, precision="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
         batch_shape=(1,), **changes,
     )  # fmt: skip

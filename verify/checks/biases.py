@@ -82,7 +82,8 @@ def broadcast_biases(inputs: Inputs, subject: Subject) -> list[Identity]:
     """The gradient of a broadcast bias is the sum of that of the bias written out, over what it is broadcast in."""
     if inputs.q.numel() == 0:
         return []
-    call = replace(inputs, mask=None)
+    d_o = torch.ones_like(inputs.q[..., :1]) * inputs.v[..., :1, :1] if inputs.d_o is None else inputs.d_o
+    call = replace(inputs, mask=None, d_o=d_o.expand(*inputs.q.shape[:-1], inputs.v.shape[-1]))
     *batch, heads, m, _ = call.q.shape
     n = call.k.shape[-2]
     full = (*batch, heads, m, n)
@@ -102,5 +103,5 @@ def broadcast_biases(inputs: Inputs, subject: Subject) -> list[Identity]:
 def _gradient(mask: Tensor, call: Inputs, subject: Subject) -> Tensor:
     mask = mask.detach().clone().requires_grad_()
     o = subject.attention(replace(call, mask=mask))(call.q, call.k, call.v)
-    (grad,) = torch.autograd.grad(o, mask, call.d_o if call.d_o is not None else torch.ones_like(o))
+    (grad,) = torch.autograd.grad(o, mask, call.d_o)
     return grad

@@ -95,7 +95,7 @@ def test_the_sample_has_every_head_dim_kind_and_option() -> None:
     assert len(set(chosen)) == len(chosen)
     assert {(c.kind, c.d) for c in chosen} >= {("half", d) for d in command.HEAD_DIMS} | {("tf32", 64), ("ieee", 256)}
     assert {c.tangents for c in chosen} >= {"", "q", "k", "v", "qkv"}
-    assert {c.mask for c in chosen} == {"", "bool", "additive"}
+    assert {c.mask for c in chosen} == {"", "bool", "additive", "learned", "dropout"}
     assert any(c.causal and c.mask for c in chosen) and any(c.group > 1 for c in chosen)
     assert any(c.d != c.dv for c in chosen)
 
