@@ -19,8 +19,6 @@ def _cases() -> list[Case]:
     cases = [Case("square"), Case("plain", **plain)]
     for d, dv in ((1, 1), (40, 40), (72, 72), (80, 80), (96, 96), (128, 128), (256, 256), (64, 24), (24, 72), (1, 33)):
         cases.append(Case(f"dims_{d}_{dv}", batch=(1,), q_heads=1, kv_heads=1, m=40, n=48, d=d, dv=dv))
-    for d, dv in ((33, 16), (49, 24), (63, 63), (100, 100)):  # rows that start anywhere, and several tiles of keys
-        cases.append(Case(f"unaligned_{d}_{dv}", batch=(1,), q_heads=1, kv_heads=1, m=130, n=150, d=d, dv=dv))
     for m, n in ((1, 1), (1, 31), (31, 1), (257, 33), (33, 257), (1, 1000), (1000, 1), (65, 64), (80, 31)):
         cases.append(Case(f"lengths_{m}_{n}", **line, m=m, n=n))
     for m, n in ((64, 64), (33, 80), (80, 33), (1, 31), (31, 1), (257, 65)):
@@ -91,9 +89,11 @@ def _cases() -> list[Case]:
 
 
 def _edges() -> list[Case]:
-    """Nothing to sum over, and head dims that kernels do not serve."""
+    """Nothing to sum over, rows that start anywhere over several tiles of keys, head dims that kernels do not serve."""
     one: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
+    unaligned = ((33, 16), (49, 24), (63, 63), (100, 100))
     return [
+        *(Case(f"unaligned_{d}_{dv}", **one, m=130, n=150, d=d, dv=dv) for d, dv in unaligned),
         Case("lengths_0_33", **one, m=0, n=33),
         Case("lengths_33_0", **one, m=33, n=0),
         Case("causal_33_0", **one, m=33, n=0, is_causal=True),
