@@ -130,8 +130,8 @@ class Call:
         return self.precision == "half" and not self._is_regular
 
     def _chunks(self, columns: tuple[int, ...]) -> tuple[int, ...]:
-        """A head dim and the widths of its chunks: one of at least 64 where rows start anywhere. With Triton 3.6 products
-        of chunks of 16 or 32 columns are wrong there (docs/hopper.md)."""
+        """A head dim and its chunks: one of 64 or more where rows start anywhere. With Triton 3.6 products of chunks
+        of 16 or 32 columns are wrong there (docs/hopper.md)."""
         return (columns[0], max(64, 1 << (columns[0] - 1).bit_length())) if self._is_odd_half else columns
 
     def query_programs(self, rows: int) -> int:
