@@ -98,7 +98,8 @@ def _parameter(name: ast.arg, default: ast.expr | None) -> str:
 def _fields(node: ast.ClassDef) -> str:
     """The bases of a class, and what a dataclass holds."""
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
-    fields = [f"    {ast.unparse(line)}" for line in node.body if isinstance(line, ast.AnnAssign)]
+    # ruff, which formats the page too, wants double quotes
+    fields = [f"    {ast.unparse(line)}".replace("'", '"') for line in node.body if isinstance(line, ast.AnnAssign)]
     return "\n".join([f"class {node.name}{bases}{':' if fields else ''}", *fields])
 
 
