@@ -205,18 +205,18 @@ _OF_WIRING = [
     ),
     Fault(
         "gradients of primals and tangents exchanged", "wiring", AUTOGRAD, "return grads",
-        "return None, None, *grads[3:], *grads[:3], None",
+        "return None, None, *grads[3:6], *grads[:3], *grads[6:], None",
     ),
     Fault(
         "o of an earlier call saved", "wiring", AUTOGRAD, "ctx.save_for_backward",
         'earlier = vars(_ForwardJvp).get("earlier", o)\n'
         "_ForwardJvp.earlier = o\n"
-        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, earlier, o_t, lse, mu, mask)",
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, earlier, o_t, lse, mu, mask, mask_t, seed)",
         check="stateless",
     ),
     Fault(
         "o of the tangent saved as o", "wiring", AUTOGRAD, "ctx.save_for_backward",
-        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o_t, o, lse, mu, mask)",
+        "ctx.save_for_backward(q, k, v, q_t, k_t, v_t, o_t, o, lse, mu, mask, mask_t, seed)",
     ),
     Fault(
         "gradients asked for one place off", "wiring", AUTOGRAD, "_, _, *wanted, _",

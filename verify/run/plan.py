@@ -32,6 +32,7 @@ CHECKS: dict[str, Check] = IDENTITIES | SITUATIONS | GRADCHECKS
 
 GROUPS = {
     "dims": "head dims",
+    "unaligned": "head dims",
     "lengths": "lengths",
     "causal": "causal",
     "mask": "masks",

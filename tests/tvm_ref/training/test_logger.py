@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ def test_tensorboard_shows_what_was_written_and_hides_what_is_done_again(tmp_pat
         for row in rows:
             board.write(row, 100.0)
         board.close()
+        time.sleep(1)  # files are read by name, which starts with the second: a run that goes on is later than that
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
