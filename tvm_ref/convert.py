@@ -8,6 +8,7 @@ called, the source code is ignored, and only the tensors are kept.
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,9 @@ import torch
 import tyro
 from safetensors.torch import save_file
 from torch import Tensor
+
+from flashjvp_commands import ending
+from flashjvp_commands.entry import program
 
 from .data.safe_pickle import PYTHON_2, SafeUnpickler, UnsafePickleError, load
 from .model.dit import DiT, DiTConfig
@@ -186,8 +190,8 @@ def main(
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. None means the arguments of the process."""
-    tyro.cli(main, prog="python -m tvm_ref.convert", args=arguments)
+    tyro.cli(main, prog=program("tvm_ref.convert"), args=arguments)
 
 
 if __name__ == "__main__":
-    cli()
+    sys.exit(ending.run(cli))

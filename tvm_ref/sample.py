@@ -1,6 +1,8 @@
 """Draws a grid of samples: `python -m tvm_ref.sample CHECKPOINT --nfe 1 --w 2 --classes 0,1,2 --out grid.png`."""
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,11 +10,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from .arguments import Numbers
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
+
+from .arguments import Numbers, check_common, check_guidance, parsed
 from .data.vae import load_vae
 from .model.dit import DiT
 from .sampling.generate import generate, guidance_scale
-from .sampling.grids import tiles, write_grid
+from .sampling.grids import is_grid, tiles, write_grid
 from .training.checkpoint import CheckpointError, load_model
 from .training.config import TrainConfig
 
@@ -41,13 +46,18 @@ class SampleConfig:
     seed: int = 0
     """Seed of the noise: the same seed gives the same samples."""
     out: Path = Path("samples.png")
-    """The PNG file to write."""
+    """The PNG file to write, or a folder for samples.png; folders are made, and only grids are replaced."""
     weights: Literal["ema", "raw"] = "ema"
     """EMA weights (ema), or those of the last step (raw)."""
     vae: Path | None = None
     """Folder of a diffusers AutoencoderKL that decodes latents; None: latents are shown as colours."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that the network runs on."""
+    """Device that the network runs on: cpu, cuda, cuda:1."""
+
+    def __post_init__(self) -> None:
+        check_common(device=self.device, seed=self.seed, per_class=self.per_class)
+        check_guidance(self.w)
+        outputs.checked_name(self.out, (".png",))
 
 
 def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class: int) -> Tensor:
@@ -88,10 +98,12 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
     write_grid(settings.out, pictures, columns=1 if points else per_class)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    settings = tyro.cli(SampleConfig, prog="python -m tvm_ref.sample")
     try:
+        settings = parsed(lambda: tyro.cli(SampleConfig, prog=program("tvm_ref.sample"), args=arguments))
+        out = outputs.prepared(settings.out, "samples.png", (".png",), is_grid)
+        settings = replace(settings, out=out)
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)
     except (OSError, ValueError, CheckpointError) as error:
@@ -100,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ending.run(main))

@@ -1,5 +1,6 @@
 """Generates many samples in batches, reproducibly: sample i depends only on (weights, seed, i, label, w, steps)."""
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -23,6 +24,8 @@ def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) ->
         return w
     if w is None:
         return config.w
+    if not math.isfinite(w):
+        raise ValueError(f"w: expected a finite number, got {w}")
     if not guidance_input and w != config.w:
         raise ValueError(f"the network takes no guidance and was trained with w = {config.w}, got w = {w}")
     if not w > 0:
