@@ -129,7 +129,7 @@ def test_the_exit_code_and_the_table_tell_of_a_missed_fault(
     sound = command.Verdict("", "wiring", "api.py", "float64", "square", "o", 0.5, 1.0, True, "")
     for ok in ((True, True), (False, True), (True, False)):
         found = [replace(v, ok=x) for v, x in zip((verdict, sound), ok, strict=True)]
-        monkeypatch.setattr(command, "run", lambda plan, seed, found=found: iter(found))
+        monkeypatch.setattr(command, "run", lambda plan, seed, found=found: (row for row in found))
         assert command.main([]) == (0 if all(ok) else 1)
         printed = capsys.readouterr().out
         assert ("MISSED" in printed) == (not ok[0])
