@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -25,6 +24,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from flashjvp.kernels.launch.driver import Launch
 from flashjvp.kernels.launch.replay import CapturedCall
+from flashjvp_commands import arguments as types
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
 from reports.environment import commit, machine, version
 from reports.host_times import HOST_COLUMNS, HostTime
 from reports.schema import write_rows
@@ -235,34 +237,42 @@ def measured(call: str, case: Case, device: torch.device) -> list[HostTime]:
     return rows
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.host", description=(__doc__ or "").split("\n\n")[1])
-    parser.add_argument("--out", type=Path, metavar="CSV", required=True, help="written anew after every call")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when all calls were timed; rows are written as they come."""
+    parser = types.parser(program("bench.host"), (__doc__ or "").split("\n\n")[1])
+    parser.add_argument(
+        "--out", type=outputs.path_with(".csv"), metavar="PATH", required=True,
+        help=f"for the rows, written after every call: {outputs.HELP % '.csv'}",
+    )  # fmt: skip
     default = ",".join(map(str, SHAPE))
     parser.add_argument(
         "--shape", type=_shape, metavar="B,H,N,D", default=SHAPE, help=f"of q, k, v (default {default})"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, found none: calls on a CPU have no launches")
+    try:
+        out = outputs.prepared(options.out, "host.csv", (".csv",), outputs.has_columns(HOST_COLUMNS))
+    except outputs.OutputError as error:
+        parser.error(f"--out: {error}")
     rows: list[HostTime] = []
     console = Console()
     for call, mode, mask in PLAN:
         case = case_of(options.shape, mode, mask=mask)
         # in a chain the host would wait for long kernels: launches that were not started yet are limited in number
         found = measured(call, reduced(case) if call == CHAINED else case, torch.device("cuda"))
-        write_rows(options.out, rows := [*rows, *found], HOST_COLUMNS)
+        write_rows(out, rows := [*rows, *found], HOST_COLUMNS)
         times = ", ".join(f"{row.part} {row.p50_us:.1f}" for row in found)
         console.print(f"{call}, mask {mask}: {times} us", highlight=False)
     return 0
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(","))
-    if len(sizes) != 4 or min(sizes) < 1:
+    sizes = types.wholes(1)(text)
+    if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"expected four sizes B,H,N,D, got {text!r}")
-    return sizes
+    return tuple(sizes)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ending.run(main))

@@ -6,19 +6,20 @@ before and after it. Shapes are those that docs/performance.md judges the kernel
 `python -m verify` does that.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from flashjvp_commands import arguments as types
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
 from reports.environment import commit, machine, version
 from reports.schema import write_rows
 from reports.turns import TURN_COLUMNS, Turn, call_name
@@ -122,12 +123,20 @@ def table(turns: Sequence[Turn]) -> Table:
     return found
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.in_turns", description=(__doc__ or "").split("\n\n")[1])
-    parser.add_argument("--out", type=Path, metavar="CSV", required=True, help="written anew after every call")
-    path = parser.parse_args(argv).out
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when all calls were timed; rows are written as they come."""
+    parser = types.parser(program("bench.in_turns"), (__doc__ or "").split("\n\n")[1])
+    parser.add_argument(
+        "--out", type=outputs.path_with(".csv"), metavar="PATH", required=True,
+        help=f"for the rows, written after every call: {outputs.HELP % '.csv'}",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, found none: elsewhere `python -m bench.sweep` says what there is")
+    try:
+        path = outputs.prepared(options.out, "turns.csv", (".csv",), outputs.has_columns(TURN_COLUMNS))
+    except outputs.OutputError as error:
+        parser.error(f"--out: {error}")
     turns: list[Turn] = []
     console = Console()
     for provider, case, deterministic in plan():
@@ -142,4 +151,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ending.run(main))

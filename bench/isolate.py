@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import IO, Any
 
+from flashjvp_commands import children
 from reports.environment import ROOT
 
 from .environment import available_memory_mib
@@ -150,6 +151,7 @@ class _Child:
             text=True,
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
+        children.register(self._process.pid)
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -164,8 +166,7 @@ class _Child:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        children.end(self._process.pid)
         self._process.wait()
         self._stderr.close()
         assert self._process.stdin is not None

@@ -6,8 +6,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flashjvp_commands import arguments as types
+from flashjvp_commands import outputs
+from flashjvp_commands.arguments import a_device, names_out_of
+from flashjvp_commands.entry import program
 from reports.schema import MASKS
-from verify.arguments import a_device, names_out_of
 
 from .cases import DTYPES, OPERATIONS, Case
 from .peers import PEERS
@@ -41,11 +44,10 @@ Each provider runs in child processes of its own. An out-of-memory, a crash, a h
 provider does not support is a row with its reason. Rows are written as they come; Ctrl-C keeps them, and
 --resume continues. Ratios are taken within one run.
 
-examples:
-  python -m bench.sweep --seq 1024,4096,8192 --causal
-  python -m bench.sweep --preset paper --peer official=../tvm --peer rcm=../rcm --compile-s 90 --budget-s 480 \\
-      --out paper.csv
-  python -m bench.sweep --preset paper --providers math-compiled --budget-s 480 --out paper.csv --resume
+  examples, each after the name of the command:
+  --seq 1024,4096,8192 --causal
+  --preset paper --peer official=../tvm --compile-s 90 --out paper.csv
+  --preset paper --providers math-compiled --out paper.csv --resume
 """
 
 
@@ -60,11 +62,10 @@ class Cell:
 
 def parser() -> argparse.ArgumentParser:
     """The options; those that are lists are measured in every combination."""
-    options = argparse.ArgumentParser(
-        prog="python -m bench.sweep",
-        description="Time and memory of attention with its JVP, provider beside provider: a table, a CSV and a figure.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = types.parser(
+        program("bench.sweep"),
+        "Time and memory of attention with its JVP, provider beside provider: a table, a CSV and a figure.",
+        EPILOG,
     )
     _add_shapes(options.add_argument_group("shapes", "with --preset they choose among its shapes"))
     _add_what(options.add_argument_group("what is measured"))
@@ -154,14 +155,19 @@ def _add_shapes(group: argparse._ArgumentGroup) -> None:
     described = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
     group.add_argument("--preset", choices=PRESETS, help=described)
     group.add_argument(
-        "--seq", type=_sizes, metavar="N,...", help=f"tokens, queries and keys alike (default {DEFAULT_LENGTH})"
+        "--seq",
+        type=types.wholes(1),
+        metavar="N,...",
+        help=f"tokens, queries and keys alike (default {DEFAULT_LENGTH})",
     )
-    group.add_argument("--batch", type=_sizes, metavar="B,...", help="batch sizes (default 1)")
-    group.add_argument("--heads", type=_sizes, metavar="H,...", help=f"query heads ({_by_device('heads')})")
+    group.add_argument("--batch", type=types.wholes(1), metavar="B,...", help="batch sizes (default 1)")
+    group.add_argument("--heads", type=types.wholes(1), metavar="H,...", help=f"query heads ({_by_device('heads')})")
     group.add_argument(
-        "--kv-heads", type=_sizes, metavar="H,...", help="key and value heads (default as many as query heads)"
+        "--kv-heads", type=types.wholes(1), metavar="H,...", help="key and value heads (default as many as query heads)"
     )
-    group.add_argument("--head-dim", type=_sizes, metavar="D,...", help=f"head dims ({_by_device('head_dim')})")
+    group.add_argument(
+        "--head-dim", type=types.wholes(1), metavar="D,...", help=f"head dims ({_by_device('head_dim')})"
+    )
     group.add_argument(
         "--dtype", type=names_out_of(DTYPES), metavar="TYPE,...", help=f"{', '.join(DTYPES)} ({_by_device('dtype')})"
     )
@@ -202,23 +208,27 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--device", type=a_device, metavar="DEVICE", help="cpu, cuda, cuda:1 (default the GPU where there is one)"
     )
     group.add_argument(
-        "--cell-limit-s", type=_seconds, metavar="S", help=f"time limit of one row ({_by_device('cell_limit_s')})"
+        "--cell-limit-s", type=types.seconds, metavar="S", help=f"time limit of one row ({_by_device('cell_limit_s')})"
     )
     group.add_argument(
         "--budget-s",
-        type=_seconds,
+        type=types.seconds,
         metavar="S",
         help="begin no row after so many seconds; --resume measures what was left",
     )
     group.add_argument(
         "--compile-s",
-        type=_seconds,
+        type=types.seconds,
         metavar="S",
         help="on a GPU: before measuring, compile what is to be measured in as many processes as there are cores, for "
         "at most so many seconds of the budget; saves minutes with peers or many shapes",
     )
     group.add_argument(
-        "--out", type=Path, metavar="CSV", help="file to append to (default reports/data/<machine>/sweep-<start>.csv)"
+        "--out",
+        type=outputs.path_with(".csv"),
+        metavar="PATH",
+        help=f"for the rows, which are appended: {outputs.HELP % '.csv'}; default "
+        "reports/data/<machine>/sweep-<start>.csv",
     )
     group.add_argument(
         "--resume",
@@ -244,21 +254,3 @@ def _peer(text: str) -> tuple[str, list[str]]:
         if not path.is_dir():
             raise argparse.ArgumentTypeError(f"{name}: {path} is no folder")
     return name, [str(path) for path in paths]
-
-
-def _size(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a size: it must be at least 1")
-    return value
-
-
-def _sizes(text: str) -> list[int]:
-    return [_size(part) for part in text.split(",")]
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a time: it must be more than 0 seconds")
-    return value

@@ -7,7 +7,6 @@ the end of the sweep.
 import contextlib
 import dataclasses
 import itertools
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from flashjvp_commands import ending, outputs
 from reports.environment import DATA, cores, now, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
             if dtype not in environments:
                 environments |= _environments(options.device, [dtype], worker)
         path = options.out or default_path(environment, run, options.resume)
+        path = outputs.prepared(path, f"sweep-{slug(run)}.csv", (".csv",), lambda _: True)  # read_rows judges it
         earlier = read_rows(path) if path.exists() else []  # a file that cannot be read is not appended to either
         rows = _rows_to_resume(earlier, environments, console) if options.resume else []
     except (isolate.WorkerError, SchemaError, ValueError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as early:
+        return ending.stopped_status(early)
     done = {_row_identity(row) for row in rows}
     todo = [cell for cell in cells if _cell_identity(cell) not in done]
     sweep = Sweep(
@@ -67,10 +68,10 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
         console=console,
         rows=rows,
     )
-    interrupted = sweep.measure(todo)
+    stop = sweep.measure(todo)
     sweep.report()
-    if interrupted:
-        return 130
+    if stop is not None:
+        return ending.stopped_status(stop)
     return 0 if any(row.status == "ok" for row in sweep.rows) else 1
 
 
@@ -97,8 +98,8 @@ class Sweep:
     console: Console
     rows: list[Row]
 
-    def measure(self, cells: list[Cell]) -> bool:
-        """Measures every cell for which there is time; True when interrupted from the keyboard."""
+    def measure(self, cells: list[Cell]) -> KeyboardInterrupt | None:
+        """Measures every cell for which there is time; returns what stopped it, Ctrl-C or SIGTERM."""
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -109,35 +110,34 @@ class Sweep:
         self._say_where()
         end = None if self.budget_s is None else time.monotonic() + self.budget_s
         left = len(cells)
-        if self.compile_s is not None and self.device != "cpu" and not self._compile(cells, self.compile_s):
-            return True
+        if self.compile_s is not None and self.device != "cpu":
+            try:
+                self._compile(cells, self.compile_s)
+            except KeyboardInterrupt as stop:
+                return stop
         with Progress(*columns, console=self.console) as progress, isolate.Spare(self.worker) as spare:
             bar = progress.add_task("starting", total=len(cells))
             try:
                 for group in self._groups(cells):
                     left -= self._measure_group(group, end, progress, bar, spare)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 self._say("interrupted: --resume continues this run")
-                return True
+                return stop
             progress.update(bar, description="done")
         if left:
             self._say(f"{self.budget_s:g} s are over: {left} of {len(cells)} rows left, which --resume measures")
-        return False
+        return None
 
-    def _compile(self, cells: list[Cell], limit_s: float) -> bool:
-        """Lets the providers compile side by side; False when interrupted from the keyboard."""
+    def _compile(self, cells: list[Cell], limit_s: float) -> None:
+        """Lets the providers compile side by side."""
         parts = precompile.parts(cells, self.device.split(":")[0], cores())
         if not parts:
-            return True
+            return
         tasks = [[self._task(i, cell) for i, cell in enumerate(part)] for part in parts]
         self._say(f"compiling in {len(parts)} processes, for {limit_s:g} s at most")
         start = time.monotonic()
-        try:
-            isolate.side_by_side(tasks, self.device, limit_s, self.worker)
-        except KeyboardInterrupt:
-            return False
+        isolate.side_by_side(tasks, self.device, limit_s, self.worker)
         self._say(f"compiled in {time.monotonic() - start:.0f} s")
-        return True
 
     def _task(self, number: int, cell: Cell) -> isolate.Event:
         """A cell as its worker takes it."""
@@ -279,5 +279,4 @@ def _is_over(end: float | None) -> bool:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated sweep ends as an interrupted one
-    sys.exit(main())
+    sys.exit(ending.run(main))

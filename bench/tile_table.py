@@ -125,6 +125,12 @@ def path_of(kind: str) -> Path:
     return KERNELS / ("tables.py" if kind in PRODUCTS else "hopper_tables.py")
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is one of these tables, which may be written anew."""
+    text = path.read_text(errors="replace")
+    return text.startswith('"""') and ("\nTILES: " in text or f"\n{PIPELINES_BEGIN}" in text)
+
+
 def write(path: Path, kind: str, tiles: Mapping[Entry, tuple[int, ...]]) -> None:
     """Writes the table of a kind with other tiles, under a temporary name that is renamed into place."""
     text = source(changed(TABLES, tiles)) if kind in PRODUCTS else pipelines_source(changed_pipelines(PIPELINES, tiles))

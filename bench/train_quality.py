@@ -4,11 +4,9 @@ Writes reports/data/<machine>/<preset>.csv; `python -m reports.build` puts the t
 It takes as long as the training does.
 """
 
-import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,40 +16,68 @@ from typing import Any
 
 import torch
 
+from flashjvp_commands import arguments as types
+from flashjvp_commands import children, ending, outputs
+from flashjvp_commands.entry import program
 from reports.environment import DATA, ROOT, commit, machine, slug
 from reports.training_tables import DIGITS_COLUMNS, TOY_COLUMNS
-from verify.arguments import names_out_of
 
 COLUMNS = {"digits": DIGITS_COLUMNS, "toy2d": TOY_COLUMNS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0 if every preset was trained and recorded. A run that fails ends it, and says why."""
-    options = argparse.ArgumentParser(prog="python -m bench.train_quality", description=(__doc__ or ""))
+    options = types.parser(program("bench.train_quality"), (__doc__ or "").partition(": ")[2])
     options.add_argument(
-        "presets", type=names_out_of(COLUMNS), nargs="?", default=list(COLUMNS), metavar="LIST",
+        "presets", type=types.names_out_of(COLUMNS), nargs="?", default=list(COLUMNS), metavar="NAME,...",
         help=f"presets, out of {', '.join(COLUMNS)} (all)",
     )  # fmt: skip
-    options.add_argument("--out", type=Path, metavar="DIR", help="folder of the CSVs; default reports/data/<machine>")
+    options.add_argument(
+        "--out", type=outputs.path_with(".csv"), metavar="PATH",
+        help=f"for the rows: {outputs.HELP % '.csv'}; default reports/data/<machine>/<preset>.csv",
+    )  # fmt: skip
     options.add_argument("--set", default="", metavar="OPTIONS", help='training options, such as "--run.steps 10"')
     given = options.parse_args(arguments)
     folder = given.out or DATA / slug(machine(torch.device("cpu")))
-    for preset in given.presets:
-        print(f"wrote {write(folder / f'{preset}.csv', record(preset, given.set.split()))}")
+    if folder.name.endswith(".csv") and len(given.presets) > 1:
+        options.error("--out: expected a folder for several presets, got a file")
+    try:
+        files = {
+            preset: outputs.prepared(folder, f"{preset}.csv", (".csv",), outputs.has_columns(COLUMNS[preset]))
+            for preset in given.presets
+        }
+    except outputs.OutputError as error:
+        options.error(f"--out: {error}")
+    for preset, file in files.items():
+        try:
+            print(f"wrote {write(file, record(preset, given.set.split()))}")
+        except TrainingError as error:
+            print(f"{preset}: {error}", file=sys.stderr)
+            return error.status
     return 0
+
+
+class TrainingError(RuntimeError):
+    """A training run that did not finish; `status` is its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the training run ended with exit status {status}")
+        self.status = status
 
 
 def record(preset: str, settings: Sequence[str]) -> list[dict[str, Any]]:
     """Runs `python -m tvm_ref.train PRESET ...` on the CPU in a temporary folder, and returns a row for each NFE.
 
     seconds: from the start of Python to its end, including training, sample grids, checkpoints and evaluation;
-    processor_seconds: CPU time of all its threads. Raises CalledProcessError.
+    processor_seconds: CPU time of all its threads. Raises TrainingError.
     """
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
         out = Path(folder) / preset
         command = [sys.executable, "-m", "tvm_ref.train", preset, "--run.out", str(out), "--run.device", "cpu"]
         before, began = os.times(), time.perf_counter()
-        subprocess.run([*command, *settings], cwd=ROOT, check=True)
+        with children.child([*command, *settings], cwd=ROOT) as training:
+            if status := training.wait():
+                raise TrainingError(status)
         seconds, after = time.perf_counter() - began, os.times()
         summary = json.loads((out / "summary.json").read_text())
         steps = (out / "metrics.csv").read_text().splitlines()[-1].split(",")[0]
@@ -78,4 +104,4 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending.run(main))

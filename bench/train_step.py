@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,9 @@ import torch
 from rich.console import Console
 from torch import Generator, Tensor
 
+from flashjvp_commands import arguments as types
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
 from reports.environment import commit, machine
 from reports.schema import write_rows
 from reports.training_tables import STEP_COLUMNS
@@ -40,7 +42,6 @@ from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
 from tvm_ref.training.state import State, initialised
 from tvm_ref.training.step import gradient
-from verify.arguments import names_out_of
 
 WARM_STEPS = 2  # warm-up: the first step compiles, the second may
 COMPARED = 3  # the step whose loss and gradient norm a row holds
@@ -99,32 +100,34 @@ class StepRow:
 
 def parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
-    options = argparse.ArgumentParser(
-        prog="python -m bench.train_step",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = types.parser(program("bench.train_step"), description, epilog)
     kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
     options.add_argument("--preset", choices=PRESETS, default="imagenet256-w2", help="the preset (imagenet256-w2)")
     for name, allowed in kinds.items():
         options.add_argument(
-            f"--{name}", type=names_out_of(allowed), default=[allowed[0]], metavar="LIST",
+            f"--{name}", type=types.names_out_of(allowed), default=[allowed[0]], metavar="LIST",
             help=f"out of {', '.join(allowed)}; a row for each combination ({allowed[0]})",
         )  # fmt: skip
-    options.add_argument("--batch", type=int, default=64, metavar="N", help="global batch size, in images (64)")
-    options.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches of a process (1)")
+    options.add_argument(
+        "--batch", type=types.whole(1), default=64, metavar="N", help="global batch size, in images (64)"
+    )
+    options.add_argument(
+        "--accumulate", type=types.whole(1), default=1, metavar="N", help="micro-batches of a process (1)"
+    )
     options.add_argument("--detach", action="store_true", help="no gradient through dF/ds")
-    options.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps, after two of warm-up (10)")
+    options.add_argument(
+        "--steps", type=types.whole(1), default=10, metavar="N", help="timed steps, after two of warm-up (10)"
+    )
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
-    options.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; default: none, rows are only printed")
+    options.add_argument(
+        "--out", type=outputs.path_with(".csv"), metavar="PATH",
+        help=f"for the rows, written as they come: {outputs.HELP % '.csv'}; without it they are only printed",
+    )  # fmt: skip
     return options
 
 
 def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
     """Yields the configuration of each row. Raises ValueError for an invalid one."""
-    if options.steps < 1:
-        raise ValueError(f"--steps: expected at least 1, got {options.steps}")
     preset = PRESETS[options.preset]()
     for compiled, checkpointing, parallel in itertools.product(
         options.compile, options.checkpointing, options.parallel
@@ -204,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     try:
         configs = list(settings(options))
+        recognise = outputs.has_columns(STEP_COLUMNS)
+        out = options.out and outputs.prepared(options.out, "train-step.csv", (".csv",), recognise)
         with world(options.device) as this:
             began = time.perf_counter()
             start = initialised(configs[0], this).cpu()  # once: the spectral norms of large weights take seconds
@@ -219,8 +224,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     continue
                 if this.first:
                     _show(console, rows[-1])
-                    if options.out:  # write after every row, so that an interrupted run keeps what it has
-                        write_rows(options.out, rows, STEP_COLUMNS)
+                    if out:  # write after every row, so that an interrupted run keeps what it has
+                        write_rows(out, rows, STEP_COLUMNS)
+    except KeyboardInterrupt as stop:
+        if options.out and rows:
+            console.print(f"stopped: {len(rows)} rows are in {out}", highlight=False, soft_wrap=True)
+        return ending.stopped_status(stop)
     except (ConfigError, ValueError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -244,4 +253,4 @@ def _show(console: Console, row: StepRow) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(ending.run(main))

@@ -1,5 +1,5 @@
-"""`python -m bench.tune`: searches tiles for one architecture and writes the table that the kernels read: tables.py,
-or for the kinds tangents and plain hopper_tables.py, the tiles of the warp-specialised kernels.
+"""`python -m bench.tune`: searches tiles for one architecture and writes a table like the one that the kernels read:
+tables.py, or for the kinds tangents and plain hopper_tables.py, the tiles of the warp-specialised kernels.
 
 First every candidate is compiled, for which no GPU is needed; those that do not compile, do not fit into shared memory
 or spill in their loops are skipped. Then the others are timed on the GPU, their results judged by verify's budget
@@ -10,7 +10,6 @@ a search, `python -m verify codegen` shows whether every option still compiles w
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -31,12 +30,14 @@ from rich.table import Table
 
 from flashjvp.kernels.launch import schedule
 from flashjvp.kernels.launch.hopper_tables import Pipeline
+from flashjvp_commands import arguments as types
+from flashjvp_commands import children, ending, outputs
+from flashjvp_commands.entry import program
 from reports.environment import DATA, commit, cores, driver, machine, now, slug, version
 from reports.schema import SchemaError
-from verify.arguments import names_out_of
 
 from . import isolate, tile_table
-from .trials import Candidate, Trial, candidates, read_trials, winners, write_trials
+from .trials import COLUMNS, Candidate, Trial, candidates, read_trials, winners, write_trials
 
 WORKER = (sys.executable, "-m", "bench.tune_worker")
 LIMIT_S = {"compile": 90.0, "time": 90.0}
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    log = options.log or DATA / slug(machine(device)) / f"tune-{options.arch}.csv"
+    folder = DATA / slug(machine(device))
     todo = candidates(
         options.arch,
         options.kind,
@@ -60,8 +61,12 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
         console.print(f"no {options.kind} tile of {options.arch} serves these families and head dims", style="red")
         return 2
     try:
+        name = f"tune-{options.arch}.csv"
+        log = outputs.prepared(options.log or folder, name, (".csv",), outputs.has_columns(COLUMNS))
+        name = f"tiles-{options.arch}-{options.kind}.py"
+        out = outputs.prepared(options.out or folder, name, (".py",), tile_table.is_table)
         search = Search(log, device, options.resume, options.budget_s, worker, console)
-    except (SchemaError, FileExistsError) as error:
+    except (SchemaError, FileExistsError, outputs.OutputError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     try:
@@ -75,22 +80,23 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
                 console.print(f"compiled only: timing needs a GPU of {options.arch}, here is {found}", style="red")
                 return 1
             search.time(todo)
-    except KeyboardInterrupt:
-        console.print("interrupted: --resume continues this search")
-        return 130
+    except KeyboardInterrupt as stop:
+        console.print(f"stopped: the log is {log}; --resume continues this search", highlight=False, soft_wrap=True)
+        return ending.stopped_status(stop)
     tiles = winners([search.trials[candidate] for candidate in todo if candidate in search.trials])
     console.print(summary(search.trials.values(), todo, tiles))
     if not tiles:
         return 1
-    out = options.out or tile_table.path_of(options.kind)
     tile_table.write(out, options.kind, tiles)
     console.print(f"tiles: {out}", highlight=False, soft_wrap=True)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m bench.tune", description=(__doc__ or "").split(": ", 1)[1].split("\n\n")[0]
+    options = types.parser(
+        program("bench.tune"),
+        "Searches tiles for one architecture: compiles every candidate, times those that compile well, and writes a "
+        "table like those in flashjvp/kernels/launch, which --out may name.",
     )
     options.add_argument("--arch", choices=schedule.TABLES, default="sm_90", help="architecture (sm_90)")
     options.add_argument(
@@ -101,16 +107,24 @@ def parser() -> argparse.ArgumentParser:
     )
     families = dict.fromkeys(family for kind in tile_table.KINDS for family in tile_table.families("sm_90", kind))
     options.add_argument(
-        "--family", type=names_out_of(families), metavar="NAME,...", help=f"out of {', '.join(families)} (all)"
+        "--family", type=types.names_out_of(families), metavar="NAME,...", help=f"out of {', '.join(families)} (all)"
     )
     options.add_argument(
-        "--head-dim", type=_head_dims, default=[64, 128, 256], metavar="D,...", help="head dims (64,128,256)"
+        "--head-dim", type=types.wholes(1, 256), default=[64, 128, 256], metavar="D,...", help="head dims (64,128,256)"
     )
-    options.add_argument("--budget-s", type=float, default=300.0, metavar="S", help="time for the whole search (300)")
+    options.add_argument(
+        "--budget-s", type=types.seconds, default=300.0, metavar="S", help="time for the whole search (300)"
+    )
     options.add_argument("--compile-only", action="store_true", help="stop after compiling; needs no GPU")
     options.add_argument("--resume", action="store_true", help="keep what the log has of this version and machine")
-    options.add_argument("--log", type=Path, metavar="CSV", help="default reports/data/<machine>/tune-<arch>.csv")
-    options.add_argument("--out", type=Path, metavar="FILE", help="the table (the one in flashjvp/kernels)")
+    options.add_argument(
+        "--log", type=outputs.path_with(".csv"), metavar="PATH",
+        help=f"for the trials: {outputs.HELP % '.csv'}; default reports/data/<machine>/tune-<arch>.csv",
+    )  # fmt: skip
+    options.add_argument(
+        "--out", type=outputs.path_with(".py"), metavar="PATH",
+        help=f"for the table: {outputs.HELP % '.py'}; default beside the log, tiles-<arch>-<kind>.py",
+    )  # fmt: skip
     return options
 
 
@@ -161,6 +175,9 @@ class Search:
             try:
                 for _ in servers:
                     yield from iter(answers.get, None)
+            except BaseException:
+                children.end_all()
+                raise
             finally:
                 self.stopped.set()  # when interrupted, no thread starts another candidate
             for server in servers:
@@ -239,13 +256,5 @@ def summary(trials: Any, todo: Sequence[Candidate], tiles: dict[tile_table.Entry
     return result
 
 
-def _head_dims(text: str) -> list[int]:
-    sizes = [int(part) for part in text.split(",")]
-    if not all(1 <= size <= 256 for size in sizes):
-        raise argparse.ArgumentTypeError(f"head dims are from 1 to 256, not {text}")
-    return sizes
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated search ends as an interrupted one
-    sys.exit(main())
+    sys.exit(ending.run(main))

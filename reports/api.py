@@ -4,13 +4,15 @@ The source is parsed, not imported. With --check nothing is written: the exit st
 docstrings.
 """
 
-import argparse
 import ast
 import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from flashjvp_commands import arguments as types
+from flashjvp_commands import ending
 
 from .environment import ROOT
 
@@ -36,7 +38,7 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if the page is that of the docstrings (after writing, unless --check), else 1."""
-    parser = argparse.ArgumentParser(prog="python -m reports.api", description="docs/api.md from the docstrings.")
+    parser = types.parser("python -m reports.api", "docs/api.md from the docstrings.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the page is stale")
     options = parser.parse_args(arguments)
     text = page(PACKAGE)
@@ -161,4 +163,4 @@ def _filled(text: str, mark: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending.run(main))

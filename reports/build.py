@@ -11,7 +11,6 @@ sweep, and beside each verification that a page shows. With --check nothing is w
 or a figure is not that of its data.
 """
 
-import argparse
 import gzip
 import hashlib
 import os
@@ -25,6 +24,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
+
+from flashjvp_commands import arguments as types
+from flashjvp_commands import ending
 
 from . import verify_plot
 from .environment import DATA, ROOT
@@ -62,9 +64,8 @@ class BuildError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every table and figure is that of its data (after writing, unless --check), 1 if not, 2 for a bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reports.build",
-        description="Tables of README.md and docs, and figures, from reports/data.",
+    parser = types.parser(
+        "python -m reports.build", "Tables of README.md and docs, and figures, from reports/data of a checkout."
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where something is stale")
     options = parser.parse_args(arguments)
@@ -229,4 +230,4 @@ def _source_in(figure: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending.run(main))

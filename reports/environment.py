@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "reports" / "data"
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+# Where rows go unless a command is told otherwise: an installed package keeps none beside itself.
+DATA = ROOT / "reports" / "data" if IS_CHECKOUT else Path("flashjvp-data")
 
 
 def now() -> str:
@@ -64,11 +66,15 @@ def version(package: str) -> str:
 def commit() -> str:
     """The commit of the checkout, marked when files other than the data that measurements write differ from it.
 
+    Of an installed package it is the version.
+
     The variable GIT_COMMIT, where it is set, says it instead, for a tree that was copied without its repository;
     "unknown" is neither.
     """
     if "GIT_COMMIT" in os.environ:
         return os.environ["GIT_COMMIT"]
+    if not IS_CHECKOUT:
+        return version("flashjvp")
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]

@@ -4,3 +4,7 @@ Commands, run as `python -m tvm_ref.NAME`: train, sample, evaluate, encode (imag
 weights). Packages: data (data sets), model (the network), objective (losses), training (the training loop and
 checkpoints), sampling (the sampler) and quality (FID and other metrics).
 """
+
+from flashjvp_commands.extras import needed_by_commands
+
+needed_by_commands("train")

@@ -1,8 +1,20 @@
-"""Types of command-line arguments that several commands share, such as `--nfe 1,2,4`."""
+"""What the commands share: types of arguments such as `--nfe 1,2,4`, and checks of settings."""
 
-from typing import Annotated
+import contextlib
+import io
+import math
+import re
+import sys
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
+import torch
 from tyro.constructors import PrimitiveConstructorSpec
+
+from flashjvp_commands import ending
+from flashjvp_commands.arguments import SEEDS, a_device_name
+
+T = TypeVar("T")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -22,3 +34,42 @@ Numbers = Annotated[
         str_from_instance=lambda numbers: [",".join(str(number) for number in numbers)],
     ),
 ]
+
+
+def parsed(parse: Callable[[], T]) -> T:
+    """What `parse` makes of the command line. What is wrong with that is said in one line, with exit status 2."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse()
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+    without_box = re.sub(r"(?m)[\u2500-\u257f]|-{4,}|^[|+]|[|+]$", " ", said.getvalue())
+    text = " ".join(without_box.split())
+    text = re.sub(r"For full helptext,? (?:see|run) (.*)$", r"(\1 lists what there is)", text)
+    text = re.sub(
+        r"^-* *(?:Value error|Parsing error|Missing argument) (?:Error parsing \S+: (?=[a-z_.]+: ))?", "", text
+    )
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(ending.UNUSABLE)
+
+
+def check_common(*, device: str, seed: int = 0, **at_least_one: int | None) -> None:
+    """Checks the device, which must be there, the seed, and counts. Raises ValueError that names the option."""
+    if a_device_name(device) is None:
+        raise ValueError(f"device: expected cpu, cuda, cuda:0, cuda:1, ..., got {device!r}")
+    on = torch.device(device)
+    if on.type == "cuda" and (on.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {device} is not there: torch finds {torch.cuda.device_count()} GPUs")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed: expected a number in [0, 2^32), got {seed}")
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def check_guidance(w: float | None) -> None:
+    """Raises ValueError for a guidance scale that is no positive, finite number."""
+    if w is not None and not (math.isfinite(w) and w > 0):
+        raise ValueError(f"w: expected a positive number that is finite, got {w}")

@@ -8,6 +8,7 @@ called, the source code is ignored, and only the tensors are kept.
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,9 @@ import tyro
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from flashjvp_commands import ending
+from flashjvp_commands.entry import program
 
 from .data.safe_pickle import PYTHON_2, Record, SafeUnpickler, UnsafePickleError, load
 from .data.untrusted import one_line
@@ -197,10 +201,10 @@ def main(
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. None means the arguments of the process."""
     try:
-        tyro.cli(main, prog="python -m tvm_ref.convert", args=arguments)
+        tyro.cli(main, prog=program("tvm_ref.convert"), args=arguments)
     except (OSError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
         raise SystemExit(f"error: {one_line(error)}") from error
 
 
 if __name__ == "__main__":
-    cli()
+    sys.exit(ending.run(cli))

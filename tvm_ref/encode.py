@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import sys
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
+
+from .arguments import check_common, parsed
 from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, checked_labels
 from .data.untrusted import MOST_JSON, one_line, open_regular, parse_json, read_regular, shown
 from .data.vae import encode, load_vae
@@ -36,13 +42,17 @@ class EncodeConfig:
     vae: Path
     """Folder of a diffusers AutoencoderKL."""
     out: Path
-    """The zip file to write."""
+    """The zip file to write, or a folder for latents.zip; folders are made, and no file is replaced."""
     size: int = 256
     """Height and width to resize images to before encoding, a multiple of 8."""
     batch: int = 32
     """Batch size of encoding."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that the VAE runs on."""
+    """Device that the VAE runs on: cpu, cuda, cuda:1."""
+
+    def __post_init__(self) -> None:
+        check_common(device=self.device)
+        outputs.checked_name(self.out, (".zip",))
 
 
 def list_images(folder: Path) -> tuple[list[str], list[int] | None]:
@@ -132,10 +142,11 @@ def encode_folder(config: EncodeConfig) -> int:
     return len(names)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    config = tyro.cli(EncodeConfig, prog="python -m tvm_ref.encode")
     try:
+        config = parsed(lambda: tyro.cli(EncodeConfig, prog=program("tvm_ref.encode"), args=arguments))
+        config = replace(config, out=outputs.prepared(config.out, "latents.zip", (".zip",), lambda path: False))
         count = encode_folder(config)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
@@ -143,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ending.run(main))

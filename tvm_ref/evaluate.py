@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .arguments import Numbers
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
+
+from .arguments import Numbers, check_common, check_guidance, parsed
 from .model.dit import DiT
 from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
 from .sampling.generate import guidance_scale, untrained
@@ -56,9 +60,15 @@ class EvaluateConfig:
     data: str | None = None
     """Path of the training archive; None: the path used in training (archives only)."""
     out: Path | None = None
-    """JSON file to write the results to."""
+    """JSON file for the results, or a folder for quality.json; folders are made, and only such files replaced."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that the networks run on."""
+    """Device that the networks run on: cpu, cuda, cuda:1."""
+
+    def __post_init__(self) -> None:
+        check_common(device=self.device, seed=self.seed, batch=self.batch)
+        check_guidance(self.w)
+        if self.out is not None:
+            outputs.checked_name(self.out, (".json",))
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
@@ -113,18 +123,20 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    settings = tyro.cli(EvaluateConfig, prog="python -m tvm_ref.evaluate")
     try:
+        settings = parsed(lambda: tyro.cli(EvaluateConfig, prog=program("tvm_ref.evaluate"), args=arguments))
+        ours = outputs.starts_with(b'{\n  "samples": ')
+        out = None if settings.out is None else outputs.prepared(settings.out, "quality.json", (".json",), ours)
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         evaluation = evaluate(loaded.model, loaded.config, settings)
         print_table(evaluation, Console())
-        if settings.out is not None:
-            write_json(evaluation, settings.out)
+        if out is not None:
+            write_json(evaluation, out)
     except (OSError, ValueError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ending.run(main))

@@ -1,7 +1,8 @@
 """Draws a grid of samples: `python -m tvm_ref.sample CHECKPOINT --nfe 1 --w 2 --classes 0,1,2 --out grid.png`."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,11 +10,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from .arguments import Numbers
+from flashjvp_commands import ending, outputs
+from flashjvp_commands.entry import program
+
+from .arguments import Numbers, check_common, check_guidance, parsed
 from .data.vae import load_vae
 from .model.dit import DiT
 from .sampling.generate import generate, guidance_scale, untrained
-from .sampling.grids import decoded, tiles, to_uint8, write_grid
+from .sampling.grids import decoded, is_grid, tiles, to_uint8, write_grid
 from .sampling.image_files import write_images
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
@@ -44,13 +48,18 @@ class SampleConfig:
     seed: int = 0
     """Seed of the noise: the same seed gives the same samples."""
     out: Path = Path("samples.png")
-    """The PNG file to write; or a .zip file or a folder, which gets every image by itself (see docs, Data)."""
+    """A PNG file for a grid; a zip file or a folder for every image by itself. Only grids are replaced."""
     weights: Literal["ema", "raw"] = "ema"
     """EMA weights (ema), or those of the last step (raw)."""
     vae: Path | None = None
     """Folder of a diffusers AutoencoderKL that decodes latents; None: latents are shown as colours."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that the network runs on."""
+    """Device that the network runs on: cpu, cuda, cuda:1."""
+
+    def __post_init__(self) -> None:
+        check_common(device=self.device, seed=self.seed, per_class=self.per_class)
+        check_guidance(self.w)
+        outputs.checked_name(self.out, (".png", ".zip"))
 
 
 def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class: int) -> Tensor:
@@ -102,19 +111,18 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
     write_grid(settings.out, pictures, columns=1 if points else per_class)
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError before any work for a name that says another format, or a folder or zip file that exists."""
-    if out.suffix not in (".png", ".zip", ""):
-        raise ValueError(f"out: expected a file .png or .zip, or a folder, got {out}")
-    if out.suffix != ".png" and out.exists():
-        raise ValueError(f"out: {out} exists already")
+def checked_out(out: Path) -> Path:
+    """Makes the folders of `--out`. Raises OutputError for what exists and is neither a grid nor an empty folder."""
+    if out.suffix == ".png":
+        return outputs.prepared(out, "samples.png", (".png",), is_grid)
+    return outputs.new(out)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    settings = tyro.cli(SampleConfig, prog="python -m tvm_ref.sample")
     try:
-        check_out(settings.out)
+        settings = parsed(lambda: tyro.cli(SampleConfig, prog=program("tvm_ref.sample"), args=arguments))
+        settings = replace(settings, out=checked_out(settings.out))
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)
     except (OSError, ValueError, CheckpointError) as error:
@@ -123,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ending.run(main))

@@ -3,11 +3,17 @@
 The default preset is `digits`. On several GPUs: `torchrun --nproc-per-node 8 -m tvm_ref.train imagenet256-w2 ...`.
 """
 
+import re
 import sys
+from collections.abc import Sequence
 
 import tyro
 from rich.console import Console
 
+from flashjvp_commands import ending
+from flashjvp_commands.entry import program
+
+from .arguments import parsed
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
 from .training.logger import MetricsError
@@ -17,7 +23,7 @@ from .training.run_lock import RunLockedError
 from .training.step import NonFiniteError
 
 DEFAULT = "digits"
-STOPPED = 128  # plus the number of the signal is the exit status, as in a shell
+PAIR = re.compile(r"[-+\d.einfa]+,[-+\d.einfa]+")  # 0.9,0.95: two numbers, which tyro wants as two words
 DESCRIPTION = """Terminal Velocity Matching: trains a network that samples in one step.
 
 Choose a preset (default: digits), then change any setting:
@@ -34,15 +40,15 @@ def parse(arguments: list[str]) -> TrainConfig:
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         arguments = [DEFAULT, *arguments]
     presets = {name: ((make.__doc__ or "").strip(), make()) for name, make in PRESETS.items()}
-    return tyro.extras.overridable_config_cli(
-        presets, prog="python -m tvm_ref.train", description=DESCRIPTION, args=arguments
-    )
+    words = [part for word in arguments for part in (word.split(",") if PAIR.fullmatch(word) else [word])]
+    prog = program("tvm_ref.train")
+    return parsed(lambda: tyro.extras.overridable_config_cli(presets, prog=prog, description=DESCRIPTION, args=words))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0 for a finished run, 128 plus the signal's number for a stopped one (130: Ctrl-C)."""
     try:
-        config = parse(sys.argv[1:])
+        config = parse(list(sys.argv[1:] if arguments is None else arguments))
         import torch  # slow to import, and not needed for --help
 
         from .training.trainer import Trainer
@@ -51,12 +57,13 @@ def main() -> int:
             torch.set_num_threads(config.run.threads)
         with world(config.run.device) as this:
             trainer = Trainer(config, this, Console())
-            return 0 if trainer.run() else STOPPED + trainer.signal
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: what was saved is complete") from None
+            return 0 if trainer.run() else ending.STOPPED + trainer.signal
+    except KeyboardInterrupt as stop:
+        print("stopped at once: what was saved before is complete", file=sys.stderr)
+        return ending.stopped_status(stop)
     except (ValueError, OSError, CheckpointError, MetricsError, NonFiniteError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(ending.run(main))

@@ -10,3 +10,7 @@
 - emulator/: runs the kernels written for Hopper GPUs on a CPU.
 - codegen/: `verify codegen`: what the kernels compile to, without a GPU.
 """
+
+from flashjvp_commands.extras import needed_by_commands
+
+needed_by_commands("train", "eval")

@@ -8,6 +8,9 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
+
+from flashjvp_commands import ending
 
 COMMANDS = {
     "model": ".model.command",
@@ -17,8 +20,9 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names, and returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     named = bool(arguments) and arguments[0] in COMMANDS
     module = importlib.import_module(COMMANDS[arguments[0]] if named else ".run.command", "verify")
     status: int = module.main(arguments[1:] if named else arguments)
@@ -26,4 +30,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ending.run(main))

@@ -1,32 +1,14 @@
-"""Shared by the commands: types of arguments, the choice of a device, and what is printed at the start."""
+"""Shared by the commands: the choice of a device, where rows go, and what is printed at the start."""
 
-import argparse
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
-
-def a_device(text: str) -> str:
-    """`text`, if it names a device of a kind that is supported."""
-    name, _, index = text.partition(":")
-    if name not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of cpu, cuda, cuda:0, cuda:1, ...")
-    return text
-
-
-def names_out_of(known: Collection[str]) -> Callable[[str], list[str]]:
-    """The type of an argument that is a list of known names, such as "a,b"."""
-
-    def parse(text: str) -> list[str]:
-        found = text.split(",")
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
-        return found
-
-    return parse
+from flashjvp_commands import outputs
+from reports.environment import DATA, machine, slug
 
 
 def device_for(asked: str | None) -> str:
@@ -42,6 +24,13 @@ def missing(device: torch.device) -> str | None:
     if device.type == "cpu" or (device.index or 0) < torch.cuda.device_count():
         return None
     return f"--device {device}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs"
+
+
+def rows_path(out: Path | None, device: str, name: str, columns: Sequence[str]) -> Path:
+    """The CSV to write: `out`, or the file `name` in it or in this machine's folder. Raises OutputError."""
+    endings = (".csv.gz", ".csv")
+    folder = DATA / slug(machine(torch.device(device)))
+    return outputs.prepared(out or folder, name, endings, outputs.has_columns(columns))
 
 
 def announce(console: Console, columns: Mapping[str, str], seed: int, skipped: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ def test_a_search_without_a_gpu_of_the_architecture_says_so(tmp_path: Path, caps
 
 
 def test_a_spent_budget_tries_nothing(tmp_path: Path) -> None:
-    assert run_fake(tmp_path, "--compile-only", "--budget-s", "0") == 0
+    assert run_fake(tmp_path, "--compile-only", "--budget-s", "1e-9") == 0
     assert not (tmp_path / "log.csv").exists()
 
 

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from verify.arguments import a_device, names_out_of
+from flashjvp_commands.arguments import a_device, names_out_of
 
 
 @pytest.mark.parametrize("text", ["cpu", "cuda", "cuda:1"])

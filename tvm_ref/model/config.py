@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..finite import require_finite
+
 MAX_HEAD_DIM = 256
 ATTENTION_BACKENDS = (None, "triton", "tiled", "reference")
 
@@ -39,6 +41,7 @@ class DiTConfig:
     attention_backend: Literal["triton", "tiled", "reference"] | None = None  # None: the fastest available
 
     def __post_init__(self) -> None:
+        require_finite(self, "model")
         for name in ("image_size", "channels", "patch", "width", "depth", "heads"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.image_size % self.patch == 0, "image_size", f"a multiple of patch = {self.patch}", self.image_size)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from ..finite import require_finite
 from . import path
 from .path import per_image
 from .time_sampling import TimeConfig, sample_times
@@ -69,12 +70,13 @@ class LossConfig:
 
     objective: Literal["tvm", "flow", "meanflow"] = "tvm"  # Terminal Velocity Matching, flow matching, MeanFlow
     w: float = 2.0  # guidance; 1 is none
-    w_random: tuple[float, float] | None = None  # (w_min, w_max): beta = 1/w uniform in [1/w_max, 1/w_min], `w` unused
+    w_random: tuple[float, float] | None = None  # w_min,w_max: beta = 1/w uniform in [1/w_max, 1/w_min], `w` unused
     scaled: bool = True  # whether the displacement is (s - t) w F, or (s - t) F
     detach: bool = False  # whether no gradient flows through dF/ds (tvm only)
     label_dropout: float = 0.1  # probability of training an image without its class and with w = 1
 
     def __post_init__(self) -> None:
+        require_finite(self, "loss")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: expected one of {OBJECTIVES}, got {self.objective!r}")
         if not self.w > 0:

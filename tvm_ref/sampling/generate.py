@@ -26,6 +26,8 @@ def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) ->
         return w
     if w is None:
         return config.w
+    if not math.isfinite(w):
+        raise ValueError(f"w: expected a finite number, got {w}")
     if not guidance_input and w != config.w:
         raise ValueError(f"the network takes no guidance and was trained with w = {config.w}, got w = {w}")
     return w

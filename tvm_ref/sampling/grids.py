@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..data.latents import CHANNELS, LatentStatisticsName
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 LEAST_EDGE = 32  # pixels; smaller images are enlarged by repeating pixels
 DENSITY_BINS = 128
 DENSITY_RANGE = 3.0
+SOFTWARE = "flashjvp"  # says in a PNG file which program made it
 GAP = 2
 DECODED_AT_ONCE = 16
 
@@ -68,6 +70,15 @@ def _density(points: np.ndarray) -> Tensor:
     return torch.from_numpy((255 * grey).round().astype(np.uint8))[None, None].expand(1, 3, -1, -1)
 
 
+def is_grid(path: Path) -> bool:
+    """Whether a file is one that write_grid made."""
+    try:
+        with Image.open(path) as image:
+            return image.format == "PNG" and image.info.get("Software") == SOFTWARE
+    except (OSError, ValueError):
+        return False
+
+
 def write_grid(path: Path, pictures: Tensor, columns: int) -> None:
     """Writes pictures uint8 [m, 3, h, w] as one PNG file. The file appears under its name once it is complete.
 
@@ -95,7 +106,9 @@ def write_grid(path: Path, pictures: Tensor, columns: int) -> None:
         sheet[top : top + height, left : left + width] = picture
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        Image.fromarray(sheet).save(partial, format="PNG")
+        marks = PngInfo()
+        marks.add_text("Software", SOFTWARE)
+        Image.fromarray(sheet).save(partial, format="PNG", pnginfo=marks)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

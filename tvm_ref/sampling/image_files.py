@@ -15,9 +15,10 @@ from torch import Tensor
 def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
     """Writes images uint8 [n, 3, h, w] and their labels int64 [n], if any, as a zip file (.zip) or else a folder.
 
-    It appears under its name once it is complete. Raises FileExistsError if there is something, or OSError.
+    It appears under its name once it is complete. Raises FileExistsError if there is something but an empty folder, or
+    OSError.
     """
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     names = [f"{i // 1000:05d}/img{i:08d}.png" for i in range(len(images))]

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from ..data.dataset import DataConfig
 from ..data.untrusted import read_settings, shown
+from ..finite import require_finite
 from ..model.config import DiTConfig
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
@@ -33,7 +34,7 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "constant"  # how it falls: not, to 0 at run.steps, or
     # as lr / sqrt(step / decay_steps) after decay_steps (EDM2)
     decay_steps: int = 70_000  # inverse-sqrt only: steps at the largest learning rate
-    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's decay rates of the two moments
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's decay rates of the two moments, such as 0.9,0.95
     eps: float = 1e-8  # AdamW's eps, added to the root of the second moment
     weight_decay: float = 0.0  # decoupled weight decay, multiplied by the learning rate
     clip: float | None = None  # largest norm of the whole gradient; None: no clipping
@@ -42,6 +43,7 @@ class OptimConfig:
     ema: float = 0.9999  # EMA decay of the weights that samples are drawn with
 
     def __post_init__(self) -> None:
+        require_finite(self, "optim")
         _require(self.lr > 0, "optim.lr", "more than 0", self.lr)
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "two numbers in [0, 1)", self.betas)
         _require(self.eps > 0, "optim.eps", "more than 0", self.eps)

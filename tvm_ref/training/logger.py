@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 WINDOW = 20  # steps over which images/s is averaged
 QUIET_SECONDS = 10.0  # between lines if the output is not a terminal
@@ -112,6 +113,17 @@ class Board:
             self._writer.close()
 
 
+class _Bar(Progress):
+    """One line with step, total, rate and time left, which 80 columns have room for, and the metrics below it."""
+
+    metrics = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The lines of the bar."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.metrics)
+
+
 class Live:
     """Shows the progress of a run: a bar in a terminal, otherwise a line every ten seconds."""
 
@@ -119,12 +131,14 @@ class Live:
         self._console, self._steps, self._batch = console, steps, batch
         self._times: deque[float] = deque([time.perf_counter()], maxlen=WINDOW + 1)
         self._said = 0.0
-        self._bar = Progress(
+        self._bar = _Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            expand=True,
             console=console,
             disable=not console.is_terminal,
         )
@@ -136,15 +150,17 @@ class Live:
         now = time.perf_counter()
         self._times.append(now)
         speed = self._batch * (len(self._times) - 1) / max(now - self._times[0], sys.float_info.min)
-        text = (
-            f"{speed:.4g} images/s | velocity {row.velocity:.4g} | flow {row.flow:.4g} | "
+        rate = f"{speed:.4g} images/s"
+        metrics = (
+            f"velocity {row.velocity:.4g} | flow {row.flow:.4g} | "
             f"gradient {row.gradient_norm:.3g} | {peak_memory_gib():.2f} GiB"
         )
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=row.step, description=text)
+            self._bar.metrics = metrics
+            self._bar.update(self._task, completed=row.step, description=rate)
         elif now - self._said > QUIET_SECONDS or row.step == self._steps:
             self._said = now
-            self._console.print(f"step {row.step}/{self._steps} | {text}", highlight=False, soft_wrap=True)
+            self._console.print(f"step {row.step}/{self._steps} | {rate} | {metrics}", highlight=False, soft_wrap=True)
         return speed
 
     def pause(self) -> None:

@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from torch.distributed.tensor import DTensor
 
+from flashjvp_commands.ending import Stopped
+
 from ..data.archive import DatasetError
 from ..data.dataset import open_dataset
 from ..data.fingerprint import changes, fingerprint, read_fingerprint
@@ -254,7 +256,7 @@ class Trainer:
 
         def note(number: int, frame: FrameType | None) -> None:
             if self.signal:
-                raise KeyboardInterrupt
+                raise Stopped(number)
             self.signal = signal.Signals(number)
             self._say(f"{self.signal.name}: stopping after this step; a second one stops at once, without a checkpoint")
 

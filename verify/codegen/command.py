@@ -13,13 +13,14 @@ Triton's cache is used where TRITON_CACHE_DIR says; without it, the cache is tem
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +32,10 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from flashjvp_commands import arguments as types
+from flashjvp_commands import children, outputs
+from flashjvp_commands.ending import stopped_status
+from flashjvp_commands.entry import program
 from reports.schema import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +115,9 @@ class Kernel(Configuration):
     failure: str = ""
 
 
+COLUMNS = [field.name for field in fields(Kernel)]
+
+
 def sample(architecture: str) -> list[Configuration]:
     """bfloat16 with all tangents in every head dim, float32 in fewer, and each option once on top of that.
 
@@ -146,7 +154,7 @@ def product(architecture: str) -> list[Configuration]:
     ]
 
 
-def compiled(configurations: Sequence[Configuration]) -> Iterator[list[Kernel]]:
+def compiled(configurations: Sequence[Configuration]) -> Generator[list[Kernel]]:
     """The kernels of each configuration, as they come, compiled in PROCESSES processes (worker.py).
 
     A compiler that aborts takes its process along: that is a failing row, and another process goes on.
@@ -156,7 +164,7 @@ def compiled(configurations: Sequence[Configuration]) -> Iterator[list[Kernel]]:
 
         def serve(jobs: Sequence[Configuration]) -> None:
             try:
-                while jobs:
+                while jobs and not ended:
                     done, why = _compile_in_process(jobs, cache, answers)
                     if why:
                         answers.put([Kernel(**asdict(jobs[done]), failure=why)])
@@ -164,9 +172,15 @@ def compiled(configurations: Sequence[Configuration]) -> Iterator[list[Kernel]]:
             finally:
                 answers.put(None)
 
+        ended: list[bool] = []
         servers = [threads.submit(serve, configurations[start::PROCESSES]) for start in range(PROCESSES)]
-        for _ in servers:
-            yield from iter(answers.get, None)
+        try:
+            for _ in servers:
+                yield from iter(answers.get, None)
+        except BaseException:
+            ended.append(True)  # no compiler is started any more, and none goes on
+            children.end_all()
+            raise
         for server in servers:
             server.result()
 
@@ -179,15 +193,17 @@ def _compile_in_process(
     environment.setdefault("TRITON_CACHE_DIR", cache)
     command, pipe = [sys.executable, "-m", "verify.codegen.worker"], subprocess.PIPE
     with tempfile.TemporaryFile("w+") as errors:
-        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True)
-        with server:
+        options: dict[str, Any] = {"cwd": ROOT, "env": environment, "stderr": errors, "text": True}
+        with children.child(command, stdin=pipe, stdout=pipe, **options) as server:
             assert server.stdin is not None and server.stdout is not None
-            json.dump([asdict(job) for job in jobs], server.stdin)
-            server.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: the loop below finds nothing
+                json.dump([asdict(job) for job in jobs], server.stdin)
+                server.stdin.close()
             done = 0
             for line in server.stdout:
                 answers.put([Kernel(**kernel) for kernel in json.loads(line)])
                 done += 1
+            server.wait()
         errors.seek(0)
         said = [line.strip() for line in errors if line.strip()]
     if done == len(jobs):
@@ -237,33 +253,53 @@ def table(kernels: Sequence[Kernel], triton_version: str) -> Table:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--arch", nargs="+", choices=list(SHARED_BYTES), default=list(SHARED_BYTES), help="targets")
+    known = list(SHARED_BYTES)
+    parser.add_argument(
+        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
+        help=f"targets, out of {', '.join(known)} (all)",
+    )  # fmt: skip
     parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write codegen.csv there")
+    parser.add_argument(
+        "--out", type=outputs.path_with(".csv"), metavar="PATH", help=f"for the rows: {outputs.HELP % '.csv'}"
+    )
 
 
-def run(options: argparse.Namespace) -> int:
-    """0 if no kernel fails."""
+def run(options: argparse.Namespace, out: Path | None) -> int:
+    """0 if no kernel fails; 128 plus the number of the signal that stopped it."""
     import triton
 
     choose = product if options.all else sample
     plan = [configuration for architecture in options.arch for configuration in choose(architecture)]
     console = Console()
-    found = list(track(compiled(plan), "compiling", total=len(plan), console=console))
+    found: list[list[Kernel]] = []
+    stop = None
+    try:
+        with contextlib.closing(compiled(plan)) as several:
+            for kernels in track(several, "compiling", total=len(plan), console=console):
+                found.append(kernels)
+    except KeyboardInterrupt as signalled:
+        stop, out = signalled, out and outputs.stopped_name(out)
+        console.print(f"stopped after {len(found)} of {len(plan)} configurations")
     place = {configuration: index for index, configuration in enumerate(plan)}
     names = [field.name for field in fields(Configuration)]
-    kernels = [kernel for several in found for kernel in several]
-    kernels.sort(key=lambda kernel: place[Configuration(**{name: getattr(kernel, name) for name in names})])
-    console.print(table(kernels, triton.__version__))
-    if options.out is not None:
-        write_rows(options.out / "codegen.csv", kernels, [field.name for field in fields(Kernel)])
-    failed = sum(fault(kernel, triton.__version__) != "" for kernel in kernels)
+    rows = [kernel for several in found for kernel in several]
+    rows.sort(key=lambda kernel: place[Configuration(**{name: getattr(kernel, name) for name in names})])
+    console.print(table(rows, triton.__version__))
+    if out is not None and rows:
+        write_rows(out, rows, COLUMNS)
+        console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    failed = sum(fault(kernel, triton.__version__) != "" for kernel in rows)
     what = "all configurations" if options.all else "a sample (every head dim and kind of product, each option once)"
-    console.print(f"{len(kernels)} kernels of {what} for {', '.join(options.arch)}: {failed} failed")
-    return 1 if failed or not kernels else 0
+    console.print(f"{len(rows)} kernels of {what} for {', '.join(options.arch)}: {failed} failed")
+    return stopped_status(stop) if stop else 1 if failed or not rows else 0
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m verify codegen", description=(__doc__ or "").split("\n\n")[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = types.parser(f"{program('verify')} codegen", (__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    options = parser.parse_args(arguments)
+    try:
+        out = options.out and outputs.prepared(options.out, "codegen.csv", (".csv",), outputs.has_columns(COLUMNS))
+    except outputs.OutputError as error:
+        parser.error(f"--out: {error}")
+    return run(options, out)

@@ -9,7 +9,7 @@ A fault counts as caught when its check runs to the end and a result misses its 
 check sees the fault. A copy without a fault must pass all the same checks.
 """
 
-import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from flashjvp_commands import arguments as types
+from flashjvp_commands import children, outputs
+from flashjvp_commands.ending import stopped_status
+from flashjvp_commands.entry import program
 from reports.schema import write_rows
 
 from .fault import EMULATED_CHECKS, Fault
@@ -70,7 +74,7 @@ def planned(faults: Sequence[Fault]) -> list[tuple[Fault, bool]]:
     return [*((fault, False) for fault in by_check.values()), *((fault, True) for fault in faults)]
 
 
-def run(plan: Sequence[tuple[Fault, bool]], seed: int = 0) -> Iterator[Verdict]:
+def run(plan: Sequence[tuple[Fault, bool]], seed: int = 0) -> Generator[Verdict]:
     """The verdicts on a plan, in the order in which they come. Every run has its own copy of the package."""
     source = importlib.util.find_spec("flashjvp")
     assert source is not None and source.origin is not None
@@ -85,12 +89,14 @@ def run(plan: Sequence[tuple[Fault, bool]], seed: int = 0) -> Iterator[Verdict]:
             jobs.append({"folder": str(copy), **check})
         for emulated in (False, True):
             here = [place for place, job in enumerate(jobs) if (job["check"] in EMULATED_CHECKS) == emulated]
-            for answer in _answers([jobs[place] for place in here], on_gpu=not emulated and torch.cuda.is_available()):
-                fault, planted = plan[here[answer["place"]]]
-                yield _verdict(fault, planted, answer)
+            on_gpu = not emulated and torch.cuda.is_available()
+            with contextlib.closing(_answers([jobs[place] for place in here], on_gpu)) as answers:
+                for answer in answers:
+                    fault, planted = plan[here[answer["place"]]]
+                    yield _verdict(fault, planted, answer)
 
 
-def _answers(jobs: list[dict[str, Any]], on_gpu: bool) -> Iterator[dict[str, Any]]:
+def _answers(jobs: list[dict[str, Any]], on_gpu: bool) -> Generator[dict[str, Any]]:
     if not jobs:
         return
     environment = {**os.environ, "TRITON_INTERPRET": "0" if on_gpu else "1"}
@@ -99,11 +105,12 @@ def _answers(jobs: list[dict[str, Any]], on_gpu: bool) -> Iterator[dict[str, Any
     # numpy, which interprets the kernels, warns of every NaN in fresh memory
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "verify.faults.worker"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as server:
+    with children.child(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as server:
         assert server.stdin is not None and server.stdout is not None
         json.dump(jobs, server.stdin)
         server.stdin.close()
         yield from map(json.loads, server.stdout)
+        server.wait()
     if server.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {server.returncode}")
 
@@ -142,29 +149,44 @@ def table(verdicts: Sequence[Verdict]) -> Table:
     return out
 
 
-def main(argv: Sequence[str]) -> int:
-    """0 if every fault was caught and every check passes without one."""
-    parser = argparse.ArgumentParser(prog="python -m verify faults", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", metavar="NAME", action="append", help="plant this fault alone (may be repeated)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the cases' numbers")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write faults.csv there")
-    options = parser.parse_args(argv)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if every fault was caught and every check passes without one; 128 plus the signal that stopped it."""
+    columns = [field.name for field in fields(Verdict)]
     names = [fault.name for fault in FAULTS]
-    unknown = [name for name in options.only or [] if name not in names]
-    if unknown:
+    parser = types.parser(f"{program('verify')} faults", (__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", type=str, metavar="NAME,...", help="plant these faults alone")
+    parser.add_argument("--seed", type=types.seed, default=0, metavar="N", help="seed of the cases' numbers (0)")
+    parser.add_argument(
+        "--out", type=outputs.path_with(".csv"), metavar="PATH", help=f"for the rows: {outputs.HELP % '.csv'}"
+    )
+    options = parser.parse_args(arguments)
+    only = None if options.only is None else options.only.split(",")
+    if unknown := [name for name in only or [] if name not in names]:
         parser.error(f"--only: no fault is called {', '.join(map(repr, unknown))}; there are: {', '.join(names)}")
-    faults = [fault for fault in FAULTS if options.only is None or fault.name in options.only]
+    try:
+        out = options.out and outputs.prepared(options.out, "faults.csv", (".csv",), outputs.has_columns(columns))
+    except outputs.OutputError as error:
+        parser.error(f"--out: {error}")
+    faults = [fault for fault in FAULTS if only is None or fault.name in only]
     console = Console()
     plan = planned(faults)
-    found = list(track(run(plan, options.seed), "planting faults", total=len(plan), console=console))
+    found: list[Verdict] = []
+    stop = None
+    try:
+        with contextlib.closing(run(plan, options.seed)) as verdicts:
+            found.extend(track(verdicts, "planting faults", total=len(plan), console=console))
+    except KeyboardInterrupt as signalled:
+        stop, out = signalled, out and outputs.stopped_name(out)
+        console.print(f"stopped after {len(found)} of {len(plan)} runs")
     order = {fault.name: place for place, fault in enumerate(faults)}
     found.sort(key=lambda verdict: order.get(verdict.fault, -1))
     console.print(table(found))
-    if options.out is not None:
-        write_rows(options.out / "faults.csv", found, [field.name for field in fields(Verdict)])
-    planted = [verdict.ok for verdict in found if verdict.fault != NO_FAULT]
+    if out is not None and found:
+        write_rows(out, found, columns)
+        console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    caught = [verdict.ok for verdict in found if verdict.fault != NO_FAULT]
     sound = [verdict.ok for verdict in found if verdict.fault == NO_FAULT]
     console.print(
-        f"{sum(planted)} of {len(planted)} faults caught; {sum(sound)} of {len(sound)} checks pass without a fault"
+        f"{sum(caught)} of {len(caught)} faults caught; {sum(sound)} of {len(sound)} checks pass without a fault"
     )
-    return 0 if all(planted) and all(sound) else 1
+    return stopped_status(stop) if stop else 0 if all(caught) and all(sound) else 1

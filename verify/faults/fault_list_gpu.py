@@ -45,7 +45,7 @@ OF_PIPELINES = [
         'return f"{{.reg .pred p; {asked} vote.sync.any.pred p, p, -1; @p bra.uni SAME; {products} SAME:}}"',
     ),
     _pipeline(
-        "the maximum follows lazily, what was summed at once", FORWARD, "alpha",
+        "the maximum follows lazily but what was summed at once", FORWARD, "alpha",
         "alpha = gl.exp2(m - gl.maximum(m, tile_max * scale2))", "hopper_64", "emulated-bfloat16",
     ),
     _pipeline(

@@ -2,8 +2,9 @@
 them, against an independent dense network in float64; as tables, CSV and an exit status."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,13 +13,17 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from reports.environment import DATA, machine, now, slug
+from flashjvp_commands import arguments as types
+from flashjvp_commands import outputs
+from flashjvp_commands.ending import FAILED, HELD, UNUSABLE, stopped_status
+from flashjvp_commands.entry import program
+from reports.environment import now, slug
 from reports.schema import write_rows
 from reports.verification import worst
 
-from ..arguments import a_device, announce, device_for, missing
+from ..arguments import announce, device_for, missing, rows_path
 from ..run import workers
-from ..run.command import FAILED, HELD, INTERRUPTED, UNUSABLE, WIDTH
+from ..run.command import WIDTH
 from ..run.judge import Run
 from ..run.table import BAD, GOOD
 from .cases import PARTS, ModelCase, model_plan
@@ -42,42 +47,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not cases:
         console.print(f"--case {options.case}: no such case on {device}", style="red", highlight=False)
         return UNUSABLE
-    announce(console, run.columns, run.seed, plan.skipped)
-    path = None
+    path, columns = None, (*COLUMNS, *run.columns)
     if options.out is not None or options.case is None:
-        folder = options.out or DATA / slug(machine(torch.device(run.device)))
-        path = folder / f"verify-model-{slug(run.columns['run'])}.csv"
+        try:
+            path = rows_path(options.out, device, f"verify-model-{slug(run.columns['run'])}.csv", columns)
+        except outputs.OutputError as error:
+            console.print(f"--out: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            return UNUSABLE
+    announce(console, run.columns, run.seed, plan.skipped)
     found: dict[ModelCase, list[ModelVerdict]] = {}
     try:
-        judged = alone(cases, run) if options.case is not None else together(cases, run)
-        for case, rows in track(judged, "verifying", total=len(cases), console=console):
-            found[case] = rows
-            if path is not None:  # what is known so far outlives a run that is cut off
-                write_rows(path, [_Line(row, run) for row in in_order(cases, found)], (*COLUMNS, *run.columns))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        with contextlib.closing(alone(cases, run) if options.case is not None else together(cases, run)) as judged:
+            for case, rows in track(judged, "verifying", total=len(cases), console=console):
+                found[case] = rows
+                if path is not None:  # what is known so far outlives a run that is cut off
+                    write_rows(path, [_Line(row, run) for row in in_order(cases, found)], columns)
+    except KeyboardInterrupt as stop:
+        if path is not None and found:
+            said = f"stopped after {len(found)} of {len(cases)} cases; their rows are in {path}"
+            console.print(said, highlight=False, soft_wrap=True)
+        return stopped_status(stop)
     return report(in_order(cases, found), path, run, options, console)
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m verify model",
+    options = types.parser(
+        f"{program('verify')} model",
         description="Are whole networks right on this device? "
         + "; ".join(f"{k}: {v}" for k, v in PARTS.items())
         + ".",
     )
-    options.add_argument("--device", type=a_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU")
+    options.add_argument("--device", type=types.a_device, metavar="DEVICE", help="cpu, cuda or cuda:1; default the GPU")
     options.add_argument("--quick", action="store_true", help="a sample, on a CPU without inductor")
-    options.add_argument("--seed", type=int, default=0, metavar="N", help="of all weights and numbers (0)")
+    options.add_argument("--seed", type=types.seed, default=0, metavar="N", help="of all weights and numbers (0)")
     options.add_argument("--case", metavar="NAME", help="one case, as a failing row names it")
     options.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="where the CSV goes; default reports/data/<machine>, and nowhere with --case",
+        "--out", type=outputs.path_with(".csv.gz", ".csv"), metavar="PATH",
+        help=f"for the rows: {outputs.HELP % '.csv.gz or .csv'}; default reports/data/<machine>, and nowhere with "
+        "--case",
     )  # fmt: skip
     return options
 
 
-Judged = Iterator[tuple[ModelCase, list[ModelVerdict]]]
+Judged = Generator[tuple[ModelCase, list[ModelVerdict]]]
 
 
 def alone(cases: Sequence[ModelCase], run: Run) -> Judged:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashjvp_commands.entry import program
 from tvm_ref.model.dit import DiT
 
 from ..budget.network_tolerance import network_budget, relative_error
@@ -149,5 +150,5 @@ def _row(case: ModelCase, device: str, seed: int, quantity: str, **measured: Any
     return ModelVerdict(
         part=case.part, network=case.network, precision=case.precision, backend=case.backend, way=case.way,
         quantity=quantity, seed=seed,
-        reproduce=f"python -m verify model --device {device} --case {case.name} --seed {seed}", **measured,
+        reproduce=f"{program('verify')} model --device {device} --case {case.name} --seed {seed}", **measured,
     )  # fmt: skip

@@ -7,7 +7,6 @@ published code goes through tvm_ref.convert. How weights start and the settings 
 An output counts as the published one if both are within one error budget of the same formulas in float64.
 """
 
-import argparse
 import contextlib
 import importlib
 import pickle
@@ -24,7 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from reports.environment import DATA, machine, now, slug
+from flashjvp_commands import arguments as types
+from flashjvp_commands import outputs
+from flashjvp_commands.ending import FAILED, HELD, UNUSABLE
+from flashjvp_commands.entry import program
+from reports.environment import now
 from reports.schema import write_rows
 from tvm_ref import convert
 from tvm_ref.data.latents import LATENT_STATISTICS
@@ -33,11 +36,12 @@ from tvm_ref.objective import loss, path
 from tvm_ref.objective.loss import Batch, Terms
 from tvm_ref.training.presets import PRESETS
 
+from ..arguments import rows_path
 from ..budget.network_tolerance import network_budget, relative_error
 from ..oracles.network import network as dense_network
 from ..oracles.network import tiny, weights_of
 from ..oracles.objectives import dense_terms
-from ..run.command import FAILED, HELD, UNUSABLE, WIDTH
+from ..run.command import WIDTH
 from ..run.judge import Run
 from .evaluate import Setting, make_setting
 from .peer import build, commit_of, peer
@@ -85,25 +89,27 @@ class Line:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything agreed, 1 when not, 2 where PATH is no checkout or lacks a package."""
-    options = argparse.ArgumentParser(
-        prog="python -m verify published",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = types.parser(f"{program('verify')} published", (__doc__ or "").partition(": ")[2])
     options.add_argument("--peer", type=Path, required=True, metavar="PATH", help="a checkout of lumalabs/tvm")
-    options.add_argument("--seed", type=int, default=0, metavar="N", help="of all weights and numbers (0)")
-    options.add_argument("--out", type=Path, metavar="FILE", help="default reports/data/<machine>/published.csv")
+    options.add_argument("--seed", type=types.seed, default=0, metavar="N", help="of all weights and numbers (0)")
+    options.add_argument(
+        "--out", type=outputs.path_with(".csv.gz", ".csv"), metavar="PATH",
+        help=f"for the rows: {outputs.HELP % '.csv.gz or .csv'}; default reports/data/<machine>/published.csv",
+    )  # fmt: skip
     given = options.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": commit_of(given.peer)}
     try:
+        if not (given.peer / "training" / "wrapper.py").is_file():
+            raise ModuleNotFoundError("expected a checkout of lumalabs/tvm, with training/wrapper.py in it")
+        file = rows_path(given.out, "cpu", "published.csv", (*COLUMNS, *columns))
         with peer(given.peer) as wrapper:
             rows = [row for name, config in NETWORKS.items() for row in compare(wrapper, name, config, given.seed)]
             rows += initialisation(wrapper, NETWORKS["small"]) + settings(given.peer)
-    except ModuleNotFoundError as error:
-        console.print(f"--peer {given.peer}: {error}", style="red", highlight=False, soft_wrap=True)
+    except (ModuleNotFoundError, outputs.OutputError) as error:
+        name = "--out" if isinstance(error, outputs.OutputError) else f"--peer {given.peer}"
+        console.print(f"{name}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
-    columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": commit_of(given.peer)}
-    file = given.out or DATA / slug(machine(torch.device("cpu"))) / "published.csv"
     write_rows(file, [Line(row, columns) for row in rows], (*COLUMNS, *columns))
     for row in rows:
         numbers = "" if row.error is None else f" {row.error:.2e}, published {row.published_error:.2e}, "

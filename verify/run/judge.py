@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flashjvp_commands.entry import program
 from reports import environment
 from reports.verification import Verdict
 
@@ -111,7 +112,7 @@ def failed(task: Task, run: Run, reason: str, backend: Backend) -> Verdict:
 def command(task: Task, run: Run, backend: Backend) -> str:
     """The command that judges one row alone."""
     what = f"--case {task.name} --backend {backend} --dtype {task.dtype} --seed {run.seed}"
-    return f"python -m verify --device {run.device} {what}"
+    return f"{program('verify')} --device {run.device} {what}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,15 +2,17 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
+from flashjvp_commands import children
 from reports.environment import cores
 from reports.verification import Verdict
 
@@ -47,7 +49,7 @@ def verdicts(
     judge: Judge = judge_all,
     limit_s: float = TASK_LIMIT_S,
     lost: Lost = without_verdict,
-) -> Iterator[tuple[Any, list[Any]]]:
+) -> Generator[tuple[Any, list[Any]]]:
     """Every task with its rows, as they come. `judge` is a function at the top of a module."""
 
     def start() -> _Worker:
@@ -86,7 +88,10 @@ class _Worker:
         self.deadline = 0.0
         self.connection, far = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_serve, args=(far, judge, run), daemon=True)
-        self.process.start()
+        with children.without_interrupts():
+            self.process.start()
+        assert self.process.pid is not None
+        children.register(self.process.pid)
         far.close()
 
     def give(self, task: Any) -> None:
@@ -103,16 +108,23 @@ class _Worker:
             if self.connection.poll():
                 return self.connection.recv()
         except (EOFError, ConnectionResetError):
-            self.process.join()
+            self._ended()
             reason = f"its process died: {_how(self.process.exitcode)}"
         return self.lost(task, self.run, reason), False
 
     def end(self, leaves_s: float = 0.0) -> None:
         """Ends the process; an idle one gets `leaves_s` seconds to end what it started itself."""
         self.connection.close()
-        self.process.join(leaves_s)
-        self.process.kill()
+        if self.process.is_alive():
+            self.process.join(leaves_s)
+        if self.process.is_alive() and self.process.pid is not None:
+            children.end(self.process.pid)
+        self._ended()
+
+    def _ended(self) -> None:
         self.process.join()
+        if self.process.pid is not None:
+            children.forget(self.process.pid)
 
 
 def _how(code: int | None) -> str:
@@ -120,7 +132,7 @@ def _how(code: int | None) -> str:
 
 
 def _serve(connection: Connection, judge: Judge, run: Run) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.setsid()  # Ctrl-C is the parent's to handle, and what this process starts ends with it
     torch.set_num_threads(1)
     # The interpreter computes with NumPy, which warns where a GPU gives inf or NaN in silence; the results are judged.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")

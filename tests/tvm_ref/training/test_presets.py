@@ -51,9 +51,9 @@ def test_no_argument_is_digits() -> None:
     [
         (["--model.width", "64"], "model.width", 64),
         (["--loss.objective", "flow"], "loss.objective", "flow"),
-        (["--loss.w-random", "1", "2"], "loss.w_random", (1.0, 2.0)),
+        (["--loss.w-random", "1,2"], "loss.w_random", (1.0, 2.0)),
         (["--times.kind", "clamp"], "times.kind", "clamp"),
-        (["--optim.betas", "0.8", "0.9"], "optim.betas", (0.8, 0.9)),
+        (["--optim.betas", "0.8,0.9"], "optim.betas", (0.8, 0.9)),
         (["--optim.clip", "2"], "optim.clip", 2.0),
         (["--run.checkpointing", "selective"], "run.checkpointing", "selective"),
         (["--run.compile"], "run.compile", True),

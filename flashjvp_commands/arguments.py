@@ -1,0 +1,86 @@
+"""Types of arguments that commands share, each with the range that is allowed, and help that fits the terminal."""
+
+import argparse
+import math
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Collection
+
+WIDEST = 100
+SEEDS = 2**32
+
+
+def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser whose help is wrapped at the terminal's width; indented lines of the texts stay as they are."""
+    return argparse.ArgumentParser(
+        prog=prog, description=_filled(description), epilog=_filled(epilog),
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+
+
+def _filled(text: str) -> str:
+    width = min(shutil.get_terminal_size().columns, WIDEST) - 2
+    parts = textwrap.dedent(text).strip().split("\n\n")
+    return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in parts)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of a whole number in [least, most]."""
+    span = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected a whole number {span}, got {text!r}")
+        return value
+
+    return parse
+
+
+seed = whole(0, SEEDS - 1)
+
+
+def wholes(least: int, most: int | None = None) -> Callable[[str], list[int]]:
+    """The type of a list of whole numbers, such as "1,2,4"."""
+    one = whole(least, most)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def seconds(text: str) -> float:
+    """A finite time above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number of seconds above 0, got {text!r}")
+    return value
+
+
+def names_out_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """The type of a list of known names, such as "a,b"."""
+
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def a_device_name(text: str) -> str | None:
+    """`text`, if it names a device of a kind that is supported, else None."""
+    return text if re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text) else None
+
+
+def a_device(text: str) -> str:
+    """The type of a device's name."""
+    if a_device_name(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of cpu, cuda, cuda:0, cuda:1, ...")
+    return text

@@ -1,0 +1,63 @@
+"""The processes that a command starts: each leads a process group, and whoever ends it ends what it started."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_LEADERS: set[int] = set()
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Starts a process, with the options of Popen, in a session of its own. Leaving the block kills its whole group."""
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        register(process.pid)
+        try:
+            yield process
+        finally:
+            _LEADERS.discard(process.pid)
+            _kill(process.pid, waited_for=process.returncode is not None)
+
+
+def register(leader: int) -> None:
+    """Notes a process, which leads a group or will soon, for `end_all`."""
+    _LEADERS.add(leader)
+
+
+def end(leader: int) -> None:
+    """Kills a process that was registered, with its group. Before it is waited for: its id may then be another's."""
+    _LEADERS.discard(leader)
+    _kill(leader)
+
+
+def forget(leader: int) -> None:
+    """Takes a process off the list that was waited for."""
+    _LEADERS.discard(leader)
+
+
+def end_all() -> None:
+    """Kills every process that is registered, with its group."""
+    for leader in tuple(_LEADERS):
+        _kill(leader)
+
+
+def _kill(leader: int, waited_for: bool = False) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # it does not lead a group yet, or its group has ended
+        if not waited_for:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(leader, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes started in this block do not see Ctrl-C, which is for the command that started them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,133 @@
+"""How a command ends: with an exit status, with one line for an error, and soon after Ctrl-C or SIGTERM.
+
+Exit status: 0, all went well; 1, the work failed or found a failure; 2, it cannot be done as asked; 128 plus the number
+of a signal (130 for Ctrl-C, 143 for SIGTERM), it was stopped. `python -X dev` shows the traceback of every error.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from . import children
+
+HELD, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 128
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 1.0  # from the second signal to the end that nothing delays
+BROKEN_PIPE = STOPPED + 13
+MOST_LETTERS = 1000
+OURS = ("flashjvp", "flashjvp_commands", "tvm_ref", "verify", "bench", "reports")
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT (Ctrl-C) or SIGTERM arrived. Raised in the main thread."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def stopped_status(stop: KeyboardInterrupt) -> int:
+    """The exit status of a command that a signal stopped."""
+    return STOPPED + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """Runs a command as the work of this process, and returns its exit status.
+
+    A first SIGINT or SIGTERM is acknowledged at once and raises Stopped in `command`. A second one kills all children,
+    and ends the process even if it waits for something that cannot be interrupted.
+    """
+    with _signals_watched():
+        return status_of(command)
+
+
+def status_of(command: Callable[[], int | None]) -> int:
+    """Calls a command; an exception becomes one line on standard error and an exit status."""
+    try:
+        return command() or HELD
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or "stopped by SIGINT")
+        return stopped_status(stop)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or HELD
+        if isinstance(end.__cause__, BrokenPipeError):
+            return _nobody_reads()
+        _say(str(end.code))
+        return FAILED
+    except BrokenPipeError:  # nobody reads on, as in `... | head`
+        return _nobody_reads()
+    except BaseException as error:
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        _say(f"error: {in_one_line(error)}")
+        return FAILED
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says. One that nobody expected has its type, and its traceback in a file that is named."""
+    text = " ".join(str(error).split("\nException raised from")[0].split())[:MOST_LETTERS]
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text:
+        return f"out of memory: {text}" if text else "out of memory"
+    if isinstance(error, OSError | ValueError | ImportError) or type(error).__module__.split(".")[0] in OURS:
+        return text or type(error).__name__
+    with tempfile.NamedTemporaryFile("w", prefix="flashjvp-error-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}: {text} (the traceback is in {file.name})"
+
+
+def _nobody_reads() -> int:
+    """Keeps Python from writing, at its end, what standard output still holds."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _signals_watched() -> Iterator[None]:
+    """Handlers of both signals, and a thread that sees every signal though the main thread be busy."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    seen, told = os.pipe()
+    os.set_blocking(told, False)
+    handlers = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(seen,), daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(told)
+
+
+def _watch(seen: int) -> None:
+    """Acknowledges the first signal; GRACE_S after the second one it ends the process."""
+    count = 0
+    while data := os.read(seen, 1):
+        if data[0] not in SIGNALS:
+            continue
+        count += 1
+        name = signal.Signals(data[0]).name
+        if count == 1:
+            os.write(2, f"\n{name}: stopping; a second one stops at once\n".encode())
+        elif count == 2:
+            time.sleep(GRACE_S)
+            children.end_all()
+            os._exit(STOPPED + data[0])
+    os.close(seen)
