@@ -90,7 +90,7 @@ _OF_KERNELS = [
     Fault(
         "stale statistic: row_a of the previous row", "key side", KEY, "ds",
         "ds = score_gradients(p, v, v_t, G, T, (row_a, first, tl.maximum(row - 1, 0), inside), (row_delta, "
-        "first, row, inside), True, PRECISION)",
+        "first, row, inside), kept, True, DROPOUT, PRECISION)",
     ),
     Fault("lse of an empty row left at -inf", "both sides", TILE, "lse2", "lse2 = lse2", "mask_bool_empty_rows"),
     # Query-side backward
@@ -199,8 +199,8 @@ _OF_WIRING = [
     ),
     Fault(
         "d_k and d_v exchanged", "wiring", AUTOGRAD, "grads (1)",
-        "d_q, d_v, d_k = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))\n"
-        "grads = (d_q, d_k, d_v)",
+        "d_q, d_v, d_k, d_mask = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))\n"
+        "grads = (d_q, d_k, d_v, d_mask)",
         "plain",
     ),
     Fault(
@@ -220,7 +220,7 @@ _OF_WIRING = [
     ),
     Fault(
         "gradients asked for one place off", "wiring", AUTOGRAD, "_, _, *wanted, _",
-        "_, *wanted, _, _ = ctx.needs_input_grad",
+        "wanted = [*ctx.needs_input_grad[1:7], *ctx.needs_input_grad[8:10]]",
     ),
     Fault(
         "cotangent of o_t dropped", "wiring", AUTOGRAD, "grads (2)",
@@ -229,7 +229,7 @@ _OF_WIRING = [
     Fault(
         "recorded backward gives tangents first", "wiring", AUTOGRAD, "grads (3)",
         "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)\n"
-        "grads = (*grads[3:], *grads[:3])",
+        "grads = (*grads[3:6], *grads[:3], *grads[6:])",
         check="func.grad",
     ),
     Fault(
@@ -346,7 +346,7 @@ _OF_SITUATIONS = [
     # Dropout
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
-        "return ((word >> 2).to(tl.int32) >= DROPOUT[0] // 2,)", "gqa_short", "dropout",
+        "return ((word >> 1).to(tl.int32) < 2147483647 - DROPOUT[0],)", "gqa_short", "dropout",
     ),
     Fault(
         "dropout forgotten in o", "forward", FORWARD, "p",
