@@ -14,11 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 from reports.environment import commit, machine, version
 from reports.schema import write_rows
@@ -138,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except outputs.OutputError as error:
         parser.error(f"--out: {error}")
     turns: list[Turn] = []
-    console = Console()
+    console = terminal.console()
     for provider, case, deterministic in plan():
         turns.append(measured(provider, case, deterministic, torch.device("cuda")))
         write_rows(path, turns, TURN_COLUMNS)
@@ -146,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(
             f"{provider} {call_name(x)} {case.queries} {case.head_dim}: {x.latency_ms:.3f} ms, {x.of_ceiling:.2f}"
         )
-    console.print(table(turns))
+    console.print(terminal.Fitted(table(turns), names=3))
     return 0
 
 

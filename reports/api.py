@@ -14,7 +14,7 @@ from pathlib import Path
 from flashjvp_commands import arguments as types
 from flashjvp_commands import ending
 
-from .environment import ROOT
+from .environment import IS_CHECKOUT, ROOT
 
 PAGE = ROOT / "docs" / "api.md"
 PACKAGE = ROOT / "flashjvp"
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = types.parser("python -m reports.api", "docs/api.md from the docstrings.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the page is stale")
     options = parser.parse_args(arguments)
+    if not IS_CHECKOUT:
+        parser.error("expected a checkout of the project, which has docs/; this is an installed package")
     text = page(PACKAGE)
     if not PAGE.exists() or PAGE.read_text() != text:
         if options.check:

@@ -29,7 +29,7 @@ from flashjvp_commands import arguments as types
 from flashjvp_commands import ending
 
 from . import verify_plot
-from .environment import DATA, ROOT
+from .environment import DATA, IS_CHECKOUT, ROOT
 from .host_times import HOST_COLUMNS, host_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where something is stale")
     options = parser.parse_args(arguments)
+    if not IS_CHECKOUT:
+        parser.error("expected a checkout of the project, which has docs/; this is an installed package")
     try:
         problems = check(PAGES, DATA) if options.check else build(PAGES, DATA)
     except (BuildError, SchemaError) as error:

@@ -7,4 +7,4 @@ checkpoints), sampling (the sampler) and quality (FID and other metrics).
 
 from flashjvp_commands.extras import needed_by_commands
 
-needed_by_commands("train")
+needed_by_commands("tvm_ref", "train")

@@ -31,8 +31,8 @@ Choose a preset (default: digits), then change any setting:
 - python -m tvm_ref.train digits --run.steps 100 --run.out runs/short
 - python -m tvm_ref.train digits --help lists every setting
 
-A run found in --run.out is resumed where it stopped. Ctrl-C and SIGTERM save the run and
-end it with exit status 130 or 143; a finished run exits with 0."""
+A run found in --run.out is resumed where it stopped. Ctrl-C and SIGTERM save the run and end it with exit status 130 or
+143; a finished run exits with 0."""
 
 
 def parse(arguments: list[str]) -> TrainConfig:

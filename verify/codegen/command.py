@@ -27,13 +27,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import children, outputs
+from flashjvp_commands import children, outputs, terminal
 from flashjvp_commands.ending import stopped_status
 from flashjvp_commands.entry import program
 from reports.schema import write_rows
@@ -239,29 +237,17 @@ def options_of(kernel: Kernel) -> str:
 def table(kernels: Sequence[Kernel], triton_version: str) -> Table:
     """One row for each kernel."""
     out = Table(title=f"kernels compiled by Triton {triton_version}")
-    for column in ("target", "products", "D, Dv", "options", "kernel", "tile"):
-        out.add_column(column, overflow="fold")
+    for column in ("kernel", "products", "D, Dv", "verdict", "options", "tile", "target"):
+        out.add_column(column)
     for column in ("registers", "spill B", "in loops", "shared B", "tensor-core"):
         out.add_column(column, justify="right")
-    out.add_column("verdict", overflow="fold", min_width=6)
     for k in kernels:
         reason = fault(k, triton_version)
-        what = (k.isa or k.architecture, k.kind, f"{k.d}, {k.dv}", options_of(k), k.family, k.tile)
+        verdict = f"[red]{escape(reason)}" if reason else "[green]ok"
         numbers = map(str, (k.registers, k.spill_bytes, k.loop_spills, k.shared_bytes, k.tensor_core))
-        out.add_row(*what, *numbers, f"[red]{escape(reason)}" if reason else "[green]ok")
+        what = (k.family, k.kind, f"{k.d}, {k.dv}", verdict, options_of(k), k.tile, k.isa or k.architecture)
+        out.add_row(*what, *numbers)
     return out
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = list(SHARED_BYTES)
-    parser.add_argument(
-        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
-        help=f"targets, out of {', '.join(known)} (all)",
-    )  # fmt: skip
-    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
-    parser.add_argument(
-        "--out", type=outputs.path_with(".csv"), metavar="PATH", help=f"for the rows: {outputs.HELP % '.csv'}"
-    )
 
 
 def run(options: argparse.Namespace, out: Path | None) -> int:
@@ -270,13 +256,14 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
 
     choose = product if options.all else sample
     plan = [configuration for architecture in options.arch for configuration in choose(architecture)]
-    console = Console()
+    console = terminal.console()
     found: list[list[Kernel]] = []
     stop = None
     try:
-        with contextlib.closing(compiled(plan)) as several:
-            for kernels in track(several, "compiling", total=len(plan), console=console):
+        with terminal.Bar(console, "configurations", len(plan)) as bar, contextlib.closing(compiled(plan)) as several:
+            for kernels in several:
                 found.append(kernels)
+                bar.advance_by(1)
     except KeyboardInterrupt as signalled:
         stop, out = signalled, out and outputs.stopped_name(out)
         console.print(f"stopped after {len(found)} of {len(plan)} configurations")
@@ -284,7 +271,7 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
     names = [field.name for field in fields(Configuration)]
     rows = [kernel for several in found for kernel in several]
     rows.sort(key=lambda kernel: place[Configuration(**{name: getattr(kernel, name) for name in names})])
-    console.print(table(rows, triton.__version__))
+    console.print(terminal.Fitted(table(rows, triton.__version__), names=3))
     if out is not None and rows:
         write_rows(out, rows, COLUMNS)
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
@@ -296,7 +283,14 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = types.parser(f"{program('verify')} codegen", (__doc__ or "").split("\n\n")[0])
-    add_arguments(parser)
+    known = list(SHARED_BYTES)
+    parser.add_argument(
+        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
+        help=f"targets, out of {', '.join(known)} (all)",
+    )  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
+    out_help = f"for the rows: {outputs.HELP % '.csv'}"
+    parser.add_argument("--out", type=outputs.path_with(".csv"), metavar="PATH", help=out_help)
     options = parser.parse_args(arguments)
     try:
         out = options.out and outputs.prepared(options.out, "codegen.csv", (".csv",), outputs.has_columns(COLUMNS))

@@ -76,7 +76,8 @@ def test_as_a_program() -> None:
 def test_without_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main([])
-    assert ended.value.code == 2 and "usage" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "module:function" in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.sampled(of=4)
