@@ -76,7 +76,7 @@ class LossConfig:
     label_dropout: float = 0.1  # probability of training an image without its class and with w = 1
 
     def __post_init__(self) -> None:
-        require_finite(self, "loss")
+        require_finite(self)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: expected one of {OBJECTIVES}, got {self.objective!r}")
         if not self.w > 0:

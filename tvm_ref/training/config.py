@@ -43,7 +43,7 @@ class OptimConfig:
     ema: float = 0.9999  # EMA decay of the weights that samples are drawn with
 
     def __post_init__(self) -> None:
-        require_finite(self, "optim")
+        require_finite(self, "optim.")
         _require(self.lr > 0, "optim.lr", "more than 0", self.lr)
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "two numbers in [0, 1)", self.betas)
         _require(self.eps > 0, "optim.eps", "more than 0", self.eps)
