@@ -8,12 +8,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
 from tyro.constructors import PrimitiveConstructorSpec
 
-from flashjvp_commands import ending
+from flashjvp_commands import ending, outputs
 from flashjvp_commands.arguments import SEEDS, a_device_name
 
 T = TypeVar("T")
@@ -91,3 +92,11 @@ def check_guidance(w: float | None) -> None:
     """Raises ValueError for a guidance scale that is no positive, finite number."""
     if w is not None and not (math.isfinite(w) and w > 0):
         raise ValueError(f"w: expected a positive number that is finite, got {w}")
+
+
+def check_out(path: Path, *endings: str) -> None:
+    """Raises ValueError for a path that is neither a folder nor a file with one of these endings."""
+    try:
+        outputs.checked_name(path, endings)
+    except outputs.OutputError as error:
+        raise ValueError(f"out: {error}") from error

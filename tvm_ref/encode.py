@@ -20,7 +20,7 @@ from torch import Tensor
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
 
-from .arguments import check_common, parsed
+from .arguments import check_common, check_out, parsed
 from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, checked_labels
 from .data.untrusted import MOST_JSON, one_line, open_regular, parse_json, read_regular, shown
 from .data.vae import encode, load_vae
@@ -52,7 +52,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         check_common(device=self.device)
-        outputs.checked_name(self.out, (".zip",))
+        check_out(self.out, ".zip")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[int] | None]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
 
-from .arguments import Numbers, check_common, check_guidance, parsed
+from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .model.dit import DiT
 from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
 from .sampling.generate import guidance_scale, untrained
@@ -68,7 +68,7 @@ class EvaluateConfig:
         check_common(device=self.device, seed=self.seed, batch=self.batch)
         check_guidance(self.w)
         if self.out is not None:
-            outputs.checked_name(self.out, (".json",))
+            check_out(self.out, ".json")
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
