@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import Dataset
-from .untrusted import read_settings
+from .untrusted import open_regular, read_settings
 
 Fingerprint = dict[str, Any]
+BLOCK = 2**20
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
@@ -43,6 +44,18 @@ def read_fingerprint(path: Path) -> Fingerprint:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no fingerprint of a data set: expected an object, got {type(found).__name__}")
     return found
+
+
+def digest_of_files(*paths: Path) -> str:
+    """Returns a digest of the contents of files."""
+    digests = []
+    for path in paths:
+        digest = hashlib.sha256()
+        with open_regular(path) as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        digests.append(digest.hexdigest())
+    return digests[0] if len(digests) == 1 else _digest(digests)
 
 
 def _digest(values: list[Any]) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -74,7 +74,7 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         if local >= count:
             raise ConfigError(
                 f"process {local} of this machine (counted from 0) needs a GPU of its own, but there are {count}: "
-                "start at most that many (torchrun --nproc-per-node), or give --run.device cpu"
+                "start at most that many (torchrun --nproc-per-node), or use the CPU (--run.device cpu or --device cpu)"
             )
         torch.cuda.set_device(local)
     this = World(rank, size, torch.device(kind, local) if kind == "cuda" else torch.device(kind))
@@ -87,6 +87,19 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         yield this
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def world_on(name: str) -> Iterator[World]:
+    """`world`, for a device by its name: cpu, cuda, cuda:1. With several processes, cuda is a GPU for each of them.
+
+    Raises ConfigError, also for several processes on one GPU.
+    """
+    device = torch.device(name)
+    with world("cuda" if device.type == "cuda" else "cpu") as this:
+        if this.size > 1 and device.index is not None:
+            raise ConfigError(f"device: expected cuda, a GPU for each of {this.size} processes, got {name}")
+        yield this if this.size > 1 else replace(this, device=device)
 
 
 def leave(status: int) -> NoReturn:

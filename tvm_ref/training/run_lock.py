@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one process group at a time trains in it.
+"""The lock of a folder: one process group at a time trains in it, or computes what is kept there.
 
 The lock is the operating system's (flock), so it ends with the process that holds it, also after kill -9, and on shared
 file systems it holds across machines. `lock.json` beside it says who holds it.
@@ -20,20 +20,20 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 
 class RunLockedError(RuntimeError):
-    """Another process trains in the folder of the run. The message says which."""
+    """Another process uses the folder. The message says which."""
 
 
 class RunLock:
     """Held by the first process of a group from its creation until `release`."""
 
-    def __init__(self, folder: Path, world: World) -> None:
-        """Takes the lock of `folder`, which exists. Every process calls it.
+    def __init__(self, folder: Path, world: World, option: str = "run.out") -> None:
+        """Takes the lock of `folder`, which exists. Every process calls it. option: what chooses the folder.
 
         Raises RunLockedError on every process if another group holds it. On a file system without locks it warns, and
         the folder stays unprotected.
         """
         self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-        self._holder = folder / HOLDER
+        self._holder, self._option = folder / HOLDER, option
         taken = self._take(folder) if world.first else ""
         if reason := next(filter(None, world.gather(taken)), ""):
             raise RunLockedError(reason)
@@ -50,8 +50,8 @@ class RunLock:
             self._lock.acquire()
         except Timeout:
             return (
-                f"run.out: expected a folder that no other run is using, got {folder}, which {_who(self._holder)} is "
-                "training in: wait for it, stop it, or give another --run.out"
+                f"{self._option}: expected a folder that no other run is using, got {folder}, which "
+                f"{_who(self._holder)} is using: wait for it, stop it, or give another --{self._option}"
             )
         except NotImplementedError:
             warnings.warn(
