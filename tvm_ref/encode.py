@@ -173,7 +173,7 @@ def encode_folder(config: EncodeConfig, world: World = ALONE) -> Encoded:
             work.remove()
             return encoded
 
-        work.complete(parts, make)
+        work.complete(parts, make, title="encoding")
         return together(world, finish)
 
 

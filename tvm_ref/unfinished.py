@@ -59,6 +59,12 @@ def remove(folder: Path) -> None:
     folder.rmdir()
 
 
+def forget(out: Path) -> None:
+    """Removes the folder beside `out` if its work is finished, and a kill kept it from being removed."""
+    if (beside(out) / FINISHED).exists():
+        remove(beside(out))
+
+
 def together(world: World, work: Callable[[], T]) -> T:
     """Calls `work` in the first process and returns its result in every one. What it raises there ends all of them."""
     result: Any = None
@@ -134,19 +140,25 @@ class Unfinished:
         _write_at_once(self.folder / (name + PART), hashlib.sha256(content).digest() + content)
 
     def complete(
-        self, names: Sequence[str], make: Callable[[str], Tensors], *, stop: Callable[[], bool] = lambda: False
+        self,
+        names: Sequence[str],
+        make: Callable[[str], Tensors],
+        *,
+        title: str,
+        stop: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Makes the parts that are missing, each process its share. Returns whether all are there.
 
         make: makes a part. All processes call it equally often, as networks with sharded weights need; so of the last
             round some results are not kept.
+        title: what the parts are, for the bar in a terminal.
         stop: asked before each part; if any process says so, all of them end, and the result is False.
 
         Raises what `make` raised in this process, or UnfinishedError for what it raised in another.
         """
         world = self._world
         missing = together(world, lambda: [name for name in names if not self.has(name)])
-        for first in self._shown(range(0, len(missing), world.size), len(names) - len(missing), len(names)):
+        for first in self._shown(title, range(0, len(missing), world.size), len(missing), len(names)):
             place = first + world.rank
             failed, asked = None, stop()
             try:
@@ -193,21 +205,23 @@ class Unfinished:
             draft.unlink()
         _write_at_once(path, json.dumps(now, indent=2).encode())
 
-    def _shown(self, places: range, done: int, total: int) -> Iterator[int]:
+    def _shown(self, title: str, places: range, missing: int, total: int) -> Iterator[int]:
         """The places, with a bar in the first process's terminal."""
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         left = (TimeRemainingColumn(), TextColumn("left"))
-        with Progress(*columns, *left, console=console, disable=not (self._world.first and console.is_terminal)) as bar:
-            task = bar.add_task("parts", total=total, completed=done)
+        hidden = not (self._world.first and console.is_terminal)
+        with Progress(*columns, *left, console=console, disable=hidden) as bar:
+            task = bar.add_task(title, total=total, completed=total - missing)
             for place in places:
                 yield place
-                bar.update(task, advance=min(self._world.size, total - done - place))
+                bar.update(task, completed=total - max(missing - place - self._world.size, 0))
 
 
 def _made(out: Path | None) -> str:
     if out is None:
         return tempfile.mkdtemp(prefix="flashjvp-")
+    forget(out)
     beside(out).mkdir(parents=True, exist_ok=True)
     return str(beside(out))
 

@@ -78,7 +78,7 @@ def test_every_part_is_made_once_by_whoever_makes_it(data: st.DataObject, count:
                 return content(name)
 
             with Unfinished(out, {}, world) as work:
-                return work.complete(names, make)
+                return work.complete(names, make, title="parts")
 
         assert in_threads(size, work_on) == [True] * size
         made = [name for each in calls for name in each]
@@ -110,7 +110,7 @@ def test_a_stop_or_a_failure_in_one_process_ends_all_and_keeps_the_rest(
 
             stop = (lambda: False) if fails or to_the_end else (lambda: last in seen)
             with Unfinished(out, {}, world) as work:
-                return work.complete(names, make, stop=stop)
+                return work.complete(names, make, stop=stop, title="parts")
 
         outcomes = in_threads(size, work_on)
         if fails:
@@ -152,7 +152,7 @@ def test_a_damaged_part_is_named_and_made_again(tmp_path: Path, place: int) -> N
         path.write_bytes(damaged)
         with pytest.raises(UnfinishedError, match=r"part-0\.part was damaged, and is removed"):
             work.read("part-0")
-        assert work.complete(["part-0", "part-1"], content)
+        assert work.complete(["part-0", "part-1"], content, title="parts")
         assert torch.equal(work.read("part-0")["x"], content("part-0")["x"])
 
 

@@ -1,9 +1,12 @@
-"""The fingerprint of a data set: enough to tell at resume that it is the one the run began with."""
+"""Fingerprints of data sets, files and weights: enough to tell at resume that they are those the work began with."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from .dataset import Dataset
 from .untrusted import open_regular, read_settings
@@ -56,6 +59,15 @@ def digest_of_files(*paths: Path) -> str:
                 digest.update(block)
         digests.append(digest.hexdigest())
     return digests[0] if len(digests) == 1 else _digest(digests)
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """Returns a digest of the names and values of the parameters and buffers of a network."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digest(values: list[Any]) -> str:

@@ -47,8 +47,10 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yields one sample for each of `labels` int64 [n], in order, as float32 [<= batch, C, H, W] on model's device.
 
-    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled; start: the number i of the first sample.
-    The noise is the same on every device and for every batch size. Raises ValueError for labels that the network does not have.
+    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled; start: number i of the first sample.
+    The noise is the same on every device and for every batch size.
+
+    Raises ValueError for labels that the network does not have.
     """
     config = model.config
     if len(labels) < 1 or batch < 1:
