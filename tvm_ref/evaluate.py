@@ -145,8 +145,7 @@ def _evaluate_archive(
         "network": digest_of_weights(model), **asdict(sampling), "samples": count, "saves images": save is not None,
         **{f"data.{name}": value for name, value in fingerprint(open_dataset(data)).items()}, **judge.fingerprint(),
     }  # fmt: skip
-    if settings.out is not None:
-        together(world, lambda: forget(settings.out))
+    together(world, lambda: None if settings.out is None else forget(settings.out))
     if save is not None:
         for path in (path_of_images(save, nfe, settings.nfe) for nfe in settings.nfe):
             if settings.out is None or not is_delivered(beside(settings.out), path):

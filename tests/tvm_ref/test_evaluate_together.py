@@ -182,7 +182,6 @@ def test_other_settings_and_files_are_refused_and_a_second_command_too(
     for others, message in ((["--seed", "1"], "seed: 0 before, 1 now"), (["--w", "2"], "w: 1.5 before, 2.0 now")):
         with pytest.raises(SystemExit, match=f"error: .* is unfinished work with other settings .*{message}"):
             command.main([*words, *others])
-    (folder / "detector.pt").write_bytes((folder / "detector.pt").read_bytes() + b"\0" * 0)
     command.main(words)
     command.main(arguments(folder, "b"))
     assert results(folder, "a") == results(folder, "b") and left(folder) == []
@@ -238,7 +237,8 @@ def test_converted_weights_are_evaluated(folder: Path) -> None:
     assert results(folder, "converted") == results(folder, "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_finished_and_names_it(folder: Path, number: signal.Signals) -> None:
     words = arguments(folder, "a")
     words[words.index(str(SAMPLES))] = "100000"
