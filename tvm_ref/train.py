@@ -40,11 +40,13 @@ end it with exit status 130 or 143; a finished run exits with 0."""
 
 def parse(arguments: list[str]) -> TrainConfig:
     """Parses command-line arguments into a configuration. Exits with a message if they are invalid."""
+    arguments, file = without_config(arguments)
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         arguments = [DEFAULT, *arguments]
-    arguments, file = without_config(arguments)
-    base = {name: make() if file is None else with_yaml(make(), file) for name, make in PRESETS.items()}
-    presets = {name: ((PRESETS[name].__doc__ or "").strip(), config) for name, config in base.items()}
+    presets = {name: ((make.__doc__ or "").strip(), make()) for name, make in PRESETS.items()}
+    if file is not None and arguments[0] in presets:
+        about, config = presets[arguments[0]]
+        presets[arguments[0]] = about, with_yaml(config, file)
     words = [part for word in arguments for part in (word.split(",") if PAIR.fullmatch(word) else [word])]
     prog = program("tvm_ref.train")
     return parsed(lambda: tyro.extras.overridable_config_cli(presets, prog=prog, description=DESCRIPTION, args=words))

@@ -73,8 +73,8 @@ def save(
     """
     path, draft = folder / f"step-{step:08d}", folder / DRAFT
     _together(world, path, lambda: _fresh(draft) if world.first else None)
-    words = sorted({word for part in world.gather({name.split(".")[0] for name in tensors}) for word in part})
-    _together(world, path, lambda: _write_tensors(draft, tensors, words, world))
+    names = sorted({name for part in world.gather(list(tensors)) for name in part})
+    _together(world, path, lambda: _write_tensors(draft, tensors, names, world))
     files: dict[str, Any] = {}
     for part in _together(world, path, lambda: _describe(draft.glob(f"shard-{world.rank + 1:05d}-*"))):
         files |= part
@@ -210,10 +210,12 @@ def _fresh(draft: Path) -> None:
     draft.mkdir(parents=True)
 
 
-def _write_tensors(draft: Path, tensors: Tensors, words: list[str], world: World) -> None:
+def _write_tensors(draft: Path, tensors: Tensors, names: list[str], world: World) -> None:
+    """Writes the share of this process. names: of the tensors of all processes."""
+    words = sorted({name.split(".")[0] for name in names})
     writer = dcp.HuggingFaceStorageWriter(
         str(draft),
-        fqn_to_index_mapping={name: 1 + words.index(name.split(".")[0]) for name in tensors},
+        fqn_to_index_mapping={name: 1 + words.index(name.split(".")[0]) for name in names},
         save_distributed=True,
     )
     with warnings.catch_warnings():
