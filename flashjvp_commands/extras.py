@@ -8,8 +8,10 @@ import sys
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": (
         "filelock", "numpy", "PIL", "ot", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro",
+        "yaml",
     ),
     "latents": ("diffusers",),
+    "wandb": ("wandb",),
     "eval": ("matplotlib", "numpy", "pandas", "PIL", "ot", "rich", "sklearn", "scipy", "torchmetrics"),
 }  # fmt: skip
 

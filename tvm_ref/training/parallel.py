@@ -34,11 +34,15 @@ holds the GIL, and those threads may wait for the GIL to free a tensor. When fre
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: the rank of this process, the world size, and the device of this process."""
+    """The processes of a run: the rank of this process, the world size, and the device of this process.
+
+    group: the process group that they talk in; None: the default one.
+    """
 
     rank: int
     size: int
     device: torch.device
+    group: Any = None
 
     @property
     def first(self) -> bool:
@@ -50,14 +54,26 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sums `values` over all processes, in place (all-reduce)."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
+
+    def in_host_memory(self) -> "World":
+        """The same processes in a group of their own for tensors of the CPU, so that a thread may use it meanwhile.
+
+        All processes must call it, in the same order.
+        """
+        cpu = torch.device("cpu")
+        if self.size == 1:
+            return World(self.rank, self.size, cpu)
+        group = dist.new_group(backend="gloo")
+        _GROUPS.append(group)
+        return World(self.rank, self.size, cpu, group)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from ..data.vae import load_vae
+from . import weights_and_biases
 from .checkpoint import checkpoints
 from .config import ConfigError, TrainConfig
 from .parallel import World
@@ -24,6 +25,8 @@ def check(config: TrainConfig, folder: Path, state: State, world: World) -> None
 
 def _reason(config: TrainConfig, folder: Path, state: State, world: World) -> str:
     run = config.run
+    if run.wandb and weights_and_biases.is_missing():
+        return weights_and_biases.MISSING
     if run.vae:
         try:
             load_vae(Path(run.vae), world.device)
