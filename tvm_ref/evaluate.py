@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.tensor import DTensor
 
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
@@ -92,6 +93,7 @@ class EvaluateConfig:
 
 
 Done = Callable[[Evaluation], None]
+IMAGES = 50_000
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
@@ -105,10 +107,21 @@ def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evalu
     return results[0]
 
 
-def evaluate_together(model: DiT, config: TrainConfig, settings: EvaluateConfig, world: World, done: Done) -> None:
+def evaluate_together(
+    model: DiT,
+    config: TrainConfig,
+    settings: EvaluateConfig,
+    world: World,
+    done: Done,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    scratch: Path | None = None,
+) -> None:
     """Evaluates `model`, trained with `config`, with the processes of `world`, all of which call this.
 
     done: gets the result, in the first process, before the kept parts are removed.
+    stop: asked before each part of an archive's evaluation; if any process says so, it is given up, without a result.
+    scratch: parts lie beside this path and are not kept; None: they lie beside settings.out and are.
 
     Raises ValueError for settings that do not match the network.
     """
@@ -119,39 +132,51 @@ def evaluate_together(model: DiT, config: TrainConfig, settings: EvaluateConfig,
     if settings.samples is not None and settings.samples < 2:
         raise ValueError(f"samples: expected at least 2, got {settings.samples}")
     if config.data.name == "archive":
-        _evaluate_archive(model, config, settings, sampling, world, done)
+        if any(nfe < 1 for nfe in settings.nfe):
+            raise ValueError(f"nfe: expected numbers of at least 1, got {settings.nfe}")
+        _evaluate_archive(model, config, settings, sampling, world, done, stop, scratch)
         return
     archive_only = [*(field.name for field in dataclasses.fields(ImageFiles)), "data", "save_images"]
     if given := [name for name in archive_only if getattr(settings, name) is not None]:
         raise ValueError(f"{', '.join(given)}: only for networks of archives, and this one is of {config.data.name}")
-    if not world.first:  # it takes seconds
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if not world.first and not is_sharded:  # it takes seconds, so one process is enough
         return
     if config.data.name == "digits":
-        done(evaluate_digits(model, settings.nfe, settings.samples or 1797, sampling))
+        result = evaluate_digits(model, settings.nfe, settings.samples or 1797, sampling)
     else:
-        done(evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling))
+        result = evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling)
+    if world.first:
+        done(result)
+
+
+def image_judge(config: TrainConfig, settings: EvaluateConfig, device: torch.device) -> ImageJudge:
+    """Loads what the samples of a network of an archive are judged with. Raises as `ImageJudge`."""
+    files = ImageFiles(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(ImageFiles)})
+    return ImageJudge(files, config.data, settings.samples or IMAGES, device)
 
 
 def _evaluate_archive(
-    model: DiT, config: TrainConfig, settings: EvaluateConfig, sampling: Sampling, world: World, done: Done
-) -> None:
+    model: DiT, config: TrainConfig, settings: EvaluateConfig, sampling: Sampling, world: World, done: Done,
+    stop: Callable[[], bool], scratch: Path | None,
+) -> None:  # fmt: skip
     data = dataclasses.replace(config.data, path=settings.data or config.data.path)
-    count, save = settings.samples or 50_000, settings.save_images
-    files = ImageFiles(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(ImageFiles)})
-    judge = ImageJudge(files, data, count, next(model.parameters()).device)
-    if any(nfe < 1 for nfe in settings.nfe):
-        raise ValueError(f"nfe: expected numbers of at least 1, got {settings.nfe}")
-    kept = {
-        "network": digest_of_weights(model), **asdict(sampling), "samples": count, "saves images": save is not None,
-        **{f"data.{name}": value for name, value in fingerprint(open_dataset(data)).items()}, **judge.fingerprint(),
-    }  # fmt: skip
+    count, save = settings.samples or IMAGES, settings.save_images
+    judge = image_judge(config, settings, next(model.parameters()).device)
+    kept: dict[str, Any] = {}
+    if scratch is None:
+        kept = {
+            "network": digest_of_weights(model), **asdict(sampling), "samples": count, "saves images": save is not None,
+            **{f"data.{name}": value for name, value in fingerprint(open_dataset(data)).items()},
+            **judge.fingerprint(),
+        }  # fmt: skip
     together(world, lambda: None if settings.out is None else forget(settings.out))
     if save is not None:
         for path in (path_of_images(save, nfe, settings.nfe) for nfe in settings.nfe):
             if settings.out is None or not is_delivered(beside(settings.out), path):
                 outputs.new(path)
-    with Unfinished(settings.out, kept, world) as work:
-        result = evaluate_images(model, data, settings.nfe, count, sampling, judge, work, world, save=save)
+    with Unfinished(scratch or settings.out, kept, world, lasts=scratch is None) as work:
+        result = evaluate_images(model, data, settings.nfe, count, sampling, judge, work, world, save=save, stop=stop)
         if result is not None:
             done(result)
             work.remove()

@@ -6,7 +6,6 @@ processes can go on with a folder, and the end result is that of one process tha
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .data.fingerprint import changes
 from .data.untrusted import read_settings
+from .training.files import write_atomically
 from .training.parallel import World
 from .training.run_lock import RunLock
 
@@ -87,16 +87,17 @@ class Unfinished:
     Leaving it after an error or a signal says what is kept; an empty folder is removed.
     """
 
-    def __init__(self, out: Path | None, settings: dict[str, Any], world: World) -> None:
+    def __init__(self, out: Path | None, settings: dict[str, Any], world: World, *, lasts: bool = True) -> None:
         """Opens the folder beside `out`, or makes it. Every process calls it, with the same arguments.
 
         out: None means a temporary folder of this machine, which is removed at the end.
         settings: what decides about the content of the parts, as plain values.
+        lasts: False means to begin anew, and to keep nothing of what is not finished.
 
         Raises on every process: UnfinishedError for a folder of other settings, RunLockedError, OSError.
         """
-        self._world, self._lasts = world, out is not None
-        self.folder = Path(together(world, lambda: _made(out)))
+        self._world, self._lasts = world, lasts and out is not None
+        self.folder = Path(together(world, lambda: _made(out, lasts)))
         if not self.folder.is_dir():
             raise UnfinishedError(f"{self.folder} is not there: with several machines, --out must be on a shared disk")
         self._lock = RunLock(self.folder, world, option="out")
@@ -137,7 +138,9 @@ class Unfinished:
     def write(self, name: str, tensors: Tensors) -> None:
         """Keeps a part, which is on the disk before it gets its name."""
         content = safetensors.torch.save({key: x.contiguous().cpu() for key, x in tensors.items()})
-        _write_at_once(self.folder / (name + PART), hashlib.sha256(content).digest() + content)
+        write_atomically(
+            self.folder / (name + PART), lambda draft: draft.write_bytes(hashlib.sha256(content).digest() + content)
+        )
 
     def complete(
         self,
@@ -203,7 +206,7 @@ class Unfinished:
             )
         for draft in self.folder.glob(".*.draft"):
             draft.unlink()
-        _write_at_once(path, json.dumps(now, indent=2).encode())
+        write_atomically(path, lambda draft: draft.write_text(json.dumps(now, indent=2)))
 
     def _shown(self, title: str, places: range, missing: int, total: int) -> Iterator[int]:
         """The places, with a bar in the first process's terminal."""
@@ -218,10 +221,13 @@ class Unfinished:
                 bar.update(task, completed=total - max(missing - place - self._world.size, 0))
 
 
-def _made(out: Path | None) -> str:
+def _made(out: Path | None, lasts: bool) -> str:
     if out is None:
         return tempfile.mkdtemp(prefix="flashjvp-")
-    forget(out)
+    if lasts:
+        forget(out)
+    else:
+        _remove(beside(out))
     beside(out).mkdir(parents=True, exist_ok=True)
     return str(beside(out))
 
@@ -235,12 +241,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _write_at_once(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with draft.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(path)

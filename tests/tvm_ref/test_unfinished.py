@@ -32,9 +32,10 @@ class Meeting:
 class ThreadWorld(World):
     """A process group whose processes are threads."""
 
-    meeting: Meeting
+    meeting: Meeting | None = None
 
     def gather(self, value: Any) -> list[Any]:
+        assert self.meeting is not None
         self.meeting.values[self.rank] = value
         self.meeting.barrier.wait(60)
         values = list(self.meeting.values)
@@ -48,7 +49,7 @@ def in_threads(size: int, work: Callable[[World], Any]) -> list[Any]:
 
     def one(rank: int) -> Any:
         try:
-            return work(ThreadWorld(rank, size, torch.device("cpu"), meeting))
+            return work(ThreadWorld(rank, size, torch.device("cpu"), meeting=meeting))
         except Exception as error:
             return error
 

@@ -110,12 +110,21 @@ class RunConfig:
     other_data: bool = False  # resume although the data set is not the one that the run began with
     vae: str = ""  # folder of a diffusers AutoencoderKL that decodes the latents of sample grids
     evaluate: bool = True  # evaluate the samples at the end of the run
+    evaluate_every: int = 0  # steps between evaluations of samples while it trains, in evaluations.csv; 0: none
+    evaluate_samples: int = 0  # samples of such an evaluation; 0: 2048 points, 1797 digits or 5000 images
+    inception: str = ""  # archive only, as are the next four, and as for tvm_ref.evaluate: Inception network for FID
+    reference: str = ""  # reference statistics for FID
+    features: str = ""  # safetensors file of a DINOv2 vision transformer for fd_vit
+    features_reference: str = ""  # reference statistics for fd_vit
+    reference_images: str = ""  # zip file or folder of real RGB images, for precision, recall and distances
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"):
             _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        for name in ("threads", "log_norms", "loss_bins", "memory_snapshot"):
+        for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every"):
             _require(getattr(self, name) >= 0, f"run.{name}", "at least 0", getattr(self, name))
+        count = self.evaluate_samples
+        _require(count == 0 or count >= 2, "run.evaluate_samples", "at least 2, or 0", count)
         first, last = self.profile or (1, 1)
         _require(1 <= first <= last, "run.profile", "two steps, the first at least 1, or None", self.profile)
         _require(0 <= self.seed < 2**32, "run.seed", "a number in [0, 2^32)", self.seed)
@@ -161,7 +170,8 @@ FREE = frozenset(
     for name in (
         "steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep",
         "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate", "async_checkpoints", "log_norms",
-        "loss_bins", "wandb", "profile", "memory_snapshot",
+        "loss_bins", "wandb", "profile", "memory_snapshot", "evaluate_every", "evaluate_samples", "inception",
+        "reference", "features", "features_reference", "reference_images",
     )
 ) | {"data.path", "data.max_bad", "ema.every", "ema.precision"}  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from .config import TrainConfig
+from .evaluations import FILE, EvaluationRow, kept_until
 from .logger import Board, Live, MetricsError, MetricsFile, Row, peak_memory_gib
 from .observe import BinRow, NormRow
 from .weights_and_biases import WeightsAndBiases
@@ -35,6 +36,10 @@ class Outputs:
         for name, wanted in (("norms.csv", run.log_norms), ("loss_by_t.csv", run.loss_bins)):
             if wanted or (out / name).exists():  # one that is not continued loses later rows, too
                 self._files[kinds[name]] = MetricsFile(out / name, step, kinds[name]._fields)
+        evaluations = out / FILE
+        if run.evaluate_every or evaluations.exists():
+            kept = kept_until(evaluations, step)
+            self._files[EvaluationRow] = MetricsFile(evaluations, kept, EvaluationRow._fields)
         self._boards: list[Dashboard] = [Board(out / "tensorboard", step)]
         if run.wandb:
             self._boards.append(WeightsAndBiases(config))
@@ -59,6 +64,13 @@ class Outputs:
         values |= {f"{name}_by_t/{row.low:.3f}": getattr(row, name) for row in bins for name in ("velocity", "flow")}
         for board in self._boards:
             board.write(row.step, {name: value for name, value in values.items() if value == value})  # without NaN
+
+    def evaluated(self, rows: Sequence[EvaluationRow]) -> None:
+        """Writes the figures of an evaluation into evaluations.csv and to the boards."""
+        self._files[EvaluationRow].write(*rows)
+        values = {f"evaluation/nfe-{row.nfe}/{row.name}" if row.nfe else f"evaluation/{row.name}": row for row in rows}
+        for board in self._boards:
+            board.write(rows[-1].step, {name: row.value for name, row in values.items()})
 
     def to_disk(self) -> None:
         """Waits until all rows are on the disk."""

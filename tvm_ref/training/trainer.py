@@ -20,6 +20,7 @@ from ..objective.loss import Batch
 from . import checkpoint, preflight, snapshots
 from .batches import Batches, Steps
 from .config import ConfigError, TrainConfig
+from .evaluations import Evaluations
 from .logger import Row
 from .observe import Observations
 from .outputs import Outputs
@@ -73,6 +74,7 @@ class Trainer:
                 self._resume(path)
             elif begin_with:
                 self._say(f"starting from the weights in {config.run.init}")
+            self._evaluations = Evaluations(config, world, self._say)
             preflight.check(config, self._folder, self.state, world)
         except BaseException:
             self._lock.release()
@@ -102,6 +104,8 @@ class Trainer:
             steps = stack.enter_context(contextlib.closing(self.batches.steps(state.step)))
             tracing = stack.enter_context(Tracing(run, self._say)) if self.world.first else None
             stop = any(self.world.gather(steps.error() is not None))
+            given_up = not stop and self._evaluations.is_missing(state.step) and self._evaluate(outputs)
+            stop = stop or given_up
             while state.step < run.steps and not stop:
                 stop = self._step(steps, outputs, tracing)
                 last = state.step == run.steps or stop
@@ -111,9 +115,14 @@ class Trainer:
                     self._save(outputs, last=last)
                 if state.step % run.sample_every == 0 and state.step < run.steps:
                     self._sample(outputs)
-            if state.step < run.steps:
+                if not stop and self._evaluations.is_due(state.step):
+                    stop = given_up = self._evaluate(outputs)
+                    if stop and not last:
+                        self._save(outputs, last=True)
+            if state.step < run.steps or given_up:
                 self._stopped(steps)
-            return state.step >= run.steps
+                return False
+            return True
 
     def _stopped(self, steps: Steps) -> None:
         """Says why the run ended before its last step. Raises DatasetError on the processes whose data ended it."""
@@ -177,6 +186,15 @@ class Trainer:
             sample_grids(self.state.average, self.config, self.state.step, write=self.world.first)
         if outputs:
             outputs.live.pause()
+
+    def _evaluate(self, outputs: Outputs | None) -> bool:
+        """Evaluates the EMA weights; returns whether to stop, because a signal came meanwhile."""
+        rows = self._evaluations.evaluate(self.state.average, self.state.step, lambda: bool(self.signal))
+        if outputs:
+            if rows:
+                outputs.evaluated(rows)
+            outputs.live.pause()
+        return any(self.world.gather(bool(self.signal)))
 
     def _resume(self, path: Path) -> None:
         step = checkpoint.read_step(path, self.world)
