@@ -65,6 +65,14 @@ OTHERS = [
     ("verify.codegen.command", "--arch sm_90,sm_30", 2, "'sm_30'"), ("verify.faults.command", "--only x", 2, "'x'"),
     ("verify.model.published", "--peer {here}", 2, "checkout"), ("bench.__main__", "sweeep", 2, "expected a command"),
     ("bench.train_step", "--steps 0", 2, "--steps"), ("bench.host", "--out {here}/a.csv --shape 1,2", 2, "four sizes"),
+    ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out {here}/a.safetensors", 1, "no snapshots in"),
+    ("tvm_ref.ema", "{here} --sigma-rel 0.5", 2, "sigma_rel"), ("tvm_ref.ema", "{here} --sigma-rel x", 2, "sigma"),
+    ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out {here}/a.pt", 2, "ends with"),
+    ("tvm_ref.train", "digits --run.out {here}/run --config {text}", 1, "expected settings by name"),
+    ("tvm_ref.train", "digits --run.out {here}/run --config {here}/no.yaml", 1, "No such file"),
+    ("tvm_ref.train", "digits --run.out {here}/run --run.profile 3,2", 2, "run.profile"),
+    ("tvm_ref.train", "digits --run.out {here}/run --run.loss-bins -1", 2, "run.loss_bins"),
+    ("tvm_ref.train", "digits --run.out {here}/run --ema.sigma-rels 0.1,0.05", 2, "ema.sigma_rels"),
     ("tvm_ref.encode", "{here} --vae {here} --out {here}/a.zip", 1, "holds no image"),
 ]  # fmt: skip
 ROWS = [*TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *OTHERS]

@@ -30,12 +30,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ..data.safetensors_header import read_header
 from ..data.untrusted import MOST_SETTINGS, parse_json, read_regular, read_settings, shown
 from ..model.dit import DiT
+from .checkpoint_folder import DRAFT, checkpoints, remove_old
 from .config import TrainConfig, load_config, save_config
 from .files import to_disk
 from .parallel import World
 
 MANIFEST, CONFIG, DATA, OBSERVED = "manifest.json", "config.json", "data.json", "observed.json"
-DRAFT = ".draft"
 # What file managers and network file systems leave in a folder.
 STRAY = (".DS_Store", "._*", ".nfs*", ".directory", "Thumbs.db", "desktop.ini")
 ALONE = World(0, 1, torch.device("cpu"))
@@ -51,11 +51,6 @@ class LoadedModel(NamedTuple):
 
     model: DiT
     config: TrainConfig
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Lists the complete checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*[0-9]"))
 
 
 def save(
@@ -138,22 +133,6 @@ def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
         raise CheckpointError(f"checkpoint {path} does not hold the tensors of this run: {_reason(error)}") from error
 
 
-def set_aside(folder: Path, step: int) -> None:
-    """Renames the checkpoints after `step`, so that a run that went back to `step` does not resume from them."""
-    for path in checkpoints(folder):
-        if path.name > f"step-{step:08d}":
-            path.rename(path.with_name(f"aside-{path.name}"))
-
-
-def remove_old(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, and leftovers of interrupted removals."""
-    for old in checkpoints(folder)[:-keep]:
-        # Rename it first: a half-removed folder must not look like a checkpoint.
-        shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
-    for hidden in (DRAFT, ".replaced", *(old.name for old in folder.glob(".removed-*"))):
-        shutil.rmtree(folder / hidden, ignore_errors=True)
-
-
 def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
     """Loads the network of a checkpoint, or of the newest checkpoint in the folder of a run, for evaluation.
 
@@ -187,8 +166,7 @@ def _together(world: World, path: Path, work: Any) -> list[Any]:
     result, reason, error = None, "", None
     try:
         result = work()
-    # Catch everything: a failure must reach every process, or the others would wait forever.
-    except (Exception, CheckpointException) as caught:
+    except (Exception, CheckpointException) as caught:  # all: it must reach every process, or the others would wait
         reason, error = _reason(caught), caught
     outcomes = world.gather((result, reason))
     failed = next((why for _, why in outcomes if why), "")

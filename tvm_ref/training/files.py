@@ -1,5 +1,6 @@
-"""Writes files that are complete or absent: under another name, flushed to the disk, then renamed."""
+"""Writes files that are complete or absent (under another name, flushed to the disk, renamed); sets others aside."""
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
         raise
     to_disk(path.parent)
+
+
+def set_aside(path: Path) -> None:
+    """Renames a file or folder to aside-NAME, or aside-2-NAME and so on where these are taken."""
+    names = (f"aside-{path.name}" if number == 1 else f"aside-{number}-{path.name}" for number in itertools.count(1))
+    path.rename(next(place for place in map(path.with_name, names) if not place.exists()))
 
 
 def to_disk(path: Path) -> None:

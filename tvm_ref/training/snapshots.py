@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from . import files
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .converted import as_metadata
@@ -63,7 +64,7 @@ def set_aside(out: Path, step: int) -> None:
     """Renames the snapshots after `step`, where a run goes back to."""
     for snapshot in snapshots(out):
         if snapshot.step > step:
-            snapshot.path.rename(snapshot.path.with_name(f"aside-{snapshot.path.name}"))
+            files.set_aside(snapshot.path)
 
 
 def _write(path: Path, weights: dict[str, torch.Tensor], config: TrainConfig) -> Exception | None:

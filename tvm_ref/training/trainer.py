@@ -17,7 +17,7 @@ from ..data.dataset import open_dataset
 from ..data.fingerprint import fingerprint
 from ..data.tolerant import Tolerant
 from ..objective.loss import Batch
-from . import checkpoint, preflight, snapshots
+from . import checkpoint, checkpoint_folder, preflight, snapshots
 from .batches import Batches, Steps
 from .config import ConfigError, TrainConfig
 from .evaluations import Evaluations
@@ -64,6 +64,8 @@ class Trainer:
             if world.first:
                 _make(self._folder)
             self._lock.take()
+            if world.first:
+                checkpoint_folder.remove_leftovers(self._folder)
             self._saver = Saver(self._folder, config, world, self._data)
             self.signal: signal.Signals | Literal[0] = 0  # what stopped the run
             path = start_from(config, self._folder, world)
@@ -204,9 +206,9 @@ class Trainer:
         self.state.step, self._saver.saved = step, path
         self._observations.resume(checkpoint.observed(path))
         if self.world.first:
-            checkpoint.set_aside(self._folder, step)
+            checkpoint_folder.set_aside(self._folder, step)
             snapshots.set_aside(Path(self.config.run.out), step)
-            checkpoint.remove_old(self._folder, self.config.run.keep)  # in case the run was killed before it did
+            checkpoint_folder.remove_old(self._folder, self.config.run.keep)  # in case the run was killed before it did
         self._say(f"resuming from {path}")
         if ignored := checkpoint.stray(path):
             self._say(f"ignored what does not belong to it: {', '.join(ignored)}")
