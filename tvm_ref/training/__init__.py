@@ -8,5 +8,5 @@
 - what is saved: checkpoint, checkpoint_folder, saver (when and by which thread), snapshots (for post-hoc EMA),
   converted (networks from checkpoints, runs and converted weights), files
 - what is logged: outputs (all logs), logger (CSV, TensorBoard, progress), weights_and_biases, tracing (profiler),
-  report (sample grids and the final evaluation)
+  report (sample grids and the final evaluation), evaluations (while it trains)
 """
