@@ -13,8 +13,10 @@ TOOLS = HERE / "tools" if (HERE / "tools").is_dir() else HERE.parent
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": (
         "filelock", "numpy", "PIL", "ot", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro",
+        "yaml",
     ),
     "latents": ("diffusers",),
+    "wandb": ("wandb",),
     "eval": ("matplotlib", "numpy", "pandas", "PIL", "ot", "rich", "sklearn", "scipy", "torchmetrics"),
 }  # fmt: skip
 

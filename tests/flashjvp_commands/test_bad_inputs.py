@@ -111,6 +111,14 @@ FILES: list[Row] = [
     if not (module == "encode" and path == "''")
 ]  # fmt: skip
 OTHERS: list[Row] = [
+    ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out {here}/a.safetensors", 1, "no snapshots in"),
+    ("tvm_ref.ema", "{here} --sigma-rel 0.5", 2, "sigma_rel"), ("tvm_ref.ema", "{here} --sigma-rel x", 2, "sigma"),
+    ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out {here}/a.pt", 2, "ends with"),
+    ("tvm_ref.train", "digits --run.out {here}/run --config {text}", 1, "expected settings by name"),
+    ("tvm_ref.train", "digits --run.out {here}/run --config {here}/no.yaml", 1, "No such file"),
+    ("tvm_ref.train", "digits --run.out {here}/run --run.profile 3,2", 2, "run.profile"),
+    ("tvm_ref.train", "digits --run.out {here}/run --run.loss-bins -1", 2, "run.loss_bins"),
+    ("tvm_ref.train", "digits --run.out {here}/run --ema.sigma-rels 0.1,0.05", 2, "ema.sigma_rels"),
     ("verify.run.command", "--device tpu", 2, "cuda:0"), ("verify.run.command", "--backend a,b", 2, "'a' is not one"),
     ("verify.run.command", "--device cpu --case nothing", 2, "nothing"), ("verify.run.command", "--case ''", 2, ""),
     ("verify.run.command", "--device cuda:9999", 2, "cuda:9999"), ("verify.run.command", "--dtype ''", 2, "''"),

@@ -8,6 +8,8 @@ The architecture is that of Peebles & Xie, arXiv 2212.09748, with the changes of
 - spectral initialisation
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,7 @@ class DiT(nn.Module):
             self.y_embedder = LabelEmbedder(config)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self.watch: Callable[[int, Dual], None] | None = None  # is given the number and the output of every block
 
     def forward(
         self,
@@ -82,8 +85,10 @@ class DiT(nn.Module):
             tokens = self.x_embedder(Dual(x, x_t))
             tokens = Dual(tokens.value + self.pos_embed, tokens.tangent)
             condition = self._condition(t, s, labels, beta, t_t, s_t)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             tokens = _as_dual(block(tokens.value, condition.value, tokens.tangent, condition.tangent, detach))
+            if self.watch is not None:
+                self.watch(number, tokens)
         F, F_t = self.final_layer(tokens, condition)
         F = self._image(F, x.dtype)
         if tangents is None:

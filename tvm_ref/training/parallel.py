@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -34,11 +34,15 @@ holds the GIL, and those threads may wait for the GIL to free a tensor. When fre
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: the rank of this process, the world size, and the device of this process."""
+    """The processes of a run: the rank of this process, the world size, and the device of this process.
+
+    group: the process group that they talk in; None: the default one.
+    """
 
     rank: int
     size: int
     device: torch.device
+    group: Any = None
 
     @property
     def first(self) -> bool:
@@ -50,14 +54,26 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sums `values` over all processes, in place (all-reduce)."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
+
+    def in_host_memory(self) -> "World":
+        """The same processes in a group of their own for tensors of the CPU, so that a thread may use it meanwhile.
+
+        All processes must call it, in the same order.
+        """
+        cpu = torch.device("cpu")
+        if self.size == 1:
+            return World(self.rank, self.size, cpu)
+        group = dist.new_group(backend="gloo")
+        _GROUPS.append(group)
+        return World(self.rank, self.size, cpu, group)
 
 
 @contextlib.contextmanager
@@ -74,7 +90,7 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         if local >= count:
             raise ConfigError(
                 f"process {local} of this machine (counted from 0) needs a GPU of its own, but there are {count}: "
-                "start at most that many (torchrun --nproc-per-node), or give --run.device cpu"
+                "start at most that many (torchrun --nproc-per-node), or use the CPU (--run.device cpu or --device cpu)"
             )
         torch.cuda.set_device(local)
     this = World(rank, size, torch.device(kind, local) if kind == "cuda" else torch.device(kind))
@@ -87,6 +103,19 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         yield this
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def world_on(name: str) -> Iterator[World]:
+    """`world`, for a device by its name: cpu, cuda, cuda:1. With several processes, cuda is a GPU for each of them.
+
+    Raises ConfigError, also for several processes on one GPU.
+    """
+    device = torch.device(name)
+    with world("cuda" if device.type == "cuda" else "cpu") as this:
+        if this.size > 1 and device.index is not None:
+            raise ConfigError(f"device: expected cuda, a GPU for each of {this.size} processes, got {name}")
+        yield this if this.size > 1 else replace(this, device=device)
 
 
 def leave(status: int) -> NoReturn:
