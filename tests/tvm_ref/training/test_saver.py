@@ -99,7 +99,8 @@ def test_a_failure_of_a_thread_ends_all_processes_after_the_same_step(tmp_path: 
     assert len(rows(tmp_path)) == read_step(saved)
 
 
-@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_save_in_threads_what_they_save_at_once(tmp_path: Path, parallel: str) -> None:
     settings = {"steps": 4, "parallel": parallel, "keep": 1}
     together(2, train_silently, digits(tmp_path / "at-once", **settings, save_every=4))
