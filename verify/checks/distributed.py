@@ -125,7 +125,7 @@ class Divided(Subject):
 
         given = [inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t]
         parts = [part(x, keys) for x, keys in zip(given, 2 * (False, True, True), strict=True)]
-        leaves = [None if x is None else x.clone().requires_grad_() for x in parts]
+        leaves: list[Any] = [None if x is None else x.clone().requires_grad_() for x in parts]
         mask = inputs.mask if inputs.mask is None or inputs.mask.shape[-2] == 1 else part(inputs.mask)
         q, k, v, q_t, k_t, v_t = leaves
         o, o_t = distributed.attention_jvp(

@@ -27,11 +27,14 @@ def test_a_ring_and_ulysses_on_a_mesh(ranks: Ranks, call: Call) -> None:
     assert_like_one(ranks.run(4, works.mixed, call), call)
 
 
-WAYS = (works.by_func_jvp, works.by_dual_level, works.checkpointed, works.compiled)
+WAYS = (works.by_func_jvp, works.by_dual_level, works.checkpointed)
+IN_WAYS = [(how, way) for how in (works.ring, works.ulysses) for way in WAYS]
+IN_WAYS.append((works.ring, works.compiled))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("how", [works.ring, works.ulysses])
+@pytest.mark.parametrize(
+    ("how", "way"), [*IN_WAYS, pytest.param(works.ulysses, works.compiled, marks=pytest.mark.slow)]
+)
 def test_in_every_way_of_calling(ranks: Ranks, how: object, way: object) -> None:
     call = Call(is_causal=True, zigzag=True)
     assert_like_one(ranks.run(2, how, call, way), call)
@@ -41,3 +44,8 @@ def test_in_every_way_of_calling(ranks: Ranks, how: object, way: object) -> None
 def test_dtensors(ranks: Ranks, dims: tuple[int | None, ...]) -> None:
     call = Call(is_causal=True)
     assert_like_one(ranks.run(len(dims) * 2, works.of_dtensors, call, dims), call)
+
+
+def test_tangents_of_all_rows(ranks: Ranks) -> None:
+    for found in ranks.run(3, works.tangents_of_all_rows):
+        assert all(torch.equal(x, 2 * torch.arange(7.0)) for x in found)

@@ -146,3 +146,12 @@ def of_dtensors(group: dist.ProcessGroup, call: Call, dims: tuple[int | None, ..
     for x, like in zip((o, o_t, *grads), (leaves[0], leaves[0], *leaves), strict=True):
         assert isinstance(x, DTensor) and x.placements == like.placements and x.device_mesh == mesh
     return [x.full_tensor().detach() for x in (o, o_t, *grads)]
+
+
+def tangents_of_all_rows(group: dist.ProcessGroup) -> list[Tensor]:
+    """The tangents of what `unshard` gives, by both kinds of forward mode."""
+    sharding = Sharding(7, ring=group, zigzag=True)
+    x = sharding.shard(torch.arange(7.0), 0)
+    with forward_ad.dual_level():
+        _, dual = forward_ad.unpack_dual(sharding.unshard(forward_ad.make_dual(x, 2 * x), 0))
+    return [jvp(lambda x: sharding.unshard(x, 0), (x,), (2 * x,))[1], dual]
