@@ -71,6 +71,7 @@ class RunConfig:
     compile: bool = False  # torch.compile every block
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
     parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
+    context_parallel: int = 1  # processes that share the tokens of an image (ring attention); divides their number
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: int = 0  # CPU threads of PyTorch; 0: PyTorch's own choice, which is slow for small networks
     seed: int = 0  # seed of the weights, the order of the data and all random draws
@@ -85,7 +86,8 @@ class RunConfig:
     evaluate: bool = True  # evaluate the samples at the end of the run
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"):
+        counts = ("steps", "batch", "accumulate", "context_parallel", "save_every", "keep", "sample_every", "log_every")
+        for name in counts:
             _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         _require(self.threads >= 0, "run.threads", "at least 0", self.threads)
         _require(0 <= self.seed < 2**32, "run.seed", "a number in [0, 2^32)", self.seed)
@@ -129,6 +131,7 @@ FREE = frozenset(
     f"run.{name}"
     for name in ("steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep")
 ) | {
+    "run.context_parallel",
     "run.sample_every",
     "run.threads",
     "run.resume",

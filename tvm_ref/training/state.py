@@ -28,6 +28,7 @@ class State:
         self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
+        parallel.share_tokens((self.network, self.target), run.context_parallel, world)
         objective = Objective(self.network, config, world.device)
         parallel.recompute(self.network.blocks, run.checkpointing)
         if run.compile:
