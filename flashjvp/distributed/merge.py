@@ -7,6 +7,8 @@ MATH.md (8) of two parts: with the mass w = exp(lse_i - lse) of the new part i, 
     O   <- O + w * (O_i - O)
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,43 +18,53 @@ Maybe = Tensor | None
 
 
 class Merge:
-    """o, o_t, lse and mu over the keys seen so far, with half types in float32.
+    """o and lse, and with a JVP o_t and mu, over the keys seen so far; half types are held in float32.
 
-    A row that has seen no key has zeros, and lse = -inf. Without a JVP o_t and mu are zeros.
+    A row that has seen no key has zeros, and lse = -inf.
     """
 
-    def __init__(self, q: Tensor, v: Tensor, mask: Maybe) -> None:
-        kind = STATISTIC_DTYPE[q.dtype]
-        self._q = q
-        self._is_additive = is_additive(mask)
-        self._o = q.new_zeros(*q.shape[:-1], v.shape[-1], dtype=kind)
-        self._o_t = torch.zeros_like(self._o)
-        self._mu = q.new_zeros(q.shape[:-1], dtype=kind)
-        self._lse = empty_lse(q, mask).fill_(-torch.inf)
+    def __init__(self, q: Tensor, v: Tensor, mask: Maybe, jvp: bool) -> None:
+        self._q, self._width, self._mask, self._jvp = q, v.shape[-1], mask, jvp
+        self._merged: Sequence[Tensor] | None = None
 
-    def add(self, part: slice, o: Tensor, lse: Tensor, o_t: Maybe = None, mu: Maybe = None) -> None:
-        """What some of the rows got from further keys."""
-        sum_o, sum_o_t, sum_mu, sum_lse = (self._rows(x, part) for x in (self._o, self._o_t, self._mu, self._lse))
+    def add(self, part: slice, o: Tensor, lse: Tensor, *tangents: Tensor) -> None:
+        """o, lse, and with a JVP o_t and mu, that some of the rows got from further keys. They may be written to."""
+        kind = STATISTIC_DTYPE[self._q.dtype]
+        if self._merged is None and part.stop - part.start == self._q.shape[-2]:
+            self._merged = [o.to(kind), lse, *(x.to(kind) for x in tangents)]
+            return
+        self._merged = self._of_no_key() if self._merged is None else self._merged
+        sum_o, sum_lse, *sums_of_tangents = (self._rows(x, part) for x in self._merged)
         w = self._merge_lse(sum_lse, lse)[..., None]
         apart = o - sum_o
-        if o_t is not None and mu is not None:
-            moved = mu - sum_mu
-            sum_o_t.lerp_(o_t.to(sum_o_t.dtype), w)
+        if self._jvp:
+            (o_t, mu), (sum_o_t, sum_mu) = tangents, sums_of_tangents
+            moved = (mu - sum_mu)[..., None]
+            sum_o_t.lerp_(o_t.to(kind), w)
             # mutate: sum_o_t
-            sum_o_t.addcmul_(apart, w * (1 - w) * moved[..., None])
-            sum_mu.addcmul_(w[..., 0], moved)  # mutate: sum_mu
+            sum_o_t.addcmul_(apart, w * (1 - w) * moved)
+            sum_mu.addcmul_(w[..., 0], moved[..., 0])  # mutate: sum_mu
         sum_o.addcmul_(apart, w)
 
-    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """o, o_t, lse and mu, as a backend gives them."""
-        return rows(self._o, self._q), rows(self._o_t, self._q), self._lse, self._mu
+    def results(self) -> list[Tensor]:
+        """o, lse, and with a JVP o_t and mu, as a backend gives them."""
+        o, lse, *of_tangents = self._of_no_key() if self._merged is None else self._merged
+        if self._jvp:
+            of_tangents[0] = rows(of_tangents[0], self._q)
+        return [rows(o, self._q), lse, *of_tangents]
+
+    def _of_no_key(self) -> list[Tensor]:
+        q, kind = self._q, STATISTIC_DTYPE[self._q.dtype]
+        o, mu = q.new_zeros(*q.shape[:-1], self._width, dtype=kind), q.new_zeros(q.shape[:-1], dtype=kind)
+        lse = empty_lse(q, self._mask).fill_(-torch.inf)
+        return [o, lse, torch.zeros_like(o), mu] if self._jvp else [o, lse]
 
     def _rows(self, x: Tensor, part: slice) -> Tensor:
         return x.narrow(self._q.ndim - 2, part.start, part.stop - part.start)
 
     def _merge_lse(self, lse: Tensor, new: Tensor) -> Tensor:
         """The mass of the new keys; `lse` becomes that of all. Of an additive mask, it is a pair (layout.py)."""
-        if not self._is_additive:
+        if not is_additive(self._mask):
             both = torch.logaddexp(lse, new)
             w = torch.exp(new - _finite(both))
             lse.copy_(both)  # mutate: lse

@@ -40,7 +40,7 @@ class Ring:
         dropout_p: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """o and lse; MATH.md (1)-(3), (8)."""
-        merge = Merge(q, v, mask)
+        merge = Merge(q, v, mask, jvp=False)
         for owner, shard in self._around([k, v, None, None]):
             for block in self._blocks(owner, is_causal):
                 k_n, v_n, _, _ = _keys(shard, block)
@@ -48,7 +48,7 @@ class Ring:
                     _rows(q, block), k_n, v_n, self._mask(mask, owner, block), seed, block.is_causal, scale, dropout_p
                 )
                 merge.add(block.rows, o, lse)
-        o, _, lse, _ = merge.results()
+        o, lse = merge.results()
         return o, lse
 
     def forward_jvp(
@@ -57,7 +57,7 @@ class Ring:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """o, o_t, lse and mu; MATH.md (1)-(8)."""
         refuse_tangent_of_mask(mask_t)
-        merge = Merge(q, v, mask)
+        merge = Merge(q, v, mask, jvp=True)
         for owner, shard in self._around([k, v, k_t, v_t]):
             for block in self._blocks(owner, is_causal):
                 k_n, v_n, k_t_n, v_t_n = _keys(shard, block)
@@ -66,7 +66,8 @@ class Ring:
                     None, seed, block.is_causal, scale, dropout_p,
                 )  # fmt: skip
                 merge.add(block.rows, o, lse, o_t, mu)
-        return merge.results()
+        o, lse, o_t, mu = merge.results()
+        return o, o_t, lse, mu
 
     def backward(
         self, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe,
