@@ -4,6 +4,7 @@
 there.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -36,15 +37,17 @@ class Group:
             dist.P2POp(dist.irecv, received, group=self._processes, group_peer=source),
         ])  # fmt: skip
 
-        def wait() -> None:
-            for work in works:
-                work.wait()
-
-        return wait
+        return functools.partial(_wait, works, sent)
 
     def swap(self, sent: Tensor, sent_sizes: list[int], received: Tensor, received_sizes: list[int]) -> None:
         """Sends each rank its part of a buffer, and receives one part from each (all-to-all)."""
         dist.all_to_all_single(received, sent, received_sizes, sent_sizes, group=self._processes)
+
+
+def _wait(works: Sequence[dist.Work], sent: Tensor) -> None:
+    """Waits for messages. What is sent stays in memory until then, since this function has it."""
+    for work in works:
+        work.wait()
 
 
 def packed(tensors: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Keys and values, with their tangents, pass from rank to rank. Each rank computes the attention of its queries over the
 shard that it has at the time, and merges the results. In the backward pass the same shards go round again. With the
 merged o, o_t, lse and mu the gradients of a block are terms of the sums (15) to (20), so nothing else is needed of
-other ranks (docs/distributed.md); what a block adds to the gradients of a shard is sent to the shard's owner.
+other ranks (MATH.md, section 4); what a block adds to the gradients of a shard is sent to the shard's owner.
 
 A message is on its way while a block is computed that does not need it.
 """

@@ -48,7 +48,10 @@ class Sharding:
     ulysses: the processes that exchange rows for heads (which need not divide evenly), likewise.
     key_length: the rows of the whole sequence of keys and values, divided likewise; None = length.
     zigzag: whether a process of the ring holds an early and a late chunk of 2 R, so that all have the same work in
-        causal attention. Its rows are then two runs of positions; see `positions`.
+        causal attention. Its rows are then two runs of positions.
+
+    Methods: `shard(x, dim)` gives this process's rows of a whole tensor, `unshard(x, dim)` all rows of one that is
+    divided, `positions()` where this process's rows are; with `keys=True` for the sequence of keys.
 
     Raises:
         ArgumentTypeError: for processes that are no mesh or group, a length that is no integer, a zigzag that is no
@@ -79,6 +82,10 @@ class Sharding:
             select.COMPOSED[composed] = _backend(of, *groups, *places)
         for attribute, value in (("_groups", groups), ("_places", places), ("_backends", backends)):
             object.__setattr__(self, attribute, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sharding":
+        """The same one: a copy of a network has the same processes."""
+        return self
 
     def positions(self, keys: bool = False) -> Tensor:
         """The positions of this process's rows in the whole sequence (of queries, or of keys): int64 [rows], CPU."""

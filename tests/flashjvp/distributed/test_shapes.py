@@ -1,5 +1,6 @@
 """Any lengths, heads and degrees: threads stand for processes, and results are those of one process to rounding."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -221,3 +222,42 @@ def test_plain_attention_and_its_gradients() -> None:
     for layout in LAYOUTS:
         for found in over_threads(layout._replace(zigzag=True), of_one):
             torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (4, 5), (3,), (0, 2, 4)], ids=str)
+def test_gradients_of_some_inputs(wanted: tuple[int, ...]) -> None:
+    """Only what is wanted is computed and sent."""
+    call = Call(is_causal=True)
+    exact = [x for i, x in enumerate(works.whole(call)[2:]) if i in wanted]
+
+    def of_one(ring: Group, ulysses: Group) -> list[Tensor]:
+        sharding = call.sharding(ring, ulysses)
+        tensors, (G, T) = call.tensors()
+        own = [sharding.shard(x, -2, keys).clone() for x, keys in zip(tensors, OF_KEYS, strict=True)]
+        leaves = [own[i].requires_grad_() for i in wanted]
+        outputs = attention_jvp(*own, sharding, **call.options)
+        grads = torch.autograd.grad(outputs, leaves, [sharding.shard(G, -2), sharding.shard(T, -2)])
+        return [sharding.unshard(x, -2, OF_KEYS[i]) for x, i in zip(grads, wanted, strict=True)]
+
+    for layout in LAYOUTS:
+        for found in over_threads(layout._replace(zigzag=False), of_one):
+            torch.testing.assert_close(found, exact)
+
+
+def test_one_head_without_batch_dims() -> None:
+    x = torch.randn(6, 7, 4, dtype=torch.float64)
+    exact = flashjvp.attention_jvp(*x)
+
+    def of_one(ring: Group, ulysses: Group) -> list[Tensor]:
+        sharding = Sharding(7, ring=ring, ulysses=ulysses)
+        found = attention_jvp(*[sharding.shard(y, 0) for y in x], sharding)
+        return [sharding.unshard(y, 0) for y in found]
+
+    for layout in LAYOUTS:
+        for found in over_threads(layout, of_one):
+            torch.testing.assert_close(tuple(found), exact)
+
+
+def test_a_copy_of_a_network_keeps_its_sharding() -> None:
+    sharding = Sharding(8, ring=Alone([]))
+    assert copy.deepcopy({"sharding": sharding})["sharding"] is sharding
