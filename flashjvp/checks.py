@@ -140,7 +140,7 @@ def _subclass(name: str, x: Tensor) -> None:
     """Of the subclasses of Tensor, those that mean what their memory holds, or that the dispatcher asks what to do."""
     kind = type(x)
     if kind.__module__.startswith("torch.distributed.tensor"):
-        expected = "a local tensor (x.to_local(), or torch.distributed.tensor.experimental.local_map)"
+        expected = "a local tensor (x.to_local(); flashjvp.distributed.attention takes DTensors)"
         raise UnsupportedError(_message(name, expected, "a DTensor"))
     is_wrapper = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
     has_own_functions = getattr(kind.__torch_function__, "__func__", kind.__torch_function__) not in _PLAIN_FUNCTIONS

@@ -27,6 +27,13 @@ limits by topic; the README has [examples](../README.md#use), and [examples](exa
 
 This page is generated: edit the docstrings, then run `python -m reports.api`.
 """
+DIVIDED = "distributed"
+DIVIDED_TOP = """\
+# flashjvp.distributed
+
+What `import flashjvp.distributed` brings besides, for sequences that are divided over processes
+([distributed.md](distributed.md)).
+"""
 LINKS = (
     (re.compile(r"(?<!\]\()flashjvp/kernels/MATH\.md"), "[MATH.md](../flashjvp/kernels/MATH.md)"),
     (re.compile(r"arXiv (\d{4}\.\d{5})"), r"[arXiv \1](https://arxiv.org/abs/\1)"),
@@ -53,12 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def page(package: Path) -> str:
-    """The whole page: functions first, then classes, each in the order of `__all__`."""
+    """The whole page: functions first, then classes, each in the order of `__all__`; then those of a subpackage."""
     found = list(exported(package))
     functions = [node for node in found if isinstance(node, ast.FunctionDef)]
     classes = [node for node in found if isinstance(node, ast.ClassDef)]
     parts = [TOP, *(_entry(node, _signature(node)) for node in functions)]
     parts += [_entry(node, _fields(node)) for node in classes]
+    if (package / DIVIDED / "__init__.py").exists():
+        parts.append(DIVIDED_TOP)
+        for node in exported(package / DIVIDED):
+            head = _fields(node) if isinstance(node, ast.ClassDef) else _signature(node)
+            parts.append(_entry(node, head, f"{DIVIDED}."))
     return "\n".join(parts)
 
 
@@ -103,14 +115,18 @@ def _fields(node: ast.ClassDef) -> str:
     """The bases of a class, and what a dataclass holds."""
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     # ruff, which formats the page too, wants double quotes
-    fields = [f"    {ast.unparse(line)}".replace("'", '"') for line in node.body if isinstance(line, ast.AnnAssign)]
+    fields = [f"    {ast.unparse(line)}".replace("'", '"') for line in node.body if _is_field(line)]
     return "\n".join([f"class {node.name}{bases}{':' if fields else ''}", *fields])
 
 
-def _entry(node: Definition, head: str) -> str:
+def _is_field(line: ast.stmt) -> bool:
+    return isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id[0] != "_"
+
+
+def _entry(node: Definition, head: str, prefix: str = "") -> str:
     """A heading, the signature and the docstring."""
     lines = (ast.get_docstring(node) or "").splitlines()
-    return f"## {node.name}\n\n```py\n{head}\n```\n\n" + "\n".join(_blocks(lines)).rstrip() + "\n"
+    return f"## {prefix}{node.name}\n\n```py\n{head}\n```\n\n" + "\n".join(_blocks(lines)).rstrip() + "\n"
 
 
 def _blocks(lines: Sequence[str]) -> Iterator[str]:

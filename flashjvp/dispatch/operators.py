@@ -26,7 +26,7 @@ Bound = Callable[[Sequence[Maybe]], Any]
 def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The backend's function that computes an operator, and the options as it takes them."""
     q, v = operands.q, operands.v
-    module = select.resolve(options.backend, q.device, q.dtype, select.is_wide(q, v))
+    module = select.serving(options.backend, q, v)
     # mutate: return getattr module
     return getattr(module, operator.name), options.of_backend(q)
 

@@ -92,6 +92,7 @@ class RunConfig:
     compile: bool = False  # torch.compile every block
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
     parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
+    context_parallel: int = 1  # processes that share the tokens of an image (ring attention); divides their number
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: int = 0  # CPU threads of PyTorch; 0: PyTorch's own choice, which is slow for small networks
     seed: int = 0  # seed of the weights, the order of the data and all random draws
@@ -119,7 +120,8 @@ class RunConfig:
     reference_images: str = ""  # zip file or folder of real RGB images, for precision, recall and distances
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"):
+        counts = ("steps", "batch", "accumulate", "context_parallel", "save_every", "keep", "sample_every", "log_every")
+        for name in counts:
             _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every"):
             _require(getattr(self, name) >= 0, f"run.{name}", "at least 0", getattr(self, name))
@@ -168,7 +170,7 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
 FREE = frozenset(
     f"run.{name}"
     for name in (
-        "steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep",
+        "steps", "out", "accumulate", "context_parallel", "compile", "checkpointing", "parallel", "device", "save_every", "keep",
         "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate", "async_checkpoints", "log_norms",
         "loss_bins", "wandb", "profile", "memory_snapshot", "evaluate_every", "evaluate_samples", "inception",
         "reference", "features", "features_reference", "reference_images",

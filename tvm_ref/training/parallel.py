@@ -7,7 +7,7 @@ tensors and NCCL for GPU tensors.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from ..model.dit import DiT
 from .config import ConfigError
 
 T = TypeVar("T")
@@ -166,6 +167,22 @@ def shard(blocks: nn.ModuleList, root: nn.Module, this: World) -> None:
     mesh = init_device_mesh(this.device.type, (this.size,))
     for module in (*blocks, root):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def share_tokens(networks: Sequence[DiT], count: int, this: World) -> None:
+    """Divides the tokens of an image over `count` successive processes, which form a ring in attention.
+
+    The losses of these processes are the same, and their gradients are parts of that of the sum of all processes'
+    losses. So averages over all processes, by DDP or FSDP, are the gradient of the mean loss, as they are without this.
+    """
+    if count == 1:
+        return
+    from flashjvp.distributed import Sharding  # what it imports is not needed otherwise
+
+    mesh = init_device_mesh(this.device.type, (this.size // count, count), mesh_dim_names=("data", "context"))
+    _GROUPS.append(mesh["context"].get_group())
+    for network in networks:
+        network.share_tokens(Sharding(network.config.grid**2, ring=_GROUPS[-1]))
 
 
 def replicate(step: nn.Module, this: World) -> nn.Module:

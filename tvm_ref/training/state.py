@@ -34,6 +34,7 @@ class State:
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
         widths = config.ema.sigma_rels or ()
         self.post_hoc = {width: ema.copy_of(self.network) for width in widths}
+        parallel.share_tokens((self.network, self.target), run.context_parallel, world)
         objective = Objective(self.network, config, world.device)
         parallel.recompute(self.network.blocks, run.checkpointing)
         if run.compile:

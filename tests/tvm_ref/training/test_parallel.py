@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,37 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         pair = [list(network.parameters()) for network in networks]
         # Read into float32: one rounding of each number is added.
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(
+    ("size", "run"),
+    [
+        (2, {"context_parallel": 2}),
+        pytest.param(3, {"context_parallel": 3, "checkpointing": "full"}, marks=pytest.mark.slow),  # one has no token
+        pytest.param(
+            4, {"context_parallel": 2, "parallel": "fsdp", "checkpointing": "selective"}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_processes_that_share_the_tokens_train_like_one(one: Path, tmp_path: Path, size: int, run: Any) -> None:
+    together(size, train_in_float64, digits(tmp_path, **run))
+    assert (tmp_path / "0.json").read_text() == (tmp_path / f"{size - 1}.json").read_text()
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+    networks = [load_model(out, device=torch.device("cpu"), weights="raw").model for out in (tmp_path, one)]
+    pair = [list(network.parameters()) for network in networks]
+    assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_tokens_of_compiled_blocks_train_like_one(one: Path, tmp_path: Path) -> None:
+    together(2, train_compiled_in_float64, digits(tmp_path, context_parallel=2, compile=True))
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+
+
+def test_tokens_are_shared_by_a_divisor_of_the_processes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.context_parallel: expected a divisor of the 1 processes"):
+        train(digits(tmp_path / "run", context_parallel=2))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.sampled(of=2)
