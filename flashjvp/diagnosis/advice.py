@@ -36,7 +36,8 @@ ADVICE = {
     CHECKPOINT: f"stock checkpointing loses tangents: {REPLACED}, or turn it off",
     FUNCTION: "give it a jvp (or setup_context and generate_vmap_rule), or write it with PyTorch's operators",
     OWN_JVP: "its jvp must be differentiable: see the comparisons",
-    IN_PLACE: "write out of place, or give torch.func.functional_call copies of the buffers, made under the JVP",
+    IN_PLACE: "write out of place, or give torch.func.functional_call copies of the buffers, made under the JVP; "
+    "batch norms may count within flashjvp.replaced(model)",
     CUT: "its result has no tangent, though what enters has: remove it, unless it is meant so",
     NO_GRAD: "what is computed without gradients counts as constant: remove torch.no_grad there, unless it is meant",
     NO_FORWARD_AD: "PyTorch has no JVP of it: write it with other operators",

@@ -91,9 +91,12 @@ CASES = [
     Case("no backward of the JVP", Within(lambda m, y: F.glu(small.stretched(y))),
          {("refused", "JVP without backward", "")}, NOT_COMPARED,
          {("refused", "JVP without backward", "")}, NOT_COMPARED),
-    Case("in place on a buffer", Within(small.inner, nn.BatchNorm1d(5)),
+    Case("batch norm with statistics", Within(small.inner, nn.BatchNorm1d(5)),
          {("refused", "in-place on a captured tensor", "inner"), ("wrong", "batch norm in training", "inner")}, OFF,
-         {("refused", "in-place on a captured tensor", "inner")}, training=True),
+         set(), training=True),
+    Case("in place on a buffer", Within(small.inner, small.Counts()),
+         {("refused", "in-place on a captured tensor", "inner")}, RIGHT,
+         {("refused", "in-place on a captured tensor", "inner")}),
     Case("dropout", Within(lambda m, y: F.dropout(y, 0.2, m.training)), set(), RIGHT, set(), training=True),
 ]  # fmt: skip
 
