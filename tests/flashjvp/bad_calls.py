@@ -27,6 +27,10 @@ def good() -> dict[str, Any]:
     return qkv(x(B, H, M, D), x(B, H, N, D), x(B, H, N, D))
 
 
+def of_mask(tangent: Any) -> dict[str, Any]:
+    return {"attn_mask": x(M, N), "attn_mask_t": tangent}
+
+
 def of_dtype(dtype: torch.dtype) -> Callable[[], dict[str, Any]]:
     return lambda: {name: value.to(dtype) for name, value in good().items()}
 
@@ -168,22 +172,14 @@ BOTH = [
     Bad("mask double", lambda: {"attn_mask": x(M, N).double()}, TYPE, "attn_mask", "the dtype of q", "torch.float64"),
     Bad("mask device", lambda: {"attn_mask": x(M, N, device="meta")}, VALUE, "attn_mask", "the device of q", "meta"),
     Bad("mask sparse", lambda: {"attn_mask": x(M, N).to_sparse()}, UNSUPPORTED, "attn_mask", "strided", "sparse_coo"),
-]  # fmt: skip
-PLAIN_ONLY = [
+    # dropout
     Bad("dropout 1", lambda: {"dropout_p": 1.01}, VALUE, "dropout_p", "[0, 1]", "1.01"),
     Bad("dropout negative", lambda: {"dropout_p": -0.5}, VALUE, "dropout_p", "[0, 1]", "-0.5"),
     Bad("dropout nan", lambda: {"dropout_p": float("nan")}, VALUE, "dropout_p", "[0, 1]", "nan"),
     Bad("dropout None", lambda: {"dropout_p": None}, TYPE, "dropout_p", "a real number", "NoneType"),
     Bad("dropout vector", lambda: {"dropout_p": torch.zeros(1)}, TYPE, "dropout_p", "0-dim tensor", "shape [1]"),
-    Bad(
-        "dropout gradient",
-        lambda: {"dropout_p": x(requires_grad=True)},
-        UNSUPPORTED,
-        "dropout_p",
-        "no gradient",
-        "True",
-    ),
-]
+    Bad("dropout gradient", lambda: {"dropout_p": x(requires_grad=True)}, UNSUPPORTED, "dropout_p", "gradient", "True"),
+]  # fmt: skip
 JVP_ONLY = [
     Bad("q_t bool", lambda: {"q_t": True}, TYPE, "q_t", "a tensor", "bool"),
     Bad("v_t list", lambda: {"v_t": []}, TYPE, "v_t", "a tensor", "list"),
@@ -194,6 +190,11 @@ JVP_ONLY = [
     Bad("k_t float8", lambda: {"k_t": x(B, H, N, D).to(torch.float8_e5m2)}, TYPE, "k_t", "float32", "float8_e5m2"),
     Bad("v_t device", lambda: {"v_t": x(B, H, N, D, device="meta")}, VALUE, "v_t", "the device of q, cpu", "meta"),
     Bad("k_t sparse", lambda: {"k_t": x(B, H, N, D).to_sparse()}, UNSUPPORTED, "k_t", "torch.strided", "sparse_coo"),
+    Bad("mask_t list", lambda: of_mask([0.0]), TYPE, "attn_mask_t", "a tensor", "list"),
+    Bad("mask_t dtype", lambda: of_mask(x(M, N).double()), TYPE, "attn_mask_t", "torch.float32", "torch.float64"),
+    Bad("mask_t shape", lambda: of_mask(x(N)), VALUE, "attn_mask_t", "the shape of attn_mask, [6, 5]", "[5]"),
+    Bad("mask_t device", lambda: of_mask(x(M, N, device="meta")), VALUE, "attn_mask_t", "cpu", "meta"),
+    Bad("mask_t alone", lambda: {"attn_mask_t": x(M, N)}, VALUE, "attn_mask_t", "a float attn_mask", "no mask"),
 ]  # fmt: skip
 
 
