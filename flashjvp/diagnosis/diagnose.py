@@ -20,6 +20,7 @@ from .subject import Subject
 
 AS_IT_IS, WITHIN_REPLACED = "as it is", "within replaced()"
 _NORMS = (advice.LAYER_NORM, advice.BATCH_NORM, advice.INSTANCE_NORM)
+_SERVED = (advice.DROPOUT, advice.LEARNED_MASK)
 _SEED = 0
 Inputs = tuple[Any, ...] | list[Any] | Mapping[str, Any] | Tensor
 
@@ -98,7 +99,7 @@ def _diagnosis(way: str, own: Subject, double: Subject, detached: bool) -> Diagn
         refused.append(refusals.place(error, observer))
     judged: tuple[Comparison, ...] = ()
     # Attention by its equations has a JVP: with it, the rest of the model can be seen.
-    double.is_dense = any(place.kind in (advice.SDPA, advice.LEARNED_MASK, advice.DROPOUT) for place in refused)
+    double.is_dense = any(place.kind == advice.SDPA for place in refused)
     with sdpa_kernel(SDPBackend.MATH) if double.is_dense else nullcontext():
         observer, error = _observed(double, way, detached)
         if error is None:
@@ -213,7 +214,7 @@ def _judged_finding(
         to_turn = switches.to_turn(model, place.path)
         kind = advice.DENSE if to_turn is None else advice.SWITCH
         return _finding(place._replace(kind=kind), "slow", calls, to_turn)
-    return _finding(place, "fine", calls, advice.NOTHING)
+    return _finding(place, "fine", calls, None if place.kind in _SERVED else advice.NOTHING)
 
 
 def _finding(place: Place, severity: Severity, calls: int, what_to_do: str | None = None) -> Finding:
