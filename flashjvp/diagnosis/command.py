@@ -4,15 +4,18 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, TextIO
 
 from ..errors import FlashJVPError
 from . import table
 from .diagnose import check
 
 RIGHT, WRONG, BAD_USAGE = 0, 1, 2
+STOPPED = 128 + signal.SIGINT
 
 
 class _BadUsage(Exception):
@@ -36,15 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         model, inputs, tangents = _loaded(given.source)
-        try:
-            report = check(model, inputs, tangents, detached=given.detached, replaced=given.replaced)
-        except FlashJVPError as error:
-            raise _BadUsage(str(error)) from error
-        if given.json:
-            _write(given.json, json.dumps(report.to_dict(), indent=2))
+        with _written(given.json) if given.json else nullcontext() as file:
+            try:
+                report = check(model, inputs, tangents, detached=given.detached, replaced=given.replaced)
+            except FlashJVPError as error:
+                raise _BadUsage(str(error)) from error
+            if file is not None:
+                file.write(json.dumps(report.to_dict(), indent=2) + "\n")
     except _BadUsage as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_USAGE
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return STOPPED
     table.show(report)
     return RIGHT if report.ok else WRONG
 
@@ -58,7 +65,7 @@ def _loaded(source: str) -> tuple[Any, Any, Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(name)
-    except Exception as error:
+    except Exception as error:  # a module of the user's runs
         raise _BadUsage(f"{name}: cannot be imported: {type(error).__name__}: {error}") from error
     for attribute in function.split("."):
         if not hasattr(found, attribute):
@@ -68,7 +75,7 @@ def _loaded(source: str) -> tuple[Any, Any, Any]:
         raise _BadUsage(f"{source}: expected a function, got an object of type {type(found).__name__}")
     try:
         made = found()
-    except Exception as error:
+    except Exception as error:  # a function of the user's runs
         raise _BadUsage(f"{source}: raises {type(error).__name__}: {error}") from error
     if not isinstance(made, tuple) or len(made) != 3:
         came = f"{len(made)} values" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"
@@ -76,9 +83,18 @@ def _loaded(source: str) -> tuple[Any, Any, Any]:
     return made
 
 
-def _write(path: str, text: str) -> None:
+@contextmanager
+def _written(path: str) -> Iterator[TextIO]:
+    """A file that takes its name once it is whole, and that is known to be writable before the work begins."""
+    if not path.endswith(".json") or os.path.isdir(path):
+        raise _BadUsage(f"--json: expected the name of a file that ends in .json, got {path!r}")
+    draft = f"{path}.draft"
     try:
-        with open(path, "w") as file:
-            file.write(text + "\n")
+        with open(draft, "w") as file:
+            yield file
+        os.replace(draft, path)
     except OSError as error:
         raise _BadUsage(f"--json: expected a file that can be written, got {path!r}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            os.remove(draft)

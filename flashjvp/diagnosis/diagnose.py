@@ -120,7 +120,7 @@ def _run_plainly(subject: Subject) -> None:
         subject.output()
     except FlashJVPError:
         raise
-    except Exception as error:
+    except Exception as error:  # the model's code may raise anything
         came = f"{type(error).__name__}: {error}"
         raise ArgumentValueError(f"inputs: expected what the model takes, got {came}") from error
 
@@ -140,7 +140,7 @@ def _observed(subject: Subject, way: str, detached: bool) -> tuple[Observer, Exc
             with observer.watching():
                 found = subject.jvp(keeps_buffers=is_double)
             judge.backward(found, subject.parameters, detached)
-    except Exception as error:
+    except Exception as error:  # what PyTorch refuses, or what the model's code makes of that: both are findings
         return observer, error
     return observer, None
 
@@ -154,7 +154,7 @@ def _of_inference(subject: Subject, way: str) -> list[Finding]:
     try:
         with torch.no_grad(), _around(way, subject):
             subject.jvp()
-    except Exception as error:
+    except Exception as error:  # the model's code may raise anything without gradients; one refusal is looked for
         place = refusals.place(error, observer)
         if place.kind == advice.FAST_PATH:
             return [_finding(place, "harmless", 1)]
