@@ -173,7 +173,7 @@ def _portable_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[st
     of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
     families = ["forward", "backward_preprocess", "backward_query", *(family for family, _ in of_keys)]
     families += ["backward_bias"] * learned
-    found = {name: schedule.lookup(call.device, call.precision, name, call.width)._asdict() for name in families}
+    found = {name: call.tile(name)._asdict() for name in families}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 
 
