@@ -6,6 +6,7 @@ at the contents of a tensor: no synchronisation, and torch.compile traces them. 
 
 import math
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from .operands import Operands
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REAL: Any = (float, int, torch.SymFloat, torch.SymInt, numbers.Real)  # the frequent ones first
+
+_LARGEST = sys.float_info.max  # which an int or a fraction may exceed
 
 # What types of tensors have as __torch_function__ that do nothing there.
 _PLAIN_FUNCTIONS = (getattr(Tensor.__torch_function__, "__func__", None), torch.nn.Parameter.__torch_function__)
@@ -33,7 +36,7 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
     if not isinstance(dropout_p, REAL):
         raise ArgumentTypeError(_message("dropout_p", "a real number", _type(dropout_p)))
     if not 0.0 <= dropout_p <= 1.0:
-        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1]", repr(dropout_p)))
+        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1]", _number(dropout_p)))
     if not isinstance(is_causal, bool):
         raise ArgumentTypeError(
             _message("is_causal", "a bool", _type(is_causal) + hints.of_flag("is_causal", is_causal))
@@ -44,8 +47,8 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
     if scale is not None:
         if not isinstance(scale, REAL) or isinstance(scale, bool):
             raise ArgumentTypeError(_message("scale", "a real number or None", _type(scale)))
-        if not -math.inf < scale < math.inf:
-            raise ArgumentValueError(_message("scale", "a finite number", repr(scale)))
+        if not -_LARGEST <= scale <= _LARGEST:
+            raise ArgumentValueError(_message("scale", "a finite number", _number(scale)))
 
 
 def tensors(x: Operands) -> None:
@@ -68,7 +71,8 @@ def dtypes_and_devices(x: Operands, backend: object) -> None:
         if tensor is None:
             continue
         if tensor.dtype is not dtype:
-            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", str(tensor.dtype)))
+            came = str(tensor.dtype) + hints.of_tangent(name, tensor, x.q, x.k)
+            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", came))
         if tensor.device != device:
             raise ArgumentValueError(_message(name, f"the device of q, {device}", str(tensor.device)))
     if x.mask is not None:
@@ -89,7 +93,8 @@ def ranks_and_tangents(x: Operands) -> None:
     for (name, primal), tangent in zip(primals, (x.q_t, x.k_t, x.v_t), strict=True):
         if tangent is not None and tangent.shape != primal.shape:
             expected = f"the shape of {name}, {_sizes(primal.shape)}"
-            raise ArgumentValueError(_message(f"{name}_t", expected, _shape(tangent.shape)))
+            came = _shape(tangent.shape) + hints.of_tangent(f"{name}_t", tangent, x.q, x.k)
+            raise ArgumentValueError(_message(f"{name}_t", expected, came))
 
 
 def head_dims(x: Operands, backend: str | None) -> None:
@@ -231,6 +236,11 @@ def _broadcast(a: Shape, b: Shape) -> Shape | None:
 
 def _message(argument: str, expected: str, came: str) -> str:
     return f"{argument}: expected {expected}, got {came}"
+
+
+def _number(x: Any) -> str:
+    """Python writes no int of more than 4300 digits."""
+    return repr(x) if isinstance(x, float) or abs(x) <= _LARGEST else "one that float64 cannot hold"
 
 
 def _type(x: object) -> str:

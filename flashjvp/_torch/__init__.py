@@ -185,6 +185,15 @@ def carries_tangent(x: object) -> bool:
         push_transform(layer)
 
 
+def needs_gradient(x: Tensor) -> bool:
+    """Whether a tensor has a gradient at any level of this thread; without the names that tell, at the innermost."""
+    while not x.requires_grad:
+        if _is_wrapped is None or _unwrapped is None or not _is_wrapped(x):
+            return False
+        x = _unwrapped(x)
+    return True
+
+
 def once_a_trace(function: Callable[..., None]) -> Callable[..., None]:
     """torch.compile runs the function once for each trace, and leaves nothing in the graph. (The public decorator,
     `torch.compiler.assume_constant_result`, imports the compiler.)"""

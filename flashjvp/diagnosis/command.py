@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -16,6 +17,7 @@ from .diagnose import check
 
 RIGHT, WRONG = 0, 1
 START = '{\n  "ok": '  # of a file that this command wrote
+STOPPED = 128 + signal.SIGINT
 
 
 class _BadUsage(Exception):
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_USAGE
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return STOPPED
     table.show(report)
     return RIGHT if report.ok else WRONG
 
@@ -65,7 +70,7 @@ def _loaded(source: str) -> tuple[Any, Any, Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a module of the user's runs
         raise _BadUsage(f"{name}: cannot be imported: {type(error).__name__}: {error}") from error
     for attribute in function.split("."):
         if not hasattr(found, attribute):
@@ -75,7 +80,7 @@ def _loaded(source: str) -> tuple[Any, Any, Any]:
         raise _BadUsage(f"{source}: expected a function, got an object of type {type(found).__name__}")
     try:
         made = found()
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a function of the user's runs
         raise _BadUsage(f"{source}: raises {type(error).__name__}: {error}") from error
     if not isinstance(made, tuple) or len(made) != 3:
         came = f"{len(made)} values" if isinstance(made, tuple) else f"an object of type {type(made).__name__}"

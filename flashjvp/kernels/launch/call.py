@@ -122,7 +122,12 @@ class Call:
         width = (
             max(self._chunks(self.k_columns)[1], self._chunks(self.v_columns)[1]) if self._is_odd_half else self.width
         )
-        return schedule.lookup(self.device, self.precision, family, width)
+        return schedule.lookup(self.device, self.precision, family, width, self.has_options)
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the call has dropout or a tangent of its mask."""
+        return self.mask_t is not None or self.seed is not None
 
     @property
     def _is_odd_half(self) -> bool:

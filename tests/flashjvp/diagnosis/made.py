@@ -28,3 +28,7 @@ def raises() -> Made:
 
 def only_a_model() -> nn.Module:
     return nn.Linear(8, 8)
+
+
+def of_many_lines() -> Made:
+    raise ValueError("no weights\nthere")
