@@ -15,7 +15,7 @@ TOOLS = HERE if (HERE / "verify").is_dir() else HERE.parent
 ENTRY_POINTS = {
     "flashjvp-verify": "verify",
     "flashjvp-bench": "bench",
-    **{f"tvm-{name}": f"tvm_ref.{name}" for name in ("train", "sample", "evaluate", "encode", "convert")},
+    **{f"tvm-{name}": f"tvm_ref.{name}" for name in ("train", "sample", "evaluate", "encode", "convert", "export")},
 }
 
 

@@ -15,6 +15,7 @@ import tyro
 from tvm_ref import convert, train
 from tvm_ref.encode import EncodeConfig
 from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.export import ExportConfig
 from tvm_ref.sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,12 @@ EXAMPLES = [
     for i, found in enumerate(EXAMPLE.finditer(page.read_text()))
 ]
 COMMAND = re.compile(r"(?:python -m|torchrun .*-m) tvm_ref\.(\w+) ?(.*)")
-CONFIGS: dict[str, Any] = {"encode": EncodeConfig, "evaluate": EvaluateConfig, "sample": SampleConfig}
+CONFIGS: dict[str, Any] = {
+    "encode": EncodeConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "sample": SampleConfig,
+}
 
 
 def commands() -> list[tuple[str, str]]:
