@@ -67,7 +67,14 @@ OTHERS = [
     ("bench.train_step", "--steps 0", 2, "--steps"), ("bench.host", "--out {here}/a.csv --shape 1,2", 2, "four sizes"),
     ("tvm_ref.encode", "{here} --vae {here} --out {here}/a.zip", 1, "holds no image"),
 ]  # fmt: skip
-ROWS = [*TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *OTHERS]
+EXPORTS = [
+    ("tvm_ref.export", f"{{here}} {words}", status, said)
+    for words, status, said in (
+        ("--out {here}/new", 1, "no checkpoint"), ("--out {here}/a.json", 2, "name of a folder"), ("", 2, "--out"),
+        ("--out {here}/new --layout x", 2, "layout"), ("--out {text}", 1, "exists already"),
+    )
+]  # fmt: skip
+ROWS = [*EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *OTHERS]
 
 
 def test_there_are_a_hundred_rows() -> None:
