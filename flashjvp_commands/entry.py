@@ -9,7 +9,10 @@ from typing import NoReturn
 ENTRY_POINTS = {
     "flashjvp-verify": "verify",
     "flashjvp-bench": "bench",
-    **{f"tvm-{name}": f"tvm_ref.{name}" for name in ("train", "sample", "evaluate", "encode", "convert", "ema")},
+    **{
+        f"tvm-{name}": f"tvm_ref.{name}"
+        for name in ("train", "sample", "evaluate", "encode", "convert", "ema", "export")
+    },
 }
 
 

@@ -36,7 +36,16 @@ from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
 from .style import OURS, STYLE, whole_mode
 from .tables import sweep_table, verification_table
-from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_table, step_table, toy_table
+from .training_tables import (
+    DIGITS_COLUMNS,
+    OLD_DIGITS_COLUMNS,
+    OLD_TOY_COLUMNS,
+    STEP_COLUMNS,
+    TOY_COLUMNS,
+    digits_table,
+    step_table,
+    toy_table,
+)
 from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 from .verification import read_verdicts
@@ -51,7 +60,9 @@ BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$"
 TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     VERIFICATION_COLUMNS: verification_table,
     DIGITS_COLUMNS: digits_table,
+    OLD_DIGITS_COLUMNS: digits_table,
     TOY_COLUMNS: toy_table,
+    OLD_TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
     TURN_COLUMNS: turns_table,
     HOST_COLUMNS: host_table,

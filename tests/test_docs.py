@@ -16,6 +16,7 @@ from tvm_ref import convert, train
 from tvm_ref.ema import EmaSettings
 from tvm_ref.encode import EncodeConfig
 from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.export import ExportConfig
 from tvm_ref.sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,8 @@ EXAMPLES = [
 ]
 COMMAND = re.compile(r"(?:python -m|torchrun .*-m) tvm_ref\.(\w+) ?(.*)")
 CONFIGS: dict[str, Any] = {
-    "ema": EmaSettings, "encode": EncodeConfig, "evaluate": EvaluateConfig, "sample": SampleConfig
+    "ema": EmaSettings, "encode": EncodeConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
+    "sample": SampleConfig,
 }  # fmt: skip
 
 

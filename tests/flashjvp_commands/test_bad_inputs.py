@@ -142,7 +142,14 @@ OTHERS: list[Row] = [
     *(("flashjvp.diagnosis.command", f"os:getcwd --json {path}", 2, "--json")
       for path in ("{here}/a.csv", "{here}/no/a.json", "{here}", "''", "'a{null}.json'", "/proc/a.json")),
 ]  # fmt: skip
-ROWS = [*TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES, *OTHERS]
+EXPORTS: list[Row] = [
+    ("tvm_ref.export", f"{{here}} {words}", status, said)
+    for words, status, said in (
+        ("--out {here}/new", 1, "no checkpoint"), ("--out {here}/a.json", 2, "name of a folder"), ("", 2, "--out"),
+        ("--out {here}/new --layout x", 2, "layout"), ("--out {text}", 1, "exists already"),
+    )
+]  # fmt: skip
+ROWS = [*EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES, *OTHERS]
 
 
 def test_there_are_a_hundred_rows_over_all_commands() -> None:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..data.dataset import BatchOrder, DataConfig, Dataset, open_dataset
 from ..data.digits import real_digits
-from ..data.toys import TRAINING_SEED, ToyName, toy_points
+from ..data.toys import TRAINING_SEED, ToyName, nearest_gaussian, toy_points
 from ..model.dit import DiT
 from ..sampling.generate import generate
 from ..sampling.sampler import cycle_error
 from .digit_classifier import DigitJudge
-from .metrics import wasserstein2
+from .diversity import variance_ratio
+from .metrics import precision_recall, wasserstein2
 
 CYCLE_TIMES = (0.25, 0.5, 1.0)
 CYCLE_IMAGES = 64
@@ -47,26 +48,40 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_toy(model: DiT, name: ToyName, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
-    """Evaluates a network of 2-D points. w2: exact 2-Wasserstein distance of `count` samples to as many fresh points.
+    """Evaluates a network of 2-D points: the figures of `toy_figures` of `count` samples beside as many fresh points.
 
-    Context: w2_fresh, the same distance between two sets of fresh points, which is what a perfect network reaches on
-    average; and the cycle errors. Fresh points are not training data.
+    Context: the same figures of other fresh points (w2_fresh and so on), which is what a perfect network reaches on
+    average; and the cycle errors. Fresh points are not training data. Raises ValueError for fewer than four samples.
     """
     one, two = (torch.from_numpy(toy_points(name, count, TRAINING_SEED + 1 + i)) for i in range(2))
     labels = torch.zeros(count, dtype=torch.int64)
     by_nfe = {
-        nfe: {"w2": wasserstein2(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]).flatten(1), one)}
+        nfe: toy_figures(name, torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]).flatten(1), one)
         for nfe in nfes
     }
-    context = {"w2_fresh": wasserstein2(two, one), **cycle_errors(model, open_dataset(DataConfig(name=name)), sampling)}
+    context = {f"{figure}_fresh": value for figure, value in toy_figures(name, two, one).items()}
+    context |= cycle_errors(model, open_dataset(DataConfig(name=name)), sampling)
     return Evaluation(count, by_nfe, context)
 
 
+def toy_figures(name: ToyName, points: Tensor, fresh: Tensor) -> dict[str, float]:
+    """Compares points [n, 2] with fresh ones. w2: exact 2-Wasserstein distance; precision and recall.
+
+    Of the eight Gaussians also variance: that around each, over that of the fresh points. Each point counts to the
+    nearest one.
+    """
+    figures = {"w2": wasserstein2(points, fresh), **precision_recall(points, fresh)._asdict()}
+    if name == "eight_gaussians":
+        figures["variance"] = variance_ratio(points, nearest_gaussian(points), fresh, nearest_gaussian(fresh))
+    return figures
+
+
 def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
-    """Evaluates a network of digits: accuracy and frechet of `DigitJudge` for `count` samples.
+    """Evaluates a network of digits: the figures of `DigitJudge` for `count` samples.
 
     The samples have the labels of the real digits, repeated as needed. Context: the classifier's accuracy on held-out
-    digits, and the cycle errors.
+    digits; the figures but accuracy of real digits drawn with replacement (frechet_bootstrap and so on); and the cycle
+    errors. Raises ValueError for samples too few to have neighbours, or two of a class.
     """
     judge = DigitJudge()
     labels = torch.from_numpy(np.resize(real_digits().labels, count))
@@ -74,10 +89,11 @@ def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sam
     for nfe in nfes:
         quality = judge.judge(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]), labels)
         by_nfe[nfe] = quality._asdict()
-    dataset = open_dataset(DataConfig(name="digits"))
-    return Evaluation(
-        count, by_nfe, {"judge_accuracy": judge.held_out_accuracy, **cycle_errors(model, dataset, sampling)}
-    )
+    real = judge.bootstrap(count, sampling.seed)._asdict()
+    context = {"judge_accuracy": judge.held_out_accuracy}
+    context |= {f"{figure}_bootstrap": value for figure, value in real.items() if figure != "accuracy"}
+    context |= cycle_errors(model, open_dataset(DataConfig(name="digits")), sampling)
+    return Evaluation(count, by_nfe, context)
 
 
 def cycle_errors(model: DiT, dataset: Dataset, sampling: Sampling) -> dict[str, float]:

@@ -170,10 +170,10 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
 FREE = frozenset(
     f"run.{name}"
     for name in (
-        "steps", "out", "accumulate", "context_parallel", "compile", "checkpointing", "parallel", "device", "save_every",
-        "keep", "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate", "async_checkpoints",
-        "log_norms", "loss_bins", "wandb", "profile", "memory_snapshot", "evaluate_every", "evaluate_samples", "inception",
-        "reference", "features", "features_reference", "reference_images",
+        "steps", "out", "accumulate", "context_parallel", "compile", "checkpointing", "parallel", "device",
+        "save_every", "keep", "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate",
+        "async_checkpoints", "log_norms", "loss_bins", "wandb", "profile", "memory_snapshot", "evaluate_every",
+        "evaluate_samples", "inception", "reference", "features", "features_reference", "reference_images",
     )
 ) | {"data.path", "data.max_bad", "ema.every", "ema.precision"}  # fmt: skip
 
