@@ -254,3 +254,8 @@ def test_a_signal_keeps_what_was_finished_and_names_it(folder: Path, number: sig
     assert "finished parts are kept in" in said and not (folder / "out.zip").exists()
     assert len(list(beside(folder / "out.zip").glob("*.part"))) >= 2
     assert encode_folder(settings(folder, folder / "out.zip", batch=1)) == (COUNT, 0)
+
+
+def test_a_limit_below_zero_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="max_bad: expected at least 0, got -1"):
+        settings(folder, folder / "out.zip", max_bad=-1)
