@@ -137,13 +137,14 @@ def test_processes_share_the_work_and_give_the_results_of_one(size: int, folder:
     assert results(folder, "many") == results(folder, "one") and left(folder) == []
 
 
-def test_killed_at_any_point_the_results_are_the_same(folder: Path) -> None:
+@pytest.mark.parametrize("attempts", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_killed_at_any_point_the_results_are_the_same(attempts: int, folder: Path) -> None:
     calls, choice = CHILDREN.Value("i", 0), random.Random()
     began = time.monotonic()
     finish(start(evaluated, arguments(folder, "whole"), calls, -1))
     seconds, total = time.monotonic() - began, calls.value
     words = arguments(folder, "broken")
-    for attempt in range(8):
+    for attempt in range(attempts):
         if attempt % 2:  # one process, between two changes of files
             calls.value = 0
             children = [start(evaluated, words, calls, choice.randrange(total))]
