@@ -70,11 +70,13 @@ class Observations:
         self._sharded = any(isinstance(x, DTensor) for x in network.parameters())
         self._squares = torch.zeros(0)  # [blocks, (sum, count) of tokens and tangents], float64
         self._gradients = torch.zeros(0)  # [parts], float64: squares of the norms on this process
-        # [bins, (sum, count) of the velocity and the flow term], float64
+        # [bins, (sum, count) of the velocity and the flow term], float64: since the last row, and of this step
         self._bins = torch.zeros(config.run.loss_bins, 4, dtype=torch.float64, device=world.device)
+        self._bins_of_step = self._bins.clone()
 
     def begin(self, step: int) -> None:
         """Before step `step`, counted from 1."""
+        self._bins_of_step.zero_()
         self._norms_due = bool(self._run.log_norms) and step % self._run.log_norms == 0
         self._bins_due = bool(self._run.loss_bins) and step % self._run.log_every == 0
         self._network.watch = self._tokens if self._norms_due else None
@@ -89,12 +91,12 @@ class Observations:
             return
         flow_time = batch.t if self._flow_at_t else batch.s2
         for column, (time, values) in enumerate(((batch.t, terms.velocity), (flow_time, terms.flow))):
-            count = len(self._bins)
+            count = self._run.loss_bins
             places = (time.double() * count).long().clamp(0, count - 1)
             # A product with ones and zeros: sums in the same order every time, unlike sums by index on a GPU.
             chosen = torch.nn.functional.one_hot(places, count).double()
             both = torch.stack([values.double(), torch.ones_like(values, dtype=torch.float64)])
-            self._bins[:, 2 * column : 2 * column + 2] += (both @ chosen).T
+            self._bins_of_step[:, 2 * column : 2 * column + 2] += (both @ chosen).T
 
     @torch.no_grad()
     def gradients(self) -> None:
@@ -108,8 +110,9 @@ class Observations:
         self._gradients = torch.stack(norms)
 
     def rows(self, step: int) -> tuple[list[NormRow], list[BinRow]]:
-        """The rows that are due after step `step`. Every process calls it after every step."""
+        """The rows that are due after step `step`. Every process calls it after every step that is not thrown away."""
         norms, bins = [], []
+        self._bins += self._bins_of_step
         if self._norms_due:
             tokens = self._world.sum(self._squares).tolist()
             squares = (self._world.sum(self._gradients) if self._sharded else self._gradients).tolist()

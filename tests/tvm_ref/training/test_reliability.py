@@ -40,14 +40,15 @@ def state(out: Path) -> dict[str, torch.Tensor]:
     return {name: x for file in sorted(newest.glob("*.safetensors")) for name, x in load_file(file).items()}
 
 
-def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path, kills: int) -> None:
     whole, broken = toy(tmp_path / "whole", steps=16), toy(tmp_path / "broken", steps=16)
     calls = CHILDREN.Value("i", 0)
     began = time.monotonic()
     finish(start(killed_at_a_file_call, whole, calls, -1))
     seconds, total = time.monotonic() - began, calls.value
     choice = random.Random()
-    for kill in range(6):
+    for kill in range(kills):
         if kill % 2:  # between two changes of files: nearly all of them write a checkpoint
             calls.value = 0
             child = start(killed_at_a_file_call, broken, calls, choice.randrange(total // 4))

@@ -22,7 +22,9 @@ def test_the_chosen_steps_are_traced(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("settings", [{"profile": (3, 9)}, {"profile": (8, 9)}, {"memory_snapshot": 9}])
+@pytest.mark.parametrize(
+    "settings", [pytest.param({"profile": (4, 9)}, marks=pytest.mark.slow), {"profile": (8, 9), "memory_snapshot": 9}]
+)
 def test_a_run_that_ends_before_writes_no_trace(tmp_path: Path, settings: dict[str, Any]) -> None:
     train(toy(tmp_path, steps=4, **settings))
     assert not (tmp_path / "profile").exists()
