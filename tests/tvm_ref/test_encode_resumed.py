@@ -75,7 +75,8 @@ def pixels_of_labels(archive: Path) -> dict[float, int]:
     return {float(data.item(i)[0, 0, 0]): int(label) for i, label in enumerate(labels)}
 
 
-@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 7])
 def test_processes_share_the_work_and_make_the_archive_of_one(size: int, folder: Path) -> None:
     """Seven have more processes than parts."""
     encode_folder(settings(folder, folder / "one.zip"))
@@ -84,13 +85,14 @@ def test_processes_share_the_work_and_make_the_archive_of_one(size: int, folder:
     assert not list(folder.glob("*unfinished*")) and not list(folder.glob(".*"))
 
 
-def test_killed_at_any_point_the_archive_is_the_same(folder: Path) -> None:
+@pytest.mark.parametrize("attempts", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_killed_at_any_point_the_archive_is_the_same(attempts: int, folder: Path) -> None:
     whole, broken = folder / "whole.zip", folder / "broken.zip"
     calls, choice = CHILDREN.Value("i", 0), random.Random()
     began = time.monotonic()
     finish(start(encoded, settings(folder, whole), calls, -1))
     seconds, total = time.monotonic() - began, calls.value
-    for attempt in range(8):
+    for attempt in range(attempts):
         if attempt % 2:  # one process, between two changes of files
             calls.value = 0
             children = [start(encoded, settings(folder, broken), calls, choice.randrange(total))]
@@ -238,7 +240,8 @@ sys.exit(ending.run(test.command.main))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_finished_and_names_it(folder: Path, number: signal.Signals) -> None:
     arguments = [str(folder / "images"), "--vae", str(folder / "vae"), "--out", str(folder / "out.zip")]
     arguments += ["--size", "8", "--batch", "1", "--device", "cpu"]
@@ -254,3 +257,8 @@ def test_a_signal_keeps_what_was_finished_and_names_it(folder: Path, number: sig
     assert "finished parts are kept in" in said and not (folder / "out.zip").exists()
     assert len(list(beside(folder / "out.zip").glob("*.part"))) >= 2
     assert encode_folder(settings(folder, folder / "out.zip", batch=1)) == (COUNT, 0)
+
+
+def test_a_limit_below_zero_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="max_bad: expected at least 0, got -1"):
+        settings(folder, folder / "out.zip", max_bad=-1)

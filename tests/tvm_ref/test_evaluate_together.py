@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flashjvp_commands.ending import status_of
 from tests.tvm_ref import kills
 from tests.tvm_ref.quality.test_vit import weights
 from tests.tvm_ref.runs import CHILDREN, finish, launch, start, together
@@ -136,13 +137,14 @@ def test_processes_share_the_work_and_give_the_results_of_one(size: int, folder:
     assert results(folder, "many") == results(folder, "one") and left(folder) == []
 
 
-def test_killed_at_any_point_the_results_are_the_same(folder: Path) -> None:
+@pytest.mark.parametrize("attempts", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_killed_at_any_point_the_results_are_the_same(attempts: int, folder: Path) -> None:
     calls, choice = CHILDREN.Value("i", 0), random.Random()
     began = time.monotonic()
     finish(start(evaluated, arguments(folder, "whole"), calls, -1))
     seconds, total = time.monotonic() - began, calls.value
     words = arguments(folder, "broken")
-    for attempt in range(8):
+    for attempt in range(attempts):
         if attempt % 2:  # one process, between two changes of files
             calls.value = 0
             children = [start(evaluated, words, calls, choice.randrange(total))]
@@ -253,3 +255,27 @@ def test_a_signal_keeps_what_was_finished_and_names_it(folder: Path, number: sig
         _, said = child.communicate(timeout=60)
     assert child.returncode == 128 + number and "Traceback" not in said
     assert "finished parts are kept in" in said and not (folder / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("--save-images {here}/a.jpg", 2, "ends with"),
+        ("--nfe 1,0", 1, "nfe: expected numbers of at least 1"),
+        ("--samples 1", 1, "samples: expected at least 2"),
+        ("--features {here}/none.safetensors", 1, "no feature network at"),
+        ("--features {here}/detector.pt", 1, "expected safetensors"),
+        ("--features-reference {here}/none.npz", 1, "no reference statistics at"),
+        ("--reference-images {here}/run", 1, "holds no .png file"),
+        ("--data {here}/none", 1, "no dataset at"),
+        ("--device cuda:77", 2, "device: cuda:77 is not there"),
+    ],
+)
+def test_a_bad_input_is_said_in_one_line(
+    words: str, status: int, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    given = [*arguments(folder, "a"), *words.format(here=folder).split()]
+    assert status_of(lambda: command.main(given)) == status
+    shown = capsys.readouterr().err
+    assert said in shown and shown.count("\n") == 1 and sorted(folder.rglob("*")) == before
