@@ -188,6 +188,20 @@ def test_dropout_keeps_the_warp_specialised_kernels_off() -> None:
     assert found.kernels == "portable" and found.why_not_faster[0].startswith("dropout")
 
 
+def test_dropout_and_a_masks_tangent_have_forward_tiles_of_their_own() -> None:
+    q, k, v = qkv(2, 4, 100, 128, **HALF)
+    mask = torch.empty(100, 100, **HALF)
+
+    def tile(**options: Any) -> dict[str, int]:
+        return dict(flashjvp.explain(q, k, v, q, k, v, backend="triton", **options).tiles["forward"])
+
+    plain = tile(attn_mask=mask)
+    assert tile(attn_mask=mask, attn_mask_t=mask) == tile(dropout_p=0.1) != plain
+    own = schedule.WITH_OPTIONS["sm_90", "half", "forward", 128]
+    assert tile(dropout_p=0.1) == own._asdict()
+    assert plain == schedule.TABLES["sm_90"]["half"]["forward"][128]._asdict()
+
+
 @interpreted
 @pytest.mark.parametrize("d", [64, 72])
 @pytest.mark.parametrize("tangents", ["qkv", ""])
