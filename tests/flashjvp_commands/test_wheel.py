@@ -131,6 +131,7 @@ def test_help(name: str, outside: Callable[[str], "subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_every_command_runs(outside: Callable[[str], "subprocess.CompletedProcess[str]"]) -> None:
     from verify.faults.fault_list import FAULTS
 
