@@ -126,20 +126,24 @@ class _Arrived:
     """Raises Stopped for a signal while a command runs; one that came before is kept until then."""
 
     def __init__(self) -> None:
-        self._runs, self._early = False, 0
+        self._runs, self._number = False, 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
         if self._runs:
             raise Stopped(number)
-        self._early = number
 
     def raised_in(self, command: Callable[[], int | None]) -> int | None:
         """Runs the command."""
         try:
             self._runs = True
-            if self._early:
-                raise Stopped(self._early)
+            if self._number:
+                raise Stopped(self._number)
             return command()
+        except Exception as error:
+            if not self._number:
+                raise
+            raise Stopped(self._number) from error  # what was stopped halfway, such as an import, fails somehow
         finally:
             self._runs = False
 

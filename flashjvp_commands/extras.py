@@ -23,10 +23,17 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 def advice(*extras: str) -> str | None:
     """What to install for these extras, or None if everything is there."""
-    missing = [name for extra in extras for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    missing = [name for extra in extras for name in EXTRAS[extra] if not _is_installed(name)]
     if not missing:
         return None
     return f"error: {', '.join(dict.fromkeys(missing))} not installed: pip install 'flashjvp[{','.join(extras)}]'"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # hidden from Python by a finder, or by an entry of sys.modules
+        return False
 
 
 def needed_by_commands(package: str, *extras: str) -> None:

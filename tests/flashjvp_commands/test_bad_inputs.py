@@ -169,6 +169,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.sampled(of=4)
 @pytest.mark.parametrize(("module", "words", "status", "said"), ROWS)
 def test_a_bad_input_is_said_in_a_line_and_nothing_is_written(
     module: str, words: str, status: int, said: str, places: dict[str, Any], tmp_path: Path,

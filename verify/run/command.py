@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"out of {', '.join(DTYPES)} (all)",
     )
-    options.add_argument("--quick", action="store_true", help="a sample: a minute or two on two idle cores")
+    options.add_argument("--quick", action="store_true", help="a sample: about a minute on two idle cores")
     options.add_argument(
         "--seed", type=types.seed, default=0, metavar="N", help="of all numbers and of the random cases (0)"
     )
