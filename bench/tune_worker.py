@@ -26,7 +26,8 @@ from flashjvp.kernels.launch.schedule import Tile
 from verify.budget import tolerance
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
-from verify.codegen.command import Configuration, fault
+from verify.codegen.command import fault
+from verify.codegen.configuration import Configuration
 from verify.codegen.worker import compile_all
 from verify.oracles import attention as oracles
 

@@ -51,7 +51,7 @@ def may_hold_tangents() -> bool:
 
     PyTorch counts dual levels for the whole process, so that an open one may belong to another thread.
     """
-    if _torch.transforms_active() or _torch.dispatch_modes_active():
+    if _torch.transforms_active() or _torch.dispatch_modes():
         return True
     return _torch.dual_level_active() and not is_marked("lowered")
 

@@ -23,7 +23,7 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
 
     `attention_jvp` takes q, k, v, q_t, k_t, v_t and is called below the transform.
     """
-    if _JVP is None or not _torch.transforms_active() or _torch.is_watched() or _torch.dispatch_modes_active():
+    if _JVP is None or not _torch.transforms_active() or _torch.is_watched() or _torch.dispatch_modes():
         return None
     transform = _torch.innermost_transform()
     if transform.key().value != _JVP or not all([type(x) is Tensor for x in tensors]):

@@ -146,7 +146,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "aligned mask read at its first keys alone", "tiles", TILES, "tile",
-        "tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride, 16)", "mask_bool_aligned",
+        "tile = tl.multiple_of(first + tl.cast(m0, tl.uint32).to(tl.uint64) * stride, 16)", "mask_bool_aligned",
     ),
     Fault(
         "aligned mask without its row", "tiles", TILES, "offsets",
@@ -171,7 +171,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",
-        'packed, _, is_regular, special = _layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
+        'packed, _, is_regular, special = layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
         "layout_sequence_major",
     ),
     Fault(
@@ -199,8 +199,8 @@ _OF_WIRING = [
     ),
     Fault(
         "d_k and d_v exchanged", "wiring", AUTOGRAD, "grads (1)",
-        "d_q, d_v, d_k = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))\n"
-        "grads = (d_q, d_k, d_v)",
+        "d_q, d_v, d_k, d_mask = ctx.gradients(BACKWARD, (d_o, *ctx.saved_tensors), tuple(wanted))\n"
+        "grads = (d_q, d_k, d_v, d_mask)",
         "plain",
     ),
     Fault(
@@ -228,7 +228,7 @@ _OF_WIRING = [
     ),
     Fault(
         "recorded backward gives tangents first", "wiring", AUTOGRAD, "grads (3)",
-        "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)\n"
+        "grads = _redispatch_in_node(operator, keyset, operator.split((*args, wanted)), fwd_grad)\n"
         "grads = (*grads[3:], *grads[:3])",
         check="func.grad",
     ),
@@ -333,7 +333,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "tangent of a mask read a key too far", "tiles", "kernels/portable/bias_tangent.py", "offsets",
-        "offsets = row.to(tl.int64) * mask_t[1] + (column + 1) * MASK_LAYOUT[0]", "gqa_short", "learned-bias",
+        "offsets = row.to(tl.int64) * row_stride + (column + 1) * COLUMN_STRIDE", "gqa_short", "learned-bias",
     ),
     Fault(
         "tangent of a mask missing in the backward pass", "both sides", TILE, "return p bias_t",
@@ -346,7 +346,7 @@ _OF_SITUATIONS = [
     # Dropout
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
-        "return ((word >> 2).to(tl.int32) >= DROPOUT[0] // 2,)", "gqa_short", "dropout",
+        "return ((word >> 2).to(tl.int32) >= THRESHOLD // 2,)", "gqa_short", "dropout",
     ),
     Fault(
         "dropout forgotten in o", "forward", FORWARD, "p",
@@ -387,7 +387,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "S - lse of a sum of the pair", "both sides", TILE, "s (1)",
-        "s = (s - (tl.maximum(lse[0], LEAST) + lse[1])[:, None] + lse[1][:, None]) * 1.4426950408889634",
+        "s = (s - (tl.maximum(m, LEAST) + log_l)[:, None] + log_l[:, None]) * 1.4426950408889634",
         "gqa_short", "finite-masks",
     ),
     Fault(

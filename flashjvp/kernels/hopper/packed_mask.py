@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -74,7 +75,8 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> PackedMask:
     """The words in the layouts that are asked for; none without a mask."""
     if call.mask is None:
         return PackedMask()
-    tensor, (_, (row, head, batch)), _ = call.mask
+    _, (row, head, batch) = call.mask.raw
+    tensor: Tensor = call.mask.tensor
     varies = (batch != odd(0), head != odd(0), row != 0)
     m, n, heads, _ = call.sizes
     by_batch, by_head, by_query = varies
@@ -96,7 +98,8 @@ def packed_by_key(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     if mask is None:
         return ()
     else:
-        rows = M if VARIES[2] else 1
+        BY_QUERY: gl.constexpr = VARIES[2]
+        rows = M if BY_QUERY else 1
         first = mask + _number(batch, head, heads, VARIES) * (gl.cdiv(N, 128) * 4 * rows)
         return (first, rows, 4 * rows)
 
@@ -107,16 +110,19 @@ def packed_by_query(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     if len(mask) == 0:
         return ()
     else:
-        blocks = gl.cdiv(M, 128) * 4 if VARIES[2] else 4
+        BY_QUERY: gl.constexpr = VARIES[2]
+        blocks = gl.cdiv(M, 128) * 4 if BY_QUERY else 4
         first = mask[0] + _number(batch, head, heads, VARIES) * (blocks * N)
-        return (first, N, 4 * N if VARIES[2] else 0)
+        return (first, N, 4 * N if BY_QUERY else 0)
 
 
 @gluon.jit
 def _number(batch, head, heads, VARIES: gl.constexpr):
     """The number of a head's mask among those that are packed."""
-    number = (batch * heads if VARIES[1] else batch) if VARIES[0] else batch * 0
-    number = number + head if VARIES[1] else number  # mutate: number
+    BY_BATCH: gl.constexpr = VARIES[0]
+    BY_HEAD: gl.constexpr = VARIES[1]
+    number = (batch * heads if BY_HEAD else batch) if BY_BATCH else batch * 0
+    number = number + head if BY_HEAD else number  # mutate: number
     return number.to(gl.int64)
 
 

@@ -78,9 +78,9 @@ def is_current(index: int | None) -> bool:
     return index is None or index == _torch.current_cuda_device()
 
 
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes the tensors' device the current one."""
-    return _HERE if is_current(index_of(device)) else torch.cuda.device(device)
+def on_device(index: int | None) -> AbstractContextManager[object]:
+    """Makes the device with this index the current one."""
+    return _HERE if is_current(index) else torch.cuda.device(index)
 
 
 def _is_hooked() -> bool:
