@@ -89,9 +89,9 @@ def attention(
     Numerics:
         float16 and bfloat16: P is rounded to the input dtype before P @ v, everything else is float32. float32: IEEE
         products, TF32 only where `torch.backends.cuda.matmul` allows it; factors of products then have 11 significant
-        bits, sums are float32. For that, the kernels for Hopper GPUs read float16 copies in units that they measure:
-        these take half the bytes of the inputs while a pass runs, rows may be 2^-100 to 2^100 long, and those far
-        shorter than the longest one of their tensor lose digits. float64: float64 throughout.
+        bits, sums are float32. For that, the kernels for Hopper GPUs read float16 copies with per-tensor scaling: these
+        take half the bytes of the inputs while a pass runs, rows may be 2^-100 to 2^100 long, and those far shorter
+        than the longest one of their tensor lose digits. float64: float64 throughout.
         Under `torch.autocast` float16, bfloat16 and float32 inputs are cast to its dtype; float64 inputs, boolean masks
         and float32 masks are left alone.
 

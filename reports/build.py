@@ -31,13 +31,13 @@ from flashjvp_commands import ending
 from . import verify_plot
 from .environment import DATA, ROOT
 from .host_times import HOST_COLUMNS, host_table
+from .interleaved import INTERLEAVED_COLUMNS, interleaved_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
 from .style import OURS, STYLE, whole_mode
 from .tables import sweep_table, verification_table
 from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_table, step_table, toy_table
-from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 from .verification import read_verdicts
 
@@ -53,7 +53,7 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     DIGITS_COLUMNS: digits_table,
     TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
-    TURN_COLUMNS: turns_table,
+    INTERLEAVED_COLUMNS: interleaved_table,
     HOST_COLUMNS: host_table,
 }
 

@@ -105,7 +105,7 @@ _CAN_WATCH = PER_LEVEL and _are_there(_dispatch_modes, _function_modes, _profile
 CAN_SKIP_DISPATCHER = _CAN_WATCH and _are_there(dispatch_keys, included_keys, excluded_keys, TensorGuards)
 _LEAVE_JVP = (TransformType, unwrap_level, innermost_transform, pop_transform, push_transform)
 CAN_LEAVE_JVP = _are_there(_transforms_active, _level_of, _unwrapped, *_LEAVE_JVP)
-CAN_LOWER_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
+CAN_CALL_BELOW_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
 
 
 def _unknown() -> bool:

@@ -15,7 +15,7 @@ from . import derivatives
 
 Maybe = Tensor | None
 # Numbers compare in a third of the time that members of this enumeration take.
-_JVP = _torch.TransformType.Jvp.value if derivatives.BY_LEVEL and _torch.CAN_LOWER_JVP else None
+_JVP = _torch.TransformType.Jvp.value if derivatives.BY_LEVEL and _torch.CAN_CALL_BELOW_JVP else None
 
 
 def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Any]) -> Tensor | None:
@@ -37,7 +37,7 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
     primals = [_torch.unwrap_level(x, level) for x in tensors]
     layer = _torch.pop_transform()
     try:
-        with marked("lowered"):
+        with marked("below_jvp"):
             o, o_t = attention_jvp(*primals, *tangents)
     finally:
         _torch.push_transform(layer)

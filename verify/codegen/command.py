@@ -45,7 +45,7 @@ SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 OPTION_SPILLS = 1 / 128
 # With learned masks and dropout, whose tiles are those of calls without them: 1.5 % was found, and no tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
-# release of Triton -> (kind of product, largest head dim, family) -> the most that was found
+# release of Triton -> (input precision, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
     "3.8": {
@@ -209,7 +209,7 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
         write_rows(out, rows, COLUMNS)
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     failed = sum(fault(kernel, triton.__version__) != "" for kernel in rows)
-    what = "all configurations" if options.all else "a sample (every head dim and kind of product, each option once)"
+    what = "all configurations" if options.all else "a sample (every head dim and input precision, each option once)"
     console.print(f"{len(rows)} kernels of {what} for {', '.join(options.arch)}: {failed} failed")
     return stopped_status(stop) if stop else 1 if failed or not rows else 0
 

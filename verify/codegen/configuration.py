@@ -10,7 +10,7 @@ HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
 
 @dataclass(frozen=True)
 class Configuration:
-    """One call of attention, forward and backward: the kind of product (half is bfloat16), head dims and options.
+    """One call of attention, forward and backward: the input precision (half is bfloat16), head dims and options.
 
     `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "learned" (with
     a gradient, and a tangent where there are any) or "dropout" (of probabilities, without a mask), `group` the query

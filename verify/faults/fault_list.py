@@ -4,7 +4,7 @@ from .fault import Fault
 from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_tiled import OF_TILED, TILED
 
-FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
+FORWARD, PREPROCESS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
 QUERY, KEY, TILE = (
     "kernels/portable/backward_query.py",
     "kernels/portable/backward_key.py",
@@ -60,15 +60,15 @@ _OF_KERNELS = [
     Fault(
         "tangents read with the strides of their primals", "jvp", FORWARD, "args",
         "x = call.operands(*inputs)\n"
-        "x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
+        "x = (*x[:3], *(t and (t[0], (t[1][0], p[1][1]), t[2]) for p, t in zip(x[:3], x[3:])))\n"
         "args = (*x, call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)",
         "layout_expanded",
     ),
     # Row sums
-    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta (2)", "pass"),
-    Fault("delta without G * O", "row sums", ROWSUMS, "delta (1)", "pass"),
+    Fault("delta without T * O_t", "preprocess", PREPROCESS, "delta (2)", "pass"),
+    Fault("delta without G * O", "preprocess", PREPROCESS, "delta (1)", "pass"),
     Fault(
-        "only the first chunk of columns summed", "row sums", ROWSUMS, "for i tl",
+        "only the first chunk of columns summed", "preprocess", PREPROCESS, "for i tl",
         "for i in tl.static_range(len(x), len(x)):", "dims_72_72",
     ),
     # What both backward kernels share

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -75,8 +74,7 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> PackedMask:
     """The words in the layouts that are asked for; none without a mask."""
     if call.mask is None:
         return PackedMask()
-    _, (row, head, batch) = call.mask.raw
-    tensor: Tensor = call.mask.tensor
+    tensor, (_, (row, head, batch)), _ = call.mask
     varies = (batch != odd(0), head != odd(0), row != 0)
     m, n, heads, _ = call.sizes
     by_batch, by_head, by_query = varies

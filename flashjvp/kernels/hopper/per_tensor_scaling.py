@@ -87,8 +87,7 @@ def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], sca
     q, q_t, d_o, d_o_t = scaled_q
     k, v, k_t, v_t = scaled_k
     assert q is not None and k is not None and v is not None
-    mask = None if call.mask is None else call.mask.tensor
-    half = Call(q, k, v, mask, call.is_causal)
+    half = Call(q, k, v, call.mask_tensor, call.is_causal)
     return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
 
 

@@ -27,20 +27,11 @@ FUSED = {"enable_fp_fusion": True}
 Address = tuple[int, tuple[int, ...] | None, Any]
 
 
-class Argument:
-    """An argument of a kernel.
-
-    A launch takes addresses (and the strides of an Operand) in place of tensors, and so need not ask the driver about
-    them.
-    """
-
-    __slots__ = ("raw", "special", "tensor")
-
-    def __init__(self, tensor: Any, raw: Any, special: object) -> None:
-        self.tensor = tensor  # or a descriptor of one
-        self.raw = raw  # what a launch of the compiled kernel takes
-        self.special = special  # what Triton specializes on
-
+# An argument of a kernel: the tensor, or a descriptor of one; what a launch of the compiled kernel takes; what Triton
+# specializes on. A launch takes addresses (and the strides of an Operand) in place of tensors, and so need not ask the
+# driver about them. A plain tuple, since a launch makes up to 20, and a record takes eight times as long to make.
+Argument = tuple[Any, Any, object]
+_ABSENT: Argument = (None, None, None)
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
@@ -94,7 +85,7 @@ class Call:
         aligned = address % 16 == 0
         if not (aligned and is_regular):
             self._is_regular = False
-        self._arguments[id(given)] = argument = Argument(x, (address, packed), special[aligned])
+        self._arguments[id(given)] = argument = x, (address, packed), special[aligned]
         return argument
 
     def _mask_operand(self, mask: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
@@ -109,8 +100,14 @@ class Call:
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
-        argument = Argument(mask, (address, packed), special[address % 16 == 0])
+        argument = mask, (address, packed), special[address % 16 == 0]
         return argument, (column, aligned, additive)  # mutate: return argument column
+
+    @property
+    def mask_tensor(self) -> Maybe:
+        """The mask, a boolean one as bytes."""
+        tensor, _, _ = self.mask or _ABSENT
+        return tensor
 
     def bias_operand(self, x: Maybe) -> Argument | None:
         """A kernel argument of the mask's shape: its tangent, or a gradient. Kernels read it element by element."""
@@ -120,7 +117,7 @@ class Call:
             x = x.contiguous()
         packed, _, _, special = layout(x.expand(*self._shape[:-1], self.sizes.keys).stride(), x.dtype)
         address = x.data_ptr()
-        return Argument(x, (address, packed), special[address % 16 == 0])
+        return x, (address, packed), special[address % 16 == 0]
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
@@ -153,23 +150,22 @@ class Call:
         for who watches launches. With `launch_pdl` programs may start as soon as all of the kernel before this one
         have, if that one allows it.
         """
-        arguments = [x if x is None or type(x) is Argument else _argument(x) for x in args]
+        arguments = [_ABSENT if x is None else x if type(x) is tuple else _argument(x) for x in args]
+        tensors, raw, special = zip(*arguments, strict=True)
         names, has_batch_shape = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
         taken = [*map(self.constants(constants).__getitem__, names)]
         key = (
-            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken,
-            *[None if x is None else x.special for x in arguments],
+            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken, *special
         )  # fmt: skip
         compiled = _COMPILED.get(key)
         rest = (scale, self.batch_shape, *self.sizes) if has_batch_shape else (scale, *self.sizes)
         with on_device(self._index):
             if compiled is not None:
-                raw = [None if x is None else x.raw for x in arguments]
                 compiled[(programs, 1, 1)](*raw, *rest, *taken)
             else:
                 if not constants.keys() <= {*names}:
                     raise TypeError(f"the kernel takes no {', '.join(constants.keys() - {*names})}")
-                given = [None if x is None else _as_compiled_for(x) for x in arguments]
+                given = map(_as_compiled_for, tensors, raw)
                 options: dict[str, Any] = dict(zip(names, taken, strict=True), num_warps=warps, **FUSED)
                 options |= {"num_stages": stages} if stages is not None else {}
                 options |= {"launch_pdl": True} if launch_pdl else {}
@@ -177,8 +173,7 @@ class Call:
                 if compiled is not None:  # the interpreter compiles nothing
                     _COMPILED[key] = compiled
         if (seen := active_capture()) is not None:
-            addresses = [None if x is None else _address_of(x) for x in arguments]
-            seen.launch(compiled, programs, (*rest, *taken), addresses)
+            seen.launch(compiled, programs, (*rest, *taken), [*map(_address_of, raw)])
 
     def constants(self, given: dict[str, object]) -> dict[str, object]:
         """The constants of every call, and those `given`."""
@@ -204,19 +199,20 @@ def _argument(x: Any) -> Argument:
     """What a launch takes of a tensor or a descriptor."""
     if isinstance(x, Tensor):
         return _statistic(x)
-    return Argument(x, x, tuple(x.block_shape))  # a descriptor, whose layout follows from the type and the tile
+    return x, x, tuple(x.block_shape)  # a descriptor, whose layout follows from the type and the tile
 
 
 def _statistic(x: Tensor) -> Argument:
     """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
     x = x if x.is_contiguous() else x.contiguous()  # mutate: x
     address = x.data_ptr()
-    return Argument(x, address, token(address % 16 == 0, x.dtype))
+    return x, address, token(address % 16 == 0, x.dtype)
 
 
-def _address_of(argument: Argument) -> Address:
+def _address_of(raw: Any) -> Address | None:
     """The address that a launch takes, and the strides of an Operand or the descriptor beside it."""
-    raw = argument.raw
+    if raw is None:
+        return None
     if isinstance(raw, int):
         return raw, None, None
     if isinstance(raw, tuple):
@@ -225,9 +221,9 @@ def _address_of(argument: Argument) -> Address:
     return raw.base.data_ptr(), None, raw
 
 
-def _as_compiled_for(argument: Argument) -> Any:
+def _as_compiled_for(tensor: Any, raw: Any) -> Any:
     """An argument as Triton compiles for it."""
-    if isinstance(argument.raw, tuple):
-        _, strides = argument.raw
-        return Operand(argument.tensor, strides)
-    return argument.tensor
+    if isinstance(raw, tuple):
+        _, strides = raw
+        return Operand(tensor, strides)
+    return tensor
