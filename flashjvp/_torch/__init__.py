@@ -1,8 +1,8 @@
 """Every private name of PyTorch that flashjvp uses, and what serves where a release has no such name.
 
-A name that is missing is None here. `PER_LEVEL` says whether the names that the derivatives stand on (levels.py) are
-all there; without them public_autograd.py, which is public PyTorch alone, serves every call. What the other names make
-is speed: without them a call takes a longer way.
+A name that is missing is None here. `PER_LEVEL` says whether all names are there that the derivatives need (levels.py).
+Without them public_autograd.py serves every call, by public PyTorch alone. The other names only save time: without one
+of them a call takes a longer way.
 """
 
 import functools

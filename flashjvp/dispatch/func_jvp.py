@@ -1,4 +1,4 @@
-"""Lowers `attention` under torch.func.jvp to `attention_jvp`, without functorch's way through the dispatcher.
+"""Calls `attention_jvp` for `attention` under torch.func.jvp: one launch, and no way through functorch's dispatcher.
 
 It unwraps primals and tangents, leaves the transform, calls `attention_jvp`, enters the transform again and wraps o and
 o_t into a dual tensor. functorch itself would wrap the arguments at every level and enter Python twice.

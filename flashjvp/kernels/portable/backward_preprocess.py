@@ -1,4 +1,4 @@
-"""Row sums of the backward: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
+"""The backward preprocess: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
 
 import torch
 import triton
