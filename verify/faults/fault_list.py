@@ -229,7 +229,7 @@ _OF_WIRING = [
     Fault(
         "recorded backward gives tangents first", "wiring", AUTOGRAD, "grads (3)",
         "grads = _redispatch_in_node(operator, keyset, operator.split((*args, wanted)), fwd_grad)\n"
-        "grads = (*grads[3:], *grads[:3])",
+        "grads = (*grads[3:6], *grads[:3], *grads[6:])",
         check="func.grad",
     ),
     Fault(
@@ -346,7 +346,7 @@ _OF_SITUATIONS = [
     # Dropout
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
-        "return ((word >> 2).to(tl.int32) >= THRESHOLD // 2,)", "gqa_short", "dropout",
+        "return (((word >> 1) ^ (1 << 29)).to(tl.int32) >= THRESHOLD,)", "gqa_short", "dropout",
     ),
     Fault(
         "dropout forgotten in o", "forward", FORWARD, "p",
