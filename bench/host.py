@@ -32,7 +32,7 @@ from reports.schema import write_rows
 from verify.cases.inputs import Inputs
 
 from .cases import Case, differentiable, make_inputs, reduced, require_gradients
-from .in_turns import case_of
+from .interleaved import case_of
 from .measure import Work, host_samples_us, latency, work
 from .providers import PROVIDERS, Attention
 

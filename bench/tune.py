@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         "--kind",
         choices=tile_table.KINDS,
         default="half",
-        help="kind of product (half), or tangents or plain: of the warp-specialised kernels with or without a JVP",
+        help="input precision (half), or tangents or plain: of the warp-specialised kernels with or without a JVP",
     )
     families = dict.fromkeys(family for kind in tile_table.KINDS for family in tile_table.families("sm_90", kind))
     options.add_argument(

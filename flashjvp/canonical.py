@@ -41,7 +41,9 @@ def canonical(x: Operands, enable_gqa: bool, backend: str | None, keys: int | No
 def _of_one_rank(x: Operands) -> Operands:
     """With leading dims of size 1, where the ranks of the inputs differ: aligned at the right, as they broadcast."""
     checks.ranks_and_tangents(x)
-    rank = max(tensor.ndim for tensor in x.inputs if tensor is not None)
+    if x.q.ndim == x.k.ndim == x.v.ndim:  # and so have the tangents
+        return x
+    rank = max(x.q.ndim, x.k.ndim, x.v.ndim)
     return x.map(lambda tensor: tensor if tensor.ndim == rank else tensor[(None,) * (rank - tensor.ndim)])
 
 

@@ -26,6 +26,9 @@ _LARGEST = sys.float_info.max  # which an int or a fraction may exceed
 _PLAIN_FUNCTIONS = (getattr(Tensor.__torch_function__, "__func__", None), torch.nn.Parameter.__torch_function__)
 
 PRIMALS = ("q", "k", "v")
+INPUTS = (*PRIMALS, "q_t", "k_t", "v_t")
+TENSORS = (*INPUTS, "attn_mask", "attn_mask_t")
+"""The arguments that are tensors, in the order of `Operands`, whose `seed` is none."""
 
 Maybe = Tensor | None
 Shape = tuple[int, ...]
@@ -53,13 +56,9 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
 
 def tensors(x: Operands) -> None:
     """Every argument is a tensor in plain strided memory; tangents and mask may be None."""
-    for name, tensor in _named(x):
+    for name, tensor in zip(TENSORS, x, strict=False):
         if tensor is not None or name in PRIMALS:
             _tensor(name, tensor)
-    if x.mask is not None:
-        _tensor("attn_mask", x.mask)
-    if x.mask_t is not None:
-        _tensor("attn_mask_t", x.mask_t)
 
 
 def dtypes_and_devices(x: Operands, backend: object) -> None:
@@ -67,7 +66,7 @@ def dtypes_and_devices(x: Operands, backend: object) -> None:
     dtype, device = x.q.dtype, x.q.device
     if dtype not in DTYPES:
         raise ArgumentTypeError(_message("q", "a dtype of " + ", ".join(map(str, DTYPES)), str(dtype)))
-    for name, tensor in _named(x):
+    for name, tensor in zip(INPUTS, x, strict=False):
         if tensor is None:
             continue
         if tensor.dtype is not dtype:
@@ -85,12 +84,10 @@ def dtypes_and_devices(x: Operands, backend: object) -> None:
 
 def ranks_and_tangents(x: Operands) -> None:
     """q, k and v have two dims or more, and a tangent the shape of its primal."""
-    primals = (("q", x.q), ("k", x.k), ("v", x.v))
-    for name, primal in primals:
+    for name, primal, tangent in (("q", x.q, x.q_t), ("k", x.k, x.k_t), ("v", x.v, x.v_t)):
         if primal.ndim < 2:
             expected = "at least 2 dims, [rows, D] or [..., H, rows, D]"
             raise ArgumentValueError(_message(name, expected, _shape(primal.shape)))
-    for (name, primal), tangent in zip(primals, (x.q_t, x.k_t, x.v_t), strict=True):
         if tangent is not None and tangent.shape != primal.shape:
             expected = f"the shape of {name}, {_sizes(primal.shape)}"
             came = _shape(tangent.shape) + hints.of_tangent(f"{name}_t", tangent, x.q, x.k)
@@ -124,11 +121,6 @@ def mask_shape(shape: Shape, scores: Shape) -> None:
     if not fits:
         came = _shape(shape) + hints.of_mask_shape(tuple(shape), tuple(scores))
         raise ArgumentValueError(_message("attn_mask", f"a shape that broadcasts to {_sizes(scores)}", came))
-
-
-def _named(x: Operands) -> list[tuple[str, Any]]:
-    """q, k, v and their tangents, each with its name."""
-    return [*zip(x.inputs._fields, x.inputs, strict=True)]
 
 
 def _tensor(name: str, x: object) -> None:

@@ -31,6 +31,7 @@ from flashjvp_commands import ending
 from . import verify_plot
 from .environment import DATA, IS_CHECKOUT, ROOT
 from .host_times import HOST_COLUMNS, host_table
+from .interleaved import INTERLEAVED_COLUMNS, interleaved_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
@@ -46,7 +47,6 @@ from .training_tables import (
     step_table,
     toy_table,
 )
-from .turns import TURN_COLUMNS, turns_table
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 from .verification import read_verdicts
 
@@ -64,7 +64,7 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     TOY_COLUMNS: toy_table,
     OLD_TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
-    TURN_COLUMNS: turns_table,
+    INTERLEAVED_COLUMNS: interleaved_table,
     HOST_COLUMNS: host_table,
 }
 

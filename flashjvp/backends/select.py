@@ -56,7 +56,7 @@ def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
 
 def is_wide(q: Tensor, v: Tensor) -> bool:
     """Whether a head dim is too wide for the kernels."""
-    return max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM
+    return q.shape[-1] > MAX_HEAD_DIM or v.shape[-1] > MAX_HEAD_DIM
 
 
 def choose(device: torch.device, dtype: torch.dtype, wide: bool = False) -> str:

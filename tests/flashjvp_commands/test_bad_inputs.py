@@ -131,7 +131,7 @@ OTHERS: list[Row] = [
     ("bench.train_step", "--steps 0", 2, "--steps"), ("bench.host", "--out {here}/a.csv --shape 1,2", 2, "four sizes"),
     ("bench.train_step", "--preset none", 2, "none"), ("bench.train_step", "--parallel tp", 2, "'tp'"),
     ("bench.train_quality", "cifar", 2, "'cifar'"), ("bench.train_quality", "--out {here}/a.csv", 2, "a folder"),
-    ("bench.host", "--out {here}/a.csv", 2, "CUDA GPU"), ("bench.in_turns", "--out {here}/a.csv", 2, "CUDA GPU"),
+    ("bench.host", "--out {here}/a.csv", 2, "CUDA GPU"), ("bench.interleaved", "--out {here}/a.csv", 2, "CUDA GPU"),
     ("tvm_ref.encode", "{here} --vae {here} --out {here}/a.zip", 1, "holds no image"),
     ("tvm_ref.encode", "{here} --vae {here} --out {here}/a.png", 2, "ends with"), ("tvm_ref.encode", "", 2, ""),
     ("reports.build", "--chek", 2, "--chek"), ("reports.api", "extra", 2, "extra"),

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bench": ("bench.__main__",),
     **{
         f"bench {name}": ("bench.__main__", name)
-        for name in ("sweep", "train-step", "train-quality", "in-turns", "host", "tune")
+        for name in ("sweep", "train-step", "train-quality", "interleaved", "host", "tune")
     },
     "reports.build": ("reports.build",),
     "reports.api": ("reports.api",),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
-from bench import in_turns, tune
+from bench import interleaved, tune
 from bench import table as sweep_table
 from bench.trials import candidates
 from flashjvp_commands.terminal import Bar, Fitted, console
@@ -98,7 +98,7 @@ def test_the_tables_of_faults_compilers_and_tiles_fit() -> None:
                     registers=255, spill_bytes=1048, loop_spills=77, shared_bytes=232448, tensor_core=512)  # fmt: skip
     assert_fits(codegen_table([kernel], "3.6.0"), 3)
     assert_fits(tune.summary([], candidates("sm_90", "half", ["forward"], [64]), {}), 1)
-    assert_fits(in_turns.table([]), 3)
+    assert_fits(interleaved.table([]), 3)
 
 
 def test_a_bar_shows_step_total_rate_and_time_left() -> None:

@@ -20,7 +20,7 @@ ENTRY_POINTS = (
 )  # fmt: skip
 MODULES = (
     "flashjvp", "flashjvp.check", "verify", "verify model", "verify faults", "verify codegen", "verify published",
-    "bench", "bench.sweep", "bench.tune", "bench.host", "bench.in_turns", "bench.train_step", "bench.train_quality",
+    "bench", "bench.sweep", "bench.tune", "bench.host", "bench.interleaved", "bench.train_step", "bench.train_quality",
     "reports.build", "reports.api", "tvm_ref.train", "tvm_ref.sample", "tvm_ref.evaluate", "tvm_ref.encode",
     "tvm_ref.convert",
 )  # fmt: skip
@@ -37,7 +37,7 @@ RUNS = (
     ("flashjvp-bench train-quality toy2d --set '--run.steps 2'", 0, "wrote flashjvp-data"),
     ("flashjvp-bench tune --compile-only --head-dim 64 --family forward --budget-s 5", 0, "log: flashjvp-data"),
     ("flashjvp-bench host --out host.csv", 2, "flashjvp-bench host"),
-    ("python -m bench.in_turns --out turns.csv", 2, "python -m bench.in_turns"),
+    ("python -m bench.interleaved --out interleaved.csv", 2, "python -m bench.interleaved"),
     ("tvm-train toy2d --run.steps 2 --run.device cpu --run.no-evaluate --run.out runs/toy2d", 0, "done: 2 steps"),
     ("tvm-sample runs/toy2d --nfe 1 --device cpu --out grid.png", 0, "samples written to grid.png"),
     ("tvm-evaluate runs/toy2d --nfe 1,2 --samples 16 --device cpu --out quality.json", 0, "w2"),

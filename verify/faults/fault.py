@@ -7,7 +7,7 @@ from ..cases.case import Case
 from ..cases.catalogue import CASES
 
 Stage = Literal[
-    "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
+    "forward", "jvp", "preprocess", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
     "reference", "pipelines", "repeated calls", "several processes",
 ]  # fmt: skip
 

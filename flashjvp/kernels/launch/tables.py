@@ -1,6 +1,6 @@
 """Tiles of every kernel family; schedule.py says what they mean.
 
-architecture -> kind of product -> family -> largest padded head dim -> query rows, key rows, warps, stages.
+architecture -> input precision -> family -> largest padded head dim -> query rows, key rows, warps, stages.
 
 `python -m bench.tune` rewrites this file. Some tiles were chosen otherwise: by what `python -m verify codegen` shows of
 them, and by timings outside of a search.
