@@ -144,7 +144,9 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
     else:
         rows = rows_of_one_run(csv)
         frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
-        table = sweep_table([rows[i] for i in _filtered(frame, words, name).index], rows)
+        reasons = "reasons=no" not in words
+        chosen = _filtered(frame, [word for word in words if word != "reasons=no"], name)
+        table = sweep_table([rows[i] for i in chosen.index], rows, reasons=reasons)
         links = _figure_links(csv, page)
         table += f" Rows: {rows_link}" + (f", figures: {links}." if links else ".")
     return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"
