@@ -120,11 +120,6 @@ def pipelines_source(tables: Mapping[str, Widths]) -> str:
     return f"{kept}{begin}{table.partition(' = ')[0]} = {_literal(tables)}\n"
 
 
-def path_of(kind: str) -> Path:
-    """The file that holds the tiles of a kind."""
-    return KERNELS / ("tables.py" if kind in PRODUCTS else "hopper_tables.py")
-
-
 def is_table(path: Path) -> bool:
     """Whether a file is one of these tables, which may be written anew."""
     text = path.read_text(errors="replace")
