@@ -41,7 +41,7 @@ RUNS = (
     ("tvm-train toy2d --run.steps 2 --run.device cpu --run.no-evaluate --run.out runs/toy2d", 0, "done: 2 steps"),
     ("tvm-sample runs/toy2d --nfe 1 --device cpu --out grid.png", 0, "samples written to grid.png"),
     ("tvm-evaluate runs/toy2d --nfe 1,2 --samples 16 --device cpu --out quality.json", 0, "w2"),
-    ("tvm-encode runs --vae nothing --device cpu --out a.zip", 1, "holds no image"),
+    ("tvm-encode flashjvp-data --vae nothing --device cpu --out a.zip", 1, "error: "),
     ("tvm-convert nothing.pkl weights.safetensors", 1, "nothing.pkl"),
     ("python -m reports.build", 2, "expected a checkout"),
     ("python -m reports.api --check", 2, "expected a checkout"),
