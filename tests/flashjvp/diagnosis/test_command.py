@@ -43,29 +43,22 @@ def test_bad_usage_is_one_line(source: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_file_that_cannot_be_written_is_known_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "check", None)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "README.md").write_text("kept")
     for name in ("no/report.json", "folder.json", "README.md"):
-        assert command.main([f"{MADE}:right", "--json", str(tmp_path / name)]) == 2
+        assert command.main([f"{MADE}:stopped", "--json", str(tmp_path / name)]) == 2
         assert "--json: expected" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "folder.json"]
 
 
-def test_an_earlier_report_stays_where_there_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+def test_an_earlier_report_stays_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "report.json"
     file.write_text("earlier")
     assert command.main([f"{MADE}:of_other_shapes", "--json", str(file)]) == 2
-    monkeypatch.setattr(command, "check", stopped)
-    assert command.main([f"{MADE}:right", "--json", str(file)]) == 130
+    assert command.main([f"{MADE}:stopped", "--json", str(file)]) == 130
     assert capsys.readouterr().err.endswith(": stopped\n")
     assert file.read_text() == "earlier" and [*tmp_path.iterdir()] == [file]
 
