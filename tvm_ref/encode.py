@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import check_common, check_out, parsed
 from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, LatentArchive, checked_labels
@@ -173,7 +172,7 @@ def encode_folder(config: EncodeConfig, world: World = ALONE) -> Encoded:
             work.remove()
             return encoded
 
-        work.complete(parts, make, title="encoding")
+        work.complete(parts, make, title="batches")
         return together(world, finish)
 
 
@@ -269,7 +268,7 @@ def _write(path: Path, work: Unfinished, parts: list[str], labels: list[int] | N
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        config = parsed(lambda: tyro.cli(EncodeConfig, prog=program("tvm_ref.encode"), args=arguments))
+        config = parsed(EncodeConfig, "tvm_ref.encode", arguments)
         with world_on(config.device) as this:
             delivered = lambda path: is_delivered(beside(path), path)  # noqa: E731
             out = outputs.prepared(config.out, "latents.zip", (".zip",), delivered)

@@ -18,7 +18,6 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 
 from flashjvp_commands import ending, outputs, terminal
-from flashjvp_commands.entry import program
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.dataset import open_dataset
@@ -86,6 +85,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_common(device=self.device, seed=self.seed, batch=self.batch)
         check_guidance(self.w)
+        if len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe: expected each number once, got {','.join(map(str, self.nfe))}")
         if self.out is not None:
             check_out(self.out, ".json")
         if self.save_images is not None:
@@ -213,7 +214,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(EvaluateConfig, prog=program("tvm_ref.evaluate"), args=arguments))
+        settings = parsed(EvaluateConfig, "tvm_ref.evaluate", arguments)
         ours = outputs.starts_with(b'{\n  "samples": ')
         out = None if settings.out is None else outputs.prepared(settings.out, "quality.json", (".json",), ours)
 

@@ -11,7 +11,6 @@ import tyro
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.vae import load_vae
@@ -121,7 +120,7 @@ def checked_out(out: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(SampleConfig, prog=program("tvm_ref.sample"), args=arguments))
+        settings = parsed(SampleConfig, "tvm_ref.sample", arguments)
         settings = replace(settings, out=checked_out(settings.out))
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)

@@ -149,7 +149,35 @@ EXPORTS: list[Row] = [
         ("--out {here}/new --layout x", 2, "layout"), ("--out {text}", 1, "exists already"),
     )
 ]  # fmt: skip
-ROWS = [*EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES, *OTHERS]
+# A second value for an option, or twice one in a list, of which one would be silently ignored.
+TWICE: list[Row] = [
+    *((module, f"{words} {option} {values[0]} {option}={values[-1]}", 2, f"{option}: given twice")
+      for module, words, option, *values in (
+          ("verify.run.command", "", "--backend", "tiled", "triton"), ("verify.run.command", "", "--seed", "0"),
+          ("verify.run.command", "", "--dtype", "float32", "float64"), ("verify.faults.command", "", "--seed", "1"),
+          ("verify.run.command", "", "--out", "{here}/a.csv"), ("verify.codegen.command", "", "--arch", "sm_90"),
+          ("verify.model.published", "--peer {here}", "--seed", "1"), ("bench.sweep", "", "--seq", "64", "128"),
+          ("bench.sweep", "", "--providers", "math", "flashjvp"), ("bench.sweep", "", "--modes", "fwd"),
+          ("bench.tune", "", "--head-dim", "64", "128"), ("bench.tune", "", "--family", "forward"),
+          ("bench.train_step", "", "--parallel", "ddp", "fsdp"), ("bench.train_quality", "", "--out", "{here}/a.csv"),
+          ("bench.ring", "", "--gpus", "2", "4"), ("bench.host", "", "--out", "{here}/a.csv"),
+          ("tvm_ref.sample", "{here}", "--classes", "1", "2"), ("tvm_ref.evaluate", "{here}", "--nfe", "1", "2"),
+          ("tvm_ref.encode", "{here} --vae {here}", "--out", "{here}/a.zip"),
+          ("tvm_ref.export", "a", "--out", "{here}/b"),
+          ("tvm_ref.convert", "a.pkl {here}/b.safetensors", "--settings", "digits", "toy2d"),
+          ("tvm_ref.ema", "{here}", "--sigma-rel", "0.1", "0.2"), ("tvm_ref.train", "digits", "--run.steps", "1", "2"),
+          ("tvm_ref.train", "digits", "--run.log-norms", "1", "2"), ("tvm_ref.train", "", "--optim.betas", "0.9,0.9"),
+      )),
+    ("tvm_ref.train", "digits --run.evaluate --run.no-evaluate", 2, "--run.evaluate: given twice"),
+    ("tvm_ref.train", "digits --run.save_every 1 --run.save-every 2", 2, "--run.save-every: given twice"),
+    ("flashjvp.diagnosis.command", "os:getcwd --json {here}/a.json --json {here}/b.json", 2, "--json: given twice"),
+    ("bench.sweep", "--peer official={here} --peer official={here}", 2, "official was given twice"),
+    ("bench.sweep", "--seq 64,64", 2, "64 twice"), ("verify.run.command", "--backend tiled,tiled", 2, "'tiled' twice"),
+    ("bench.train_quality", "digits,digits", 2, "'digits' twice"),
+    ("verify.codegen.command", "--arch sm_90,sm_90", 2, "'sm_90' twice"),
+    ("tvm_ref.evaluate", "{here} --nfe 1,2,1", 2, "nfe: expected each number once"),
+]  # fmt: skip
+ROWS = [*TWICE, *EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES, *OTHERS]
 
 
 def test_there_are_a_hundred_rows_over_all_commands() -> None:
@@ -177,7 +205,7 @@ def test_a_bad_input_is_said_in_a_line_and_nothing_is_written(
 ) -> None:  # fmt: skip
     command: Any = importlib.import_module(module)
     arguments = [word.format(here=tmp_path, **places) for word in shlex.split(words)]
-    found = status_of(lambda: getattr(command, "cli", command.main)(arguments))
+    found = status_of(lambda: command.main(arguments))
     captured = capsys.readouterr()
     shown = (captured.out + captured.err).strip()
     assert (found, "Traceback" in shown) == (status, False), shown

@@ -23,7 +23,7 @@ def shown(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     monkeypatch.setattr("sys.argv", [name, *rest, "--help"])
     with pytest.raises(SystemExit) as end:
-        (command.cli if name == "convert" else command.main)()
+        command.main()
     assert end.value.code == 0
     return capsys.readouterr().out
 
