@@ -15,6 +15,7 @@ T = TypeVar("T")
 WIDEST = 100
 GIVEN_TWICE = "given twice: expected it once; a list has commas, as in a,b"
 SEEDS = 2**32
+MOST = 10**9  # a larger number is a slip, and would end in an error that names nothing
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,15 +64,18 @@ def _filled(text: str) -> str:
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """The type of a whole number in [least, most]."""
+    """The type of a whole number in [least, most]; `MOST` is the most that any may be."""
     span = f"of at least {least}" if most is None else f"from {least} to {most}"
+    most = MOST if most is None else most
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least or (most is not None and value > most):
+        if value > most == MOST:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {MOST}, got {text!r}")
+        if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"expected a whole number {span}, got {text!r}")
         return value
 

@@ -16,7 +16,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.arguments import GIVEN_TWICE, SEEDS, a_device_name
+from flashjvp_commands.arguments import GIVEN_TWICE, MOST, SEEDS, a_device_name
 from flashjvp_commands.entry import program
 
 T = TypeVar("T")
@@ -42,8 +42,16 @@ Numbers = Annotated[
 
 
 def parsed(kind: type[T], module: str, arguments: Sequence[str] | None) -> T:
-    """The settings of the command in `module`, a dataclass, from the command line: as `parsed_by`."""
-    return parsed_by(lambda words: tyro.cli(kind, prog=program(module), args=words), arguments)
+    """The settings of the command in `module`, a dataclass, from the command line: as `parsed_by`. None are empty."""
+
+    def parse(words: Sequence[str]) -> T:
+        for before, word in zip(["", *words], words, strict=False):
+            if not word.strip() or (word.startswith("--") and word.endswith("=")):
+                name = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+                raise SystemExit(f"{name}: expected a value, got nothing")
+        return tyro.cli(kind, prog=program(module), args=words)
+
+    return parsed_by(parse, arguments)
 
 
 def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | None) -> T:
@@ -66,11 +74,15 @@ def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | No
             helped.seek(0)
             print(*map(_wrapped, helped.read().splitlines()), sep="\n")
             raise
+        if isinstance(end.code, str):
+            said.write(end.code)
     without_box = re.sub(r"(?m)[\u2500-\u257f]|-{4,}|^[|+]|[|+]$", " ", said.getvalue())
     text = " ".join(without_box.split())
-    text = re.sub(r"For full helptext,? (?:see|run) (.*)$", r"(\1 lists what there is)", text)
+    text = re.sub(r"For full helptext,? (?:see|run:?) (.*)$", r"(\1 lists what there is)", text)
     text = re.sub(r"\[/?bold\]", "", text)
-    text = re.sub(r"^-* *(?:Value error|Parsing error|Missing argument) ", "", text)
+    text = re.sub(r"^-* *(?:Value error|Parsing error|Missing argument|Required options) ", "", text)
+    text = re.sub(r" Got errors: .*?(?= Argument helptext:)", "", text)
+    text = re.sub(r"no type matching (.*?) could be instantiated from", r"expected \1, got", text)
     text = re.sub(r"^Error parsing (?:__tyro\S*: |\S+: (?=[a-z_.]+: ))", "", text)
     text = re.sub(r"(?i)^([a-z ]+?):? \1", r"\1", text)  # a heading that the text repeats
     text = re.sub(r"(Unrecognized options:) (?=\(|Available)", r"\1 '' ", text)
@@ -94,8 +106,11 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, width, break_on_hyphens=False)
 
 
-def check_common(*, device: str, seed: int = 0, **at_least_one: int | None) -> None:
-    """Checks the device, which must be there, the seed, and counts. Raises ValueError that names the option."""
+def check_common(*, device: str, seed: int = 0, **counts: int | None) -> None:
+    """Checks the device, which must be there, the seed, and counts. Raises ValueError that names the option.
+
+    counts: None, or from 1 to `MOST`.
+    """
     if a_device_name(device) is None:
         raise ValueError(f"device: expected cpu, cuda, cuda:0, cuda:1, ..., got {device!r}")
     on = torch.device(device)
@@ -103,9 +118,9 @@ def check_common(*, device: str, seed: int = 0, **at_least_one: int | None) -> N
         raise ValueError(f"device: {device} is not there: torch finds {torch.cuda.device_count()} GPUs")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed: expected a number in [0, 2^32), got {seed}")
-    for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= MOST:
+            raise ValueError(f"{name}: expected {'at least 1' if value < 1 else f'at most {MOST}'}, got {value}")
 
 
 def check_guidance(w: float | None) -> None:

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from safetensors import SafetensorError
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
@@ -199,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = parsed(ConvertConfig, "tvm_ref.convert", arguments)
         weights = outputs.prepared(given.weights, "weights.safetensors", (".safetensors",), _is_converted)
         config = convert(given.network, weights, given.settings)
-    except (OSError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise SystemExit(f"error: {one_line(error)}") from error
     print(f"{weights}: {config}")
 

@@ -32,6 +32,7 @@ from .training.parallel import World, leave, world_on
 from .training.run_lock import RunLockedError
 from .unfinished import Tensors, Unfinished, beside, is_delivered, remove, together
 
+MOST_SIZE = 8192  # height and width of an image of MOST_PIXELS
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -63,7 +64,9 @@ class EncodeConfig:
     """Device that the VAE runs on: cpu, cuda, cuda:1. With torchrun, cuda is a GPU for each process."""
 
     def __post_init__(self) -> None:
-        check_common(device=self.device)
+        check_common(device=self.device, batch=self.batch)
+        if not (8 <= self.size <= MOST_SIZE and self.size % 8 == 0):
+            raise ValueError(f"size: expected a multiple of 8, from 8 to {MOST_SIZE}, got {self.size}")
         if self.max_bad < 0:
             raise ValueError(f"max_bad: expected at least 0, got {self.max_bad}")
         check_out(self.out, ".zip")
@@ -132,13 +135,9 @@ class Encoded(NamedTuple):
 def encode_folder(config: EncodeConfig, world: World = ALONE) -> Encoded:
     """Writes the archive. The file appears under its name once it is complete. Every process of `world` calls it.
 
-    Raises FileExistsError if it exists already, ValueError for a bad size, DatasetError for a bad image too many,
-    UnfinishedError for unfinished work with other settings, and RunLockedError.
+    Raises FileExistsError if it exists already, DatasetError for a bad image too many, UnfinishedError for unfinished
+    work with other settings, and RunLockedError.
     """
-    if config.size < 8 or config.size % 8 or config.batch < 1:
-        raise ValueError(
-            f"expected size to be a positive multiple of 8 and batch >= 1, got size {config.size}, batch {config.batch}"
-        )
     names, labels = list_images(config.images)
     if together(world, lambda: _is_finished(config.out)):
         images = len(LatentArchive(config.out, 0, "imagenet256"))

@@ -56,7 +56,7 @@ class SampleConfig:
     """Device that the network runs on: cpu, cuda, cuda:1."""
 
     def __post_init__(self) -> None:
-        check_common(device=self.device, seed=self.seed, per_class=self.per_class)
+        check_common(device=self.device, seed=self.seed, per_class=self.per_class, nfe=self.nfe)
         check_guidance(self.w)
         check_out(self.out, ".png", ".zip")
 

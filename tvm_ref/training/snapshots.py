@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
 from ..data.safetensors_file import write_safetensors
@@ -74,6 +73,6 @@ def _write(path: Path, weights: dict[str, torch.Tensor], config: TrainConfig) ->
     try:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda draft: write_safetensors(weights, draft, as_metadata(config)))
-    except (OSError, SafetensorError) as error:  # the latter for a full disk
+    except OSError as error:
         return CheckpointError(f"snapshot {path} could not be written: {' '.join(str(error).split())}")
     return None

@@ -26,7 +26,7 @@ from .observe import Observations
 from .outputs import Outputs
 from .parallel import World
 from .report import SUMMARY, final_figures, has_grids, sample_grids
-from .resuming import check_data, check_settings, check_starts, given_network, start_from
+from .resuming import check_data, check_place, check_settings, check_starts, given_network, start_from
 from .run_lock import RunLock
 from .saver import Saver
 from .snapshots import save_snapshots
@@ -56,6 +56,7 @@ class Trainer:
             )
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
+        check_place(config)
         check_starts(config, self._folder)
         self._lock = RunLock(Path(config.run.out), world)
         try:
