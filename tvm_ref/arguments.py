@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import re
 import shutil
 import sys
@@ -20,6 +21,7 @@ from flashjvp_commands.arguments import GIVEN_TWICE, MOST, SEEDS, a_device_name
 from flashjvp_commands.entry import program
 
 T = TypeVar("T")
+NARROWEST = 20  # columns that tyro can print help into; it takes forever with one
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -65,6 +67,8 @@ def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | No
     if again := [name for place, name in enumerate(names) if name in names[:place]]:
         print(f"error: {again[0]}: {GIVEN_TWICE}", file=sys.stderr)
         raise SystemExit(ending.UNUSABLE)
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
     said, helped = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(helped):
@@ -81,7 +85,8 @@ def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | No
     text = re.sub(r"For full helptext,? (?:see|run:?) (.*)$", r"(\1 lists what there is)", text)
     text = re.sub(r"\[/?bold\]", "", text)
     text = re.sub(r"^-* *(?:Value error|Parsing error|Missing argument|Required options) ", "", text)
-    text = re.sub(r" Got errors: .*?(?= Argument helptext:)", "", text)
+    text = re.sub(r" Got errors: - <class 'NoneType'>: \[.*?\] does not match choices \('None',\) -", "", text)
+    text = re.sub(r" (?:typing\.Annotated|tuple)\[.*?\]: (?=\w)", " ", text)  # names of Python's types
     text = re.sub(r"no type matching (.*?) could be instantiated from", r"expected \1, got", text)
     text = re.sub(r"^Error parsing (?:__tyro\S*: |\S+: (?=[a-z_.]+: ))", "", text)
     text = re.sub(r"(?i)^([a-z ]+?):? \1", r"\1", text)  # a heading that the text repeats
