@@ -181,9 +181,9 @@ def meanflow_loss(
 
         1/w^2 |a F - sg( v_w - (t - s) a dF/dt )|^2,   v_w = w v + (1 - w) u*(x_t, t, no class, w = 1)
 
-    where dF/dt is taken along (x_t, t, s) = (v_w, 1, 0). adaptive_power: as in `parts.adaptively_weighted`; theirs is 1.
-    Their share of t = s is `TimeConfig.equal_share`, 0.75. Other arguments and result as in `tvm_loss`; the loss counts
-    as flow term where t = s, and as velocity term elsewhere.
+    where dF/dt is taken along (x_t, t, s) = (v_w, 1, 0). adaptive_power: as in `adaptively_weighted`; theirs is 1.
+    Their share of t = s is `TimeConfig.equal_share`, 0.75. Other arguments and result as in `tvm_loss`; the loss is a
+    flow term where t = s, and a velocity term elsewhere.
     """
     beta, a = beta_of(batch, guidance), factor(batch, scaled)
     x_t = path.point(batch.x0, batch.x1, batch.t)
