@@ -16,7 +16,7 @@ NFES = (1, 2, 4, 8)
 def plan(setting: Setting) -> list[Cell]:
     """A variant for each distribution."""
     base = bases.squares(setting, steps=150)
-    nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=1000, full=2048)
+    nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=2048)
     return cells(
         Plan(
             base=base,

@@ -47,7 +47,8 @@ class LossConfig:
     # continuous-time consistency or shortcut models
     w: float = 2.0  # guidance; 1 is none
     w_random: tuple[float, float] | None = None  # w_min,w_max: guidance drawn for each image, `w` unused
-    w_uniform: Literal["beta", "w"] = "beta"  # what is uniform there: beta = 1/w in [1/w_max, 1/w_min], or w itself
+    w_uniform: Literal["beta", "w", "balanced"] = "beta"  # what is uniform there: beta = 1/w in [1/w_max, 1/w_min], w
+    # itself, or the weight that w gets in the loss
     scaled: bool = True  # whether the displacement is (s - t) w F, or (s - t) F
     detach: bool = False  # whether no gradient flows through dF/ds (tvm only)
     adaptive_power: float = 0.0  # the loss is divided by (itself + 0.001) to this power, without gradient (meanflow
@@ -62,8 +63,8 @@ class LossConfig:
             raise ValueError(f"w: expected a positive number, got {self.w!r}")
         if self.w_random is not None and not 0 < self.w_random[0] <= self.w_random[1]:
             raise ValueError(f"w_random: expected 0 < w_min <= w_max, got {self.w_random!r}")
-        if self.w_uniform not in ("beta", "w"):
-            raise ValueError(f"w_uniform: expected 'beta' or 'w', got {self.w_uniform!r}")
+        if self.w_uniform not in ("beta", "w", "balanced"):
+            raise ValueError(f"w_uniform: expected 'beta', 'w' or 'balanced', got {self.w_uniform!r}")
         if self.adaptive_power < 0:
             raise ValueError(f"adaptive_power: expected at least 0, got {self.adaptive_power!r}")
         if self.adaptive_power and self.objective not in ("meanflow", "imf"):
@@ -101,6 +102,8 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
 
     1/w = 1/w_max + (1/w_min - 1/w_max) U    (w_uniform = "beta": density of w proportional to 1/w^2)
     w   = w_min + (w_max - w_min) U          (w_uniform = "w": as the published code of arXiv 2511.19797 draws it)
+    w^3 = w_min^3 + (w_max^3 - w_min^3) U    (w_uniform = "balanced": density proportional to w^2, which the factor
+                                              1/w^2 of the loss makes uniform)
     """
     if config.w_random is None:
         return torch.full((count,), config.w, dtype=torch.float64)
@@ -108,6 +111,8 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
     uniform = torch.rand(count, dtype=torch.float64, generator=generator)
     if config.w_uniform == "w":
         return least + (most - least) * uniform
+    if config.w_uniform == "balanced":
+        return (least**3 + (most**3 - least**3) * uniform) ** (1 / 3)
     return 1 / (1 / most + (1 / least - 1 / most) * uniform)
 
 

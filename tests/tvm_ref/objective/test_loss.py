@@ -226,11 +226,11 @@ def test_a_dropped_label_becomes_no_class_with_guidance_one() -> None:
     assert not (drawn(label_dropout=0.0).labels == 4).any() and bool((drawn(label_dropout=1.0).labels == 4).all())
 
 
-@pytest.mark.parametrize("in_w", [False, True])
-def test_random_guidance_is_uniform_in_itself_or_its_inverse(in_w: bool) -> None:
-    given = drawn(w_random=(1.25, 4.0), w_uniform="w" if in_w else "beta", label_dropout=0.0).w.double()
-    low, high = (1.25, 4.0) if in_w else (0.25, 0.8)
-    uniform = ((given if in_w else 1 / given) - low) / (high - low)
+@pytest.mark.parametrize(("kind", "power"), [("beta", -1), ("w", 1), ("balanced", 3)])
+def test_random_guidance_is_uniform_in_itself_its_inverse_or_its_cube(kind: str, power: int) -> None:
+    given = drawn(w_random=(1.25, 4.0), w_uniform=kind, label_dropout=0.0).w.double()
+    low, high = sorted([1.25**power, 4.0**power])
+    uniform = (given**power - low) / (high - low)
     assert kstest(uniform.clamp(0, 1).numpy(), "uniform").pvalue > SIGNIFICANCE
     assert 1.25 <= given.min() < given.max() <= 4
 
