@@ -31,6 +31,7 @@ COMMANDS = {
     "tvm_ref.train": "tvm_ref.train toy2d --run.steps 100000 --run.save-every 2 --run.device cpu --run.out {out}/run",
     "tvm_ref.sample": "tvm_ref.sample {run} --nfe 1000000 --device cpu --out {out}/grid.png",
     "tvm_ref.evaluate": "tvm_ref.evaluate {run} --nfe 1,1000000 --device cpu --out {out}/quality.json",
+    "tvm_ref.experiments": "tvm_ref.experiments times --scale small --device cpu --out {out}/experiments",
     "flashjvp.check": "flashjvp.check endless:model --json {out}/report.json",
     "flashjvp": "flashjvp",
     "reports.build": "reports.build --check",

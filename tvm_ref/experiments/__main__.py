@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parsed(arguments)
     import torch  # slow to import, and not needed for --help
 
+    from ..arguments import check_common
     from ..training.checkpoint import CheckpointError
     from ..training.logger import MetricsError
     from ..training.parallel import world_on
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device == "cpu":
         torch.set_num_threads(1)  # small networks are fastest so
     try:
+        check_common(device=device)
+    except ValueError as error:
+        given.refuse(str(error))
+    try:
         for name in given.names:
             outputs.prepared(given.out / f"{name}.csv", "", (".csv",), outputs.has_columns(COLUMNS))
     except outputs.OutputError as error:
@@ -42,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with world_on(device) as this:
             setting = Setting(scale=given.scale, world=this, folder=given.out, data_path=given.data_path)
             for name in given.names:
-                chosen = experiment(name)
-                print(f"{name}: {chosen.question}\nRows go to {given.out / name}.csv", flush=True)
-                run(chosen, setting, lambda text: print(text, flush=True))
+                run(experiment(name), setting, lambda text: print(text, flush=True))
     except (ValueError, OSError, CheckpointError, MetricsError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..data.dataset import open_dataset
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from .cells import Setting
@@ -15,11 +16,13 @@ SMALL: dict[str, Any] = {
 
 
 def images(setting: Setting, steps: int) -> TrainConfig:
-    """Digits on a CPU in `steps` steps, Fashion-MNIST on a GPU."""
+    """Digits on a CPU in `steps` steps, Fashion-MNIST on a GPU, whose files are read: raises as `open_dataset`."""
     if setting.scale != "full":
         return _small("digits", setting, steps)
     changes = {"data.path": setting.data_path, "run.steps": 4000, "optim.ema": 0.998}
-    return with_settings(PRESETS["fashion"](), changes | _device(setting))
+    config = with_settings(PRESETS["fashion"](), changes | _device(setting))
+    open_dataset(config.data)
+    return config
 
 
 def squares(setting: Setting, steps: int) -> TrainConfig:

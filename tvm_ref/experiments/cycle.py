@@ -19,7 +19,7 @@ NFES = (1, 2, 4)
 
 def plan(setting: Setting) -> list[Cell]:
     """A variant for clamp and one for gap*, as in the paper."""
-    base = bases.images(setting, steps=150)
+    base = bases.images(setting, steps=120)
     nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=10_000)
     of_samples = quality(nfes, samples)
 

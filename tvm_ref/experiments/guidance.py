@@ -19,7 +19,7 @@ CONSTANT = "constant, one run for each w"
 
 def plan(setting: Setting) -> list[Cell]:
     """A run for each constant scale, and one for each way of drawing it, which is sampled with all of them."""
-    base = bases.images(setting, steps=120)
+    base = bases.images(setting, steps=100)
     nfes, samples = (
         setting.pick(quick=(1,), small=(1, 4), full=(1, 2, 4)),
         setting.pick(quick=32, small=500, full=10_000),

@@ -22,22 +22,20 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no modulation norm": {"model.modulation_norm": False},
     "modulation eps 0.01": {"model.modulation_eps": 1e-2},
     "all off": {"model.norm": "layer", "model.qk_norm": False, "model.modulation_norm": False},
-    "all on, warm-up": {"optim.warmup_steps": 20},
-    "all on, bfloat16": {"run.precision": "bfloat16"},
+    "all on, warm-up": {},
 }
 
 
 def plan(setting: Setting) -> list[Cell]:
     """Each change with a usual learning rate and with one that is four times as large."""
-    base = bases.images(setting, steps=60)
-    warm_up = setting.pick(quick=1, small=20, full=500)
+    base = bases.images(setting, steps=40)
+    warm_up = setting.pick(quick=1, small=15, full=500)
     variants = {}
     for speed in setting.pick(quick=(1,), small=SPEEDS, full=SPEEDS):
         for name, changes in CHANGES.items():
             rate = base.optim.lr * speed
-            own = changes | ({"optim.warmup_steps": warm_up} if "warm-up" in name else {"optim.warmup_steps": 0})
-            precision = own.get("run.precision", "float32")
-            variants[f"{name}, lr {rate:g}"] = own | {"optim.lr": rate, "run.log_norms": 1, "run.precision": precision}
+            own = {"optim.lr": rate, "optim.warmup_steps": warm_up if "warm-up" in name else 0, "run.log_norms": 1}
+            variants[f"{name}, lr {rate:g}"] = changes | own
     samples = setting.pick(quick=32, small=500, full=10_000)
     of_samples = quality((1,), samples)
 

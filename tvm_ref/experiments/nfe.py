@@ -18,14 +18,13 @@ SIZES = {"16 x 1": (16, 1), "32 x 2": (32, 2), "64 x 2": (64, 2), "64 x 4": (64,
 
 def plan(setting: Setting) -> list[Cell]:
     """Networks of four sizes, width x blocks; then, of the second one, the weight of the terms and the times s."""
-    base = bases.squares(setting, steps=120)
+    base = bases.squares(setting, steps=100)
     scale = setting.pick(quick=1, small=1, full=4)
     variants: dict[str, dict[str, Any]] = {
         name: {"model.width": scale * width, "model.depth": depth} for name, (width, depth) in SIZES.items()
     }
     middle = variants["32 x 2"]
-    for share in (0.25, 0.5):
-        variants[f"t = s in {share:g}"] = middle | {"times.equal_share": share}
+    variants["t = s in half"] = middle | {"times.equal_share": 0.5}
     for mu in (-1.2, 0.4):
         variants[f"mean of s at {mu:g}"] = middle | {"times.s_mu": mu}
     nfes = (FEW, setting.pick(quick=2, small=MANY, full=MANY))

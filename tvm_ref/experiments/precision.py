@@ -27,7 +27,7 @@ Watched = list[tuple[Tensor, Tensor]]
 
 def plan(setting: Setting) -> list[Cell]:
     """A variant for each precision of matrix products and attention in training."""
-    base = bases.images(setting, steps=150)
+    base = bases.images(setting, steps=120)
     nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=10_000)
     of_samples = quality(nfes, samples)
 

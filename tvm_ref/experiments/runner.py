@@ -32,6 +32,7 @@ def run(experiment: Experiment, setting: Setting, say: Callable[[str], None]) ->
     path = setting.folder / f"{experiment.name}.csv"
     rows: list[Row] = []
     kept = [_kept(_folder(setting, experiment, cell), cell) for cell in cells]
+    say(f"{experiment.name}: {experiment.question}\nRows go to {path}")
     for number, (cell, found) in enumerate(zip(cells, kept, strict=True), 1):
         folder = _folder(setting, experiment, cell)
         if found is None:
@@ -66,10 +67,10 @@ def _kept(folder: Path, cell: Cell) -> list[Row] | None:
     path = folder / FINISHED
     if not path.exists():
         return None
-    content = read_settings(path)
     try:
-        settings, rows = content["settings"], [Row(*row) for row in content["rows"]]
-    except (KeyError, TypeError) as error:
+        content = read_settings(path)
+        settings, rows = dict(content["settings"]), [Row(*row) for row in content["rows"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise ExperimentError(f"{path}: expected settings and rows of an experiment, got something else") from error
     if changed := _changed(settings, json.loads(json.dumps(dict(cell.settings)))):
         raise ExperimentError(f"{path} was made with other settings ({changed}): give another --out")
