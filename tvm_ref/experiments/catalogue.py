@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .cells import Experiment
 
-NAMES = ("objectives", "times", "target", "lipschitz", "guidance", "bound", "cycle", "precision", "nfe")
+NAMES = ("objectives", "times", "target", "lipschitz", "guidance", "bound", "cycle", "precision", "nfe", "memory")
 
 
 def experiment(name: str) -> "Experiment":
