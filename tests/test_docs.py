@@ -16,6 +16,7 @@ from tvm_ref import convert, train
 from tvm_ref.ema import EmaSettings
 from tvm_ref.encode import EncodeConfig
 from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.experiments import __main__ as experiments
 from tvm_ref.export import ExportConfig
 from tvm_ref.sample import SampleConfig
 
@@ -71,7 +72,7 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {module for module, _ in commands()} == {"train", "convert", *CONFIGS}
+    assert {module for module, _ in commands()} == {"train", "convert", "experiments", *CONFIGS}
 
 
 @pytest.mark.parametrize(("module", "arguments"), commands())
@@ -80,6 +81,8 @@ def test_commands_are_accepted(module: str, arguments: str, monkeypatch: pytest.
     if module == "train":
         monkeypatch.setattr(train, "with_yaml", lambda config, _: config)  # of a run that is not there
         train.parse(words)
+    elif module == "experiments":
+        experiments.parse(words)
     elif module == "convert":
         monkeypatch.setattr(convert, "convert", lambda *_: None)
         convert.cli(words)

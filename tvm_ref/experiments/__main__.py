@@ -19,7 +19,7 @@ Ctrl-C, and does no more than draw the figure again where nothing is missing. do
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    given = _parsed(arguments)
+    given = parse(arguments)
     import torch  # slow to import, and not needed for --help
 
     from ..arguments import check_common
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses command-line arguments. Exits with a message if they are invalid."""
     options = types.parser(program("tvm_ref.experiments"), DESCRIPTION, f"Experiments: {', '.join(NAMES)}.")
     options.add_argument("names", type=_names, metavar="NAME,...", help="experiments, or all")
     options.add_argument(

@@ -56,7 +56,7 @@ def against(axes: Axes, rows: pd.DataFrame, column: str, figure: str, *, log: bo
     for number, name in enumerate(names):
         means = summary(chosen(rows, variant=name, figure=figure), column).sort_values(column)
         if len(means):
-            shift = 1 + 0.02 * (number - (len(names) - 1) / 2)  # so that bars do not hide each other
+            shift = 1 + 0.01 * (number - (len(names) - 1) / 2)  # so that bars do not hide each other
             axes.errorbar(means[column] * shift, means["mean"], yerr=means["std"], label=name, **look(number))
     axes.set_ylabel(LABELS.get(figure, figure))
     if log:

@@ -23,10 +23,10 @@ WARM_UP, ROUNDS = 2, 8
 def seconds_per_step(
     base: TrainConfig, variants: Mapping[str, Mapping[str, Any]], setting: Setting, name: str
 ) -> dict[str, float]:
-    """The least time of a step of each variant, in seconds, of some rounds over all variants.
+    """The least time of a step of each variant, in seconds, of some rounds over all variants: on a CPU, of the
+    processor, so that other work on the machine does not count.
 
-    Rounds, and the least time, so that other work on the machine hits no variant more than the others. It is kept in
-    the folder: an experiment that goes on has the times that it began with.
+    It is kept in the folder: an experiment that goes on has the times that it began with.
     """
     path = setting.folder / "cells" / name / "seconds-per-step.json"
     if path.exists():
@@ -43,6 +43,7 @@ def _measured(base: TrainConfig, variants: Mapping[str, Mapping[str, Any]], sett
     device = setting.world.device
     dataset = open_dataset(base.data)
     least = dict.fromkeys(variants, float("inf"))
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     ready = {}
     for variant, changes in variants.items():
         config = with_settings(base, changes)
@@ -53,11 +54,11 @@ def _measured(base: TrainConfig, variants: Mapping[str, Mapping[str, Any]], sett
         for variant, (state, batches) in ready.items():
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            began = time.perf_counter()
+            began = clock()
             gradient(state.objective, state.target, batches, setting.world)  # ends with a wait for the device
             state.advance()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number >= WARM_UP:
-                least[variant] = min(least[variant], time.perf_counter() - began)
+                least[variant] = min(least[variant], clock() - began)
     return least
