@@ -67,6 +67,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             panel.errorbar(means["step"], means["mean"], yerr=means["std"], label=label, **look(number))
         panel.axhline(floor, color=GREY, linestyle=":", linewidth=1, label="squared W2 of two fresh sets")
         panel.set_yscale("symlog", linthresh=4)
+        panel.set_ylim(-2, 1.5 * rows.loc[rows["figure"] == "log10_groenwall", "value"].max())
         panel.set_title(name, loc="left")
         panel.set_xlabel("step")
     axes[0].set_ylabel("decimal logarithm")

@@ -82,20 +82,20 @@ def real_level(axes: Axes, rows: pd.DataFrame, figure: str) -> None:
         axes.axhline(values.mean(), color=GREY, linestyle=":", linewidth=1, label="real data")
 
 
-def bars(axes: Axes, rows: pd.DataFrame, figure: str, names: Sequence[str], *, log: bool = False) -> None:
-    """A horizontal bar for each variant, in order from the top, with its standard deviation over seeds."""
+def bars(axes: Axes, rows: pd.DataFrame, figure: str, names: Sequence[str], colours: int) -> None:
+    """A horizontal bar for each variant, in order from the top, with its standard deviation over seeds, on a
+    logarithmic axis; after so many colours they begin anew."""
     found = summary(chosen(rows, figure=figure), "variant").set_index("variant")
     for place, name in enumerate(names):
         if name in found.index:
             mean, std = found.loc[name, "mean"], found.loc[name, "std"]
-            axes.barh(place, mean, xerr=std, color=COLOURS[place % len(COLOURS)], height=0.7)
+            axes.barh(place, mean, xerr=std, color=look(place % colours)["color"], height=0.7)
     axes.set_yticks(range(len(names)), list(names))
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(LABELS.get(figure, figure))
-    if log:
-        axes.set_xscale("log")
+    axes.set_xscale("log")
 
 
 def shared_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from . import bases
 from .cells import Cell, Experiment, Setting
-from .drawing import bars, look, panels, variants_of
+from .drawing import bars, look, panels, shared_legend, variants_of
 from .measures import quality
 from .results import chosen, last_steps, summary
 from .training import Measured, Plan, Trained, cells
@@ -85,14 +85,14 @@ def draw(rows: pd.DataFrame) -> Figure:
     last = max(name for name in rows["figure"].unique() if name.startswith("activation_rms_"))
     _curves(axes[0], kept, "gradient_norm", "gradient norm")
     _curves(axes[1], kept, last, "RMS of the tokens, last block")
-    axes[1].legend(fontsize=6, ncols=1)
     ends = last_steps(rows)
-    bars(axes[2], ends, "largest_gradient_norm", names, log=True)
+    bars(axes[2], ends, "largest_gradient_norm", names, len(fast))
     axes[2].set_xlabel("largest gradient norm of the run")
-    bars(axes[3], ends, "frechet", names, log=True)
+    bars(axes[3], ends, "frechet", names, len(fast))
     axes[3].set_yticklabels([])
     for panel in axes[2:]:
         panel.tick_params(axis="y", labelsize=6)
+    shared_legend(figure, axes[0])
     return figure
 
 
