@@ -17,6 +17,7 @@ from tvm_ref.convert import ConvertConfig
 from tvm_ref.ema import EmaSettings
 from tvm_ref.encode import EncodeConfig
 from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.experiments import __main__ as experiments
 from tvm_ref.export import ExportConfig
 from tvm_ref.sample import SampleConfig
 
@@ -73,7 +74,7 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {module for module, _ in commands()} == {"train", *CONFIGS}
+    assert {module for module, _ in commands()} == {"train", "experiments", *CONFIGS}
 
 
 @pytest.mark.parametrize(("module", "arguments"), commands())
@@ -82,5 +83,7 @@ def test_commands_are_accepted(module: str, arguments: str, monkeypatch: pytest.
     if module == "train":
         monkeypatch.setattr(train, "with_yaml", lambda config, _: config)  # of a run that is not there
         train.parse(words)
+    elif module == "experiments":
+        experiments.parse(words)
     else:
         tyro.cli(CONFIGS[module], args=words)

@@ -18,6 +18,7 @@ from .model.dit import DiT
 from .sampling.generate import generate, guidance_scale, untrained
 from .sampling.grids import decoded, is_grid, tiles, to_uint8, write_grid
 from .sampling.image_files import write_images
+from .sampling.sampler import steps_of
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
 from .training.converted import load_model
@@ -79,7 +80,7 @@ def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class:
 def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
     """Draws and writes the samples. Raises ValueError for settings that do not match the network."""
     as_grid = settings.out.suffix == ".png"
-    points = model.config.image_size == 1
+    points = model.config.channels == 2
     per_class = settings.per_class if settings.per_class is not None else (DEFAULT_POINTS if points else 8)
     labels = labels_of_rows(model.config.num_classes, settings.classes, per_class)
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
@@ -99,6 +100,7 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
         scaled=config.loss.scaled,
         seed=settings.seed,
         batch=DEFAULT_POINTS if points else BATCH,
+        kind=steps_of(config.loss.objective),
     )
     samples = torch.cat([batch.cpu() for batch in batches])
     if not as_grid:

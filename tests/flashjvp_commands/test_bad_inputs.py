@@ -227,7 +227,23 @@ ODD: list[Row] = [
     ("flashjvp.diagnosis.command", ".:x", 2, "cannot be imported"), ("reports.api", "''", 2, "unrecognized"),
     ("flashjvp.diagnosis.command", "os.path.:x", 2, "cannot be imported"),
 ]  # fmt: skip
-ROWS = [*LARGE, *EMPTY, *ODD, *TWICE, *EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES, *OTHERS]
+EXPERIMENTS: list[Row] = [
+    ("tvm_ref.experiments.__main__", words, status, said)
+    for words, status, said in (
+        ("", 2, "NAME"), ("none", 2, "'none'"), ("times,none", 2, "'none'"), ("''", 2, "''"),
+        ("times extra", 2, "extra"),
+        ("times --scale tiny", 2, "tiny"), ("times --out {text}", 2, "expected a folder"),
+        ("times --out ''", 2, "nothing"),
+        ("times --out 'a{null}'", 2, "null"), ("times --out {text}/a", 2, "can be written to"),
+        ("times --out /proc/none", 2, "can be written to"), ("times --out {long}", 2, "File name too long"),
+        ("times --device tpu", 2, "cuda:0"), ("times --device cuda:9999 --out {here}/a", 2, "cuda:9999"),
+        ("objectives --scale full --device cpu --data.path {here}/no --out {here}/a", 1, "dataset-fashion-mnist"),
+    )
+]  # fmt: skip
+ROWS = [
+    *LARGE, *EMPTY, *ODD, *TWICE, *EXPERIMENTS, *EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES,
+    *OTHERS,
+]  # fmt: skip
 
 
 def test_there_are_a_hundred_rows_over_all_commands() -> None:

@@ -36,6 +36,7 @@ COMMANDS = {
     "tvm_ref.evaluate": "tvm_ref.evaluate {run} --nfe 1,1000000 --device cpu --out {out}/quality.json",
     "tvm_ref.encode": "tvm_ref.encode {images} --vae {vae} --size 64 --batch 1 --device cpu --out {out}/latents.zip",
     "verify published": "verify published --peer {peer} --out {out}/rows.csv",
+    "tvm_ref.experiments": "tvm_ref.experiments times --scale small --device cpu --out {out}/experiments",
     "flashjvp.check": "flashjvp.check endless:model --json {out}/report.json",
     "flashjvp": "flashjvp",
     "reports.build": "reports.build --check",

@@ -39,6 +39,7 @@ class DiTConfig:
     norm: Literal["rms", "layer"] = "rms"  # norm of the tokens: RMSNorm, or LayerNorm as in a plain DiT
     qk_norm: bool = True  # RMSNorm of queries and keys over the head dim
     modulation_norm: bool = True  # RMS-normalise the modulation vectors
+    modulation_eps: float = 1e-6  # eps of that norm; their weights start at zero, where its slope is 1 / sqrt(eps)
     spectral_time_mlp: bool = False  # initialise the MLPs of scalar embeddings spectrally; otherwise N(0, 0.02)
     attention_backend: Literal["triton", "tiled", "reference"] | None = None  # None: the fastest available
 
@@ -57,6 +58,7 @@ class DiTConfig:
         require(self.mlp_ratio < MOST and 1 <= self.hidden <= MOST, "mlp_ratio", expected, self.mlp_ratio)
         backend = self.attention_backend
         require(backend in ATTENTION_BACKENDS, "attention_backend", f"one of {ATTENTION_BACKENDS}", backend)
+        require(self.modulation_eps > 0, "modulation_eps", "more than 0", self.modulation_eps)
         require(self.norm in ("rms", "layer"), "norm", "'rms' or 'layer'", self.norm)
 
     @property

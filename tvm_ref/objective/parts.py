@@ -1,0 +1,89 @@
+"""What the objectives are written with: the batch they get, the terms they give, and the guided velocity.
+
+A network F(x, t, s, label, beta) gives the displacement f = (s - t) a F from time t to time s <= t, with a = w in the
+scaled form and a = 1 else, so that u(x, s) = a F(x, s, s) is its velocity; beta = 1/w. A star marks the target network,
+which gets no gradient. |.|^2 is a mean over the elements of an image. Every term carries the factor 1/w^2.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from . import path
+from .path import per_image
+
+Maybe = Tensor | None
+NORM_EPS = 1e-3  # c of the adaptive weight
+
+
+class Network(Protocol):
+    """A `dit.DiT`, or anything that is called like one."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        labels: Tensor,
+        beta: Maybe = None,
+        tangents: tuple[Maybe, Maybe, Maybe] | None = None,
+        detach: bool = False,
+    ) -> Any:
+        """F, or (F, F_t) with tangents."""
+
+
+class Terms(NamedTuple):
+    """A loss for each image, [B], = velocity (terminal-velocity term) + flow (flow-matching term)."""
+
+    loss: Tensor
+    velocity: Tensor
+    flow: Tensor
+
+
+class Batch(NamedTuple):
+    """What a loss needs: data x0 and noise x1 [B, C, H, W], and for each image [B] its label (after dropout), guidance
+    w (1 where the label was dropped), times t, s, s2 and the label that means "no class"."""
+
+    x0: Tensor
+    x1: Tensor
+    labels: Tensor
+    w: Tensor
+    t: Tensor
+    s: Tensor
+    s2: Tensor
+    no_class: Tensor
+
+
+def guided_velocity(target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool) -> Tensor:
+    """w v + (1 - w) u*(x, time, no class, w = 1), without gradient."""
+    with torch.no_grad():
+        unguided = target(x, time, time, batch.no_class, torch.ones_like(batch.w) if guidance else None)
+        w = per_image(batch.w)
+        return w * path.velocity(batch.x0, batch.x1) + (1 - w) * unguided
+
+
+def beta_of(batch: Batch, guidance: bool) -> Maybe:
+    """1/w [B], or None where the networks take no guidance."""
+    return 1 / batch.w if guidance else None
+
+
+def factor(batch: Batch, scaled: bool) -> Tensor:
+    """a as [B, 1, 1, 1]."""
+    return per_image(batch.w if scaled else torch.ones_like(batch.w))
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """The mean of x^2 over an image, [B]."""
+    return x.square().flatten(1).mean(1)
+
+
+def adaptively_weighted(loss: Tensor, power: float) -> Tensor:
+    """loss / sg(loss + 10^-3)^power for losses [B]; Geng et al., arXiv 2505.13447, section 4.3. 0: as it is."""
+    return loss / (loss.detach() + NORM_EPS) ** power if power else loss
+
+
+def split_by_time(loss: Tensor, batch: Batch) -> Terms:
+    """A loss [B] that counts as flow term where t = s, and as velocity term elsewhere."""
+    is_flow = batch.t == batch.s
+    return Terms(loss, loss * ~is_flow, loss * is_flow)
