@@ -1,9 +1,11 @@
 """How a command ends: the exit status of whatever it does, and of a signal at any moment, also between its parts."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,43 @@ def work():
 sys.exit(ending.run(work))
 """)
     assert done.returncode == 130 and "a second one stops at once" in done.stderr, done
+
+
+def test_a_signal_is_acknowledged_while_c_code_holds_pythons_lock() -> None:
+    script = """
+import ctypes, os, signal, sys
+from flashjvp_commands import ending
+seen, told = os.pipe()
+def work():
+    signal.siginterrupt(signal.SIGINT, False)  # the system goes on with the call
+    print("ready", flush=True)
+    ctypes.PyDLL(None).read(seen, ctypes.create_string_buffer(1), 1)  # for ever
+sys.exit(ending.run(work))
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert select.select([process.stderr], [], [], 60)[0]
+            assert b"SIGINT: stopping" in os.read(process.stderr.fileno(), 100)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def test_without_a_process_that_acknowledges_signals_a_command_runs() -> None:
+    done = ended("""
+def refused(*words, **options): raise BlockingIOError("no more processes")
+ending.subprocess.Popen = refused
+def work():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+sys.exit(ending.run(work))
+""")
+    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM\n")
 
 
 @pytest.mark.parametrize("how", ["> /dev/full", ">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
