@@ -119,12 +119,12 @@ def test_difference_quotients_catch_wrong_gradients_without_the_dense_network(
 
 
 def test_a_planted_bug_of_the_objective_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = loss._guided_velocity
+    right = loss.guided_velocity
 
     def slightly_off(target: Any, batch: Any, x: Tensor, *rest: Any) -> Tensor:
         return right(target, batch, x, *rest) + 1e-6 * x
 
-    monkeypatch.setattr(loss, "_guided_velocity", slightly_off)
+    monkeypatch.setattr(loss, "guided_velocity", slightly_off)
     for case in (ModelCase("tvm"), ModelCase("meanflow")):
         assert not all(row.ok for row in judge_model(case, "cpu", 0))
 
