@@ -12,7 +12,7 @@ import torch
 from ..data.untrusted import read_settings
 from ..training.files import write_atomically
 from .cells import Cell, Experiment, Setting
-from .drawing import DPI, STYLE
+from .drawing import STYLE, save
 from .results import Row, table, write_rows
 
 FINISHED = "finished.json"  # in the folder of a cell
@@ -46,7 +46,7 @@ def run(experiment: Experiment, setting: Setting, say: Callable[[str], None]) ->
     with matplotlib.rc_context(STYLE):
         figure = experiment.draw(table(rows))
         image = path.with_suffix(".png")
-        write_atomically(image, lambda draft: figure.savefig(draft, format="png", dpi=DPI))
+        write_atomically(image, lambda draft: save(figure, draft))
         matplotlib.pyplot.close(figure)
     say(f"{experiment.name}: wrote {path} and {image.name}")
     return path
