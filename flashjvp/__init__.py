@@ -15,6 +15,7 @@ from .errors import (
 from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
 from .norms import batch_norm, layer_norm
+from .precompile import precompile
 from .varlen import varlen
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "explain",
     "install",
     "layer_norm",
+    "precompile",
     "replaced",
     "uninstall",
     "varlen",

@@ -170,13 +170,13 @@ _OF_KERNELS = [
         "if False:", "layout_column_major",
     ),
     Fault(
-        "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",
-        'packed, _, is_regular, special = _layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
+        "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, classes",
+        'packed, _, is_regular, classes = layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
         "layout_sequence_major",
     ),
     Fault(
-        "mask read at its first key alone", "launch", "kernels/launch/call.py", "return argument column",
-        "return argument, (0, False, additive)", "mask_bool_full",
+        "mask read at its first key alone", "launch", "kernels/launch/call.py", "return found column",
+        "return found, (0, False, additive)", "mask_bool_full",
     ),
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS, "return x torch",
@@ -291,11 +291,11 @@ _OF_WIRING = [
 _OF_SITUATIONS = [
     # Cotangents or tangents that are mapped alone
     Fault(
-        "expanded statistics read as contiguous", "launch", "kernels/launch/call.py", "x",
+        "expanded statistics read as contiguous", "launch", "kernels/launch/argument.py", "x",
         "pass", "causal_33_80", "func.vjp-mapped",
     ),
     Fault(
-        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch/call.py", "x",
+        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch/argument.py", "x",
         "pass", "gqa_short", "vectorized",
     ),
     Fault(
@@ -346,7 +346,7 @@ _OF_SITUATIONS = [
     # Dropout
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
-        "return ((word >> 2).to(tl.int32) >= DROPOUT[0] // 2,)", "gqa_short", "dropout",
+        "return ((word >> 2).to(tl.int32) >= drop[3] // 2, drop[4])", "gqa_short", "dropout",
     ),
     Fault(
         "dropout forgotten in o", "forward", FORWARD, "p",

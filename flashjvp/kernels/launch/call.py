@@ -13,8 +13,9 @@ from torch import Tensor
 from ... import environment
 from ...backends import philox
 from ...layout import is_additive
-from ..tiles import Operand, odd
-from . import schedule
+from ..tiles import odd
+from . import compilation, schedule
+from .argument import Argument, alike, argument, examples, layout, read_singly, seed_operand
 from .driver import on_device
 from .replay import active_capture
 
@@ -22,22 +23,6 @@ Maybe = Tensor | None
 
 # Products are fused with the sums that they enter, whatever Triton's default: 3.10 changes it.
 FUSED = {"enable_fp_fusion": True}
-
-# What of an argument changes with the tensors of a call: an address, and the strides or the descriptor that go with it.
-Address = tuple[int, tuple[int, ...] | None, Any]
-
-
-class Argument(NamedTuple):
-    """An argument of a kernel.
-
-    A launch takes addresses (and the strides of an Operand) in place of tensors, and so need not ask the driver about
-    them.
-    """
-
-    tensor: Any  # or a descriptor of one
-    raw: Any  # what a launch of the compiled kernel takes
-    special: object  # what Triton specializes on
-
 
 # What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
@@ -66,11 +51,12 @@ class Call:
             self.mask, self.mask_layout = self._mask_operand(mask, q)
         self._scores = (*q.shape[:-1], k.shape[-2])
         self.mask_t = None if mask_t is None else self.bias_operand(mask_t)
-        self.seed: Tensor | None = None
-        self.dropout: tuple[int | float, ...] = ()
+        self.seed: Argument | None = None
+        self.dropout: tuple[int, ...] = ()
         if seed is not None:
-            self.seed = seed.expand(q.shape[: seed.ndim]).contiguous()
-            self.dropout = (philox.threshold(dropout_p), philox.factor(dropout_p), seed.ndim)
+            seeds = seed.expand(q.shape[: seed.ndim]).contiguous()
+            self.seed = seed_operand(seeds, philox.threshold(dropout_p), philox.factor(dropout_p))
+            self.dropout = (seed.ndim,)
 
     def operands(self, *tensors: Maybe) -> tuple[Argument | None, ...]:
         """Kernel arguments. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
@@ -83,14 +69,14 @@ class Call:
             self._copied.append(x)  # alive, so that its id stays its own
             x = x.contiguous()
             strides = x.stride()
-        # mutate: packed, _, is_regular, special
-        packed, _, is_regular, special = _layout(strides, x.dtype)
+        # mutate: packed, _, is_regular, classes
+        packed, _, is_regular, classes = layout(strides, x.dtype, x.shape[-1])
         address = x.data_ptr()
         aligned = address % 16 == 0
         if not (aligned and is_regular):
             self._is_regular = False
-        self._arguments[id(given)] = argument = Argument(x, (address, packed), special[aligned])
-        return argument
+        self._arguments[id(given)] = found = Argument(x, (address, packed), classes[aligned])
+        return found
 
     def _mask_operand(self, mask: Tensor, q: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
@@ -100,12 +86,12 @@ class Call:
         additive = is_additive(mask)
         mask = mask if additive else mask.view(torch.uint8)
         keys = self.sizes.keys
-        packed, bits, _, special = _layout(mask.expand(*q.shape[:-1], keys).stride(), mask.dtype)
+        packed, bits, _, classes = layout(mask.expand(*q.shape[:-1], keys).stride(), mask.dtype, 16)
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
-        argument = Argument(mask, (address, packed), special[address % 16 == 0])
-        return argument, (column, aligned, additive)  # mutate: return argument column
+        found = Argument(mask, (address, packed), classes[True] if aligned else read_singly(classes))
+        return found, (column, aligned, additive)  # mutate: return found column
 
     def bias_operand(self, x: Maybe) -> Argument | None:
         """A kernel argument of the mask's shape: its tangent, or a gradient. Kernels read it element by element."""
@@ -113,9 +99,10 @@ class Call:
             return None
         if x.shape[-1] != 1 and x.stride(-1) != 1:
             x = x.contiguous()
-        packed, _, _, special = _layout(x.expand(self._scores).stride(), x.dtype)
+        packed, _, _, classes = layout(x.expand(self._scores).stride(), x.dtype, 16)
         address = x.data_ptr()
-        return Argument(x, (address, packed), special[address % 16 == 0])
+        aligned = address % 16 == 0 and packed[0] % 16 == 0
+        return Argument(x, (address, packed), classes[True] if aligned else read_singly(classes))
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
@@ -153,28 +140,37 @@ class Call:
         for who watches launches. With `launch_pdl` programs may start as soon as all of the kernel before this one
         have, if that one allows it.
         """
-        arguments = [None if x is None else _argument(x) for x in args]
+        arguments = [None if x is None else argument(x) for x in args]
         taken = self._taken(kernel, constants)
+        specials = alike([None if x is None else x.special for x in arguments], self._is_regular)
         key = (
-            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken.values(),
-            *[None if x is None else x.special for x in arguments],
+            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken.values(), *specials,
         )  # fmt: skip
         compiled = _COMPILED.get(key)
-        sizes = (scale, self.batch_shape, *self.sizes) if "batch_shape" in kernel.arg_names else (scale, *self.sizes)
+        has_batch = "batch_shape" in kernel.arg_names
+        sizes = (scale, self.batch_shape, *self.sizes) if has_batch else (scale, *self.sizes)
         with on_device(self.device):
-            if compiled is not None:
+            if compiled is None:
+                options: dict[str, Any] = {"num_stages": stages} if stages is not None else {}
+                options |= {"launch_pdl": True} if launch_pdl else {}
+                options = {**taken, "num_warps": warps, **options, **FUSED}
+                if compilation.is_compiled(kernel):
+                    # Of the group, the last of the sizes, only whether it is 1 makes a difference.
+                    given = [*examples(arguments, specials), *sizes[:-1], 1 if self.sizes.group == 1 else 3]
+                    wanted = compilation.Wanted(self.device, kernel, given, options, _COMPILED, key)
+                    again = active_capture() is None and self.device.type != "meta"  # where nothing is launched
+                    compiled = compilation.compiled(wanted, may_break_off=again)
+                else:
+                    given = [None if x is None else x.given() for x in arguments]
+                    found = kernel[(programs,)](*given, *sizes, **options)
+                    if found is not None:  # the interpreter compiles nothing
+                        _COMPILED[key] = found
+            if compiled is not None and not compilation.is_collecting():
                 raw = [None if x is None else x.raw for x in arguments]
                 compiled[(programs, 1, 1)](*raw, *sizes, *taken.values())
-            else:
-                given = [None if x is None else _as_compiled_for(x) for x in arguments]
-                options = {"num_stages": stages} if stages is not None else {}
-                options |= {"launch_pdl": True} if launch_pdl else {}
-                compiled = kernel[(programs,)](*given, *sizes, **taken, num_warps=warps, **options, **FUSED)
-                if compiled is not None:  # the interpreter compiles nothing
-                    _COMPILED[key] = compiled
         if (seen := active_capture()) is not None:
-            addresses = [None if x is None else _address_of(x) for x in arguments]
-            seen.launch(compiled, programs, (*sizes, *taken.values()), addresses)
+            addresses = [None if x is None else x.address() for x in arguments]
+            seen.launch(_COMPILED.get(key), programs, (*sizes, *taken.values()), addresses)
 
     def _taken(self, kernel: Any, given: dict[str, object]) -> dict[str, object]:
         """The constants that a kernel takes, in its order: those `given` and those of every call."""
@@ -213,15 +209,6 @@ class _Geometry(NamedTuple):
     special: object  # what Triton compiles for
 
 
-class _Layout(NamedTuple):
-    """What the strides and the type of a tensor say about an Operand."""
-
-    strides: tuple[int, ...]  # of the Operand
-    bits: int  # that any stride but the column's has
-    is_regular: bool  # rows start at multiples of 16 bytes, and 32 bits hold the offsets in a tile
-    special: tuple[object, object]  # what Triton specializes on, without and with an address that 16 divides
-
-
 @lru_cache(1 << 14)
 def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precision: str) -> _Geometry:
     *batch, heads, m, d = q
@@ -234,51 +221,8 @@ def _geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precis
     k_columns = (d, *schedule.chunk_widths(d, precision))
     v_columns = (dv, *schedule.chunk_widths(dv, precision))
     width = max(sum(schedule.chunk_widths(columns, "half")) for columns in (d, dv))
-    special = _special(precision, k_columns, v_columns, sizes.group, *_widths((*batch_shape, *sizes)))
+    special = _special(precision, k_columns, v_columns, sizes.group == 1, *_widths((*batch_shape, *sizes)))
     return _Geometry(sizes, kv_heads, programs, batch_shape, k_columns, v_columns, width, special)
-
-
-@lru_cache(1 << 14)
-def _layout(strides: tuple[int, ...], dtype: torch.dtype) -> _Layout:
-    """Of [*batch, head, row, column] strides (without batch dims, one of 0).
-
-    Triton specializes on a row stride of 1 or a multiple of 16, and on which integers are long.
-    """
-    *batch, head, row, _ = strides
-    packed = (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
-    bits = 0
-    for stride in strides[:-1]:
-        bits |= stride
-    is_regular = bits * dtype.itemsize % 16 == 0 and row < 1 << 23
-    special = (dtype, row == 1, row % 16 == 0, *_widths(packed))
-    return _Layout(packed, bits, is_regular, (_special(False, *special), _special(True, *special)))
-
-
-def _argument(x: Any) -> Argument:
-    """What a launch takes of an argument."""
-    if isinstance(x, Argument):
-        return x
-    if isinstance(x, Tensor):
-        return _statistic(x)
-    return Argument(x, x, tuple(x.block_shape))  # a descriptor, whose layout follows from the type and the tile
-
-
-def _statistic(x: Tensor) -> Argument:
-    """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
-    x = x.contiguous()  # mutate: x
-    address = x.data_ptr()
-    return Argument(x, address, _special(address % 16 == 0, x.dtype))
-
-
-def _address_of(argument: Argument) -> Address:
-    """The address that a launch takes, and the strides of an Operand or the descriptor beside it."""
-    raw = argument.raw
-    if isinstance(raw, int):
-        return raw, None, None
-    if isinstance(raw, tuple):
-        address, strides = raw
-        return address, strides, None
-    return raw.base.data_ptr(), None, raw
 
 
 @cache
@@ -290,11 +234,3 @@ def _special(*what: object) -> object:
 def _widths(integers: tuple[int, ...]) -> tuple[bool, ...]:
     """Which integers need 64 bits, and so their number."""
     return tuple([x >= 1 << 31 for x in integers])
-
-
-def _as_compiled_for(argument: Argument) -> Any:
-    """An argument as Triton compiles for it."""
-    if isinstance(argument.raw, tuple):
-        _, strides = argument.raw
-        return Operand(argument.tensor, strides)
-    return argument.tensor

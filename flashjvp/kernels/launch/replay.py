@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import _torch
 from ..._torch.guards import TensorKeyedCache
-from . import schedule
+from . import compilation, schedule
 from .driver import Launch, Place, current_stream, index_of, is_current
 
 Maybe = Tensor | None
@@ -172,6 +172,8 @@ def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, 
 
         @functools.wraps(function)
         def replay_or_run(*args: P.args, **none: P.kwargs) -> Results:
+            if compilation.is_collecting():
+                return function(*args, **none)
             tensors: tuple[Any, ...] = args[:count]
             key, given, known = kept(tensors, args[count:])
             if known is not None:

@@ -133,10 +133,10 @@ def backward_bias_kernel(
             G = _rows_of(d_o, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
             T = _rows_of(d_o_t, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
             drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
-            kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
+            kept = kept_tile(drop, m0, n0, row[:, None], column[None, :])
             ds = score_gradients(
                 p, v_rows, v_t_rows, G, T, load_statistic(row_a, base, rows, inside),
-                load_statistic(row_delta, base, rows, inside), kept, False, DROPOUT, PRECISION,
+                load_statistic(row_delta, base, rows, inside), kept, False, PRECISION,
             )  # fmt: skip
             if d_mask is not None:
                 total += ds[0]  # mutate: total
