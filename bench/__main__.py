@@ -14,6 +14,7 @@ COMMANDS = {
     "in-turns": "calls beside what the device can do at the clocks it then has",
     "host": "where the host's time of a call goes",
     "tune": "searches tiles for an architecture",
+    "measure-card": "verifies, sweeps and tunes on a card that nobody measured, into a folder to send in",
 }
 
 

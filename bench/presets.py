@@ -75,6 +75,14 @@ def _quick(device: str) -> list[Entry]:
     return [Entry(_shape(1, 2, tokens, 64, dtype)) for tokens in (128, 512)]
 
 
+def _card(device: str) -> list[Entry]:
+    half = "bfloat16" if device == "cuda" else "float32"
+    shapes = [_shape(1, 8, tokens, head_dim, half) for head_dim in (64, 72, 128, 256) for tokens in (512, 4096)]
+    shapes += [_shape(1, 8, 4096, 64, dtype) for dtype in ("float16", "float32")]
+    shapes += [replace(shapes[1], **option) for option in ({"causal": True}, {"mask": "bool"}, {"kv_heads": 2})]
+    return [Entry(shape, WITH_PLAIN) for shape in dict.fromkeys(shapes)]
+
+
 PRESETS = {
     "paper": Preset("heads 1 and 24, 128 to 32768 tokens, head dim 128, bfloat16", _paper),
     "dit": Preset(
@@ -82,5 +90,6 @@ PRESETS = {
         "and other types at single shapes",
         _dit,
     ),
+    "card": Preset("what `make measure-this-gpu` measures: 13 shapes", _card, ("flashjvp", "plain")),
     "quick": Preset("two small shapes, within a minute", _quick, ("flashjvp", "math", "plain")),
 }
