@@ -29,6 +29,7 @@ from flashjvp_commands import arguments as types
 from flashjvp_commands import ending
 
 from . import verify_plot
+from .coverage import draw_coverage, is_coverage, worst_table
 from .environment import DATA, ROOT
 from .host_times import HOST_COLUMNS, host_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
@@ -131,7 +132,9 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
     else:
         rows = rows_of_one_run(csv)
         frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
-        table = sweep_table([rows[i] for i in _filtered(frame, words, name).index], rows)
+        chosen = [rows[i] for i in _filtered(frame, words, name).index]
+        # Of a coverage sweep, plain attention has to stay among the rows.
+        table = worst_table(rows) if is_coverage(rows) else sweep_table(chosen, rows)
         links = _figure_links(csv, page)
         table += f" Rows: {rows_link}" + (f", figures: {links}." if links else ".")
     return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"
@@ -163,6 +166,8 @@ def figures(csv: Path) -> dict[Path, Callable[[], Figure]]:
     if tuple(_header(csv)) == VERIFICATION_COLUMNS:
         return verify_plot.figures(read_verdicts(csv), csv.with_name(csv.name.split(".")[0]))
     rows = rows_of_one_run(csv)
+    if is_coverage(rows):
+        return {csv.with_suffix(".png"): partial(draw_coverage, rows)}
     found: dict[str, Callable[[], Figure]] = {}
     if len({row.queries for row in rows}) > 1:
         lines = {"-latency": LATENCY, "-memory": MEMORY, "-throughput": THROUGHPUT}
