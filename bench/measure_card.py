@@ -1,7 +1,7 @@
 """`python -m bench measure-card`, or `make measure-this-gpu`: all that makes the kernels measured on a card, in one
 command that can be stopped and run again, into one folder to send in.
 
-It verifies every case, searches tiles for every kind of product, and sweeps a few shapes. The folder holds CSVs, the
+It verifies every case, searches tiles for every input precision, and sweeps a few shapes. The folder holds CSVs, the
 tables of tiles that were found, and what the card and the versions are. No line of it names the machine, the user or a
 path.
 """
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from flashjvp.kernels.launch import schedule
 from flashjvp_commands import arguments as types
-from flashjvp_commands import children, ending
+from flashjvp_commands import children, ending, terminal
 from flashjvp_commands.entry import program
 from reports.environment import ROOT, commit, driver, machine, now, slug, version
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--budget-s", type=types.seconds, default=900.0, metavar="S", help="time of each search and the sweep (900)"
     )
     chosen = options.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     device = torch.device("cuda", 0)
     if reason := why_not(device):
         console.print(f"measure-this-gpu: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -70,7 +70,7 @@ LATENCY = 600  # cycles until a load that nothing hides has come
 def cost(arch: str, kind: str, family: str, width: int, tile: tuple[int, ...]) -> float | None:
     """Cycles for a score; None where the tile cannot fit registers or shared memory.
 
-    `width` is the padded head dim. The row sums before a backward pass read memory once, whatever their tile.
+    `width` is the padded head dim. The backward preprocess reads memory once, whatever its tile.
     """
     if family not in WORK:
         return 1.0 / tile[0] if tile[0] * width <= 1 << 12 else None

@@ -2,6 +2,7 @@
 
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ MAX_HEAD_DIM = 256
 """Of the kernels. The other backends take any."""
 _TOO_WIDE = f"expected head dims of at most {MAX_HEAD_DIM}, got a wider one (use 'tiled' or 'reference')"
 
+
+COMPOSED: dict[str, Any] = {}
+"""Backends that are built on these, by a name that says how. The public functions do not take their names."""
 
 _RESOLVED: dict[tuple[str | None, torch.device, torch.dtype, bool], ModuleType] = environment.kept({})
 
@@ -56,9 +60,15 @@ def _resolved(name: str | None, device: torch.device, dtype: torch.dtype, wide: 
     return reference, is_final
 
 
+def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
+    """What implements backend `name` for these tensors: the composed one of this name, or a module."""
+    composed = COMPOSED.get(name) if name is not None else None
+    return resolve(name, q.device, q.dtype, is_wide(q, v)) if composed is None else composed
+
+
 def is_wide(q: Tensor, v: Tensor) -> bool:
     """Whether a head dim is too wide for the kernels."""
-    return max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM
+    return q.shape[-1] > MAX_HEAD_DIM or v.shape[-1] > MAX_HEAD_DIM
 
 
 def choose(device: torch.device, dtype: torch.dtype, wide: bool = False) -> str:

@@ -9,8 +9,8 @@ the few tiles that need less were measured to be slower. What is left with one r
 other architectures, whose tiles nobody timed, UNMEASURED_SPILLS are the most. Spills outside of the loops cost nothing
 and are only shown, like those of rows that do not start at multiples of 16 bytes, which are slow whatever the tile.
 
-By default a deliberate sample is compiled (see `sample`), with --all the full product of head dims, types and options,
-with --of-sample so many of the sample, others at each commit.
+By default a sample is compiled, with --all the full product of head dims, types and options (configuration.py), with
+--of-sample so many of the sample, others at each commit.
 Triton's cache is used where TRITON_CACHE_DIR says; without it, the cache is temporary.
 """
 
@@ -29,19 +29,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import children, outputs
+from flashjvp_commands import children, outputs, terminal
 from flashjvp_commands.ending import stopped_status
 from flashjvp_commands.entry import program
 from reports.environment import commit
 from reports.schema import write_rows
 
-from .configurations import Configuration, Kernel, product, sample
+from .configuration import COLUMNS, Configuration, Kernel, product, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 # architecture -> bytes of shared memory that a block may have
@@ -52,7 +50,7 @@ OPTION_SPILLS = 1 / 128
 # With learned masks and dropout, whose tiles are those of calls without them: 1.5 % was found, and no tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
 UNMEASURED_SPILLS = 1 / 32
-# release of Triton -> (kind of product, largest head dim, family) -> the most that was found
+# release of Triton -> (input precision, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
     "3.8": {
@@ -79,9 +77,6 @@ KNOWN_SPILLS = {
     },
 }
 PROCESSES = len(os.sched_getaffinity(0))
-
-
-COLUMNS = [field.name for field in fields(Kernel)]
 
 
 def compiled(configurations: Sequence[Configuration]) -> Generator[list[Kernel]]:
@@ -175,32 +170,17 @@ def options_of(kernel: Kernel) -> str:
 def table(kernels: Sequence[Kernel], triton_version: str) -> Table:
     """One row for each kernel."""
     out = Table(title=f"kernels compiled by Triton {triton_version}")
-    for column in ("target", "products", "D, Dv", "options", "kernel", "tile"):
-        out.add_column(column, overflow="fold")
+    for column in ("kernel", "products", "D, Dv", "verdict", "options", "tile", "target"):
+        out.add_column(column)
     for column in ("registers", "spill B", "in loops", "shared B", "tensor-core"):
         out.add_column(column, justify="right")
-    out.add_column("verdict", overflow="fold", min_width=6)
     for k in kernels:
         reason = fault(k, triton_version)
-        what = (k.isa or k.architecture, k.kind, f"{k.d}, {k.dv}", options_of(k), k.family, k.tile)
+        verdict = f"[red]{escape(reason)}" if reason else "[green]ok"
         numbers = map(str, (k.registers, k.spill_bytes, k.loop_spills, k.shared_bytes, k.tensor_core))
-        out.add_row(*what, *numbers, f"[red]{escape(reason)}" if reason else "[green]ok")
+        what = (k.family, k.kind, f"{k.d}, {k.dv}", verdict, options_of(k), k.tile, k.isa or k.architecture)
+        out.add_row(*what, *numbers)
     return out
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = list(SHARED_BYTES)
-    parser.add_argument(
-        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
-        help=f"targets, out of {', '.join(known)} (all)",
-    )  # fmt: skip
-    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
-    parser.add_argument(
-        "--of-sample", type=types.whole(1), metavar="N", help="so many of the sample, chosen by the commit's hash"
-    )
-    parser.add_argument(
-        "--out", type=outputs.path_with(".csv"), metavar="PATH", help=f"for the rows: {outputs.HELP % '.csv'}"
-    )
 
 
 def run(options: argparse.Namespace, out: Path | None) -> int:
@@ -211,13 +191,14 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
     plan = [configuration for architecture in options.arch for configuration in choose(architecture)]
     if options.of_sample:
         plan = random.Random(commit()).sample(plan, min(options.of_sample, len(plan)))
-    console = Console()
+    console = terminal.console()
     found: list[list[Kernel]] = []
     stop = None
     try:
-        with contextlib.closing(compiled(plan)) as several:
-            for kernels in track(several, "compiling", total=len(plan), console=console):
+        with terminal.Bar(console, "configurations", len(plan)) as bar, contextlib.closing(compiled(plan)) as several:
+            for kernels in several:
                 found.append(kernels)
+                bar.advance_by(1)
     except KeyboardInterrupt as signalled:
         stop, out = signalled, out and outputs.stopped_name(out)
         console.print(f"stopped after {len(found)} of {len(plan)} configurations")
@@ -225,19 +206,29 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
     names = [field.name for field in fields(Configuration)]
     rows = [kernel for several in found for kernel in several]
     rows.sort(key=lambda kernel: place[Configuration(**{name: getattr(kernel, name) for name in names})])
-    console.print(table(rows, triton.__version__))
+    console.print(terminal.Fitted(table(rows, triton.__version__), names=3))
     if out is not None and rows:
         write_rows(out, rows, COLUMNS)
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     failed = sum(fault(kernel, triton.__version__) != "" for kernel in rows)
-    what = "all configurations" if options.all else "a sample (every head dim and kind of product, each option once)"
+    what = "all configurations" if options.all else "a sample (every head dim and input precision, each option once)"
     console.print(f"{len(rows)} kernels of {what} for {', '.join(options.arch)}: {failed} failed")
     return stopped_status(stop) if stop else 1 if failed or not rows else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = types.parser(f"{program('verify')} codegen", (__doc__ or "").split("\n\n")[0])
-    add_arguments(parser)
+    known = list(SHARED_BYTES)
+    parser.add_argument(
+        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
+        help=f"targets, out of {', '.join(known)} (all)",
+    )  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
+    parser.add_argument(
+        "--of-sample", type=types.whole(1), metavar="N", help="so many of the sample, chosen by the commit's hash"
+    )
+    out_help = f"for the rows: {outputs.HELP % '.csv'}"
+    parser.add_argument("--out", type=outputs.path_with(".csv"), metavar="PATH", help=out_help)
     options = parser.parse_args(arguments)
     try:
         out = options.out and outputs.prepared(options.out, "codegen.csv", (".csv",), outputs.has_columns(COLUMNS))

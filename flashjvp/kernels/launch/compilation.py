@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-import torch
 import triton
 from triton import JITFunction
 
@@ -29,7 +28,7 @@ _Mode: Any = getattr(triton, "AsyncCompileMode", None)
 class Wanted(NamedTuple):
     """A kernel to compile, and where to keep it."""
 
-    device: torch.device
+    index: int | None  # of the device
     kernel: Any
     args: Sequence[Any]  # examples of its arguments
     constants: dict[str, Any]  # and the options of the compiler
@@ -38,7 +37,7 @@ class Wanted(NamedTuple):
 
     def compile(self) -> Any:
         """What Triton makes of it: in an AsyncCompileMode, a promise of it."""
-        with on_device(self.device):
+        with on_device(self.index):
             return self.kernel.warmup(*self.args, grid=(1,), **self.constants)
 
     def keep(self, found: Any) -> Any:

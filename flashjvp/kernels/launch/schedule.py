@@ -41,6 +41,8 @@ TABLES: dict[str, dict[str, Table]] = {
     }
     for arch, precisions in TILES.items()
 }
+# The same with dropout or a tangent of the mask, where these would spill with the tile above.
+WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {("sm_90", "half", "forward", 128): Tile(128, 32, 8, 2)}
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = environment.kept({})
 _IEEE_CHUNK = 32
@@ -91,10 +93,13 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     return (2 * top,) if rest >= top else (top, rest)
 
 
-def lookup(device: torch.device, precision: str, family: str, width: int) -> Tile:
-    """The tile of a kernel family for head dims padded to `width`."""
-    tiles = TABLES[architecture(device)][precision][family]
-    return tiles[min(largest for largest in tiles if largest >= width)]
+def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
+    """The tile of a kernel family for head dims padded to `width`; `options`: with dropout or a tangent of the mask."""
+    arch = architecture(device)
+    tiles = TABLES[arch][precision][family]
+    largest = min(bound for bound in tiles if bound >= width)
+    tile = tiles[largest]
+    return WITH_OPTIONS.get((arch, precision, family, largest), tile) if options else tile
 
 
 def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ... import environment
 from ...backends import reference
-from .driver import on_device
+from .driver import index_of, on_device
 from .hopper_tables import MEASURED, Release
 
 # Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
@@ -138,7 +138,7 @@ def _checked(device: torch.device) -> str | None:
     compiled = launches._COMPILED
     _THREAD.checks = True
     before = set(compiled)
-    with on_device(device):
+    with on_device(index_of(device)):
         for width, rows, jvp in CALLS:
             if (reason := _wrong(kernels, device, width, rows, jvp)) is not None:
                 return reason
@@ -153,7 +153,7 @@ def _checked_card(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the portable kernels should not serve a type, or None."""
     ((kernels, _),) = SUBJECT
     _THREAD.checks = True
-    with on_device(device):
+    with on_device(index_of(device)):
         for _THREAD.precision in ("tf32", "ieee") if dtype == torch.float32 else (None,):
             for width, rows, jvp in CALLS_OF_CARD:
                 if (reason := _wrong(kernels, device, width, rows, jvp, dtype)) is not None:

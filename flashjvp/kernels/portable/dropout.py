@@ -14,14 +14,16 @@ from ..tiles import from_odd
 @triton.jit
 def select_seed(seed, batch, head, batch_shape, DROPOUT: tl.constexpr):
     """What tells the scores of one head from those of others (seed, head, batch entry among those of the seed), then
-    threshold and 1 / (1 - p)."""
+    the threshold and 1 / (1 - p)."""
     if seed is None:
         return ()
     else:
+        DIMS_OF_SEED: tl.constexpr = DROPOUT[0]
         entries = 1
-        for i in tl.static_range(len(batch_shape) - DROPOUT[0]):
+        for i in tl.static_range(len(batch_shape) - DIMS_OF_SEED):
             entries *= from_odd(batch_shape[i])
-        return (tl.load(seed.ptr + batch // entries), head, batch % entries, seed.strides[0], seed.strides[1])
+        threshold, factor = seed.strides
+        return (tl.load(seed.ptr + batch // entries), head, batch % entries, threshold, factor)
 
 
 @triton.jit
@@ -30,9 +32,10 @@ def kept_tile(drop, m0, n0, row, column):
     if len(drop) == 0:
         return ()
     else:
+        seed, head, entry, threshold, factor = drop
         zero = row * 0 + column * 0
-        word, _, _, _ = tl.philox(drop[0], zero + (column + n0), zero + (row + m0), zero + drop[1], zero + drop[2])
-        return ((word >> 1).to(tl.int32) >= drop[3], drop[4])  # mutate: return word
+        word, _, _, _ = tl.philox(seed, zero + (column + n0), zero + (row + m0), zero + head, zero + entry)
+        return ((word >> 1).to(tl.int32) >= threshold, factor)  # mutate: return word
 
 
 @triton.jit
@@ -41,7 +44,8 @@ def dropped(x, kept):
     if len(kept) == 0:
         return x
     else:
-        return tl.where(kept[0], x * kept[1], 0.0)
+        is_kept, factor = kept
+        return tl.where(is_kept, x * factor, 0.0)
 
 
 @triton.jit

@@ -73,7 +73,8 @@ def _forward_tile(
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)  # mutate: acc_o_t (2)
     kept = kept_tile(drop, m0, n0, row[:, None], column[None, :])
     if len(kept) > 0:
-        p = tl.where(kept[0], p, 0.0)  # mutate: p
+        is_kept, _ = kept
+        p = tl.where(is_kept, p, 0.0)  # mutate: p
     if FIRST + SECOND + len(mask_t) > 0:
         # mutate: acc_o_t (3)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
@@ -136,7 +137,8 @@ def forward_kernel(
     acc_o, acc_o_t, m, l, mean = state
     norm = 1.0 / tl.where(l == 0.0, 1.0, l)
     statistic = (batch.to(tl.int64) * heads + head) * M + rows
-    if MASK_LAYOUT[2]:
+    ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
+    if ADDITIVE:
         tl.store(lse + statistic * 2, m, mask=rows < M)  # mutate: tl.store (1)
         # mutate: tl.store (2)
         tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453, mask=rows < M)
@@ -144,7 +146,8 @@ def forward_kernel(
         # mutate: tl.store (3)
         tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
     if len(drop) > 0:
-        norm *= drop[4]  # mutate: norm
+        _, _, _, _, factor = drop
+        norm *= factor  # mutate: norm
     o_head = select_head(o, batch, head, batch_shape, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
     if JVP:

@@ -1,7 +1,7 @@
-"""Which calls `python -m verify codegen` compiles the kernels of, and what it says of a kernel."""
+"""The calls whose kernels are compiled: a deliberate sample of them, or the full product of head dims and options."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 KINDS = ("half", "tf32", "ieee")
@@ -10,7 +10,7 @@ HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One call of attention, forward and backward: the kind of product (half is bfloat16), head dims and options.
+    """One call of attention, forward and backward: the input precision (half is bfloat16), head dims and options.
 
     `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "learned" (with
     a gradient, and a tangent where there are any) or "dropout" (of probabilities, without a mask), `group` the query
@@ -46,6 +46,9 @@ class Kernel(Configuration):
     tensor_core: int = 0
     isa: str = ""
     failure: str = ""
+
+
+COLUMNS = [field.name for field in fields(Kernel)]
 
 
 def sample(architecture: str) -> list[Configuration]:
