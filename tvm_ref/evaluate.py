@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed.tensor import DTensor
 
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
@@ -190,7 +190,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         table.add_column(name, justify="right")
     for nfe, figures in evaluation.by_nfe.items():
         table.add_row(str(nfe), *(f"{figures[name]:.4g}" for name in names))
-    console.print(table)
+    console.print(terminal.Fitted(table))
     for name, value in evaluation.context.items():
         console.print(f"{name}: {value:.4g}")
 

@@ -187,6 +187,14 @@ def test_a_bad_input_is_said_in_a_line_and_nothing_is_written(
     assert written == [] and places["text"].read_text() == "not,ours\n"
 
 
+@pytest.mark.parametrize("option", ["resume", "init"])
+def test_a_start_that_is_not_there_leaves_no_folder(option: str, tmp_path: Path) -> None:
+    command: Any = importlib.import_module("tvm_ref.train")
+    words = ["toy2d", "--run.out", str(tmp_path / "run"), f"--run.{option}", str(tmp_path / "none")]
+    assert status_of(lambda: command.main(words)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 # The shortest that each command prints.
 PRINTED = {
     "flashjvp": "", "verify": "--help", "verify model": "--help", "bench": "--help", "bench.tune": "--help",

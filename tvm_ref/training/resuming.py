@@ -11,6 +11,13 @@ from .parallel import World
 from .state import initialised
 
 
+def check_starts(config: TrainConfig) -> None:
+    """Raises CheckpointError if there is nothing where run.resume or run.init point."""
+    for name, given in (("run.resume", config.run.resume), ("run.init", config.run.init)):
+        if given and not Path(given).exists():
+            raise checkpoint.CheckpointError(f"{name}: expected an existing path, got {given}")
+
+
 def start_from(config: TrainConfig, folder: Path, world: World) -> Path | None:
     """The checkpoint that run.resume names, or the newest whole one of the run that it names, or our newest.
 

@@ -26,7 +26,7 @@ from .observe import Observations
 from .outputs import Outputs
 from .parallel import World
 from .report import final_figures, has_grids, sample_grids
-from .resuming import check_data, check_settings, given_network, start_from
+from .resuming import check_data, check_settings, check_starts, given_network, start_from
 from .run_lock import RunLock
 from .saver import Saver
 from .snapshots import save_snapshots
@@ -54,6 +54,7 @@ class Trainer:
                 "run.evaluate: expected no (--run.no-evaluate) for an archive, whose figures need more files: measure "
                 "them afterwards with python -m tvm_ref.evaluate"
             )
+        check_starts(config)
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
         self._lock = RunLock(Path(config.run.out), world)
