@@ -68,6 +68,7 @@ def layout(strides: tuple[int, ...], dtype: torch.dtype, width: int = 0) -> Layo
     for each of 16 heads, and one compilation serves both.
     """
     *batch, head, row, _ = strides
+    # mutate: packed
     packed = (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
     bits = 0
     for stride in strides[:-1]:
