@@ -152,6 +152,12 @@ y = torch.empty(3, 100, 8, 16, dtype=torch.bfloat16, device=META).transpose(1, 2
 options = (None, None, None, False, 0.25, 0.0)
 print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *options)))
 print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, None, y, *options)))
+print(flashjvp.precompile(16, torch.bfloat16, attn_mask="additive", dropout=True, device="meta"))
+x, y = x[:, :, :96], y[:, :, :96]
+mask, seed = torch.empty(1, 1, 96, 96, dtype=torch.bfloat16, device=META), torch.empty((), dtype=torch.int64, device=META)
+for rate in (0.1, 1.0):
+    options = (mask, None, seed, False, 0.25, rate)
+    print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *options)))
 """
 
 
@@ -164,4 +170,5 @@ def test_a_call_finds_what_was_compiled_for_its_like(of: str, tmp_path: Path) ->
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["4", "0", "4", "0", "1"]
+    # The last three: with dropout; then other rates.
+    assert done.stdout.split() == ["4", "0", "4", "0", "1", "4", "0", "0"]
