@@ -154,7 +154,8 @@ print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *options
 print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, None, y, *options)))
 print(flashjvp.precompile(16, torch.bfloat16, attn_mask="additive", dropout=True, device="meta"))
 x, y = x[:, :, :96], y[:, :, :96]
-mask, seed = torch.empty(1, 1, 96, 96, dtype=torch.bfloat16, device=META), torch.empty((), dtype=torch.int64, device=META)
+mask = torch.empty(1, 1, 96, 96, dtype=torch.bfloat16, device=META)
+seed = torch.empty((), dtype=torch.int64, device=META)
 for rate in (0.1, 1.0):
     options = (mask, None, seed, False, 0.25, rate)
     print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *options)))

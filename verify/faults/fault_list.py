@@ -175,8 +175,8 @@ _OF_KERNELS = [
         "packed = (row, odd(0), *(map(odd, reversed(batch)) if batch else (odd(0),)))", "mask_gqa_per_head",
     ),
     Fault(
-        "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, classes",
-        'packed, _, is_regular, classes = layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
+        "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",
+        'packed, _, is_regular, special = layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
         "layout_sequence_major",
     ),
     Fault(

@@ -25,15 +25,16 @@ LONG = 1 << 31  # an integer from here on takes 64 bits
 class Special:
     """A class of arguments with the same code. There is one object for each: cheap to hash.
 
-    dtype: of the tensor. is_aligned: its address is a multiple of 16 bytes. numbers: how many integers an Operand
-    carries, none for a plain tensor. is_sixteenth: the first of them, the row stride, is a multiple of 16. is_long:
-    they are 64 bits wide.
+    dtype: of the tensor. numbers: how many integers an Operand carries, none for a plain tensor. is_aligned: the
+    address of a plain tensor is a multiple of 16 bytes. is_long: the integers are 64 bits wide.
+
+    Where an Operand starts and how far apart its rows are makes no other class: what kernels make use of, REGULAR and
+    MASK_LAYOUT promise.
     """
 
     dtype: torch.dtype
-    is_aligned: bool
     numbers: int = 0
-    is_sixteenth: bool = False
+    is_aligned: bool = False
     is_long: bool = False
 
     def example(self) -> Any:
@@ -41,9 +42,8 @@ class Special:
         pointer = _memory(self.dtype)[0 if self.is_aligned else 1 :]
         if not self.numbers:
             return pointer
-        others = odd(LONG if self.is_long else 0)
-        row = (LONG if self.is_long else 0) + (16 if self.is_sixteenth else 24)
-        return Operand(pointer, (row, *(others,) * (self.numbers - 1)))
+        least = LONG if self.is_long else 0
+        return Operand(pointer, (least + 24, *(odd(least),) * (self.numbers - 1)))
 
 
 special = cache(Special)
@@ -74,7 +74,7 @@ def statistic(x: Tensor) -> Argument:
     """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
     x = x if x.is_contiguous() else x.contiguous()  # mutate: x
     address = x.data_ptr()
-    return x, address, special(x.dtype, address % 16 == 0)
+    return x, address, special(x.dtype, 0, address % 16 == 0)
 
 
 def interpreted(tensor: Any, raw: Any) -> Any:
@@ -98,27 +98,13 @@ def address_of(raw: Any) -> Address | None:
 
 
 @cache
-def alike(specials: tuple[Any, ...], is_regular: bool) -> tuple[Any, ...]:
-    """The classes of the arguments of a launch, as few as will do: integers of all Operands are equally wide, and
-    where rows start anywhere (not `is_regular`), all addresses count as the least aligned one, and so do strides."""
-    operands = [x for x in specials if isinstance(x, Special) and x.numbers]
-    is_long = any(x.is_long for x in operands)
-    if is_regular and not is_long:
+def alike(specials: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The classes of the arguments of a launch, of which some are long: integers of all Operands are equally wide."""
+    if not any(isinstance(x, Special) and x.is_long for x in specials):
         return specials
-    aligned = is_regular or all(x.is_aligned for x in operands)
-    sixteenth = is_regular or (aligned and all(x.is_sixteenth for x in operands))
-
-    def of(x: Any) -> Any:
-        if not isinstance(x, Special) or not x.numbers:
-            return x
-        return special(x.dtype, x.is_aligned and aligned, x.numbers, x.is_sixteenth and sixteenth, is_long)
-
-    return tuple([of(x) for x in specials])
-
-
-def read_singly(classes: tuple[Special, Special]) -> Special:
-    """The one class of tensors that kernels read number by number, wherever they lie."""
-    return special(classes[0].dtype, False, classes[0].numbers, False, classes[0].is_long)
+    return tuple([
+        special(x.dtype, x.numbers, False, True) if isinstance(x, Special) and x.numbers else x for x in specials
+    ])  # fmt: skip
 
 
 def examples(tensors: Sequence[Any], classes: Sequence[Any]) -> list[Any]:

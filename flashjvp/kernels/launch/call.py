@@ -13,7 +13,7 @@ from ... import environment
 from ...backends import philox
 from ...layout import is_additive
 from . import compilation, schedule
-from .argument import ABSENT, Argument, address_of, alike, argument, examples, interpreted, read_singly, seed_operand
+from .argument import ABSENT, Argument, address_of, alike, argument, examples, interpreted, seed_operand
 from .driver import index_of, on_device
 from .geometry import geometry, in_one_chunk, layout
 from .replay import active_capture
@@ -44,7 +44,7 @@ class Call:
             self.sizes, self.kv_heads, self.programs, self.batch_shape, self.k_columns, self.v_columns, self.width,
             self.is_empty, self._special,
         ) = geometry(self._shape, k.shape, v.shape, self.precision)  # fmt: skip
-        self._is_regular = True
+        self._is_regular, self._is_long = True, False
         self._arguments: dict[int, Argument] = {}
         self._copied: list[Tensor] = []
         self.mask: Argument | None = None
@@ -70,13 +70,14 @@ class Call:
             self._copied.append(x)  # alive, so that its id stays its own
             x = x.contiguous()
             strides = x.stride()
-        # mutate: packed, _, is_regular, classes
-        packed, _, is_regular, classes = layout(strides, x.dtype, x.shape[-1])
+        # mutate: packed, _, is_regular, special
+        packed, _, is_regular, special = layout(strides, x.dtype)
         address = x.data_ptr()
-        aligned = address % 16 == 0
-        if not (aligned and is_regular):
+        if not (is_regular and address % 16 == 0):
             self._is_regular = False
-        self._arguments[id(given)] = found = x, (address, packed), classes[aligned]
+        if special.is_long:
+            self._is_long = True
+        self._arguments[id(given)] = found = x, (address, packed), special
         return found
 
     def _mask_operand(self, mask: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
@@ -87,11 +88,12 @@ class Call:
         additive = is_additive(mask)
         mask = mask if additive else mask.view(torch.uint8)
         keys = self.sizes.keys
-        packed, bits, _, classes = layout(mask.expand(*self._shape[:-1], keys).stride(), mask.dtype, 16)
+        packed, bits, _, special = layout(mask.expand(*self._shape[:-1], keys).stride(), mask.dtype)
+        self._is_long |= special.is_long
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
-        found = mask, (address, packed), classes[True] if aligned else read_singly(classes)
+        found = mask, (address, packed), special
         return found, (column, aligned, additive)  # mutate: return found column
 
     @property
@@ -106,10 +108,9 @@ class Call:
             return None
         if x.shape[-1] != 1 and x.stride(-1) != 1:
             x = x.contiguous()
-        packed, _, _, classes = layout(x.expand(*self._shape[:-1], self.sizes.keys).stride(), x.dtype, 16)
-        address = x.data_ptr()
-        aligned = address % 16 == 0 and packed[0] % 16 == 0
-        return x, (address, packed), classes[True] if aligned else read_singly(classes)
+        packed, _, _, special = layout(x.expand(*self._shape[:-1], self.sizes.keys).stride(), x.dtype)
+        self._is_long |= special.is_long
+        return x, (x.data_ptr(), packed), special
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
@@ -149,7 +150,7 @@ class Call:
         """
         arguments = [ABSENT if x is None else x if type(x) is tuple else argument(x) for x in args]
         tensors, raw, special = zip(*arguments, strict=True)
-        classes = alike(special, self._is_regular)
+        classes = alike(special) if self._is_long else special
         names, has_batch_shape = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
         taken = [*map(self.constants(constants).__getitem__, names)]
         key = (

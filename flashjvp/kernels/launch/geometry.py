@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     strides: tuple[int, ...]  # of the Operand
     bits: int  # that any stride but the column's has
     is_regular: bool  # rows start at multiples of 16 bytes, and 32 bits hold the offsets in a tile
-    special: tuple[Special, Special]  # without and with an address that 16 divides
+    special: Special
 
 
 @lru_cache(1 << 14)
@@ -61,12 +61,8 @@ def geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precisi
 
 
 @lru_cache(1 << 14)
-def layout(strides: tuple[int, ...], dtype: torch.dtype, width: int = 0) -> Layout:
-    """Of [*batch, head, row, column] strides (without batch dims, one of 0) and so many columns.
-
-    A row stride counts as a multiple of 16 only where the width is one: rows of 72 columns lie 72 elements apart, or 72
-    for each of 16 heads, and one compilation serves both.
-    """
+def layout(strides: tuple[int, ...], dtype: torch.dtype) -> Layout:
+    """Of [*batch, head, row, column] strides; without batch dims, one of 0."""
     *batch, head, row, _ = strides
     # mutate: packed
     packed = (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
@@ -74,8 +70,7 @@ def layout(strides: tuple[int, ...], dtype: torch.dtype, width: int = 0) -> Layo
     for stride in strides[:-1]:
         bits |= stride
     is_regular = bits * dtype.itemsize % 16 == 0 and row < 1 << 23
-    of = len(packed), row % 16 == 0 and width % 16 == 0, any(_long(packed))
-    return Layout(packed, bits, is_regular, (special(dtype, False, *of), special(dtype, True, *of)))
+    return Layout(packed, bits, is_regular, special(dtype, len(packed), False, any(_long(packed))))
 
 
 def in_one_chunk(columns: tuple[int, ...]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ them, and by timings outside of a search.
 TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
     "sm_80": {
         "half": {
-            "backward_bias": {64: (64, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 16, 4, 2)},
+            "backward_bias": {64: (64, 32, 8, 2), 128: (64, 16, 8, 2), 256: (16, 32, 8, 1)},
             "backward_key": {64: (32, 64, 8, 2), 128: (16, 64, 8, 2), 256: (16, 32, 8, 2)},
             "backward_key_value": {64: (16, 64, 4, 2)},
             "backward_query": {80: (64, 16, 8, 2), 96: (16, 64, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 2)},
@@ -125,7 +125,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
     },
     "sm_100": {
         "half": {
-            "backward_bias": {64: (64, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 16, 4, 2)},
+            "backward_bias": {64: (64, 32, 8, 2), 128: (64, 32, 4, 1), 256: (16, 16, 4, 2)},
             "backward_key": {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (32, 32, 8, 2)},
             "backward_key_value": {64: (32, 64, 4, 2)},
             "backward_query": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (16, 64, 8, 2)},
@@ -134,7 +134,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
             "backward_preprocess": {64: (64, 0, 4, 1), 128: (32, 0, 4, 1), 256: (16, 0, 4, 1)},
         },
         "tf32": {
-            "backward_bias": {64: (16, 32, 4, 2), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
+            "backward_bias": {64: (16, 32, 4, 2), 128: (64, 16, 8, 1), 256: (16, 16, 8, 1)},
             "backward_key": {64: (32, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)},
             "backward_key_value": {64: (32, 32, 8, 2)},
             "backward_query": {64: (32, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)},
@@ -154,7 +154,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
     },
     "sm_120": {
         "half": {
-            "backward_bias": {64: (64, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 1)},
+            "backward_bias": {64: (64, 32, 8, 2), 128: (64, 16, 8, 1), 256: (16, 32, 8, 1)},
             "backward_key": {64: (32, 64, 8, 2), 128: (16, 64, 8, 2), 256: (16, 32, 8, 2)},
             "backward_key_value": {64: (16, 64, 4, 2)},
             "backward_query": {80: (64, 16, 8, 2), 96: (16, 64, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 2)},
