@@ -1,5 +1,6 @@
 """`flashjvp.precompile`: what it compiles is what calls then look for, and kernels of a call compile side by side."""
 
+import json
 import os
 import subprocess
 import sys
@@ -171,5 +172,30 @@ def test_a_call_finds_what_was_compiled_for_its_like(of: str, tmp_path: Path) ->
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    # The last three: with dropout; then other rates.
-    assert done.stdout.split() == ["4", "0", "4", "0", "1", "4", "0", "0"]
+    # The last three: with dropout, for which one kernel is there; then other rates.
+    assert done.stdout.split() == ["4", "0", "4", "0", "1", "3", "0", "0"]
+
+
+# Sizes, batch dims, layouts, the rate of dropout and the scale differ; so does where a mask is broadcast. Portable
+# kernels have a code for masks whose rows they read in pieces of 16, and one for others; the warp-specialised ones have
+# one for each of whether a mask differs between heads and between batch entries.
+MOST_COMPILATIONS = {"none": 1, "grouped": 1, "dropout": 1, "bool": 2, "additive": 2, "learned": 2}
+
+
+@pytest.mark.sampled(of=4)
+@pytest.mark.parametrize("kind", MOST_COMPILATIONS)
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_90"])
+def test_of_random_calls_each_kernel_is_compiled_once(architecture: str, kind: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.flashjvp.kernels.random_calls", architecture, kind, "0"], cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    portable = {"forward", "backward_preprocess", "backward_query", "backward_key"}
+    assert {f"portable.{name}" for name in portable} <= found.keys()
+    assert ("hopper.forward" in found) == (architecture == "sm_90" and kind in ("none", "grouped", "bool"))
+    for name, count in found.items():
+        most = 1 if name.endswith("preprocess") else MOST_COMPILATIONS[kind]
+        assert count <= (4 if kind == "bool" and name.startswith("hopper") else most), found

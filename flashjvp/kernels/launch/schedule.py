@@ -42,7 +42,10 @@ TABLES: dict[str, dict[str, Table]] = {
     for arch, precisions in TILES.items()
 }
 # The same with dropout or a tangent of the mask, where these would spill with the tile above.
-WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {("sm_90", "half", "forward", 128): Tile(128, 32, 8, 2)}
+WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {
+    ("sm_90", "half", "forward", 128): Tile(128, 32, 8, 2),
+    ("sm_100", "half", "backward_query", 256): Tile(16, 32, 8, 2),
+}
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = environment.kept({})
 _IEEE_CHUNK = 32

@@ -160,7 +160,7 @@ def launch_backward_bias(
     """The wanted ones of d_mask and d_mask_t. `statistics` are lse, mu, row_a, row_delta."""
     d_mask, d_mask_t = (empty_bias(mask) if want else None for want in wanted)
     *batch, heads, queries, keys = mask.shape
-    owns = (queries > 1, heads > 1, *([size > 1 for size in reversed(batch)] or [True]))
+    owns = (queries > 1, heads > 1, *([size > 1 for size in reversed(batch)] or [False]))
     tile = call.tile("backward_bias")
     programs = mask.numel() // (queries * keys) * -(-queries // tile.block_m) * -(-keys // tile.block_n)
     args = (
