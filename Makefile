@@ -87,9 +87,10 @@ $(READY): pyproject.toml constraints.txt
 	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(VENVS)/clients/.ready: pyproject.toml constraints.txt
-	@$(NEW_ENOUGH)
+# On top of the main environment, whose packages it sees: torch alone is 5 GB.
+$(VENVS)/clients/.ready: pyproject.toml constraints.txt | $(READY)
 	$(PYTHON) -m venv $(@D)
+	ls -d $(CURDIR)/$(VENV)/lib/python3*/site-packages > $$(ls -d $(@D)/lib/python3*/site-packages)/main.pth
 	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev,clients]'
 	@touch $@
 

@@ -22,8 +22,9 @@ from tvm_ref.sample import SampleConfig
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EXAMPLE = re.compile(r"^```python\n(.*?)^```(?:[^`]*?^```text\n(.*?)^```)?", flags=re.DOTALL | re.MULTILINE)
+COMPILED = pytest.mark.slow  # the README compiles, too
 EXAMPLES = [
-    pytest.param(*found.groups(), id=f"{page.stem}-{i}")
+    pytest.param(*found.groups(), id=f"{page.stem}-{i}", marks=[COMPILED] if "torch.compile(" in found[1] else [])
     for page in PAGES
     for i, found in enumerate(EXAMPLE.finditer(page.read_text()))
 ]

@@ -205,7 +205,7 @@ PRINTED = {
 FAILING = {"> /dev/full": (1,), ">&-": (0,), "2>&-": (0,), "| true; exit ${PIPESTATUS[0]}": (0, 141), "<&-": (0,)}
 
 
-@pytest.mark.sampled(of=8)
+@pytest.mark.sampled(of=16)
 @pytest.mark.parametrize("how", FAILING)
 @pytest.mark.parametrize("name", PRINTED)
 def test_a_standard_output_that_takes_nothing(name: str, how: str) -> None:

@@ -144,7 +144,7 @@ def assert_ended_well(command: Command, name: str, number: int, out: Path, what:
 CASES = [(name, number) for name in COMMANDS for number in SIGNALS]
 
 
-@pytest.mark.sampled(of=7)
+@pytest.mark.sampled(of=14)
 @pytest.mark.parametrize(("name", "number"), CASES, ids=lambda x: getattr(x, "name", x))
 def test_a_signal_ends_a_command_at_any_moment(
     name: str, number: int, start: Callable[[str], Command], tmp_path: Path
@@ -176,7 +176,7 @@ def test_a_second_signal_aborts(name: str, number: int, start: Callable[[str], C
     assert not command.left()
 
 
-@pytest.mark.sampled(of=6)
+@pytest.mark.sampled(of=12)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in {*SHORT, "flashjvp.check"}])
 def test_a_signal_is_acknowledged(name: str, start: Callable[[str], Command]) -> None:
     command = start(name)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.tiers import examples
 from tests.tvm_ref.runs import command_line, digits, toy, train
 from tvm_ref import train as command
 from tvm_ref.training.config import ConfigError
@@ -31,7 +32,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
         assert with_yaml(other(), tmp_path / "config.yaml") == config
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.floats(1e-300, 1e300), st.integers(1, 2**70))
 def test_every_text_and_number_is_read_back(tmp_path: Path, text: str, number: float, count: int) -> None:
     config = toy(tmp_path)
@@ -119,7 +120,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             command.main([*command_line(tmp_path), *words])
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=5000)
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=5000)
 @given(st.binary(max_size=200) | st.text("[]{}:,-&*!|>'\"#%@ \n\tab1", max_size=200).map(str.encode))
 def test_other_content_is_refused_or_read_and_never_fails_otherwise(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.yaml"
