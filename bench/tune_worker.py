@@ -126,16 +126,16 @@ def launch(candidate: Candidate, inputs: Inputs) -> dict[str, Tensor]:
         plain = kernels.backward(inputs.d_o, *primals, o, lse, inputs.mask, None, *options, (True, True, True, False))
         return {name: x for name, x in zip(oracles.NAMES[2:5], plain, strict=False) if x is not None}
     operands = (*primals, inputs.q_t, inputs.k_t, inputs.v_t)
-    learned = candidate.family == OF_MASKS and inputs.mask is not None
-    masks = (inputs.mask, torch.zeros_like(inputs.mask) if learned else None, None)
+    mask_t = None if inputs.mask is None else torch.zeros_like(inputs.mask)  # a mask is one with gradients
+    masks = (inputs.mask, mask_t, None)
     o, o_t, lse, mu = kernels.forward_jvp(*operands, *masks, *options)
     if candidate.family == "forward":
         return {"o": o, "o_t": o_t}
     of_inputs = (True,) * 6 if candidate.kind in PIPELINE_KINDS else WANTED[candidate.family]
-    wanted = (*of_inputs, learned, learned)
+    wanted = (*of_inputs, mask_t is not None, mask_t is not None)
     grads = kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu, *masks, *options, wanted)
-    if learned:
-        return _of_keys(inputs, *grads[6:])
+    if mask_t is not None:
+        return _of_keys(inputs, grads[6], grads[7])
     return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=False) if x is not None}
 
 
@@ -144,10 +144,10 @@ def _mask(q: Tensor, heads: int) -> Tensor:
     return q.new_zeros(1, heads, q.shape[-2], q.shape[-2])
 
 
-def _of_keys(inputs: Inputs, ds: Tensor, ds_t: Tensor) -> dict[str, Tensor]:
+def _of_keys(inputs: Inputs, ds: Tensor | None, ds_t: Tensor | None) -> dict[str, Tensor]:
     """The gradients of k and k_t that those of a mask of zeros and of its tangent give, MATH.md (16), (19); none where
     they are summed over heads."""
-    assert inputs.q_t is not None
+    assert inputs.q_t is not None and ds is not None and ds_t is not None
     if ds.shape[-3] != inputs.q.shape[-3]:
         return {}
     ds, ds_t, q, q_t = (inputs.c * ds.double().mT, inputs.c * ds_t.double().mT, inputs.q.double(), inputs.q_t.double())
