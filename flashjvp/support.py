@@ -4,6 +4,7 @@
 import importlib
 import platform
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ CARDS = (
 HEADER_OF_CARDS = ("capability", "cards", "kernels", "tried")
 
 
+@cache
 def tried(capability: tuple[int, int]) -> str | None:
     """How far the kernels were tried on such GPUs: COMPILED, RUN, or None where there are none for them."""
     major, minor = capability

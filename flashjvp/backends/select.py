@@ -102,7 +102,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, wide: bool = F
     if dtype == torch.float64:
         return "expected float16, bfloat16 or float32, got float64 (use 'tiled' or 'reference')"
     reason = _triton_obstacle(device.type, device.index, dtype == torch.bfloat16)
-    if reason is None and _is_unmeasured(device):
+    if reason is None and device.type == "cuda" and _is_unmeasured(device):
         from ..kernels.launch import selfcheck
 
         return selfcheck.why_not_on(device, dtype)
@@ -111,12 +111,12 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, wide: bool = F
 
 def _is_unmeasured(device: torch.device) -> bool:
     """Whether nobody ran the kernels on such a card."""
-    return device.type == "cuda" and support.tried(environment.capability(device.index)) == support.COMPILED
+    return support.tried(environment.capability(device.index)) == support.COMPILED
 
 
 def _is_postponed(device: torch.device) -> bool:
     """Whether a card has still to be checked and cannot be now."""
-    if not environment.has_triton() or not _is_unmeasured(device):
+    if device.type != "cuda" or not environment.has_triton() or not _is_unmeasured(device):
         return False
     from ..kernels.launch import selfcheck
 

@@ -101,7 +101,7 @@ def test_nothing_is_launched_where_kernels_are_asked_for() -> None:
     kernel = Kernel()
     function = call_of([kernel])
     (wanted,) = compilation.kernels_of(function, "a")
-    assert wanted.kernel is kernel and not kernel.launches and not compilation.is_collecting()
+    assert wanted.kernel is kernel and not kernel.launches and compilation.THREAD.collected is None
     compilation.compile_all([wanted])
     assert not compilation.kernels_of(function, "a")
 

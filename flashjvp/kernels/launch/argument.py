@@ -97,16 +97,6 @@ def address_of(raw: Any) -> Address | None:
     return raw.base.data_ptr(), None, raw
 
 
-@cache
-def alike(specials: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The classes of the arguments of a launch, of which some are long: integers of all Operands are equally wide."""
-    if not any(isinstance(x, Special) and x.is_long for x in specials):
-        return specials
-    return tuple([
-        special(x.dtype, x.numbers, False, True) if isinstance(x, Special) and x.numbers else x for x in specials
-    ])  # fmt: skip
-
-
 def examples(tensors: Sequence[Any], classes: Sequence[Any]) -> list[Any]:
     """What Triton compiles for in the place of arguments of these classes. Descriptors stand for themselves."""
     return [

@@ -13,7 +13,7 @@ from ... import environment
 from ...backends import philox
 from ...layout import is_additive
 from . import compilation, schedule
-from .argument import ABSENT, Argument, address_of, alike, argument, examples, interpreted, seed_operand
+from .argument import ABSENT, Argument, address_of, argument, examples, interpreted, seed_operand
 from .driver import index_of, on_device
 from .geometry import geometry, in_one_chunk, layout
 from .replay import active_capture
@@ -44,7 +44,7 @@ class Call:
             self.sizes, self.kv_heads, self.programs, self.batch_shape, self.k_columns, self.v_columns, self.width,
             self.is_empty, self._special,
         ) = geometry(self._shape, k.shape, v.shape, self.precision)  # fmt: skip
-        self._is_regular, self._is_long = True, False
+        self._is_regular = True
         self._arguments: dict[int, Argument] = {}
         self._copied: list[Tensor] = []
         self.mask: Argument | None = None
@@ -75,8 +75,6 @@ class Call:
         address = x.data_ptr()
         if not (is_regular and address % 16 == 0):
             self._is_regular = False
-        if special.is_long:
-            self._is_long = True
         self._arguments[id(given)] = found = x, (address, packed), special
         return found
 
@@ -89,7 +87,6 @@ class Call:
         mask = mask if additive else mask.view(torch.uint8)
         keys = self.sizes.keys
         packed, bits, _, special = layout(mask.expand(*self._shape[:-1], keys).stride(), mask.dtype)
-        self._is_long |= special.is_long
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
@@ -109,7 +106,6 @@ class Call:
         if x.shape[-1] != 1 and x.stride(-1) != 1:
             x = x.contiguous()
         packed, _, _, special = layout(x.expand(*self._shape[:-1], self.sizes.keys).stride(), x.dtype)
-        self._is_long |= special.is_long
         return x, (x.data_ptr(), packed), special
 
     def tile(self, family: str) -> schedule.Tile:
@@ -149,8 +145,7 @@ class Call:
         have, if that one allows it.
         """
         arguments = [ABSENT if x is None else x if type(x) is tuple else argument(x) for x in args]
-        tensors, raw, special = zip(*arguments, strict=True)
-        classes = alike(special) if self._is_long else special
+        tensors, raw, classes = zip(*arguments, strict=True)
         names, has_batch_shape = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
         taken = [*map(self.constants(constants).__getitem__, names)]
         key = (
@@ -175,7 +170,7 @@ class Call:
                     found = kernel[(programs,)](*map(interpreted, tensors, raw), *rest, **options)
                 if found is not None:  # the interpreter compiles nothing
                     _COMPILED[key] = found
-        if compiled is not None and not compilation.is_collecting():
+        if compiled is not None and compilation.THREAD.collected is None:
             with on_device(self._index):
                 compiled[(programs, 1, 1)](*raw, *rest, *taken)
         if seen is not None:

@@ -20,7 +20,6 @@ from .driver import on_device
 P = ParamSpec("P")
 Results = TypeVar("Results")
 
-_THREAD = threading.local()
 # From Triton 3.4 on; a Triton without it compiles one kernel after the other.
 _Mode: Any = getattr(triton, "AsyncCompileMode", None)
 
@@ -48,6 +47,20 @@ class Wanted(NamedTuple):
         return found
 
 
+class _Thread(threading.local):
+    """What a thread is about.
+
+    collected: in `kernels_of`, where nothing is launched, what was wanted so far. may_break_off: its call may be made
+    again.
+    """
+
+    collected: dict[Any, Wanted] | None = None
+    may_break_off = False
+
+
+THREAD = _Thread()
+
+
 class _Missing(Exception):
     """A kernel is not compiled, and its call may be made again."""
 
@@ -59,11 +72,10 @@ def is_compiled(kernel: Any) -> bool:
 
 def compiled(wanted: Wanted, may_break_off: bool) -> Any:
     """The compiled kernel; None where nothing is to be launched. `may_break_off`: the call may be made again."""
-    collected: dict[Any, Wanted] | None = getattr(_THREAD, "collected", None)
-    if collected is not None:
-        collected[wanted.key] = wanted
+    if THREAD.collected is not None:
+        THREAD.collected[wanted.key] = wanted
         return None
-    if may_break_off and getattr(_THREAD, "may_break_off", False):
+    if may_break_off and THREAD.may_break_off:
         raise _Missing
     return wanted.keep(wanted.compile())
 
@@ -76,15 +88,15 @@ def side_by_side(function: Callable[P, Results]) -> Callable[P, Results]:
 
     @functools.wraps(function)
     def run(*args: P.args, **options: P.kwargs) -> Results:
-        if getattr(_THREAD, "may_break_off", False) or getattr(_THREAD, "collected", None) is not None:
+        if THREAD.may_break_off or THREAD.collected is not None:
             return function(*args, **options)  # the function around this one sees to it
-        _THREAD.may_break_off = True
+        THREAD.may_break_off = True
         try:
             return function(*args, **options)
         except _Missing:
             pass
         finally:
-            _THREAD.may_break_off = False
+            THREAD.may_break_off = False
         compile_all(kernels_of(function, *args, **options))
         return function(*args, **options)
 
@@ -94,17 +106,12 @@ def side_by_side(function: Callable[P, Results]) -> Callable[P, Results]:
 def kernels_of(function: Callable[..., object], *args: Any, **options: Any) -> list[Wanted]:
     """The kernels that a call would launch and that are not compiled. Nothing is launched; results have no meaning."""
     collected: dict[Any, Wanted] = {}
-    _THREAD.collected = collected
+    THREAD.collected = collected
     try:
         function(*args, **options)
     finally:
-        _THREAD.collected = None
+        THREAD.collected = None
     return list(collected.values())
-
-
-def is_collecting() -> bool:
-    """Whether this thread is in `kernels_of`, where nothing is launched."""
-    return getattr(_THREAD, "collected", None) is not None
 
 
 def compile_all(wanted: Sequence[Wanted]) -> None:

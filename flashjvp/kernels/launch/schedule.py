@@ -36,7 +36,9 @@ Table = dict[str, dict[int, Tile]]
 # architecture -> input precision -> family -> largest padded head dim -> tile
 TABLES: dict[str, dict[str, Table]] = {
     arch: {
-        precision: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
+        precision: {
+            family: {width: Tile(*tile) for width, tile in sorted(tiles.items())} for family, tiles in table.items()
+        }
         for precision, table in precisions.items()
     }
     for arch, precisions in TILES.items()
@@ -99,10 +101,10 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
 def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
     """The tile of a kernel family for head dims padded to `width`; `options`: with dropout or a tangent of the mask."""
     arch = architecture(device)
-    tiles = TABLES[arch][precision][family]
-    largest = min(bound for bound in tiles if bound >= width)
-    tile = tiles[largest]
-    return WITH_OPTIONS.get((arch, precision, family, largest), tile) if options else tile
+    for largest, tile in TABLES[arch][precision][family].items():
+        if largest >= width:
+            return WITH_OPTIONS.get((arch, precision, family, largest), tile) if options else tile
+    raise KeyError(f"{family} has no tile for head dims padded to {width}")
 
 
 def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:

@@ -107,10 +107,6 @@ ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "row stride a multiple of 16, or of 8": ({"x": rows(row=80)}, {"x": rows(row=72)}),
     "row stride of 1": ({"x": rows(width=1)}, {"x": rows(width=1, row=3)}),
     "row stride of a head dim that 16 does not divide": ({"x": rows(width=72)}, {"x": rows(width=72, row=16 * 72)}),
-    "stride beyond 2^31 of another operand": (
-        {"x": rows(), "q_t": rows(length=2**11, row=2**20)},
-        {"x": rows(length=2**11, row=2**20), "q_t": rows()},
-    ),
     "another number of heads in a group": (
         {"x": rows(heads=16), "k": rows(heads=8)}, {"x": rows(heads=16), "k": rows(heads=1)}
     ),
