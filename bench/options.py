@@ -245,11 +245,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 
 class _AddPeer(argparse.Action):
-    """Collects NAME=PATH pairs in a dictionary."""
+    """Collects NAME=PATH pairs in a dictionary, each name once."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: object, option: object = None) -> None:
         assert isinstance(values, tuple)
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), values[0]: values[1]})
+        name, paths = values
+        found = getattr(namespace, self.dest)
+        if name in found:
+            raise argparse.ArgumentError(self, f"{name} was given twice: expected each once")
+        setattr(namespace, self.dest, {**found, name: paths})
 
 
 def _peer(text: str) -> tuple[str, list[str]]:

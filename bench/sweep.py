@@ -4,6 +4,7 @@ Each provider runs in child processes of its own; an out-of-memory, a crash, a h
 the end of the sweep.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     console = terminal.console(190)
     run = now()
     try:
+        _refuse(options)
         environments = _environments(options.device, options.dtype, worker)
         environment = next(iter(environments.values()))
         cells = make_cells(options, environment.device)
@@ -73,6 +75,20 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     if stop is not None:
         return ending.stopped_status(stop)
     return 0 if any(row.status == "ok" for row in sweep.rows) else 1
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    """Raises ValueError for what can be refused before a process is started that knows the device."""
+    if options.out is not None:
+        outputs.checked_name(options.out, (".csv",))
+    errors = []
+    for device in [options.device.partition(":")[0]] if options.device else DEFAULTS:
+        try:
+            make_cells(options, device)
+            return
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def default_path(environment: Environment, run: str, resume: bool) -> Path:

@@ -79,8 +79,11 @@ def in_one_line(error: BaseException) -> str:
         return f"out of memory: {text}" if text else "out of memory"
     if isinstance(error, OSError | ValueError | ImportError) or type(error).__module__.split(".")[0] in OURS:
         return text or type(error).__name__
-    with tempfile.NamedTemporaryFile("w", prefix="flashjvp-error-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="flashjvp-error-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # the disk is full, say
+        return f"{type(error).__name__}: {text} (python -X dev shows the traceback)"
     return f"{type(error).__name__}: {text} (the traceback is in {file.name})"
 
 

@@ -39,7 +39,7 @@ def main() -> NoReturn:
         sys.path.insert(0, str(extras.TOOLS))
         module += ".__main__"
     command = importlib.import_module(module)
-    status = ending.run(getattr(command, "cli", command.main))
+    status = ending.run(command.main)
     leave = getattr(command, "leave", sys.exit)
     leave(status)
     raise AssertionError("a command does not end otherwise")

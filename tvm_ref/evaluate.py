@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 
 from flashjvp_commands import ending, outputs, terminal
-from flashjvp_commands.entry import program
+from flashjvp_commands.arguments import MOST
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.dataset import open_dataset
@@ -85,7 +85,13 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_common(device=self.device, seed=self.seed, batch=self.batch)
+        for nfe in self.nfe:
+            check_common(device=self.device, nfe=nfe)
         check_guidance(self.w)
+        if self.samples is not None and not 2 <= self.samples <= MOST:
+            raise ValueError(f"samples: expected at least 2 and at most {MOST}, got {self.samples}")
+        if len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe: expected each number once, got {','.join(map(str, self.nfe))}")
         if self.out is not None:
             check_out(self.out, ".json")
         if self.save_images is not None:
@@ -129,11 +135,7 @@ def evaluate_together(
     if world.first and (warning := untrained(config.loss, w)):
         print(warning, file=sys.stderr)
     sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch)
-    if settings.samples is not None and settings.samples < 2:
-        raise ValueError(f"samples: expected at least 2, got {settings.samples}")
     if config.data.name == "archive":
-        if any(nfe < 1 for nfe in settings.nfe):
-            raise ValueError(f"nfe: expected numbers of at least 1, got {settings.nfe}")
         _evaluate_archive(model, config, settings, sampling, world, done, stop, scratch)
         return
     archive_only = [*(field.name for field in dataclasses.fields(ImageFiles)), "data", "save_images"]
@@ -213,7 +215,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(EvaluateConfig, prog=program("tvm_ref.evaluate"), args=arguments))
+        settings = parsed(EvaluateConfig, "tvm_ref.evaluate", arguments)
         ours = outputs.starts_with(b'{\n  "samples": ')
         out = None if settings.out is None else outputs.prepared(settings.out, "quality.json", (".json",), ours)
 

@@ -11,7 +11,6 @@ import tyro
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.vae import load_vae
@@ -57,7 +56,7 @@ class SampleConfig:
     """Device that the network runs on: cpu, cuda, cuda:1."""
 
     def __post_init__(self) -> None:
-        check_common(device=self.device, seed=self.seed, per_class=self.per_class)
+        check_common(device=self.device, seed=self.seed, per_class=self.per_class, nfe=self.nfe)
         check_guidance(self.w)
         check_out(self.out, ".png", ".zip")
 
@@ -121,7 +120,7 @@ def checked_out(out: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(SampleConfig, prog=program("tvm_ref.sample"), args=arguments))
+        settings = parsed(SampleConfig, "tvm_ref.sample", arguments)
         settings = replace(settings, out=checked_out(settings.out))
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)

@@ -127,6 +127,18 @@ def test_no_file_is_opened_in_place_of_a_closed_stream(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_an_unexpected_error_on_a_full_disk_is_one_line() -> None:
+    """There is no room for its traceback."""
+    done = ended("""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+def work(): raise LookupError("odd")
+sys.exit(ending.run(work))
+""")
+    assert done.returncode == 1, done
+    assert "LookupError: odd" in done.stderr and len(done.stderr.splitlines()) == 1, done
+
+
 def test_dev_mode_prints_the_traceback() -> None:
     script = "def work(): raise ValueError('why')\nsys.exit(ending.run(work))"
     assert "Traceback" not in ended(script).stderr

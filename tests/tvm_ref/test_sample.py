@@ -199,7 +199,6 @@ def test_the_command_for_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("options", "message"),
     [
         (("--classes", "3,10"), "classes: expected numbers from 0 to 9"),
-        (("--nfe", "0"), "steps: expected at least 1"),
         (("--vae", "."), "not trained on latents"),
         (("--out", "pyproject.toml/all.png"), "File exists|Not a directory"),
     ],

@@ -13,6 +13,7 @@ from ..sampling.grids import tiles, write_grid
 from .checkpoint import load_model
 from .config import TrainConfig
 
+SUMMARY = "summary.json"
 NFE = (1, 2, 4)
 POINTS = 2048
 PER_CLASS = 10
@@ -69,4 +70,4 @@ def final_figures(path: Path, config: TrainConfig, device: torch.device, console
     settings = EvaluateConfig(checkpoint=path, w=scale_to_sample_with(config.loss))
     figures = evaluate(load_model(path, device=device).model, config, settings)
     print_table(figures, console)
-    write_json(figures, Path(config.run.out) / "summary.json")
+    write_json(figures, Path(config.run.out) / SUMMARY)

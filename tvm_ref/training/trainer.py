@@ -17,7 +17,7 @@ from ..data.dataset import open_dataset
 from ..data.fingerprint import fingerprint
 from ..data.tolerant import Tolerant
 from ..objective.loss import Batch
-from . import checkpoint, checkpoint_folder, preflight, snapshots
+from . import checkpoint, checkpoint_folder, files, preflight, snapshots
 from .batches import Batches, Steps
 from .config import ConfigError, TrainConfig
 from .evaluations import Evaluations
@@ -25,8 +25,8 @@ from .logger import Row
 from .observe import Observations
 from .outputs import Outputs
 from .parallel import World
-from .report import final_figures, has_grids, sample_grids
-from .resuming import check_data, check_settings, check_starts, given_network, start_from
+from .report import SUMMARY, final_figures, has_grids, sample_grids
+from .resuming import check_data, check_place, check_settings, check_starts, given_network, start_from
 from .run_lock import RunLock
 from .saver import Saver
 from .snapshots import save_snapshots
@@ -56,6 +56,7 @@ class Trainer:
             )
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
+        check_place(config)
         check_starts(config, self._folder)
         self._lock = RunLock(Path(config.run.out), world)
         try:
@@ -91,6 +92,9 @@ class Trainer:
         try:
             if self.world.first:
                 write_yaml(self.config, Path(self.config.run.out) / NAME)
+                summary = Path(self.config.run.out) / SUMMARY
+                if self.state.step < self.config.run.steps and summary.exists():
+                    files.set_aside(summary)  # of an earlier end, which is not the one of this run
             return self._finish() if self._train() else False
         finally:
             self._saver.close()
