@@ -15,6 +15,7 @@ COMMANDS = {
     "ring": "one sequence on several GPUs, under torchrun",
     "host": "where the host's time of a call goes",
     "tune": "searches tiles for an architecture",
+    "measure-card": "verifies, sweeps and tunes on a card that nobody measured, into a folder to send in",
 }
 
 

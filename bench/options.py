@@ -85,13 +85,20 @@ def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
     for shape, modes in entries:
         groups.setdefault(shape if device == "cpu" else None, []).append((shape, modes))
     cells = [
-        Cell(provider, replace(shape, mode=PROVIDERS[provider].mode_for(mode)), options.preset or "")
+        Cell(provider, _in_mode(shape, PROVIDERS[provider].mode_for(mode)), options.preset or "")
         for group in groups.values()
         for provider in _providers(options)
         for shape, modes in group
         for mode in modes
     ]
     return list(dict.fromkeys(cells))
+
+
+def _in_mode(shape: Case, mode: str) -> Case:
+    """Plain attention has no tangents to choose from."""
+    if mode.startswith("plain-"):
+        return replace(shape, mode=mode, tangents="qkv", cotangents="both")
+    return replace(shape, mode=mode)
 
 
 def _providers(options: argparse.Namespace) -> list[str]:

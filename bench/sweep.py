@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flashjvp_commands import ending, outputs, terminal
+from reports.coverage import is_coverage, plot_coverage
 from reports.environment import DATA, cores, now, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
@@ -157,7 +158,8 @@ class Sweep:
         rows = [row for row in read_rows(self.path) if row.run == self.run]
         self.console.print(table(rows))
         self._say(f"rows:   {self.path}")
-        self._say(f"figure: {plot_sweep(rows, self.path.with_suffix('.png'))}")
+        plot = plot_coverage if is_coverage(rows) else plot_sweep
+        self._say(f"figure: {plot(rows, self.path.with_suffix('.png'))}")
 
     def _groups(self, cells: list[Cell]) -> list[list[Cell]]:
         """Cells that share a process as long as it lives: those of one provider and head dim.

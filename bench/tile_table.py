@@ -37,6 +37,7 @@ them, and by timings outside of a search.
 
 TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
 '''
+LINE_LENGTH = 120
 PIPELINES_BEGIN = "PIPELINES: "  # the assignment that ends hopper_tables.py; what stands before it is kept
 
 
@@ -100,15 +101,21 @@ def changed_pipelines(tables: Mapping[str, Widths], tiles: Mapping[Entry, tuple[
 
 
 def source(tables: Mapping[str, Mapping[str, Table]]) -> str:
-    """The text of tables.py: a line a family, families and head dims sorted, so that a change is one line of a diff."""
+    """The text of tables.py: a line a family or a tile, families and head dims sorted, so that a diff is short."""
     lines = []
     for arch, kinds in tables.items():
         lines.append(f'    "{arch}": {{')
         for kind, table in kinds.items():
             lines.append(f'        "{kind}": {{')
             for family in sorted(table):
-                tiles = ", ".join(f"{width}: {tuple(tile)}" for width, tile in sorted(table[family].items()))
-                lines.append(f'            "{family}": {{{tiles}}},')
+                tiles = [f"{width}: {tuple(tile)}" for width, tile in sorted(table[family].items())]
+                line = f'            "{family}": {{{", ".join(tiles)}}},'
+                broken = (
+                    f'            "{family}": {{',
+                    *(f"                {tile}," for tile in tiles),
+                    "            },",
+                )
+                lines += [line] if len(line) <= LINE_LENGTH else broken
             lines.append("        },")
         lines.append("    },")
     return HEAD + "\n".join(lines) + "\n}\n"

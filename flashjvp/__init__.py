@@ -16,6 +16,7 @@ from .errors import (
 from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
 from .norms import batch_norm, layer_norm
+from .precompile import precompile
 from .varlen import varlen
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "explain",
     "install",
     "layer_norm",
+    "precompile",
     "replaced",
     "uninstall",
     "varlen",

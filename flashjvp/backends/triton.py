@@ -10,6 +10,7 @@ from ..kernels.hopper import eligibility
 from ..kernels.launch import call as launches
 from ..kernels.launch import schedule, selfcheck
 from ..kernels.launch.call import Call, Maybe
+from ..kernels.launch.compilation import side_by_side
 from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_bias import launch_backward_bias
 from ..kernels.portable.backward_key import launch_backward_key
@@ -24,6 +25,7 @@ selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 
 
 @captured(PlainOperands)
+@side_by_side
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor]:
@@ -37,6 +39,7 @@ def forward(
 
 
 @captured(Operands)
+@side_by_side
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
     is_causal: bool, scale: float, dropout_p: float,
@@ -52,6 +55,7 @@ def forward_jvp(
 
 
 @captured(PlainBackwardOperands)
+@side_by_side
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
     scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
@@ -66,6 +70,7 @@ def backward(
 
 
 @captured(BackwardOperands)
+@side_by_side
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,

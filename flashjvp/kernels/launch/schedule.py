@@ -36,14 +36,17 @@ Table = dict[str, dict[int, Tile]]
 # architecture -> input precision -> family -> largest padded head dim -> tile
 TABLES: dict[str, dict[str, Table]] = {
     arch: {
-        precision: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
+        precision: {
+            family: {width: Tile(*tile) for width, tile in sorted(tiles.items())} for family, tiles in table.items()
+        }
         for precision, table in precisions.items()
     }
     for arch, precisions in TILES.items()
 }
 # The same with dropout or a tangent of the mask, where these would spill with the tile above.
 WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {
-    (arch, "half", "forward", 128): Tile(128, 32, 8, 2) for arch in ("sm_90", "sm_100")
+    ("sm_90", "half", "forward", 128): Tile(128, 32, 8, 2),
+    ("sm_100", "half", "backward_query", 256): Tile(16, 32, 8, 2),
 }
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = environment.kept({})
@@ -62,7 +65,8 @@ def _detect(device: torch.device) -> str:
     """The interpreter (CPU tensors) takes the tiles of sm_90."""
     if device.type != "cuda":
         return "sm_90"
-    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[environment.capability(device.index)[0]]
+    major, minor = environment.capability(device.index)
+    return {9: "sm_90", 10: "sm_100"}.get(major, f"sm_{major}{minor}")
 
 
 def input_precision(dtype: torch.dtype, device: torch.device) -> str:
@@ -72,14 +76,15 @@ def input_precision(dtype: torch.dtype, device: torch.device) -> str:
     """
     if dtype != torch.float32 or device.type == "cpu":
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return selfcheck.precision() or ("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
 
 
 def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     """Powers of two, at least 16, that cover a head dim.
 
     Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16), or (64, 32) in TF32, where narrower ones
-    spill. IEEE products take many narrow ones, because a thread holds a row of a chunk.
+    spill, as ones narrower than 64 do beside 128. IEEE products take many narrow ones, because a thread holds a row of
+    a chunk.
     """
     if width <= 16:
         return (16,)
@@ -88,15 +93,18 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     top = 1 << (width.bit_length() - 1)
     if width == top:
         return (top,)
-    rest = max(32 if precision == "tf32" else 16, 1 << (width - top - 1).bit_length())
+    narrowest = 64 if top == 128 else 32 if precision == "tf32" else 16
+    rest = max(narrowest, 1 << (width - top - 1).bit_length())
     return (2 * top,) if rest >= top else (top, rest)
 
 
 def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
     """The tile of a kernel family for head dims padded to `width`; `options`: with dropout or a tangent of the mask."""
-    arch, bucket = architecture(device), _bucket(width)
-    tile = TABLES[arch][precision][family][bucket]
-    return WITH_OPTIONS.get((arch, precision, family, bucket), tile) if options else tile
+    arch = architecture(device)
+    for largest, tile in TABLES[arch][precision][family].items():
+        if largest >= width:
+            return WITH_OPTIONS.get((arch, precision, family, largest), tile) if options else tile
+    raise KeyError(f"{family} has no tile for head dims padded to {width}")
 
 
 def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:
@@ -155,10 +163,6 @@ _TILES = {arch: _tiles(widths, environment.triton_release()) for arch, widths in
 def has_pipelines(device: torch.device, precision: str, width: int) -> bool:
     """Whether there are such tiles, in use with this Triton or not."""
     return precision != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
-
-
-def _bucket(width: int) -> int:
-    return 64 if width <= 64 else 128 if width <= 128 else 256
 
 
 def key_side_launches(

@@ -20,7 +20,7 @@ from .dropout import both_dropped, kept_tile, select_seed
 def _key_tile(
     state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, n0, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the accumulators that are not empty."""
@@ -39,8 +39,8 @@ def _key_tile(
     )  # fmt: skip
     G = load_operand(d_o_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     T = load_operand(d_o_t_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    kept = kept_tile(drop, m0, n0, row[None, :], column[:, None], DROPOUT)
-    rp = both_dropped(p, kept, DROPOUT)  # mutate: rp
+    kept = kept_tile(drop, m0, n0, row[None, :], column[:, None])
+    rp = both_dropped(p, kept)  # mutate: rp
     if len(acc_v) > 0 and len(G) > 0:  # (17), (31)
         acc_v = add_product(acc_v, rp[0], G, PRECISION)
     if len(acc_v) > 0 and len(T) > 0 and len(p) > 1:
@@ -58,7 +58,6 @@ def _key_tile(
             (row_delta, first, row, inside),
             kept,
             True,
-            DROPOUT,
             PRECISION,
         )  # mutate: ds
         if len(acc_k) > 0:  # (16)
@@ -130,7 +129,7 @@ def backward_key_kernel(
         for m0 in range(first, M, BLOCK_M):
             state = _key_tile(
                 state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, m0 < full, n0, M, N,
-                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state
