@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 KINDS = ("half", "tf32", "ieee")
-HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
+HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,9 @@ def input_precision(dtype: torch.dtype, device: torch.device) -> str:
 def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     """Powers of two, at least 16, that cover a head dim.
 
-    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16), or (64, 32) in TF32, where narrower ones
-    spill. IEEE products take many narrow ones, because a thread holds a row of a chunk.
+    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16). Narrower ones spill in TF32, where it is
+    (64, 32), and beside 128 columns, where it is (128, 64). IEEE products take many narrow ones, because a thread holds
+    a row of a chunk.
     """
     if width <= 16:
         return (16,)
@@ -88,7 +89,8 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     top = 1 << (width.bit_length() - 1)
     if width == top:
         return (top,)
-    rest = max(32 if precision == "tf32" else 16, 1 << (width - top - 1).bit_length())
+    least = 64 if top >= 128 else 32 if precision == "tf32" else 16
+    rest = max(least, 1 << (width - top - 1).bit_length())
     return (2 * top,) if rest >= top else (top, rest)
 
 
