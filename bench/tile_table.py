@@ -50,7 +50,7 @@ def families(arch: str, kind: str) -> list[str]:
 
 def entry(arch: str, kind: str, family: str, head_dim: int) -> Entry:
     """The entry that serves a head dim. KeyError where there is none."""
-    width = sum(schedule.chunk_widths(head_dim, kind if kind in PRODUCTS else "half"))
+    width = sum(schedule.chunk_widths(head_dim, kind)) if kind in PRODUCTS else schedule.padded_width(head_dim)
     if kind in PRODUCTS:
         widths = [found for found in TABLES[arch][kind][family] if found >= width]
     else:

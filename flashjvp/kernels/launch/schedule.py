@@ -94,6 +94,12 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     return (2 * top,) if rest >= top else (top, rest)
 
 
+def padded_width(head_dim: int) -> int:
+    """A head dim as the tables of the half types have it: padded to the columns of its chunks, and from 33 to 64."""
+    width = sum(chunk_widths(head_dim, "half"))
+    return 64 if 32 < width <= 64 else width
+
+
 def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
     """The tile of a kernel family for head dims padded to `width`; `options`: with dropout or a tangent of the mask."""
     arch, bucket = architecture(device), _bucket(width)
@@ -182,12 +188,13 @@ def key_side_launches(
     return launches
 
 
-def key_side_pipeline(tiles: Families, width: int, queries: int) -> tuple[str, bool]:
+def key_side_pipeline(tiles: Families, width: int, queries: int, both_wanted: bool = True) -> tuple[str, bool]:
     """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
 
-    Where the table has a family for it: from DQ_ACCUM_FROM rows of queries on, except in PyTorch's deterministic mode.
+    Where the table has a family for it, and gradients of both sides are wanted: from DQ_ACCUM_FROM rows of queries on,
+    except in PyTorch's deterministic mode.
     """
     family = next(name for name in ("backward_pairs", "backward_dq_accum", "backward_key") if name in tiles)
     is_long = queries >= tables_of_pipelines.DQ_ACCUM_FROM.get(width, 1)
-    summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
+    summed = family != "backward_key" and both_wanted and is_long and not torch.are_deterministic_algorithms_enabled()
     return ("backward_key" if family == "backward_dq_accum" and not summed else family), summed
