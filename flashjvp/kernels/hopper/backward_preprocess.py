@@ -32,11 +32,12 @@ def preprocess_kernel(
     number = batch.to(tl.int64) * heads + head
     place = number * (4 * ROWS * tiles) + rows
 
+    if d_o is not None:
+        G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
     o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
     if d_o is None:
         delta = tl.zeros([ROWS], tl.float32)
     else:
-        G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
         delta = row_dot(G, o_rows)
         if tensor_scales is not None:
             delta *= tl.load(tensor_scales + INVERSE_O)  # mutate: delta (1)
