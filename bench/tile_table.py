@@ -17,7 +17,7 @@ Entry = tuple[str, str, str, int]
 Widths = dict[int, dict[str, Families]]
 
 KERNELS = Path(schedule.__file__).parent
-PRODUCTS = ("half", "tf32", "ieee")
+PRODUCTS = ("half", "tf32", "bf16x6", "ieee")
 PIPELINE_KINDS = ("tangents", "plain")
 KINDS = (*PRODUCTS, *PIPELINE_KINDS)
 # What is tried. The backward preprocess has no key rows and nothing to pipeline.
@@ -44,14 +44,14 @@ PIPELINES_BEGIN = "PIPELINES: "  # the assignment that ends hopper_tables.py; wh
 def families(arch: str, kind: str) -> list[str]:
     """The kernel families that have a tile of a kind."""
     if kind in PRODUCTS:
-        return list(TABLES[arch][kind])
+        return list(TABLES[arch].get(kind, {}))
     tables = PIPELINES.get(arch, {}).values()
     return list(dict.fromkeys(family for table in tables for family in table.get(kind, {})))
 
 
 def entry(arch: str, kind: str, family: str, head_dim: int) -> Entry:
     """The entry that serves a head dim. KeyError where there is none."""
-    width = sum(schedule.chunk_widths(head_dim, kind if kind in PRODUCTS else "half"))
+    width = sum(schedule.chunk_widths(head_dim, kind)) if kind in PRODUCTS else schedule.padded_width(head_dim)
     if kind in PRODUCTS:
         widths = [found for found in TABLES[arch][kind][family] if found >= width]
     else:

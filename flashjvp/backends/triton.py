@@ -92,17 +92,11 @@ def backward_jvp(
     if d_o_t is None:  # no product then involves a tangent of q, k or v
         inputs = Inputs(q, k, v)
         computed = Inputs(asked.q, asked.k, asked.v, False, False, False)
-    complete = all(asked) if d_o_t is not None else asked.q and asked.k and asked.v
     d_mask: Maybe = None
     d_mask_t: Maybe = None
-    if (
-        d_o is not None
-        and complete
-        and not of_mask
-        and not of_mask_t
-        and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None
-    ):
-        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
+    served = any(computed) and not of_mask and not of_mask_t
+    if served and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale, computed)
     else:
         row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
@@ -135,7 +129,7 @@ def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> Mod
 def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> None:
     """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
     has_tiles = schedule.has_pipelines(call.device, call.precision, call.width)
-    if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
+    if not has_tiles or eligibility.unwritten(call, scale) is not None:
         return
     reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
     reason = reason or eligibility.misfit(call, inputs, cotangents)

@@ -79,6 +79,8 @@ KNOWN_SPILLS = {
         ("tf32", 256, "backward_key"): 1 / 256,
         ("ieee", 192, "backward_query"): 1 / 256,
         ("ieee", 192, "backward_value"): 1 / 256,
+        ("ieee", 64, "forward"): 1 / 128,
+        ("ieee", 64, "backward_key"): 1 / 64,
         ("ieee", 256, "backward_query"): 1 / 256,
     },
 }

@@ -40,6 +40,8 @@ class Call:
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self._index, self._shape = index_of(self.device), q.shape
         self.precision = schedule.input_precision(self._dtype, self.device)
+        if self.precision == "ieee":
+            self.precision = schedule.float32_products(self.device, max(q.shape[-1], v.shape[-1]))
         (
             self.sizes, self.kv_heads, self.programs, self.batch_shape, self.k_columns, self.v_columns, self.width,
             self.is_empty, self._special,
@@ -183,7 +185,7 @@ class Call:
             k_columns, v_columns = in_one_chunk(k_columns), in_one_chunk(v_columns)
         return {
             "K_COLUMNS": k_columns, "V_COLUMNS": v_columns, "CAUSAL": self.is_causal, "MASK_LAYOUT": self.mask_layout,
-            "DROPOUT": self.dropout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+            "DROPOUT": self.dropout, "PRECISION": "ieee" if self.precision == "half" else self.precision,
             "REGULAR": self._is_regular, **given,
         }  # fmt: skip
 

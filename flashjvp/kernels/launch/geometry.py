@@ -28,7 +28,7 @@ class Geometry(NamedTuple):
     batch_shape: tuple[int, ...]  # of odd sizes, from last to first
     k_columns: tuple[int, ...]
     v_columns: tuple[int, ...]
-    width: int  # the larger head dim, padded as tensor cores of the half types have it
+    width: int  # the larger head dim, padded: schedule.padded_width
     is_empty: bool  # nothing to launch: no query, or no key to see
     special: object  # what Triton compiles for
 
@@ -54,7 +54,7 @@ def geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precisi
     sizes = Sizes(m, n, heads, heads // max(kv_heads, 1))
     k_columns = (d, *schedule.chunk_widths(d, precision))
     v_columns = (dv, *schedule.chunk_widths(dv, precision))
-    width = max(sum(schedule.chunk_widths(columns, "half")) for columns in (d, dv))
+    width = schedule.padded_width(max(d, dv))
     compiled_for = _token(precision, k_columns, v_columns, sizes.group == 1, *_long((*batch_shape, *sizes)))
     is_empty = programs * heads * m * n * d == 0
     return Geometry(sizes, kv_heads, programs, batch_shape, k_columns, v_columns, width, is_empty, compiled_for)

@@ -160,7 +160,7 @@ def launch_backward_key(
     grads = tuple([empty_rows(x, x.shape[-1]) if want and x is not None else None for x, want in sources])
     operands = call.operands(*inputs, *cotangents)
     d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
-    for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
+    for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width, call.precision):
         args, tile = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics), call.tile(family)
         call.launch(
             backward_key_kernel, family, call.key_programs(tile.block_n), args, scale, warps=tile.warps,
