@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import train_step
+from bench.step_trace import GROUPS
 from flashjvp_commands.ending import status_of
 from reports.training_tables import STEP_COLUMNS, step_table
 from tests.tvm_ref.runs import together
@@ -25,7 +26,12 @@ def measured(out: Path, *arguments: str) -> pd.DataFrame:
 
 def in_each(out: Path) -> None:
     """As the work of a child."""
-    assert train_step.main([*SMALL, "--parallel", "ddp,fsdp", "--out", str(out)]) == 0
+    assert (
+        train_step.main(
+            [*SMALL, "--parallel", "ddp,fsdp", "--out", str(out), "--profile", str(out.with_name("profile.csv"))]
+        )
+        == 0
+    )
 
 
 def assert_agree(rows: pd.DataFrame) -> None:
@@ -51,6 +57,9 @@ def test_a_row_for_each_way_to_run_the_blocks(tmp_path: Path) -> None:
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     together(2, in_each, tmp_path / "two.csv")
+    profile = pd.read_csv(tmp_path / "profile.csv")
+    assert (profile[profile["group"] == "communication"]["ms"] > 0).all() and len(profile) == 2 * len(GROUPS)
+    assert (tmp_path / "profile.png").exists()
     two, one = pd.read_csv(tmp_path / "two.csv"), measured(tmp_path / "one.csv")
     assert list(two["parallel"]) == ["ddp", "fsdp"] and list(two["gpus"]) == [2, 2]
     assert_agree(pd.concat([one, two]))

@@ -20,6 +20,7 @@ from .time_sampling import TimeConfig, sample_times
 
 Maybe = Tensor | None
 OBJECTIVES = ("tvm", "flow", "meanflow")
+Call = tuple[Tensor, Tensor, Tensor, Maybe]  # of a network at s = t: x, time, labels, beta
 
 
 class Network(Protocol):
@@ -89,6 +90,11 @@ class LossConfig:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout: expected a probability in [0, 1], got {self.label_dropout!r}")
 
+    @property
+    def guides(self) -> bool:
+        """Whether any image may have w != 1, and so needs an unguided velocity."""
+        return self.w != 1 if self.w_random is None else self.w_random != (1, 1)
+
 
 def make_batch(
     x0: Tensor, labels: Tensor, config: LossConfig, time_config: TimeConfig, num_classes: int, generator: Generator
@@ -131,15 +137,17 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
 
 def terms(network: Network, target: Network, batch: Batch, config: LossConfig, *, guidance: bool = True) -> Terms:
     """The objective that `config` names; `guidance`: whether the networks take beta."""
+    options = {"scaled": config.scaled, "guidance": guidance, "guided": config.guides}
     if config.objective == "tvm":
-        return tvm_loss(network, target, batch, scaled=config.scaled, detach=config.detach, guidance=guidance)
+        return tvm_loss(network, target, batch, detach=config.detach, **options)
     loss = flow_loss if config.objective == "flow" else meanflow_loss
-    return loss(network, target, batch, scaled=config.scaled, guidance=guidance)
+    return loss(network, target, batch, **options)
 
 
 def tvm_loss(
-    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True
-) -> Terms:
+    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True,
+    guided: bool = True,
+) -> Terms:  # fmt: skip
     """Terminal Velocity Matching; Zhou et al., arXiv 2511.19797:
 
         1/w^2 ( |df/ds(x_t, t, s) - sg u*(x_t + sg f, s)|^2 1[t != s] + flow ),   df/ds = a (F + (s - t) dF/ds)
@@ -152,6 +160,9 @@ def tvm_loss(
         scaled: a = w, else a = 1.
         detach: no gradient flows through dF/ds.
         guidance: whether the networks take beta.
+        guided: False says that w = 1 for every image. Then no unguided velocity is computed, which counts for nothing.
+
+    The target is called once, with the images of both terms.
 
     Returns: Terms, each [B], differentiable once in reverse through `network`.
     """
@@ -163,24 +174,34 @@ def tvm_loss(
     df_ds = a * (F + gap * dF_ds)
     with torch.no_grad():
         end = x_t + gap * a * F
-        velocity_at_end = a * target(end, batch.s, batch.s, batch.labels, beta)
+        x = path.point(batch.x0, batch.x1, batch.s2)
+        at_end: Call = (end, batch.s, batch.labels, beta)
+        of_target = _velocities(target, at_end, *[_unguided(batch, x, batch.s2, guidance)] * guided)
+        velocity_at_end = a * of_target[0]
+        goal = _guided(batch, of_target[1] if guided else None)
     velocity = _mean_square(df_ds - velocity_at_end) * (batch.t != batch.s) / batch.w.square()
-    flow = _flow_term(network, target, batch, scaled=scaled, guidance=guidance)
+    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
     return Terms(velocity + flow, velocity, flow)
 
 
-def flow_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def flow_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True, guided: bool = True
+) -> Terms:
     """Guided flow matching at time s'; Lipman et al., arXiv 2210.02747, Tang et al., arXiv 2502.12154:
 
         1/w^2 |u(x_s', s') - (w v + (1 - w) sg u*(x_s', s', no class, w = 1))|^2
 
     Arguments and result as in `tvm_loss`, with a velocity term of zero.
     """
-    flow = _flow_term(network, target, batch, scaled=scaled, guidance=guidance)
+    x = path.point(batch.x0, batch.x1, batch.s2)
+    goal = _guided_velocity(target, batch, x, batch.s2, guidance, guided)
+    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
     return Terms(flow, torch.zeros_like(flow), flow)
 
 
-def meanflow_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def meanflow_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True, guided: bool = True
+) -> Terms:
     """MeanFlow with guidance; Geng et al., arXiv 2505.13447:
 
         1/w^2 |a F - sg( v_w - (t - s) a dF/dt )|^2,   v_w = w v + (1 - w) u*(x_t, t, no class, w = 1)
@@ -190,7 +211,7 @@ def meanflow_loss(network: Network, target: Network, batch: Batch, *, scaled: bo
     """
     beta, a = _beta(batch, guidance), _factor(batch, scaled)
     x_t = path.point(batch.x0, batch.x1, batch.t)
-    v = _guided_velocity(target, batch, x_t, batch.t, guidance)
+    v = _guided_velocity(target, batch, x_t, batch.t, guidance, guided)
     F, dF_dt = network(x_t, batch.t, batch.s, batch.labels, beta, (v, torch.ones_like(batch.t), None), True)
     goal = v - per_image(batch.t - batch.s) * a * dF_dt
     loss = _mean_square(a * F - goal.detach()) / batch.w.square()
@@ -198,18 +219,35 @@ def meanflow_loss(network: Network, target: Network, batch: Batch, *, scaled: bo
     return Terms(loss, loss * ~is_flow, loss * is_flow)
 
 
-def _flow_term(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool) -> Tensor:
-    x = path.point(batch.x0, batch.x1, batch.s2)
+def _flow_term(network: Network, batch: Batch, x: Tensor, goal: Tensor, *, scaled: bool, guidance: bool) -> Tensor:
+    """1/w^2 |u(x, s') - goal|^2."""
     u = _factor(batch, scaled) * network(x, batch.s2, batch.s2, batch.labels, _beta(batch, guidance))
-    return _mean_square(u - _guided_velocity(target, batch, x, batch.s2, guidance)) / batch.w.square()
+    return _mean_square(u - goal) / batch.w.square()
 
 
-def _guided_velocity(target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool) -> Tensor:
+@torch.no_grad()
+def _guided_velocity(target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool, guided: bool) -> Tensor:
     """w v + (1 - w) u*(x, time, no class, w = 1), without gradient."""
-    with torch.no_grad():
-        unguided = target(x, time, time, batch.no_class, torch.ones_like(batch.w) if guidance else None)
-        w = per_image(batch.w)
-        return w * path.velocity(batch.x0, batch.x1) + (1 - w) * unguided
+    return _guided(batch, _velocities(target, _unguided(batch, x, time, guidance))[0] if guided else None)
+
+
+def _guided(batch: Batch, unguided: Maybe) -> Tensor:
+    """w v + (1 - w) unguided; v where there is none, since then w = 1."""
+    v = path.velocity(batch.x0, batch.x1)
+    w = per_image(batch.w)
+    return v if unguided is None else w * v + (1 - w) * unguided
+
+
+def _unguided(batch: Batch, x: Tensor, time: Tensor, guidance: bool) -> Call:
+    return x, time, batch.no_class, torch.ones_like(batch.w) if guidance else None
+
+
+def _velocities(target: Network, *calls: Call) -> tuple[Tensor, ...]:
+    """F(x, time, time, label, beta) of the target for each of some calls of equal size, computed as one."""
+    x, time, labels = (torch.cat(parts) for parts in list(zip(*calls, strict=True))[:3])
+    betas = [beta for *_, beta in calls if beta is not None]
+    F: Tensor = target(x, time, time, labels, torch.cat(betas) if betas else None)
+    return F.chunk(len(calls))
 
 
 def _beta(batch: Batch, guidance: bool) -> Maybe:

@@ -1,0 +1,67 @@
+"""AdamW and both averages in one pass are those of PyTorch, weight by weight; run in Triton's interpreter."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvm_ref.training.update import BLOCK, FusedUpdate, Rates
+from verify.budget.network_tolerance import network_budget, relative_error
+
+SIZES = ((3,), (BLOCK,), (BLOCK + 1, 2), (1, 1), (0,))
+RATES = {"lr": 0.1, "beta1": 0.8, "beta2": 0.7, "eps": 0.01, "weight_decay": 0.3}
+
+
+def tensors(seed: int) -> list[list[Tensor]]:
+    """Weights, both moments and both averages, before the first step."""
+    draw = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(size, generator=draw) for size in SIZES]
+    zeros = [[torch.zeros_like(w) for w in weights] for _ in range(2)]
+    return [weights, *zeros, *([torch.randn(w.shape, generator=draw) for w in weights] for _ in range(2))]
+
+
+def gradients(step: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(100 + step)
+    return [torch.randn(size, generator=draw) for size in SIZES]
+
+
+def by_pytorch(given: list[list[Tensor]], dtype: torch.dtype) -> list[Tensor]:
+    """Three steps of PyTorch's AdamW and of the averages: weights, moments, averages, in one list."""
+    weights, _, _, targets, averages = ([x.to(dtype) for x in of] for of in given)
+    parameters = [torch.nn.Parameter(w) for w in weights]
+    options = {"lr": RATES["lr"], "eps": RATES["eps"], "weight_decay": RATES["weight_decay"]}
+    optimizer = torch.optim.AdamW(parameters, betas=(RATES["beta1"], RATES["beta2"]), **options)
+    for step in range(1, 4):
+        for p, gradient in zip(parameters, gradients(step), strict=True):
+            p.grad = gradient.to(dtype)
+        optimizer.step()
+        for of, rate in ((targets, 0.9), (averages, 0.6)):
+            torch._foreach_lerp_(of, [p.detach() for p in parameters], 1 - rate)
+    moments, squares = ([optimizer.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq"))
+    return [*(p.detach() for p in parameters), *moments, *squares, *targets, *averages]
+
+
+def by_one_pass(given: list[list[Tensor]], finite: bool = True) -> list[Tensor]:
+    update = FusedUpdate(*given)
+    for step in range(1, 4):
+        rates = Rates(**RATES, step=step, target_rate=0.9, average_rate=0.6)
+        update(gradients(step), rates, torch.tensor(finite))
+    return [x for of in given for x in of]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_three_steps_are_those_of_pytorch(seed: int) -> None:
+    exact, measured = (by_pytorch(tensors(seed), dtype) for dtype in (torch.float64, torch.float32))
+    found = by_one_pass(tensors(seed))
+    for i, (one, of) in enumerate(zip(found, exact, strict=True)):
+        if of.numel():
+            budget = network_budget([measured[i]], [of], torch.float32, torch.float32)
+            assert relative_error([one], [of]) <= budget, i
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    given, before = tensors(0), tensors(0)
+    given[0][0][0] = before[0][0][0] = math.inf
+    by_one_pass(given, finite=False)
+    assert all(map(torch.equal, (x for of in given for x in of), (x for of in before for x in of)))
