@@ -5,6 +5,7 @@ calls. A piece belongs to the operator that launched it and, with that, to what 
 """
 
 import bisect
+import functools
 import math
 import re
 from collections import defaultdict
@@ -16,7 +17,7 @@ GROUPS = (
     "products", "attention", "elementwise forward", "elementwise backward", "optimizer", "communication", "idle",
 )  # fmt: skip
 STEP = "a training step"  # the annotation around each step
-OPTIMIZER = "optimizer and averages"  # the annotation around what follows the gradient
+OPTIMIZER = "optimizer and averages"  # the annotation around what follows the gradient; PATTERNS has it, too
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 BACKWARD = "autograd::engine::evaluate_function"
 # Names of kernels and operators. The first pattern that fits decides, so the order counts.
@@ -24,8 +25,12 @@ PATTERNS = (
     ("communication", r"nccl|gloo|c10d::|_c10d_functional|all_?reduce|all_?gather|reduce_?scatter"),
     ("attention", r"flashjvp::"),
     ("products", r"aten::(mm|addmm|bmm|baddbmm|mv|dot|_addmm_activation)\b|gemm|nvjet|cutlass|xmma|cublas"),
-    ("optimizer", r"_fused_adam|_foreach_norm|_foreach_lerp|multi_tensor_apply|lpnorm|adamw_and_averages"),
+    (
+        "optimizer",
+        r"_fused_adam|_foreach_(norm|lerp)|multi_tensor_apply|lpnorm|adamw_and_averages|^optimizer and averages$",
+    ),
 )
+ORDER = (*(group for group, _ in PATTERNS), "elementwise backward", "elementwise forward")
 VIEWS = re.compile(
     r"aten::(as_strided|_?(unsafe_)?view|_reshape_alias|t|transpose|permute|expand|detach|alias|select|slice|"
     r"unsqueeze|squeeze|unflatten|empty\w*|resolve_\w+|narrow|split\w*|chunk|unbind|lift_fresh|set_|resize_|result_type"
@@ -113,13 +118,21 @@ def groups(trace: Any) -> list[Group]:
 
 def group_of(name: str, names: Iterable[str]) -> str:
     """The group of a kernel or operator, inside of operators and annotations called `names`."""
-    names = tuple(names)
-    for group, pattern in PATTERNS:
-        if any(re.search(pattern, each, re.IGNORECASE) for each in (name, *names)):
-            return group
-    if OPTIMIZER in names:
-        return "optimizer"
-    return "elementwise backward" if any(each.startswith(BACKWARD) for each in names) else "elementwise forward"
+    return ORDER[min(map(_place_of, (name, *names)))]
+
+
+@functools.cache
+def _place_of(name: str) -> int:
+    """Where a name stands in ORDER by itself."""
+    for place, (_, pattern) in enumerate(PATTERNS):
+        if re.search(pattern, name, re.IGNORECASE):
+            return place
+    return len(PATTERNS) if name.startswith(BACKWARD) else len(PATTERNS) + 1
+
+
+@functools.cache
+def _is_view(name: str) -> bool:
+    return VIEWS.search(name) is not None
 
 
 def _device_pieces(events: list[Any]) -> Iterator[_Piece]:
@@ -157,7 +170,7 @@ def _host_pieces(events: list[Any]) -> Iterator[_Piece]:
                 if other["ts"] > reached:
                     yield _Piece(event["name"], reached, other["ts"], names)
                 reached = min(end, other["ts"] + other["dur"])
-            calls = calls or not VIEWS.search(other["name"])
+            calls = calls or not _is_view(other["name"])
         yield _Piece(event["name"], reached, end, names, *((0.0, 0.0) if calls else work_of(event)))
 
 
@@ -180,7 +193,7 @@ def work_of(operator: Any) -> tuple[float, float]:
     """GiB that an operator moves and its TFLOP of products, from the shapes and types that the profiler recorded."""
     name, arguments = operator["name"], operator.get("args", {})
     dims, types = arguments.get("Input Dims", []), arguments.get("Input type", [])
-    if VIEWS.search(name) or not dims:
+    if _is_view(name) or not dims:
         return 0.0, 0.0
     sizes = [_bytes(of, kind) for of, kind in zip(dims, types, strict=False)]
     shapes = [of for of in dims if of and not isinstance(of[0], list)]

@@ -41,7 +41,7 @@ from tvm_ref.training.logger import peak_memory_gib
 from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
 from tvm_ref.training.state import State, initialised
-from tvm_ref.training.step import gradient
+from tvm_ref.training.step import queue_gradient
 
 from .step_profile import Profiler, write_profile
 from .step_trace import OPTIMIZER
@@ -171,9 +171,10 @@ def measure(
 
     def make_step(draw: list[Batch]) -> None:
         moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
-        outcomes.append(gradient(state.objective, state.target, moved, this, clip=config.optim.clip))
+        queued = queue_gradient(state.objective, state.target, moved, this, clip=config.optim.clip)
         with torch.profiler.record_function(OPTIMIZER):
-            state.advance()
+            state.advance(queued.finite)
+        outcomes.append(queued.outcome())
 
     for draw in draws:
         began = time.perf_counter()

@@ -26,12 +26,12 @@ def measured(out: Path, *arguments: str) -> pd.DataFrame:
 
 def in_each(out: Path) -> None:
     """As the work of a child."""
-    assert (
-        train_step.main(
-            [*SMALL, "--parallel", "ddp,fsdp", "--out", str(out), "--profile", str(out.with_name("profile.csv"))]
-        )
-        == 0
-    )
+    assert train_step.main([*SMALL, "--parallel", "ddp,fsdp", "--out", str(out)]) == 0
+
+
+def profiled(out: Path) -> None:
+    """As the work of a child, or alone: a row of the cheapest preset, and where its time goes."""
+    assert train_step.main([*SMALL, "--preset", "toy2d", "--profile", str(out)]) == 0
 
 
 def assert_agree(rows: pd.DataFrame) -> None:
@@ -57,12 +57,24 @@ def test_a_row_for_each_way_to_run_the_blocks(tmp_path: Path) -> None:
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     together(2, in_each, tmp_path / "two.csv")
-    profile = pd.read_csv(tmp_path / "profile.csv")
-    assert (profile[profile["group"] == "communication"]["ms"] > 0).all() and len(profile) == 2 * len(GROUPS)
-    assert (tmp_path / "profile.png").exists()
     two, one = pd.read_csv(tmp_path / "two.csv"), measured(tmp_path / "one.csv")
     assert list(two["parallel"]) == ["ddp", "fsdp"] and list(two["gpus"]) == [2, 2]
     assert_agree(pd.concat([one, two]))
+
+
+def test_a_step_is_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profiled(tmp_path / "profile.csv")
+    rows = pd.read_csv(tmp_path / "profile.csv").set_index("group")
+    assert list(rows.index) == list(GROUPS) and (rows["ms"].drop("communication") > 0).all()
+    assert rows["ms"]["communication"] == 0 and (tmp_path / "profile.png").exists()
+    assert "| elementwise backward |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_time_in_communication_is_measured(tmp_path: Path) -> None:
+    together(2, profiled, tmp_path / "profile.csv")
+    rows = pd.read_csv(tmp_path / "profile.csv").set_index("group")
+    assert rows["ms"]["communication"] > 0 and rows["gpus"].unique().tolist() == [2]
 
 
 def test_the_objective_is_the_one_asked_for(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Rates:
 class FusedUpdate:
     """Updates weights, their two moments and two averages of them.
 
-    Each list has one contiguous float32 tensor for each parameter, on one device.
+    device: where they are. Each list has one contiguous float32 tensor for each parameter, on one device.
     """
 
     def __init__(
@@ -50,22 +50,22 @@ class FusedUpdate:
         averages: Sequence[Tensor],
     ) -> None:
         self._kept = (weights, moments, squares, targets, averages)  # alive, since the kernel has their addresses
-        self._device = weights[0].device
+        self.device = weights[0].device
         sizes = [weight.numel() for weight in weights]
         blocks = [-(-size // BLOCK) for size in sizes]
         self._count = sum(blocks)
         owner = [i for i, count in enumerate(blocks) for _ in range(count)]
         first = [place for count in blocks for place in range(count)]
-        self._owner, self._first = (torch.tensor(x, dtype=torch.int32, device=self._device) for x in (owner, first))
-        self._sizes = torch.tensor(sizes, dtype=torch.int64, device=self._device)
+        self._owner, self._first = (torch.tensor(x, dtype=torch.int32, device=self.device) for x in (owner, first))
+        self._sizes = torch.tensor(sizes, dtype=torch.int64, device=self.device)
         rows = [[tensor.data_ptr() for tensor in tensors] for tensors in self._kept]
-        self._addresses = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        self._addresses = torch.tensor(rows, dtype=torch.int64, device=self.device)
 
     def __call__(self, gradients: Sequence[Tensor], rates: Rates, finite: Tensor) -> None:
         """Makes one step. gradients: as the weights; finite: bool [], on the device: False changes nothing."""
         addresses = torch.tensor([gradient.data_ptr() for gradient in gradients], dtype=torch.int64)
-        if self._device.type == "cuda":
-            addresses = addresses.pin_memory().to(self._device, non_blocking=True)
+        if self.device.type == "cuda":
+            addresses = addresses.pin_memory().to(self.device, non_blocking=True)
         adamw_and_averages_kernel[(self._count,)](
             self._addresses, addresses, self._sizes, self._owner, self._first, finite,
             rates.lr, 1 - rates.beta1, 1 - rates.beta2, rates.beta2, rates.eps, 1 - rates.lr * rates.weight_decay,
@@ -76,7 +76,7 @@ class FusedUpdate:
 
 
 @triton.jit(do_not_specialize=["lr", "keep", "correction1", "correction2"])
-def adamw_and_averages_kernel(
+def adamw_and_averages_kernel(  # type: ignore[no-untyped-def]
     addresses, gradients, sizes, owner, first, finite,
     lr, one_minus_beta1, one_minus_beta2, beta2, eps, keep, correction1, correction2, target_rate, average_rate,
     count, BLOCK: tl.constexpr,

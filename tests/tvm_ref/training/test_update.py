@@ -1,16 +1,25 @@
 """AdamW and both averages in one pass are those of PyTorch, weight by weight; run in Triton's interpreter."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.tvm_ref.runs import toy
+from tvm_ref.training import state as state_module
+from tvm_ref.training.config import OptimConfig
+from tvm_ref.training.parallel import World
+from tvm_ref.training.state import State
 from tvm_ref.training.update import BLOCK, FusedUpdate, Rates
-from verify.budget.network_tolerance import network_budget, relative_error
+from verify.budget.network_tolerance import network_budget, relative_error, training_budget
 
 SIZES = ((3,), (BLOCK,), (BLOCK + 1, 2), (1, 1), (0,))
 RATES = {"lr": 0.1, "beta1": 0.8, "beta2": 0.7, "eps": 0.01, "weight_decay": 0.3}
+OPTIM = OptimConfig(lr=0.1, betas=(0.8, 0.7), eps=0.01, weight_decay=0.3, target_ema=0.9, ema=0.6)
 
 
 def tensors(seed: int) -> list[list[Tensor]]:
@@ -65,3 +74,42 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     given[0][0][0] = before[0][0][0] = math.inf
     by_one_pass(given, finite=False)
     assert all(map(torch.equal, (x for of in given for x in of), (x for of in before for x in of)))
+
+
+def trained(out: Path, finite: Sequence[bool]) -> State:
+    """The state after some steps with random gradients."""
+    state = State(dataclasses.replace(toy(out), optim=OPTIM), World(0, 1, torch.device("cpu")))
+    draw = torch.Generator().manual_seed(0)
+    for is_finite in finite:
+        for p in state.parameters:
+            p.grad = torch.randn(p.shape, generator=draw) if is_finite else torch.full_like(p, math.nan)
+        state.advance(torch.tensor(is_finite))
+        if not is_finite:
+            state.take_back()
+    return state
+
+
+def everything(state: State) -> list[Tensor]:
+    return [x.clone() for x in state.tensors().values()]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_of_the_state_by_one_kernel_is_that_of_several(
+    fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = trained(tmp_path, [True] * 3)
+    monkeypatch.setattr(state_module, "fuses", lambda state: fused)
+    one = trained(tmp_path, [True, True, False, True])
+    assert (one._fused is not None) is fused and one.step == several.step == 3
+    assert one.tensors().keys() == several.tensors().keys()
+    for name, value in several.tensors().items():
+        assert relative_error([one.tensors()[name]], [value]) <= training_budget(torch.float32), name
+    before = everything(one)
+    for p in one.parameters:
+        p.grad = torch.full_like(p, math.nan)
+    one.advance(torch.tensor(False))
+    assert all(map(torch.equal, everything(one), before))
+
+
+def test_only_contiguous_float32_of_a_gpu_is_updated_by_one_kernel(tmp_path: Path) -> None:
+    assert trained(tmp_path, [True] * 2)._fused is None
