@@ -9,7 +9,9 @@ from .path import per_image
 TANGENT_EPS = 0.1  # c of the normalised tangent
 
 
-def consistency_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def consistency_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True, guided: bool = True
+) -> Terms:
     """Continuous-time consistency (sCM); Lu & Song, arXiv 2410.11081, for x_t = (1 - t) x0 + t x1:
 
         1/w^2 |a F - sg( a F + g / (|g|_2 + 0.1) )|^2,   g = d/dt (x_t - t a F(x_t, t, 0)) = v_w - a F - t a dF/dt
@@ -22,7 +24,7 @@ def consistency_loss(network: Network, target: Network, batch: Batch, *, scaled:
     """
     beta, a = beta_of(batch, guidance), factor(batch, scaled)
     x_t, s = path.point(batch.x0, batch.x1, batch.t), torch.zeros_like(batch.t)
-    v = guided_velocity(target, batch, x_t, batch.t, guidance)
+    v = guided_velocity(target, batch, x_t, batch.t, guidance, guided)
     F, dF_dt = network(x_t, batch.t, s, batch.labels, beta, (v, torch.ones_like(batch.t), None), True)
     with torch.no_grad():
         g = v - a * F - per_image(batch.t) * a * dF_dt

@@ -18,7 +18,14 @@ from .path import per_image
 
 
 def improved_meanflow_loss(
-    network: Network, target: Network, batch: Batch, *, scaled: bool, adaptive_power: float = 0.0, guidance: bool = True
+    network: Network,
+    target: Network,
+    batch: Batch,
+    *,
+    scaled: bool,
+    adaptive_power: float = 0.0,
+    guidance: bool = True,
+    guided: bool = True,
 ) -> Terms:
     """Improved MeanFlow; Geng et al., arXiv 2512.02012:
 
@@ -35,5 +42,5 @@ def improved_meanflow_loss(
         u = a * network(x_t, batch.t, batch.t, batch.labels, beta)
     F, dF_dt = network(x_t, batch.t, batch.s, batch.labels, beta, (u, torch.ones_like(batch.t), None), True)
     velocity = a * F + per_image(batch.t - batch.s) * (a * dF_dt).detach()
-    loss = mean_square(velocity - guided_velocity(target, batch, x_t, batch.t, guidance)) / batch.w.square()
+    loss = mean_square(velocity - guided_velocity(target, batch, x_t, batch.t, guidance, guided)) / batch.w.square()
     return split_by_time(adaptively_weighted(loss, adaptive_power), batch)

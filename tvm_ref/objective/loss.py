@@ -16,14 +16,18 @@ from .consistency import consistency_loss
 from .improved_meanflow import improved_meanflow_loss
 from .parts import (
     Batch,
+    Call,
     Network,
     Terms,
     adaptively_weighted,
     beta_of,
     factor,
+    guided_of,
     guided_velocity,
     mean_square,
     split_by_time,
+    unguided,
+    velocities,
 )
 from .path import per_image
 from .shortcut import shortcut_loss
@@ -72,6 +76,11 @@ class LossConfig:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout: expected a probability in [0, 1], got {self.label_dropout!r}")
 
+    @property
+    def guides(self) -> bool:
+        """Whether any image may have w != 1, and so needs an unguided velocity."""
+        return self.w != 1 if self.w_random is None else self.w_random != (1, 1)
+
 
 def make_batch(
     x0: Tensor, labels: Tensor, config: LossConfig, time_config: TimeConfig, num_classes: int, generator: Generator
@@ -118,27 +127,26 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
 
 def terms(network: Network, target: Network, batch: Batch, config: LossConfig, *, guidance: bool = True) -> Terms:
     """The objective that `config` names; `guidance`: whether the networks take beta."""
-    scaled, power = config.scaled, config.adaptive_power
+    options = {"scaled": config.scaled, "guidance": guidance, "guided": config.guides}
     match config.objective:
         case "tvm":
-            return tvm_loss(network, target, batch, scaled=scaled, detach=config.detach, guidance=guidance)
+            return tvm_loss(network, target, batch, detach=config.detach, **options)
         case "flow":
-            return flow_loss(network, target, batch, scaled=scaled, guidance=guidance)
+            return flow_loss(network, target, batch, **options)
         case "meanflow":
-            return meanflow_loss(network, target, batch, scaled=scaled, adaptive_power=power, guidance=guidance)
+            return meanflow_loss(network, target, batch, adaptive_power=config.adaptive_power, **options)
         case "imf":
-            return improved_meanflow_loss(
-                network, target, batch, scaled=scaled, adaptive_power=power, guidance=guidance
-            )
+            return improved_meanflow_loss(network, target, batch, adaptive_power=config.adaptive_power, **options)
         case "scm":
-            return consistency_loss(network, target, batch, scaled=scaled, guidance=guidance)
+            return consistency_loss(network, target, batch, **options)
         case "shortcut":
-            return shortcut_loss(network, target, batch, scaled=scaled, guidance=guidance)
+            return shortcut_loss(network, target, batch, **options)
 
 
 def tvm_loss(
-    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True
-) -> Terms:
+    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True,
+    guided: bool = True,
+) -> Terms:  # fmt: skip
     """Terminal Velocity Matching; Zhou et al., arXiv 2511.19797:
 
         1/w^2 ( |df/ds(x_t, t, s) - sg u*(x_t + sg f, s)|^2 1[t != s] + flow ),   df/ds = a (F + (s - t) dF/ds)
@@ -151,6 +159,9 @@ def tvm_loss(
         scaled: a = w, else a = 1.
         detach: no gradient flows through dF/ds.
         guidance: whether the networks take beta.
+        guided: False says that w = 1 for every image. Then no unguided velocity is computed, which counts for nothing.
+
+    The target is called once, with the images of both terms.
 
     Returns: Terms, each [B], differentiable once in reverse through `network`.
     """
@@ -162,26 +173,35 @@ def tvm_loss(
     df_ds = a * (F + gap * dF_ds)
     with torch.no_grad():
         end = x_t + gap * a * F
-        velocity_at_end = a * target(end, batch.s, batch.s, batch.labels, beta)
+        x = path.point(batch.x0, batch.x1, batch.s2)
+        at_end: Call = (end, batch.s, batch.labels, beta)
+        of_target = velocities(target, at_end, *[unguided(batch, x, batch.s2, guidance)] * guided)
+        velocity_at_end = a * of_target[0]
+        goal = guided_of(batch, of_target[1] if guided else None)
     velocity = mean_square(df_ds - velocity_at_end) * (batch.t != batch.s) / batch.w.square()
-    flow = _flow_term(network, target, batch, scaled=scaled, guidance=guidance)
+    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
     return Terms(velocity + flow, velocity, flow)
 
 
-def flow_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def flow_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True, guided: bool = True
+) -> Terms:
     """Guided flow matching at time s'; Lipman et al., arXiv 2210.02747, Tang et al., arXiv 2502.12154:
 
         1/w^2 |u(x_s', s') - (w v + (1 - w) sg u*(x_s', s', no class, w = 1))|^2
 
     Arguments and result as in `tvm_loss`, with a velocity term of zero.
     """
-    flow = _flow_term(network, target, batch, scaled=scaled, guidance=guidance)
+    x = path.point(batch.x0, batch.x1, batch.s2)
+    goal = guided_velocity(target, batch, x, batch.s2, guidance, guided)
+    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
     return Terms(flow, torch.zeros_like(flow), flow)
 
 
 def meanflow_loss(
-    network: Network, target: Network, batch: Batch, *, scaled: bool, adaptive_power: float = 0.0, guidance: bool = True
-) -> Terms:
+    network: Network, target: Network, batch: Batch, *, scaled: bool, adaptive_power: float = 0.0,
+    guidance: bool = True, guided: bool = True,
+) -> Terms:  # fmt: skip
     """MeanFlow with guidance; Geng et al., arXiv 2505.13447:
 
         1/w^2 |a F - sg( v_w - (t - s) a dF/dt )|^2,   v_w = w v + (1 - w) u*(x_t, t, no class, w = 1)
@@ -192,14 +212,14 @@ def meanflow_loss(
     """
     beta, a = beta_of(batch, guidance), factor(batch, scaled)
     x_t = path.point(batch.x0, batch.x1, batch.t)
-    v = guided_velocity(target, batch, x_t, batch.t, guidance)
+    v = guided_velocity(target, batch, x_t, batch.t, guidance, guided)
     F, dF_dt = network(x_t, batch.t, batch.s, batch.labels, beta, (v, torch.ones_like(batch.t), None), True)
     goal = v - per_image(batch.t - batch.s) * a * dF_dt
     loss = mean_square(a * F - goal.detach()) / batch.w.square()
     return split_by_time(adaptively_weighted(loss, adaptive_power), batch)
 
 
-def _flow_term(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool) -> Tensor:
-    x = path.point(batch.x0, batch.x1, batch.s2)
+def _flow_term(network: Network, batch: Batch, x: Tensor, goal: Tensor, *, scaled: bool, guidance: bool) -> Tensor:
+    """1/w^2 |u(x, s') - goal|^2."""
     u = factor(batch, scaled) * network(x, batch.s2, batch.s2, batch.labels, beta_of(batch, guidance))
-    return mean_square(u - guided_velocity(target, batch, x, batch.s2, guidance)) / batch.w.square()
+    return mean_square(u - goal) / batch.w.square()

@@ -14,6 +14,7 @@ from . import path
 from .path import per_image
 
 Maybe = Tensor | None
+Call = tuple[Tensor, Tensor, Tensor, Maybe]  # of a network at s = t: x, time, labels, beta
 NORM_EPS = 1e-3  # c of the adaptive weight
 
 
@@ -55,12 +56,31 @@ class Batch(NamedTuple):
     no_class: Tensor
 
 
-def guided_velocity(target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool) -> Tensor:
-    """w v + (1 - w) u*(x, time, no class, w = 1), without gradient."""
-    with torch.no_grad():
-        unguided = target(x, time, time, batch.no_class, torch.ones_like(batch.w) if guidance else None)
-        w = per_image(batch.w)
-        return w * path.velocity(batch.x0, batch.x1) + (1 - w) * unguided
+@torch.no_grad()
+def guided_velocity(
+    target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool, guided: bool = True
+) -> Tensor:
+    """w v + (1 - w) u*(x, time, no class, w = 1), without gradient; guided: whether any w differs from 1."""
+    return guided_of(batch, velocities(target, unguided(batch, x, time, guidance))[0] if guided else None)
+
+
+def guided_of(batch: Batch, velocity: Maybe) -> Tensor:
+    """w v + (1 - w) velocity; v where there is none, since then w = 1."""
+    v, w = path.velocity(batch.x0, batch.x1), per_image(batch.w)
+    return v if velocity is None else w * v + (1 - w) * velocity
+
+
+def unguided(batch: Batch, x: Tensor, time: Tensor, guidance: bool) -> Call:
+    """The call that gives u*(x, time, no class, w = 1)."""
+    return x, time, batch.no_class, torch.ones_like(batch.w) if guidance else None
+
+
+def velocities(target: Network, *calls: Call) -> tuple[Tensor, ...]:
+    """F(x, time, time, label, beta) of the target for each of some calls of equal size, computed as one."""
+    x, time, labels = (torch.cat(parts) for parts in list(zip(*calls, strict=True))[:3])
+    betas = [beta for *_, beta in calls if beta is not None]
+    F: Tensor = target(x, time, time, labels, torch.cat(betas) if betas else None)
+    return F.chunk(len(calls))
 
 
 def beta_of(batch: Batch, guidance: bool) -> Maybe:

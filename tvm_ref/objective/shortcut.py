@@ -7,7 +7,9 @@ from .parts import Batch, Network, Terms, beta_of, factor, guided_velocity, mean
 from .path import per_image
 
 
-def shortcut_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def shortcut_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True, guided: bool = True
+) -> Terms:
     """Shortcut models; Frans et al., arXiv 2410.12557, with the midpoint m = (t + s) / 2:
 
         1/w^2 |a F(x_t, t, s) - a/2 sg( F*(x_t, t, m) + F*(x_m, m, s) )|^2,   x_m = x_t + (m - t) a F*(x_t, t, m)
@@ -24,7 +26,7 @@ def shortcut_loss(network: Network, target: Network, batch: Batch, *, scaled: bo
         first = a * target(x_t, batch.t, middle, batch.labels, beta)
         x_m = x_t + per_image(middle - batch.t) * first
         second = a * target(x_m, middle, batch.s, batch.labels, beta)
-        v = guided_velocity(target, batch, x_t, batch.t, guidance)
+        v = guided_velocity(target, batch, x_t, batch.t, guidance, guided)
         goal = torch.where(per_image(batch.t == batch.s), v, (first + second) / 2)
     F = network(x_t, batch.t, batch.s, batch.labels, beta)
     return split_by_time(mean_square(a * F - goal) / batch.w.square(), batch)

@@ -31,7 +31,7 @@ from .run_lock import RunLock
 from .saver import Saver
 from .snapshots import save_snapshots
 from .state import State
-from .step import NonFiniteError, gradient
+from .step import NonFiniteError, queue_gradient
 from .tracing import Tracing
 from .yaml_config import NAME, write_yaml
 
@@ -157,22 +157,24 @@ class Trainer:
             tracing.before(number)
         self._observations.begin(number)
         batches = [Batch(*(x.to(device, non_blocking=True) for x in batch)) for batch in steps.take()]
+        queued = queue_gradient(
+            state.objective,
+            state.target,
+            batches,
+            self.world,
+            clip=self.config.optim.clip,
+            stop=lambda: bool(self.signal) or self._saver.failed or steps.error() is not None,
+            observer=self._observations,
+        )
+        rate = state.advance(queued.finite)  # before its results are waited for, so that the device goes on
         try:
-            outcome = gradient(
-                state.objective,
-                state.target,
-                batches,
-                self.world,
-                clip=self.config.optim.clip,
-                stop=lambda: bool(self.signal) or self._saver.failed or steps.error() is not None,
-                observer=self._observations,
-            )
+            outcome = queued.outcome()
         except NonFiniteError as error:
+            state.take_back()
             if state.step:
                 self._save(outputs, last=True)
             where = f"the weights before it are in {self._saver.saved}" if state.step else "no step was made before it"
             raise NonFiniteError(f"step {number}: {error}. It changed nothing; {where}.") from error
-        rate = state.advance()
         norms, bins = self._observations.rows(number)
         if outputs:
             outputs.write(Row(number, *outcome[:4], rate), norms, bins)

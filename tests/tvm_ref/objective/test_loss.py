@@ -164,7 +164,7 @@ def test_the_derivative_of_the_displacement_agrees_with_central_differences() ->
     squares = derivative.square().mean((1, 2, 3)) / given.w**2
     budget = network_budget([squares.float()], [squares], torch.float32, torch.float64)
     assert relative_error([terms.velocity], [squares]) <= budget
-    assert relative_error([found[0]], [x + value]) <= budget  # the target sees the end of the jump
+    assert relative_error([found[0][: len(x)]], [x + value]) <= budget  # the target sees the end of the jump
 
 
 def test_no_gradient_reaches_the_target_or_passes_through_it() -> None:
