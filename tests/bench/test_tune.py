@@ -28,11 +28,11 @@ sys.stdin.read()
 """
 
 
-def run_fake(tmp_path: Path, *arguments: str) -> int:
+def run_fake(tmp_path: Path, *arguments: str, family: str = "forward") -> int:
     path = tmp_path / "worker.py"
     path.write_text(FAKE)
     out = ["--log", str(tmp_path / "log.csv"), "--out", str(tmp_path / "tables.py")]
-    options = ["--family", "forward", "--head-dim", "64", *out, *arguments]
+    options = ["--family", family, "--head-dim", "64", *out, *arguments]
     return tune.main(options, worker=(sys.executable, str(path)))
 
 
@@ -92,7 +92,7 @@ def test_by_count_the_cheapest_that_compiles_well_is_chosen_and_nothing_dearer_c
 def test_a_search_without_a_gpu_of_the_architecture_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert run_fake(tmp_path, "--family", "backward_preprocess") == 1
+    assert run_fake(tmp_path, family="backward_preprocess") == 1
     assert "timing needs a GPU of sm_90" in capsys.readouterr().out
     assert {x.status for x in read_trials(tmp_path / "log.csv")} == {"compiled"}
 

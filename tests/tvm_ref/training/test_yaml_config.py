@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.tiers import examples
@@ -33,6 +33,8 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
 
 
 @settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example("\x85", 1.0, 1)
+@example("a\u2028 b\u2029", 1.0, 1)
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.floats(1e-300, 1e300), st.integers(1, MOST_STEPS)
 )

@@ -139,4 +139,4 @@ def test_the_exit_code_and_the_table_tell_of_a_missed_fault(
 def test_only_names_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--only", "no such fault"])
-    assert "no fault is called 'no such fault'" in capsys.readouterr().err
+    assert "'no such fault' is not one of" in capsys.readouterr().err
