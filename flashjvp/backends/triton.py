@@ -129,7 +129,7 @@ def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> Mod
 def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> None:
     """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
     has_tiles = schedule.has_pipelines(call.device, call.precision, call.width)
-    if not has_tiles or eligibility.unwritten(call, scale) is not None:
+    if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
         return
     reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
     reason = reason or eligibility.misfit(call, inputs, cotangents)

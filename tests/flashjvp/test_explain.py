@@ -99,6 +99,7 @@ def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
     yield "batch dims", {name: x[None] for name, x in zip("qkv", (q, k, v), strict=True)}, "2 batch dims"
     yield "columns", {"k": k.mT.contiguous().mT}, "k is not contiguous, its stride is 100: k.contiguous() mends it"
     yield "broadcast", {"v": v[:1].expand_as(v)}, "v is broadcast, its strides are [0, 6400, 64, 1]"
+    yield "v_t alone", {"v_t": v}, "a tangent of v alone, for which the portable kernels are faster"
     rows = torch.empty(2, 4, 100, 68, **HALF)[..., :64]
     yield "rows", {"q": rows}, "rows of q are [54400, 13600, 136] bytes apart, which 16 does not divide"
 

@@ -74,7 +74,7 @@ CASES = (
     Case("values_narrower_plain", batch=(1,), m=70, n=150, d=72, dv=8, **PLAIN),
     Case("q_t_alone", batch=(1,), m=130, n=150, d=64, dv=64, tangents=("q",)),
     Case("k_t_alone_72", batch=(2,), q_heads=2, kv_heads=1, m=130, n=70, d=72, dv=72, tangents=("k",)),
-    Case("v_t_alone_128", batch=(1,), m=70, n=150, d=128, dv=128, tangents=("v",)),
+    Case("k_t_and_v_t_128", batch=(1,), m=70, n=150, d=128, dv=128, tangents=("k", "v")),
     Case("two_tangents_96", batch=(1,), m=70, n=150, d=96, dv=96, tangents=("q", "v"), is_causal=True),
     Case("cotangent_o_t", batch=(2,), q_heads=2, kv_heads=1, m=130, n=150, d=64, dv=64, cotangents=("o_t",)),
     Case("cotangent_o_t_128", batch=(1,), m=70, n=150, d=128, dv=128, cotangents=("o_t",), tangents=("q",)),
@@ -105,6 +105,7 @@ CASES = (
     Case("mask_no_batch", batch=(), q_heads=2, kv_heads=2, m=40, n=90, d=64, dv=64, mask="bool"),
 )  # fmt: skip
 NOT_SERVED = (
+    Case("v_t_alone", batch=(1,), m=64, n=70, d=64, dv=64, tangents=("v",)),
     Case("negative_scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=-0.3),
     Case("additive_mask", batch=(1,), m=64, n=64, d=64, dv=64, mask="additive"),
     Case("other_width", batch=(1,), m=64, n=64, d=24, dv=24),
