@@ -2,7 +2,7 @@
 tables.py, or for the kinds tangents and plain hopper_tables.py, the tiles of the warp-specialised kernels.
 
 First every candidate is compiled, for which no GPU is needed; those that do not compile, do not fit into shared memory
-or spill in their loops are skipped. Then the others are timed on the GPU, their results judged by verify's budget
+or spill much in their loops are skipped. Then the others are timed on the GPU, their results judged by verify's budget
 before. A tile in the table gives way only to one that is faster by more than timings differ by chance. Candidates come
 in a fixed order, those near the tile in use first, so that a short search is a useful one; --resume continues it. After
 a search, `python -m verify codegen` shows whether every option still compiles well.

@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import triton
 from torch import Tensor
 
 from flashjvp.backends import triton as kernels
@@ -26,7 +25,7 @@ from flashjvp.kernels.launch.schedule import Tile
 from verify.budget import tolerance
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
-from verify.codegen.command import fault
+from verify.codegen.command import unusable
 from verify.codegen.configuration import Configuration
 from verify.codegen.worker import compile_all
 from verify.oracles import attention as oracles
@@ -38,7 +37,7 @@ from .tile_table import PIPELINE_KINDS
 from .trials import Candidate
 
 DEVICE = torch.device("cuda")
-MOST_SPILLS = 1 / 16  # of a loop's instructions, where codegen sets no limit
+MOST_SPILLS = 1 / 16  # of a loop's instructions: some tiles that spill are faster than any that do not
 LENGTH, HEADS = 4096, 24
 CHECKED_LENGTH, CHECKED_HEADS = 200, 2  # with a ragged last tile
 OF_MASKS = "backward_bias"  # the family of gradients of a mask and of its tangent
@@ -79,7 +78,7 @@ def compiled(candidate: Candidate) -> dict[str, Any]:
         mask = "learned" if candidate.family == OF_MASKS else ""
         job = Configuration(candidate.arch, product(candidate), size, size, tangents, mask=mask)
         (kernel,) = compile_all(job, lambda _: launch(candidate, inputs_of(candidate, "meta")))
-    reason = fault(kernel, triton.__version__)
+    reason = unusable(kernel)
     if not reason and kernel.loop_spill_share > MOST_SPILLS:
         reason = f"spills: {kernel.loop_spill_share:.1%} of a loop's instructions, at most {MOST_SPILLS:.1%}"
     columns = ("registers", "spill_bytes", "loop_spill_share", "shared_bytes")

@@ -202,8 +202,10 @@ def test_the_check_holds_here() -> None:
     from flashjvp.backends import triton  # noqa: F401, which puts itself before the check
 
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
-    checks = {"": partial(selfcheck._checked, CARD)}
-    checks |= {str(x): partial(selfcheck._checked_card, CARD, x) for x in (torch.bfloat16, torch.float16, torch.float32)}
+    checks: dict[str, Callable[[], str | None]] = {"": partial(selfcheck._checked, CARD)}
+    checks |= {
+        str(x): partial(selfcheck._checked_card, CARD, x) for x in (torch.bfloat16, torch.float16, torch.float32)
+    }
     for what, check in checks.items():
         assert selfcheck._remembered(torch.cuda.get_device_name(), what, check) is None
     assert all(map(torch.equal, states, (torch.get_rng_state(), torch.cuda.get_rng_state())))
