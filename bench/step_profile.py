@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from reports.schema import write_rows
 from reports.step_profile import PROFILE_COLUMNS, draw_profile, profile_table
 from tvm_ref.training.parallel import World
 
-from .step_trace import STEP, groups
+from .step_trace import IDLE, STEP, Group, groups
 
 if TYPE_CHECKING:
     from .train_step import StepRow
@@ -80,7 +80,7 @@ class Profiler:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             traced.export_chrome_trace(str(path))
-            found = groups(json.loads(path.read_text(errors="replace")))
+            found = _of_timed(groups(json.loads(path.read_text(errors="replace"))), row.ms_per_step)
         self.rows += [
             ProfileRow(
                 preset=row.preset, compile=row.compile, checkpointing=row.checkpointing, parallel=row.parallel,
@@ -94,6 +94,12 @@ class Profiler:
     def table(self) -> str:
         """The table of the steps that were traced last."""
         return profile_table(_frame(self.rows[-self._of_one :]))
+
+
+def _of_timed(found: list[Group], ms: float) -> list[Group]:
+    """The groups as parts of a step that is not traced, of `ms`: while it is, the device waits for the host."""
+    busy = sum(group.ms for group in found if group.group != IDLE)
+    return [replace(group, ms=max(0.0, ms - busy)) if group.group == IDLE else group for group in found]
 
 
 def write_profile(path: Path, rows: list[ProfileRow]) -> None:

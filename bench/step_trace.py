@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+IDLE = "idle"
 GROUPS = (
-    "products", "attention", "elementwise forward", "elementwise backward", "optimizer", "communication", "idle",
+    "products", "attention", "elementwise forward", "elementwise backward", "optimizer", "communication", IDLE,
 )  # fmt: skip
 STEP = "a training step"  # the annotation around each step
 OPTIMIZER = "optimizer and averages"  # the annotation around what follows the gradient; PATTERNS has it, too
@@ -104,7 +105,7 @@ def groups(trace: Any) -> list[Group]:
     computing = sum(own.values())
     busy = _union(others + found["communication"])
     own["communication"] = busy - computing
-    own["idle"] = max(0.0, sum(end - start for start, end in steps) - busy)
+    own[IDLE] = max(0.0, sum(end - start for start, end in steps) - busy)
     scale = 1e-3 / len(steps)
     return [
         Group(

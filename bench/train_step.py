@@ -78,6 +78,7 @@ class StepRow:
     preset: str
     compile: str
     checkpointing: str
+    cuda_graph: str
     parallel: str
     gpus: int
     batch: int
@@ -105,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
     options = types.parser(program("bench.train_step"), description, epilog)
     kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
+    kinds["cuda-graph"] = ("off", "on")
     options.add_argument(
         "--preset", choices=PRESETS, default="imagenet256-w2", metavar="NAME",
         help=f"out of {', '.join(PRESETS)} (imagenet256-w2)",
@@ -140,11 +142,12 @@ def parser() -> argparse.ArgumentParser:
 def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
     """Yields the configuration of each row. Raises ValueError for an invalid one."""
     preset = PRESETS[options.preset]()
-    for compiled, checkpointing, parallel in itertools.product(
-        options.compile, options.checkpointing, options.parallel
+    for compiled, checkpointing, graph, parallel in itertools.product(
+        options.compile, options.checkpointing, options.cuda_graph, options.parallel
     ):
         run: dict[str, Any] = {"batch": options.batch, "accumulate": options.accumulate, "device": options.device}
         run |= {"compile": compiled == "on", "checkpointing": checkpointing, "parallel": parallel}
+        run["cuda_graph"] = graph == "on"
         yield dataclasses.replace(
             preset,
             loss=dataclasses.replace(preset.loss, detach=options.detach),
@@ -171,7 +174,9 @@ def measure(
 
     def make_step(draw: list[Batch]) -> None:
         moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
-        queued = queue_gradient(state.objective, state.target, moved, this, clip=config.optim.clip)
+        queued = queue_gradient(
+            state.objective, state.target, moved, this, clip=config.optim.clip, captured=state.captured
+        )
         with torch.profiler.record_function(OPTIMIZER):
             state.advance(queued.finite)
         outcomes.append(queued.outcome())
@@ -185,8 +190,9 @@ def measure(
     peak, reserved = (max(values) for values in zip(*this.gather(_peaks(this)), strict=True))
     median = statistics.median(timed)
     row = StepRow(
-        preset=preset, compile="on" if run.compile else "off", checkpointing=run.checkpointing, parallel=run.parallel,
-        gpus=this.size, batch=run.batch, accumulate=run.accumulate, detach=config.loss.detach,
+        preset=preset, compile="on" if run.compile else "off", checkpointing=run.checkpointing,
+        cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel, gpus=this.size, batch=run.batch,
+        accumulate=run.accumulate, detach=config.loss.detach,
         ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
         images_per_s=run.batch / median, peak_gib=peak - before, reserved_gib=reserved,
         build_s=build_s, first_step_s=seconds[0], second_step_s=seconds[1],

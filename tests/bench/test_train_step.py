@@ -31,7 +31,7 @@ def in_each(out: Path) -> None:
 
 def profiled(out: Path) -> None:
     """As the work of a child, or alone: a row of the cheapest preset, and where its time goes."""
-    assert train_step.main([*SMALL, "--preset", "toy2d", "--profile", str(out)]) == 0
+    assert train_step.main(["--preset", "toy2d", *SMALL[2:], "--profile", str(out)]) == 0
 
 
 def assert_agree(rows: pd.DataFrame) -> None:
@@ -65,8 +65,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
 def test_a_step_is_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profiled(tmp_path / "profile.csv")
     rows = pd.read_csv(tmp_path / "profile.csv").set_index("group")
-    assert list(rows.index) == list(GROUPS) and (rows["ms"].drop("communication") > 0).all()
-    assert rows["ms"]["communication"] == 0 and (tmp_path / "profile.png").exists()
+    assert list(rows.index) == list(GROUPS) and (rows["ms"].drop(["communication", "idle"]) > 0).all()
+    assert rows["ms"]["communication"] == 0 <= rows["ms"]["idle"] and (tmp_path / "profile.png").exists()
     assert "| elementwise backward |" in capsys.readouterr().out
 
 

@@ -92,6 +92,9 @@ class RunConfig:
     accumulate: int = 1  # gradient accumulation: micro-batches of each process in a step, to save memory
     precision: Literal["float32", "bfloat16"] = "float32"  # precision of matrix products and attention (autocast)
     compile: bool = False  # torch.compile every block
+    cuda_graph: bool = (
+        False  # launch forward and backward pass as one CUDA graph: one GPU, one micro-batch, no log_norms
+    )
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
     parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
     context_parallel: int = 1  # processes that share the tokens of an image (ring attention); divides their number
@@ -127,6 +130,9 @@ class RunConfig:
             _require_count(f"run.{name}", 1, getattr(self, name))
         for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every", "evaluate_samples"):
             _require_count(f"run.{name}", 0, getattr(self, name), MOST.get(name, MOST_STEPS))
+        once, quiet = self.accumulate == 1, self.log_norms == 0  # the graph is of one pass, and hooks do not run in it
+        expected = "False with micro-batches or norms of activations (run.accumulate, run.log_norms)"
+        _require(not self.cuda_graph or (once and quiet), "run.cuda_graph", expected, self.cuda_graph)
         count = self.evaluate_samples
         _require(count == 0 or count >= 2, "run.evaluate_samples", "at least 2, or 0", count)
         first, last = self.profile or (1, 1)
@@ -177,8 +183,8 @@ def _require_count(name: str, least: int, got: int, most: int = MOST_STEPS) -> N
 FREE = frozenset(
     f"run.{name}"
     for name in (
-        "steps", "out", "accumulate", "context_parallel", "compile", "checkpointing", "parallel", "device",
-        "save_every", "keep", "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate",
+        "steps", "out", "accumulate", "context_parallel", "compile", "cuda_graph", "checkpointing", "parallel",
+        "device", "save_every", "keep", "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate",
         "async_checkpoints", "log_norms", "loss_bins", "wandb", "profile", "memory_snapshot", "evaluate_every",
         "evaluate_samples", "inception", "reference", "features", "features_reference", "reference_images",
     )

@@ -1,5 +1,6 @@
 """The training state that a checkpoint holds: the network, its averages, the optimizer and the step number."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,12 @@ from ..model import ema
 from ..model.dit import DiT
 from ..model.power_ema import PowerAverage
 from . import parallel
+from .captured import CapturedGradient
 from .checkpoint import Tensors, named
-from .config import OptimConfig, TrainConfig
+from .config import ConfigError, OptimConfig, TrainConfig
 from .parallel import World
 from .schedule import learning_rate
-from .step import Objective
+from .step import Objective, passes
 
 if TYPE_CHECKING:
     from .update import FusedUpdate
@@ -58,10 +60,17 @@ class State:
         ]
         self._power_averages = [PowerAverage(copy, self.network, width) for width, copy in self.post_hoc.items()]
         self.objective = objective if run.parallel == "fsdp" else parallel.replicate(objective, world)
+        self.captured = self._capture(world) if run.cuda_graph else None
         self.step = 0
         self._optim, self._steps = config.optim, run.steps
         self._may_fuse = fuses(self)
         self._fused: FusedUpdate | None = None  # once the optimizer has its moments
+
+    def _capture(self, world: World) -> CapturedGradient:
+        expected = "False but for one process with a GPU"
+        if world.device.type != "cuda" or world.size > 1:
+            raise ConfigError(f"run.cuda_graph: expected {expected}, got True on {world.device}, {world.size} of them")
+        return CapturedGradient(partial(passes, self.objective, self.target), self.parameters)
 
     def advance(self, finite: Tensor | None = None) -> float:
         """Makes an optimizer step with the gradients in the parameters, updates the EMAs; returns the learning rate.

@@ -106,6 +106,7 @@ def queue_gradient(
     clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
+    captured: Callable[[Batch], Terms] | None = None,
 ) -> Queued:
     """Computes the gradient of the mean loss over the global batch, and leaves it in the parameters of `objective`.
 
@@ -114,6 +115,7 @@ def queue_gradient(
     clip: the largest gradient norm; None means no limit.
     stop: tells whether this process was asked to stop. It is called when the work of the step has been queued.
     observer: is told of the terms of each micro-batch, and when the gradient is there.
+    captured: does the forward and backward pass of the one micro-batch (captured.py), as `passes` would.
 
     Does not wait for the device.
     """
@@ -123,9 +125,7 @@ def queue_gradient(
     results = []
     for i, batch in enumerate(batches):
         with _average_later(objective) if i < len(batches) - 1 else contextlib.nullcontext():
-            result = objective(batch, target)
-            (result.loss.mean() / len(batches)).backward()
-        results.append(Terms(*(term.detach() for term in result)))
+            results.append(captured(batch) if captured else passes(objective, target, batch, len(batches)))
         if observer is not None:
             observer.losses(batch, results[-1])
     if observer is not None:
@@ -137,6 +137,13 @@ def queue_gradient(
     if clip is not None:
         clip_grads_with_norm_(parameters, clip, norm)
     return Queued(torch.cat([mean, norm.reshape(1)]), batches, results, world)
+
+
+def passes(objective: nn.Module, target: DiT, batch: Batch, count: int = 1) -> Terms:
+    """Adds the gradient of the mean loss of a micro-batch, one of `count`, to the parameters; returns its terms."""
+    result = objective(batch, target)
+    (result.loss.mean() / count).backward()
+    return Terms(*(term.detach() for term in result))
 
 
 def _average_later(objective: nn.Module) -> contextlib.AbstractContextManager:

@@ -165,6 +165,7 @@ class Trainer:
             clip=self.config.optim.clip,
             stop=lambda: bool(self.signal) or self._saver.failed or steps.error() is not None,
             observer=self._observations,
+            captured=state.captured,
         )
         rate = state.advance(queued.finite)  # before its results are waited for, so that the device goes on
         try:

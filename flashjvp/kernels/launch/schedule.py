@@ -47,6 +47,7 @@ TABLES: dict[str, dict[str, Table]] = {
 # The same with dropout or a tangent of the mask, where these would spill with the tile above.
 WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {
     ("sm_90", "half", "forward", 128): Tile(128, 32, 8, 2),
+    ("sm_90", "half", "forward", 192): Tile(128, 16, 8, 2),
     ("sm_100", "half", "backward_query", 256): Tile(16, 32, 8, 2),
 }
 # device -> key of TABLES, filled at first use
@@ -84,7 +85,7 @@ def input_precision(dtype: torch.dtype, device: torch.device) -> str:
 
 def float32_products(device: torch.device, head_dim: int) -> str:
     """How float32 products are computed where TF32 is not allowed: on tensor cores, where there are tiles for it."""
-    return "bf16x6" if head_dim <= 64 and "bf16x6" in TABLES[architecture(device)] else "ieee"
+    return "bf16x6" if head_dim <= 128 and "bf16x6" in TABLES[architecture(device)] else "ieee"
 
 
 def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
