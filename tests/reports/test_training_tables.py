@@ -65,7 +65,9 @@ def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(t
     assert [line[:4] for line in found[2:]] == [
         ["1", "off", "none", "ddp"], ["2", "on", "none", "ddp"], ["1", "on", "none", "fsdp"]
     ]  # fmt: skip
-    assert "code: 1234567 and 7654321. In every row: preset imagenet256-w2, CUDA graph off, batch 64" in page.read_text()
+    assert (
+        "code: 1234567 and 7654321. In every row: preset imagenet256-w2, CUDA graph off, batch 64" in page.read_text()
+    )
     page.write_text("<!-- table: machine/rows parallel=ddp gpus=1 -->\n<!-- end -->\n")
     build.build([page], data)
     assert [line[:4] for line in cells(page.read_text())[1:]] == [["1", c, "none", "441"] for c in ("on", "off")]

@@ -37,6 +37,9 @@ class State:
             becomes part of the state.
         """
         run = config.run
+        if run.cuda_graph and (world.device.type != "cuda" or world.size > 1):
+            expected = "False but for one process with a GPU"
+            raise ConfigError(f"run.cuda_graph: expected {expected}, got True on {world.device}, {world.size} of them")
         self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
@@ -60,17 +63,12 @@ class State:
         ]
         self._power_averages = [PowerAverage(copy, self.network, width) for width, copy in self.post_hoc.items()]
         self.objective = objective if run.parallel == "fsdp" else parallel.replicate(objective, world)
-        self.captured = self._capture(world) if run.cuda_graph else None
+        passes_of_batch = partial(passes, self.objective, self.target)
+        self.captured = CapturedGradient(passes_of_batch, self.parameters) if run.cuda_graph else None
         self.step = 0
         self._optim, self._steps = config.optim, run.steps
         self._may_fuse = fuses(self)
         self._fused: FusedUpdate | None = None  # once the optimizer has its moments
-
-    def _capture(self, world: World) -> CapturedGradient:
-        expected = "False but for one process with a GPU"
-        if world.device.type != "cuda" or world.size > 1:
-            raise ConfigError(f"run.cuda_graph: expected {expected}, got True on {world.device}, {world.size} of them")
-        return CapturedGradient(partial(passes, self.objective, self.target), self.parameters)
 
     def advance(self, finite: Tensor | None = None) -> float:
         """Makes an optimizer step with the gradients in the parameters, updates the EMAs; returns the learning rate.
