@@ -136,4 +136,86 @@ class BackwardOperands(NamedTuple):
     seed: Maybe = None
 
 
+class VarlenOptions(NamedTuple):
+    """What an operator of packed sequences takes besides tensors."""
+
+    is_causal: bool = False
+    scale: float | None = None
+    backend: str | None = None
+
+    def of_backend(self, q: Tensor) -> tuple[bool, float]:
+        """The options that the backend's function takes."""
+        return self.is_causal, q.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+class PlainVarlenOperands(NamedTuple):
+    """The tensors of `flashjvp::varlen_forward`: packed rows [total, H, D], and where sequences start and end."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
+
+
+class VarlenOperands(NamedTuple):
+    """The tensors of `flashjvp::varlen_forward_jvp`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_t: Maybe
+    k_t: Maybe
+    v_t: Maybe
+    cu_q: Tensor
+    cu_k: Tensor
+
+    @property
+    def inputs(self) -> Inputs:
+        """All but the cumulated lengths."""
+        return Inputs(*self[:6])
+
+    @property
+    def plain(self) -> PlainVarlenOperands:
+        """All but the tangents."""
+        return PlainVarlenOperands(self.q, self.k, self.v, self.cu_q, self.cu_k)
+
+    @property
+    def has_tangents(self) -> bool:
+        """Whether any of q, k and v has a tangent."""
+        return not (self.q_t is None and self.k_t is None and self.v_t is None)
+
+
+class PlainVarlenBackwardOperands(NamedTuple):
+    """The tensors of `flashjvp::varlen_backward`."""
+
+    d_o: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    lse: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
+
+
+class VarlenBackwardOperands(NamedTuple):
+    """The tensors of `flashjvp::varlen_backward_jvp`."""
+
+    d_o: Maybe
+    d_o_t: Maybe
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_t: Maybe
+    k_t: Maybe
+    v_t: Maybe
+    o: Tensor
+    o_t: Maybe
+    lse: Tensor
+    mu: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
+
+
 AnyOperands = PlainOperands | Operands | PlainBackwardOperands | BackwardOperands

@@ -60,6 +60,19 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
 
 
 @triton.jit
+def select_rows(x, batch, head, batch_shape, start, REGULAR: tl.constexpr):
+    """The rows of one head from row `start` on, likewise."""
+    rows = select_head(x, batch, head, batch_shape, REGULAR)
+    if len(rows) == 0:
+        return ()
+    else:
+        ptr = rows[0] + tl.cast(start, tl.int64) * rows[1]
+        if REGULAR:
+            ptr = tl.multiple_of(ptr, 16)
+        return (ptr, rows[1])
+
+
+@triton.jit
 def _chunk_pointers(x, first, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, REGULAR: tl.constexpr):
     columns = START + tl.arange(0, WIDTH)
     rows = tl.arange(0, ROWS)
@@ -239,7 +252,8 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
     """A tile of a mask from query m0 and key n0 on, 0 beyond query M and key N; `row` and `column` count from there.
 
     `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, whether its rows start and end at
-    multiples of 16 elements less than 2^23 apart, which makes its loads wide, and whether it is additive.
+    multiples of 16 elements less than 2^23 apart, which makes its loads wide, whether it is additive, and whether a
+    row may be without a key, by a mask or otherwise.
     """
     if MASK_LAYOUT[1]:
         stride = tl.cast(mask[1], tl.uint32)

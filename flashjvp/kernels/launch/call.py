@@ -61,7 +61,7 @@ class Call:
         self._arguments: dict[int, Argument] = {}
         self._copied: list[Tensor] = []
         self.mask: Argument | None = None
-        self.mask_layout = (0, False, False)
+        self.mask_layout = (0, False, False, False)
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask, q)
         self._scores = (*q.shape[:-1], k.shape[-2])
@@ -92,7 +92,7 @@ class Call:
         self._arguments[id(given)] = argument = Argument(x, (address, packed), special[aligned])
         return argument
 
-    def _mask_operand(self, mask: Tensor, q: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
+    def _mask_operand(self, mask: Tensor, q: Tensor) -> tuple[Argument, tuple[int, bool, bool, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
         column = int(mask.shape[-1] != 1)
         if column and mask.stride(-1) != 1:
@@ -105,7 +105,7 @@ class Call:
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
         argument = Argument(mask, (address, packed), special[address % 16 == 0])
-        return argument, (column, aligned, additive)  # mutate: return argument column
+        return argument, (column, aligned, additive, True)  # mutate: return argument column
 
     def bias_operand(self, x: Maybe) -> Argument | None:
         """A kernel argument of the mask's shape: its tangent, or a gradient. Kernels read it element by element."""

@@ -11,7 +11,7 @@ from ...layout import empty_rows
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
+from ..tiles import add_product, load_operand, scale_rows, select_head, select_rows, store_rows, zero_rows
 from .backward_tile import probabilities, score_gradients
 from .dropout import both_dropped, kept_tile, select_seed
 
@@ -69,6 +69,74 @@ def _key_tile(
     return acc_k, acc_v, acc_k_t, acc_v_t
 
 
+@triton.jit
+def key_rows(
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
+    batch_shape, batch, kv_head, group, statistics_start, statistics_step, start_q, start_k, n0, first, full, shift, M,
+    N, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradients that are given of a tile of key rows, from n0 of N on, from the queries after `first` of M.
+
+    Queries before `full` cross a border. The statistics of the batch entry start at `statistics_start`, those of its
+    heads are `statistics_step` apart; the rest is as in forward_rows.
+    """
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    k_rows = load_operand(
+        select_rows(k, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
+    )
+    k_t_rows = load_operand(
+        select_rows(k_t, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
+    )
+    v_rows = load_operand(
+        select_rows(v, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
+    )
+    v_t_rows = load_operand(
+        select_rows(v_t, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
+    )
+    key = (k_rows, k_t_rows, v_rows, v_t_rows)
+    state = (
+        zero_rows(BLOCK_N, K_COLUMNS, d_k is not None),
+        zero_rows(BLOCK_N, V_COLUMNS, d_v is not None),
+        zero_rows(BLOCK_N, K_COLUMNS, d_k_t is not None),
+        zero_rows(BLOCK_N, V_COLUMNS, d_v_t is not None),
+    )
+    statistics = (lse, mu, row_a, row_delta)
+    for member in range(group):  # mutate: for member range
+        head = kv_head * group + member
+        base = statistics_start + head * statistics_step  # mutate: base
+        query = (
+            select_rows(q, batch, head, batch_shape, start_q, REGULAR),
+            select_rows(q_t, batch, head, batch_shape, start_q, REGULAR),
+            select_rows(d_o, batch, head, batch_shape, start_q, REGULAR),
+            select_rows(d_o_t, batch, head, batch_shape, start_q, REGULAR),
+        )
+        head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
+        head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
+        drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
+        for m0 in range(first, M, BLOCK_M):
+            state = _key_tile(
+                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, m0 < full, n0 - shift,
+                M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+            )  # fmt: skip
+
+    acc_k, acc_v, acc_k_t, acc_v_t = state
+    factor = tl.zeros([BLOCK_N], tl.float32) + scale
+    if d_k is not None:
+        d_k_head = select_rows(d_k, batch, kv_head, batch_shape, start_k, REGULAR)
+        store_rows(d_k_head, scale_rows(acc_k, factor), n0, N, K_COLUMNS, REGULAR)
+    if d_v is not None:
+        store_rows(select_rows(d_v, batch, kv_head, batch_shape, start_k, REGULAR), acc_v, n0, N, V_COLUMNS, REGULAR)
+    if d_k_t is not None:
+        d_k_t_head = select_rows(d_k_t, batch, kv_head, batch_shape, start_k, REGULAR)
+        # mutate: store_rows
+        store_rows(d_k_t_head, scale_rows(acc_k_t, factor), n0, N, K_COLUMNS, REGULAR)
+    if d_v_t is not None:
+        d_v_t_head = select_rows(d_v_t, batch, kv_head, batch_shape, start_k, REGULAR)
+        store_rows(d_v_t_head, acc_v_t, n0, N, V_COLUMNS, REGULAR)
+
+
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
@@ -85,21 +153,6 @@ def backward_key_kernel(
     n0 = (pid % tiles) * BLOCK_N
     kv_head = (pid // tiles) % kv_heads
     batch = pid // tiles // kv_heads
-
-    k_rows = load_operand(
-        select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-    )
-    k_t_rows = load_operand(
-        select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-    )
-    v_rows = load_operand(
-        select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-    )
-    v_t_rows = load_operand(
-        select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-    )
-    key = (k_rows, k_t_rows, v_rows, v_t_rows)
-
     # Query tiles from `first` to `full` cross the causal diagonal. A ragged last tile needs no mask: its missing rows
     # load as zeros.
     first = 0
@@ -107,44 +160,12 @@ def backward_key_kernel(
     if CAUSAL:
         first = (n0 // BLOCK_M) * BLOCK_M  # mutate: first
         full = tl.minimum(tl.cdiv(n0 + BLOCK_N - 1, BLOCK_M) * BLOCK_M, M)
-    state = (
-        zero_rows(BLOCK_N, K_COLUMNS, d_k is not None),
-        zero_rows(BLOCK_N, V_COLUMNS, d_v is not None),
-        zero_rows(BLOCK_N, K_COLUMNS, d_k_t is not None),
-        zero_rows(BLOCK_N, V_COLUMNS, d_v_t is not None),
-    )
-    statistics = (lse, mu, row_a, row_delta)
-    for member in range(group):  # mutate: for member range
-        head = kv_head * group + member
-        base = (batch.to(tl.int64) * heads + head) * M  # mutate: base
-        query = (
-            select_head(q, batch, head, batch_shape, REGULAR),
-            select_head(q_t, batch, head, batch_shape, REGULAR),
-            select_head(d_o, batch, head, batch_shape, REGULAR),
-            select_head(d_o_t, batch, head, batch_shape, REGULAR),
-        )
-        head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
-        head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
-        drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
-        for m0 in range(first, M, BLOCK_M):
-            state = _key_tile(
-                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, m0 < full, n0, M, N,
-                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
-            )  # fmt: skip
-
-    acc_k, acc_v, acc_k_t, acc_v_t = state
-    factor = tl.zeros([BLOCK_N], tl.float32) + scale
-    if d_k is not None:
-        d_k_head = select_head(d_k, batch, kv_head, batch_shape, REGULAR)
-        store_rows(d_k_head, scale_rows(acc_k, factor), n0, N, K_COLUMNS, REGULAR)
-    if d_v is not None:
-        store_rows(select_head(d_v, batch, kv_head, batch_shape, REGULAR), acc_v, n0, N, V_COLUMNS, REGULAR)
-    if d_k_t is not None:
-        d_k_t_head = select_head(d_k_t, batch, kv_head, batch_shape, REGULAR)
-        # mutate: store_rows
-        store_rows(d_k_t_head, scale_rows(acc_k_t, factor), n0, N, K_COLUMNS, REGULAR)
-    if d_v_t is not None:
-        store_rows(select_head(d_v_t, batch, kv_head, batch_shape, REGULAR), acc_v_t, n0, N, V_COLUMNS, REGULAR)
+    rows = M.to(tl.int64)
+    key_rows(
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta,
+        scale, batch_shape, batch, kv_head, group, batch * heads * rows, rows, 0, 0, n0, first, full, 0, M, N,
+        K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+    )  # fmt: skip
 
 
 def launch_backward_key(

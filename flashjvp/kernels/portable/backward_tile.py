@@ -110,7 +110,7 @@ def probabilities(
         p = tl.exp2(_exponents(s, lse, KEYS_FIRST))
     else:
         lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
-        if len(mask) > 0:  # a row with no allowed key
+        if MASK_LAYOUT[3]:
             lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)  # mutate: lse2
         p = tl.exp2(s - lse2)
     if FIRST + SECOND + len(mask_t) == 0:

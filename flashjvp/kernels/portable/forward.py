@@ -19,6 +19,7 @@ from ..tiles import (
     scores_and_tangent,
     scores_sum,
     select_head,
+    select_rows,
     store_rows,
     zero_rows,
 )
@@ -49,7 +50,7 @@ def _forward_tile(
     s = biased_scores(s, scale, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_LAYOUT, True, CAUSAL)
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = m_new
-    if len(mask) > 0:
+    if MASK_LAYOUT[3]:
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # mutate: m_safe
     p = exponential(s - m_safe[:, None], ADDITIVE)
     alpha = exponential(m - m_safe, ADDITIVE)
@@ -84,42 +85,37 @@ def _forward_tile(
     return acc_o, acc_o_t, m_new, l, mean
 
 
-@triton.jit(do_not_specialize=["M", "N", "heads"])
-def forward_kernel(
-    q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
+@triton.jit
+def forward_rows(
+    q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, batch, head, kv_head, base,
+    start_q, start_k, m0, end, full, shift, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of query rows of one head against all keys."""
+    """Writes the results of a tile of query rows, from m0 of M on, against the keys before `end` of N.
+
+    A head's queries start at row `start_q` of its operands, its keys at `start_k`, its statistics at `base`. Keys from
+    `full` on cross a border; under CAUSAL query m sees keys up to m + shift.
+    """
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     JVP: tl.constexpr = o_t is not None
-    tiles = tl.cdiv(M, BLOCK_M)
-    pid = tl.program_id(0)
-    m0 = (pid % tiles) * BLOCK_M
-    head = (pid // tiles) % heads
-    batch = pid // tiles // heads
     rows = m0 + tl.arange(0, BLOCK_M)
 
     q_rows = load_operand(
-        select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+        select_rows(q, batch, head, batch_shape, start_q, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
     q_t_rows = load_operand(
-        select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+        select_rows(q_t, batch, head, batch_shape, start_q, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
     )
-    k_head = select_head(k, batch, head // group, batch_shape, REGULAR)  # mutate: k_head
-    v_head = select_head(v, batch, head // group, batch_shape, REGULAR)
-    k_t_head = select_head(k_t, batch, head // group, batch_shape, REGULAR)
-    v_t_head = select_head(v_t, batch, head // group, batch_shape, REGULAR)
+    k_head = select_rows(k, batch, kv_head, batch_shape, start_k, REGULAR)
+    v_head = select_rows(v, batch, kv_head, batch_shape, start_k, REGULAR)
+    k_t_head = select_rows(k_t, batch, kv_head, batch_shape, start_k, REGULAR)
+    v_t_head = select_rows(v_t, batch, kv_head, batch_shape, start_k, REGULAR)
     head_mask = select_head(mask, batch, head, batch_shape, False)
     head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
     drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
 
-    end = N  # mutate: end
-    full = (N // BLOCK_N) * BLOCK_N
-    if CAUSAL:
-        end = tl.minimum(N, m0 + BLOCK_M)
-        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     mean = tl.zeros([BLOCK_M], tl.float32)
@@ -128,14 +124,14 @@ def forward_kernel(
     state = (acc_o, acc_o_t, m, l, mean)
     for n0 in range(0, end, BLOCK_N):
         state = _forward_tile(
-            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, head_mask_t, drop, scale, m0, n0,
-            n0 >= full, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, JVP, PRECISION,
-            REGULAR,
+            state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, head_mask_t, drop, scale,
+            m0 + shift, n0, n0 >= full, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT,
+            JVP, PRECISION, REGULAR,
         )  # fmt: skip
 
     acc_o, acc_o_t, m, l, mean = state
     norm = 1.0 / tl.where(l == 0.0, 1.0, l)
-    statistic = (batch.to(tl.int64) * heads + head) * M + rows
+    statistic = base + rows
     if MASK_LAYOUT[2]:
         tl.store(lse + statistic * 2, m, mask=rows < M)  # mutate: tl.store (1)
         # mutate: tl.store (2)
@@ -145,12 +141,39 @@ def forward_kernel(
         tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
     if len(DROPOUT) > 0:
         norm *= DROPOUT[1]  # mutate: norm
-    o_head = select_head(o, batch, head, batch_shape, REGULAR)
+    o_head = select_rows(o, batch, head, batch_shape, start_q, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
     if JVP:
         tl.store(mu + statistic, mean, mask=rows < M)
-        o_t_head = select_head(o_t, batch, head, batch_shape, REGULAR)
+        o_t_head = select_rows(o_t, batch, head, batch_shape, start_q, REGULAR)
         store_rows(o_t_head, scale_rows(acc_o_t, norm), m0, M, V_COLUMNS, REGULAR)
+
+
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def forward_kernel(
+    q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of query rows of one head against all keys."""
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    tiles = tl.cdiv(M, BLOCK_M)
+    pid = tl.program_id(0)
+    m0 = (pid % tiles) * BLOCK_M
+    head = (pid // tiles) % heads
+    batch = pid // tiles // heads
+    kv_head = head // group  # mutate: kv_head
+    base = (batch.to(tl.int64) * heads + head) * M
+    end = N  # mutate: end
+    full = (N // BLOCK_N) * BLOCK_N
+    if CAUSAL:
+        end = tl.minimum(N, m0 + BLOCK_M)
+        full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
+    forward_rows(
+        q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, batch, head, kv_head, base,
+        0, 0, m0, end, full, 0, M, N, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+    )  # fmt: skip
 
 
 def launch_forward(
