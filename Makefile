@@ -5,7 +5,8 @@ TIER ?= all
 TARGETS := sweep train verify codegen codegen-triton report test test-all lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
 WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_autocast.py \
-	test_passed_on.py test_errors.py test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py)
+	test_passed_on.py test_errors.py test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py \
+	test_norms.py test_checkpoint.py $(addprefix integrations/test_, replaced.py models.py batch_norm.py packages.py report.py))
 
 VENV := .venv
 READY := $(VENV)/.ready

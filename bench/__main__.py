@@ -11,7 +11,8 @@ COMMANDS = {
     "sweep": "attention with its JVP, provider beside provider",
     "train-step": "time and memory of a training step",
     "train-quality": "sample quality and training time of presets",
-    "in-turns": "calls beside what the device can do at the clocks it then has",
+    "interleaved": "calls beside what the device can do at the clocks it then has",
+    "ring": "one sequence on several GPUs, under torchrun",
     "host": "where the host's time of a call goes",
     "tune": "searches tiles for an architecture",
 }

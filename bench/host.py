@@ -17,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from flashjvp.kernels.launch.driver import Launch
 from flashjvp.kernels.launch.replay import CapturedCall
 from flashjvp_commands import arguments as types
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 from reports.environment import commit, machine, version
 from reports.host_times import HOST_COLUMNS, HostTime
@@ -33,7 +32,7 @@ from reports.schema import write_rows
 from verify.cases.inputs import Inputs
 
 from .cases import Case, differentiable, make_inputs, reduced, require_gradients
-from .in_turns import case_of
+from .interleaved import case_of
 from .measure import Work, host_samples_us, latency, work
 from .providers import PROVIDERS, Attention
 
@@ -256,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except outputs.OutputError as error:
         parser.error(f"--out: {error}")
     rows: list[HostTime] = []
-    console = Console()
+    console = terminal.console()
     for call, mode, mask in PLAN:
         case = case_of(options.shape, mode, mask=mask)
         # in a chain the host would wait for long kernels: launches that were not started yet are limited in number

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from reports.environment import DATA, cores, now, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
@@ -35,7 +34,7 @@ SAME_CARD = 0.05  # cards of one name differ by more; the ceiling of one card fr
 def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isolate.WORKER) -> int:
     """Runs the sweep that the command line asks for; 0 when at least one row is ok, 130 when interrupted."""
     options = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 190)
+    console = terminal.console(190)
     run = now()
     try:
         environments = _environments(options.device, options.dtype, worker)
@@ -100,13 +99,6 @@ class Sweep:
 
     def measure(self, cells: list[Cell]) -> KeyboardInterrupt | None:
         """Measures every cell for which there is time; returns what stopped it, Ctrl-C or SIGTERM."""
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
         self._say_where()
         end = None if self.budget_s is None else time.monotonic() + self.budget_s
         left = len(cells)
@@ -115,15 +107,13 @@ class Sweep:
                 self._compile(cells, self.compile_s)
             except KeyboardInterrupt as stop:
                 return stop
-        with Progress(*columns, console=self.console) as progress, isolate.Spare(self.worker) as spare:
-            bar = progress.add_task("starting", total=len(cells))
+        with terminal.Bar(self.console, "rows", len(cells)) as bar, isolate.Spare(self.worker) as spare:
             try:
                 for group in self._groups(cells):
-                    left -= self._measure_group(group, end, progress, bar, spare)
+                    left -= self._measure_group(group, end, bar, spare)
             except KeyboardInterrupt as stop:
                 self._say("interrupted: --resume continues this run")
                 return stop
-            progress.update(bar, description="done")
         if left:
             self._say(f"{self.budget_s:g} s are over: {left} of {len(cells)} rows left, which --resume measures")
         return None
@@ -162,9 +152,7 @@ class Sweep:
             return [[cell] for cell in cells]
         return [list(group) for _, group in itertools.groupby(cells, lambda cell: (cell.provider, cell.case.head_dim))]
 
-    def _measure_group(
-        self, group: list[Cell], end: float | None, progress: Progress, bar: TaskID, spare: isolate.Spare
-    ) -> int:
+    def _measure_group(self, group: list[Cell], end: float | None, bar: terminal.Bar, spare: isolate.Spare) -> int:
         """Measures the cells of a group until `end`; how many it did.
 
         On a GPU the next group's process starts beside the last cells of this one, on a CPU nothing runs beside them.
@@ -175,31 +163,31 @@ class Sweep:
         tasks = []
         for i, cell in enumerate(group):
             if reason := PROVIDERS[cell.provider].why_not(cell.case, self.device.split(":")[0]):
-                count += self._add(cell, {"status": "unsupported", "reason": reason}, progress, bar)
+                count += self._add(cell, {"status": "unsupported", "reason": reason}, bar)
                 continue
             tasks.append(self._task(i, cell))
 
         def on_start(task: isolate.Event) -> None:
             cell = group[task["id"]]
-            progress.update(bar, description=f"{cell.provider} {cell.case.mode} N={cell.case.queries}")
+            bar.doing(f"{cell.provider} {cell.case.mode} N={cell.case.queries}")
             if self.device != "cpu" and task in tasks[-AHEAD:]:
                 spare.start()
 
         outcomes = isolate.outcomes(tasks, self.device, self.limit_s, on_start, spare)
         with contextlib.closing(outcomes):
             for task, outcome in outcomes:
-                count += self._add(group[task["id"]], outcome, progress, bar)
+                count += self._add(group[task["id"]], outcome, bar)
                 if _is_over(end):
                     break
         return count
 
-    def _add(self, cell: Cell, outcome: isolate.Event, progress: Progress, bar: TaskID) -> int:
+    def _add(self, cell: Cell, outcome: isolate.Event, bar: terminal.Bar) -> int:
         """Writes one row."""
         row = self._row(cell, outcome)
         append_row(self.path, row)
         self.rows.append(row)
-        progress.console.print(describe_row(row), markup=False, highlight=False, soft_wrap=True)
-        progress.advance(bar)
+        bar.console.print(describe_row(row), markup=False, highlight=False, soft_wrap=True)
+        bar.advance_by(1)
         return 1
 
     def _row(self, cell: Cell, outcome: isolate.Event) -> Row:

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from flashjvp_commands.terminal import Fitted
 from reports.schema import Row
 
 from .cases import Case
@@ -51,7 +52,7 @@ def table(rows: Sequence[Row]) -> Group:
             shape = _shape(row) + (f" {row.dtype}" if len(dtypes) > 1 else "")
             head = (shape, row.mode) if i == 0 else ("", "")
             result.add_row(*head, *cells, end_section=i == len(same) - 1)
-    return Group(result, *_reasons(rows))
+    return Group(Fitted(result, names=3), *_reasons(rows))
 
 
 def describe_row(row: Row) -> str:

@@ -1,6 +1,6 @@
 """The two tables that `python -m bench.tune` searches and rewrites: what they hold, what may be tried, their files.
 
-tables.py has the tiles of the portable kernels, by the kind of product; hopper_tables.py those of the
+tables.py has the tiles of the portable kernels, by the input precision; hopper_tables.py those of the
 warp-specialised ones, with `tangents` or `plain`, all for products of half types.
 """
 
@@ -20,7 +20,7 @@ KERNELS = Path(schedule.__file__).parent
 PRODUCTS = ("half", "tf32", "ieee")
 PIPELINE_KINDS = ("tangents", "plain")
 KINDS = (*PRODUCTS, *PIPELINE_KINDS)
-# What is tried. The row sums have no key rows and nothing to pipeline.
+# What is tried. The backward preprocess has no key rows and nothing to pipeline.
 ROWS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3)
 BLOCK_ROWS, PIPELINE_STAGES = (32, 64, 128), (2, 3, 4, 5)
 # How many resident tiles a kernel can keep in registers; without tangents 2 at most.
@@ -29,7 +29,7 @@ SUB_TILES, BUFFER_STAGES = {"backward_key": (1, 2), "backward_dq_accum": (1, 2)}
 
 HEAD = '''"""Tiles of every kernel family; schedule.py says what they mean.
 
-architecture -> kind of product -> family -> largest padded head dim -> query rows, key rows, warps, stages.
+architecture -> input precision -> family -> largest padded head dim -> query rows, key rows, warps, stages.
 
 `python -m bench.tune` rewrites this file. Some tiles were chosen otherwise: by what `python -m verify codegen` shows of
 them, and by timings outside of a search.
@@ -118,11 +118,6 @@ def pipelines_source(tables: Mapping[str, Widths]) -> str:
     """The text of hopper_tables.py: a line a family, all but the table as it is."""
     kept, begin, table = (KERNELS / "hopper_tables.py").read_text().partition(f"\n{PIPELINES_BEGIN}")
     return f"{kept}{begin}{table.partition(' = ')[0]} = {_literal(tables)}\n"
-
-
-def path_of(kind: str) -> Path:
-    """The file that holds the tiles of a kind."""
-    return KERNELS / ("tables.py" if kind in PRODUCTS else "hopper_tables.py")
 
 
 def is_table(path: Path) -> bool:

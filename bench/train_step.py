@@ -2,8 +2,8 @@
 
 Rows are measured one after the other, in one process, or with torchrun in one process per GPU:
 
-    python -m bench.train_step --preset imagenet256-w2 --checkpointing none,selective,full --batch 64 --out steps.csv
-    torchrun --standalone --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp --batch 128 --out steps.csv
+    python -m bench.train_step --checkpointing none,selective --out steps.csv
+    torchrun --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp
 
 The global batch of a step depends only on the step number. So rows of equal preset and batch size must agree in `loss`
 and `gradient_norm` (both of the third step), whatever their other settings.
@@ -15,7 +15,6 @@ import dataclasses
 import gc
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from rich.console import Console
 from torch import Generator, Tensor
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 from reports.environment import commit, machine
 from reports.schema import write_rows
@@ -102,7 +101,10 @@ def parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
     options = types.parser(program("bench.train_step"), description, epilog)
     kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
-    options.add_argument("--preset", choices=PRESETS, default="imagenet256-w2", help="the preset (imagenet256-w2)")
+    options.add_argument(
+        "--preset", choices=PRESETS, default="imagenet256-w2", metavar="NAME",
+        help=f"out of {', '.join(PRESETS)} (imagenet256-w2)",
+    )  # fmt: skip
     for name, allowed in kinds.items():
         options.add_argument(
             f"--{name}", type=types.names_out_of(allowed), default=[allowed[0]], metavar="LIST",
@@ -202,7 +204,7 @@ def _peaks(this: World) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns 0 if every row was measured, 1 if one ran out of memory, 2 for invalid settings."""
     options = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     rows: list[StepRow] = []
     failed = False
     try:

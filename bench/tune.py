@@ -25,13 +25,12 @@ from unittest.mock import patch
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from flashjvp.kernels.launch import schedule
 from flashjvp.kernels.launch.hopper_tables import Pipeline
 from flashjvp_commands import arguments as types
-from flashjvp_commands import children, ending, outputs
+from flashjvp_commands import children, ending, outputs, terminal
 from flashjvp_commands.entry import program
 from reports.environment import DATA, commit, cores, driver, machine, now, slug, version
 from reports.schema import SchemaError
@@ -48,7 +47,7 @@ Outcomes = Iterator[tuple[Candidate, dict[str, Any]]]
 def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKER) -> int:
     """0 with a table or, under --compile-only, a log; 1 if nothing was timed, 2 for a bad input, 130 if stopped."""
     options = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = DATA / slug(machine(device))
     todo = candidates(
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
         console.print(f"stopped: the log is {log}; --resume continues this search", highlight=False, soft_wrap=True)
         return ending.stopped_status(stop)
     tiles = winners([search.trials[candidate] for candidate in todo if candidate in search.trials])
-    console.print(summary(search.trials.values(), todo, tiles))
+    console.print(terminal.Fitted(summary(search.trials.values(), todo, tiles)))
     if not tiles:
         return 1
     tile_table.write(out, options.kind, tiles)
@@ -103,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         "--kind",
         choices=tile_table.KINDS,
         default="half",
-        help="kind of product (half), or tangents or plain: of the warp-specialised kernels with or without a JVP",
+        help="input precision (half), or tangents or plain: of the warp-specialised kernels with or without a JVP",
     )
     families = dict.fromkeys(family for kind in tile_table.KINDS for family in tile_table.families("sm_90", kind))
     options.add_argument(
@@ -198,15 +197,15 @@ class Search:
 
     def _record(self, what: str, count: int, outcomes: Outcomes) -> None:
         """Keeps every outcome in the log at once."""
-        with Progress(console=self.console) as progress:
-            bar, done = progress.add_task(what, total=count), 0
+        done = 0
+        with terminal.Bar(self.console, what, count) as bar:
             for candidate, outcome in outcomes:
                 earlier = self.trials.get(candidate)
                 known = {name: x for name, x in vars(earlier).items() if x is not None} if earlier else {}
                 columns = {**known, "candidate": candidate, **outcome, **self.environment, "date_utc": now()}
                 self.trials[candidate] = Trial(**columns)
                 write_trials(self.log, self.trials.values())
-                progress.advance(bar)
+                bar.advance_by(1)
                 done += 1
         if done < count:
             self.console.print(f"{what}: {done} of {count} candidates within the time budget; --resume continues")

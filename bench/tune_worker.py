@@ -26,7 +26,8 @@ from flashjvp.kernels.launch.schedule import Tile
 from verify.budget import tolerance
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
-from verify.codegen.command import Configuration, fault
+from verify.codegen.command import fault
+from verify.codegen.configuration import Configuration
 from verify.codegen.worker import compile_all
 from verify.oracles import attention as oracles
 
@@ -40,7 +41,7 @@ DEVICE = torch.device("cuda")
 MOST_SPILLS = 1 / 16  # of a loop's instructions, where codegen sets no limit
 LENGTH, HEADS = 4096, 24
 CHECKED_LENGTH, CHECKED_HEADS = 200, 2  # with a ragged last tile
-# The gradients (of q, k, v, q_t, k_t, v_t) that launch a family and, but for the row sums, nothing else beside them.
+# The gradients (of q, k, v, q_t, k_t, v_t) that launch a family and, but for the preprocess, nothing else beside them.
 # The warp-specialised kernels serve calls for all of them.
 PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
 WANTED = {
@@ -104,7 +105,7 @@ def timed(candidate: Candidate) -> dict[str, Any]:
 
 
 def product(candidate: Candidate) -> str:
-    """The kind of product."""
+    """The input precision."""
     return "half" if candidate.kind in PIPELINE_KINDS else candidate.kind
 
 

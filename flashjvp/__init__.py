@@ -1,5 +1,6 @@
 """FlashAttention with its Jacobian-vector product, differentiable in reverse through both outputs."""
 
+from . import _commands  # isort: skip # noqa: F401 - first: what follows imports PyTorch, for seconds
 from .api import attention, attention_jvp
 from .checkpoint import checkpoint
 from .diagnosis.diagnose import check

@@ -1,11 +1,10 @@
 """`python -m flashjvp`: the support table, and what this machine gets."""
 
-import argparse
 import textwrap
 
 import torch
 
-from . import environment, support
+from . import _commands, environment, support
 from .backends import select
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -14,7 +13,7 @@ WIDTHS = (16, 32, 64, 80, 96, 128, 256)  # head dims as tensor cores have them p
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints, and returns 0."""
-    argparse.ArgumentParser(
+    _commands.Parser(
         prog="python -m flashjvp",
         description="Prints which releases of torch, Triton and Python flashjvp was tried with, the devices of this "
         "machine, and which backend and kernels serve each dtype there. flashjvp.explain(q, k, v, ...) says the same "
@@ -80,4 +79,4 @@ def _kernels(device: torch.device, dtype: torch.dtype) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(_commands.ended(main))

@@ -89,9 +89,9 @@ def attention(
     Numerics:
         float16 and bfloat16: P is rounded to the input dtype before P @ v, everything else is float32. float32: IEEE
         products, TF32 only where `torch.backends.cuda.matmul` allows it; factors of products then have 11 significant
-        bits, sums are float32. For that, the kernels for Hopper GPUs read float16 copies in units that they measure:
-        these take half the bytes of the inputs while a pass runs, rows may be 2^-100 to 2^100 long, and those far
-        shorter than the longest one of their tensor lose digits. float64: float64 throughout.
+        bits, sums are float32. For that, the kernels for Hopper GPUs read float16 copies with per-tensor scaling: these
+        take half the bytes of the inputs while a pass runs, rows may be 2^-100 to 2^100 long, and those far shorter
+        than the longest one of their tensor lose digits. float64: float64 throughout.
         Under `torch.autocast` float16, bfloat16 and float32 inputs are cast to its dtype; float64 inputs, boolean masks
         and float32 masks are left alone.
 
@@ -105,7 +105,8 @@ def attention(
         return attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=backend).transpose(-2, -3)
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
-    attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
+    if attn_mask is not None and type(attn_mask) is not Tensor:
+        attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, attn_mask, None), (is_causal, scale, backend)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
         o: Tensor = run(given)[0]
@@ -213,7 +214,8 @@ def attention_jvp(
         return o.transpose(-2, -3), o_t.transpose(-2, -3)
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
-    attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
+    if attn_mask is not None and type(attn_mask) is not Tensor:
+        attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, backend)
     is_dropped = type(dropout_p) is not float or dropout_p != 0.0
     if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
@@ -228,12 +230,11 @@ def attention_jvp(
     return _result(o, operands, q, k, v), _result(o_t, operands, q, k, v)
 
 
-def _result(o: Tensor, operands: Operands, *qkv: Any) -> Tensor:
+def _result(o: Tensor, operands: Operands, q: Any, k: Any, v: Any) -> Tensor:
     """Operators take a head dim and at least one column of v; the public functions also tensors without."""
-    *_, v = qkv
     if operands.v.shape[-1] != v.shape[-1]:
         o = o[..., : v.shape[-1]]
-    return o.squeeze(0) if all(x.ndim == 2 for x in qkv) else o
+    return o.squeeze(0) if q.ndim == k.ndim == v.ndim == 2 else o
 
 
 def _scale(scale: Any) -> float | None:
@@ -250,7 +251,7 @@ def _seeded(x: Operands, dropout_p: Any) -> Operands:
 
 def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, bool]:
     """A causal bias of PyTorch's as what it means; any other mask as it is."""
-    if mask is None or type(mask) is Tensor or not causal_bias.is_causal_bias(mask):
+    if not causal_bias.is_causal_bias(mask):
         return mask, is_causal
     plain, causal = causal_bias.meaning(mask, q, k)
     return plain, True if causal and is_causal is False else is_causal

@@ -12,8 +12,11 @@ _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST_FROM = (*_HALF, torch.float32)
 
 
-def canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
-    """The operands, checked, cast for autocast, and viewed with the ranks and batch dims that operators take."""
+def canonical(x: Operands, enable_gqa: bool, backend: str | None, keys: int | None = None) -> Operands:
+    """The operands, checked, cast for autocast, and viewed with the ranks and batch dims that operators take.
+
+    keys: how many columns a mask has for; None = as many as k has rows.
+    """
     checks.tensors(x)
     x = _autocast(x)
     checks.dtypes_and_devices(x, backend)
@@ -26,7 +29,7 @@ def canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
     checks.head_dims(x, backend)
     x = call_forms.with_columns(x)
     if x.mask is not None:
-        checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2]))
+        checks.mask_shape(x.mask.shape, (*x.q.shape[:-1], x.k.shape[-2] if keys is None else keys))
     if x.q.ndim == 2:
         x = x.map(lambda tensor: tensor.unsqueeze(0))
     if x.mask is not None and x.mask.ndim < x.q.ndim:
@@ -38,7 +41,9 @@ def canonical(x: Operands, enable_gqa: bool, backend: str | None) -> Operands:
 def _of_one_rank(x: Operands) -> Operands:
     """With leading dims of size 1, where the ranks of the inputs differ: aligned at the right, as they broadcast."""
     checks.ranks_and_tangents(x)
-    rank = max(tensor.ndim for tensor in x.inputs if tensor is not None)
+    if x.q.ndim == x.k.ndim == x.v.ndim:  # and so have the tangents
+        return x
+    rank = max(x.q.ndim, x.k.ndim, x.v.ndim)
     return x.map(lambda tensor: tensor if tensor.ndim == rank else tensor[(None,) * (rank - tensor.ndim)])
 
 

@@ -6,6 +6,7 @@ at the contents of a tensor: no synchronisation, and torch.compile traces them. 
 
 import math
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -19,10 +20,15 @@ from .operands import Operands
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REAL: Any = (float, int, torch.SymFloat, torch.SymInt, numbers.Real)  # the frequent ones first
 
+_LARGEST = sys.float_info.max  # which an int or a fraction may exceed
+
 # What types of tensors have as __torch_function__ that do nothing there.
 _PLAIN_FUNCTIONS = (getattr(Tensor.__torch_function__, "__func__", None), torch.nn.Parameter.__torch_function__)
 
 PRIMALS = ("q", "k", "v")
+INPUTS = (*PRIMALS, "q_t", "k_t", "v_t")
+TENSORS = (*INPUTS, "attn_mask", "attn_mask_t")
+"""The arguments that are tensors, in the order of `Operands`, whose `seed` is none."""
 
 Maybe = Tensor | None
 Shape = tuple[int, ...]
@@ -33,7 +39,7 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
     if not isinstance(dropout_p, REAL):
         raise ArgumentTypeError(_message("dropout_p", "a real number", _type(dropout_p)))
     if not 0.0 <= dropout_p <= 1.0:
-        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1]", repr(dropout_p)))
+        raise ArgumentValueError(_message("dropout_p", "a probability in [0, 1]", _number(dropout_p)))
     if not isinstance(is_causal, bool):
         raise ArgumentTypeError(
             _message("is_causal", "a bool", _type(is_causal) + hints.of_flag("is_causal", is_causal))
@@ -44,19 +50,15 @@ def options(dropout_p: Any, is_causal: object, scale: Any, enable_gqa: object) -
     if scale is not None:
         if not isinstance(scale, REAL) or isinstance(scale, bool):
             raise ArgumentTypeError(_message("scale", "a real number or None", _type(scale)))
-        if not -math.inf < scale < math.inf:
-            raise ArgumentValueError(_message("scale", "a finite number", repr(scale)))
+        if not -_LARGEST <= scale <= _LARGEST:
+            raise ArgumentValueError(_message("scale", "a finite number", _number(scale)))
 
 
 def tensors(x: Operands) -> None:
     """Every argument is a tensor in plain strided memory; tangents and mask may be None."""
-    for name, tensor in _named(x):
+    for name, tensor in zip(TENSORS, x, strict=False):
         if tensor is not None or name in PRIMALS:
             _tensor(name, tensor)
-    if x.mask is not None:
-        _tensor("attn_mask", x.mask)
-    if x.mask_t is not None:
-        _tensor("attn_mask_t", x.mask_t)
 
 
 def dtypes_and_devices(x: Operands, backend: object) -> None:
@@ -64,11 +66,12 @@ def dtypes_and_devices(x: Operands, backend: object) -> None:
     dtype, device = x.q.dtype, x.q.device
     if dtype not in DTYPES:
         raise ArgumentTypeError(_message("q", "a dtype of " + ", ".join(map(str, DTYPES)), str(dtype)))
-    for name, tensor in _named(x):
+    for name, tensor in zip(INPUTS, x, strict=False):
         if tensor is None:
             continue
         if tensor.dtype is not dtype:
-            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", str(tensor.dtype)))
+            came = str(tensor.dtype) + hints.of_tangent(name, tensor, x.q, x.k)
+            raise ArgumentTypeError(_message(name, f"the dtype of q, {dtype}", came))
         if tensor.device != device:
             raise ArgumentValueError(_message(name, f"the device of q, {device}", str(tensor.device)))
     if x.mask is not None:
@@ -81,15 +84,14 @@ def dtypes_and_devices(x: Operands, backend: object) -> None:
 
 def ranks_and_tangents(x: Operands) -> None:
     """q, k and v have two dims or more, and a tangent the shape of its primal."""
-    primals = (("q", x.q), ("k", x.k), ("v", x.v))
-    for name, primal in primals:
+    for name, primal, tangent in (("q", x.q, x.q_t), ("k", x.k, x.k_t), ("v", x.v, x.v_t)):
         if primal.ndim < 2:
             expected = "at least 2 dims, [rows, D] or [..., H, rows, D]"
             raise ArgumentValueError(_message(name, expected, _shape(primal.shape)))
-    for (name, primal), tangent in zip(primals, (x.q_t, x.k_t, x.v_t), strict=True):
         if tangent is not None and tangent.shape != primal.shape:
             expected = f"the shape of {name}, {_sizes(primal.shape)}"
-            raise ArgumentValueError(_message(f"{name}_t", expected, _shape(tangent.shape)))
+            came = _shape(tangent.shape) + hints.of_tangent(f"{name}_t", tangent, x.q, x.k)
+            raise ArgumentValueError(_message(f"{name}_t", expected, came))
 
 
 def head_dims(x: Operands, backend: str | None) -> None:
@@ -121,11 +123,6 @@ def mask_shape(shape: Shape, scores: Shape) -> None:
         raise ArgumentValueError(_message("attn_mask", f"a shape that broadcasts to {_sizes(scores)}", came))
 
 
-def _named(x: Operands) -> list[tuple[str, Any]]:
-    """q, k, v and their tangents, each with its name."""
-    return [*zip(x.inputs._fields, x.inputs, strict=True)]
-
-
 def _tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(_message(name, "a tensor", _type(x) + hints.of_type(x)))
@@ -140,7 +137,7 @@ def _subclass(name: str, x: Tensor) -> None:
     """Of the subclasses of Tensor, those that mean what their memory holds, or that the dispatcher asks what to do."""
     kind = type(x)
     if kind.__module__.startswith("torch.distributed.tensor"):
-        expected = "a local tensor (x.to_local(), or torch.distributed.tensor.experimental.local_map)"
+        expected = "a local tensor (x.to_local(); flashjvp.distributed.attention takes DTensors)"
         raise UnsupportedError(_message(name, expected, "a DTensor"))
     is_wrapper = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
     has_own_functions = getattr(kind.__torch_function__, "__func__", kind.__torch_function__) not in _PLAIN_FUNCTIONS
@@ -231,6 +228,11 @@ def _broadcast(a: Shape, b: Shape) -> Shape | None:
 
 def _message(argument: str, expected: str, came: str) -> str:
     return f"{argument}: expected {expected}, got {came}"
+
+
+def _number(x: Any) -> str:
+    """Python writes no int of more than 4300 digits."""
+    return repr(x) if isinstance(x, float) or abs(x) <= _LARGEST else "one that float64 cannot hold"
 
 
 def _type(x: object) -> str:

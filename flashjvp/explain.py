@@ -71,9 +71,11 @@ def explain(
     v_t: Maybe = None,
     attn_mask: Maybe = None,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     enable_gqa: bool = False,
     *,
+    attn_mask_t: Maybe = None,
+    dropout_p: float | Tensor = 0.0,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -93,11 +95,11 @@ def explain(
     if layout != "bhmd":
         q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
     attn_mask, is_causal = api._plain_mask(attn_mask, is_causal, q, k)
-    scale = call_forms.number("scale", scale, q)
-    checks.options(0.0, is_causal, scale, enable_gqa)
+    dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
+    checks.options(dropout_p, is_causal, scale, enable_gqa)
     with _WithoutCopies():
-        operands = canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask), enable_gqa, backend)
-        served = _served(operands, Options(is_causal, scale, backend))
+        operands = canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t), enable_gqa, backend)
+        served = _served(operands, Options(is_causal, api._scale(scale), backend, float(dropout_p)))
     explanation = _explanation(served, operands.q, backend)
     print(explanation)
     return explanation
@@ -130,7 +132,7 @@ class _Served(NamedTuple):
 def _served(operands: Operands, options: Options) -> _Served:
     """Of canonical operands."""
     q, k, v, mask = operands.q, operands.k, operands.v, operands.mask
-    is_causal, scale, _ = options.of_backend(q)
+    is_causal, scale, dropout_p = options.of_backend(q)
     wide = select.is_wide(q, v)
     chosen = options.backend or select.choose(q.device, q.dtype, wide)
     if chosen == "reference":
@@ -146,7 +148,8 @@ def _served(operands: Operands, options: Options) -> _Served:
     from .kernels.launch import schedule
     from .kernels.launch.call import Call
 
-    call = Call(q, k, v, mask, is_causal)
+    seed = q.new_empty((), dtype=torch.int64) if dropout_p else None
+    call = Call(q, k, v, mask, is_causal, operands.mask_t, seed, dropout_p)
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
     jvp = operands.has_tangents
@@ -155,16 +158,22 @@ def _served(operands: Operands, options: Options) -> _Served:
         reasons.append(eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
-        return _Served(chosen, PORTABLE, _portable_tiles(call, jvp), found)
+        return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)
     return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp), [])
 
 
-def _portable_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
+def _is_learned(x: Operands) -> bool:
+    """Whether the mask or its tangent gets a gradient."""
+    return any(bias is not None and bias.requires_grad for bias in (x.mask, x.mask_t))
+
+
+def _portable_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[str, int]]:
     from .kernels.launch import schedule
 
     of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
     families = ["forward", "backward_preprocess", "backward_query", *(family for family, _ in of_keys)]
-    found = {name: schedule.lookup(call.device, call.precision, name, call.width)._asdict() for name in families}
+    families += ["backward_bias"] * learned
+    found = {name: call.tile(name)._asdict() for name in families}
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 
 

@@ -41,6 +41,14 @@ def of_mask_shape(shape: Shape, scores: Shape) -> str:
     return ""
 
 
+def of_tangent(name: str, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> str:
+    """For a tensor in the place of q_t, the fourth, where `attention` has its mask."""
+    if name != "q_t" or x.ndim < 2 or q.ndim < 2 or k.ndim < 2:
+        return ""
+    is_mask = x.shape[-1] == k.shape[-2] and x.shape[-2] in (1, q.shape[-2]) and x.shape != q.shape
+    return ": a mask is given as attn_mask" if is_mask or x.dtype == torch.bool else ""
+
+
 def of_heads(q: Shape, k: Shape, v: Shape) -> str:
     """For numbers of heads that do not fit where they would if rows and heads were exchanged."""
     heads, rows = {q[-2], k[-2], v[-2]}, k[-3] == v[-3]

@@ -6,14 +6,25 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Collection
+from typing import NoReturn
+
+from . import ending
 
 WIDEST = 100
 SEEDS = 2**32
 
 
-def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong with the command line, with exit status 2."""
+        self.exit(ending.UNUSABLE, f"error: {' '.join(message.split())} ({self.prog} --help lists the options)\n")
+
+
+def parser(prog: str, description: str, epilog: str = "") -> Parser:
     """A parser whose help is wrapped at the terminal's width; indented lines of the texts stay as they are."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=prog, description=_filled(description), epilog=_filled(epilog),
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip

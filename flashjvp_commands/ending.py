@@ -44,8 +44,9 @@ def run(command: Callable[[], int | None]) -> int:
     A first SIGINT or SIGTERM is acknowledged at once and raises Stopped in `command`. A second one kills all children,
     and ends the process even if it waits for something that cannot be interrupted.
     """
-    with _signals_watched():
-        return status_of(command)
+    _open_standard_streams()
+    with _signals_watched() as arrived:
+        return _flushed(status_of(lambda: arrived.raised_in(command)))
 
 
 def status_of(command: Callable[[], int | None]) -> int:
@@ -83,6 +84,32 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text} (the traceback is in {file.name})"
 
 
+def _open_standard_streams() -> None:
+    """Gives a process that was started without standard streams (`>&-`) ones that go nowhere."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _flushed(status: int) -> int:
+    """The exit status, or that of a standard output that takes nothing, such as a full disk."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _nobody_reads()
+    except OSError as error:
+        _nobody_reads()
+        _say(f"error: standard output: {error}")
+        return status or FAILED
+    return status
+
+
 def _nobody_reads() -> int:
     """Keeps Python from writing, at its end, what standard output still holds."""
     with contextlib.suppress(OSError, ValueError):
@@ -95,20 +122,43 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+class _Arrived:
+    """Raises Stopped for a signal while a command runs; one that came before is kept until then."""
+
+    def __init__(self) -> None:
+        self._runs, self._number = False, 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
+        if self._runs:
+            raise Stopped(number)
+
+    def raised_in(self, command: Callable[[], int | None]) -> int | None:
+        """Runs the command."""
+        try:
+            self._runs = True
+            if self._number:
+                raise Stopped(self._number)
+            return command()
+        except Exception as error:
+            if not self._number:
+                raise
+            raise Stopped(self._number) from error  # what was stopped halfway, such as an import, fails somehow
+        finally:
+            self._runs = False
+
+
 @contextlib.contextmanager
-def _signals_watched() -> Iterator[None]:
+def _signals_watched() -> Iterator[_Arrived]:
     """Handlers of both signals, and a thread that sees every signal though the main thread be busy."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(number)
-
+    stop = _Arrived()
     seen, told = os.pipe()
     os.set_blocking(told, False)
     handlers = {number: signal.signal(number, stop) for number in SIGNALS}
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(seen,), daemon=True).start()
     try:
-        yield
+        yield stop
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

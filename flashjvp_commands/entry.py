@@ -1,8 +1,4 @@
-"""The entry points of the wheel: flashjvp-verify, flashjvp-bench, tvm-train and so on.
-
-verify, bench and reports lie in this folder when installed, and beside it in a checkout. Only a process that runs one
-of these commands sees them under their short names, so they collide with no other package of site-packages.
-"""
+"""The entry points of the wheel: flashjvp-verify, flashjvp-bench, tvm-train and so on."""
 
 import importlib
 import signal
@@ -10,19 +6,24 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-HERE = Path(__file__).resolve().parent
-TOOLS = HERE if (HERE / "verify").is_dir() else HERE.parent
 ENTRY_POINTS = {
     "flashjvp-verify": "verify",
     "flashjvp-bench": "bench",
-    **{f"tvm-{name}": f"tvm_ref.{name}" for name in ("train", "sample", "evaluate", "encode", "convert")},
+    **{
+        f"tvm-{name}": f"tvm_ref.{name}"
+        for name in ("train", "sample", "evaluate", "encode", "convert", "ema", "export")
+    },
 }
 
 
 def program(module: str) -> str:
-    """How the user called the command in `module`: "flashjvp-verify", or "python -m verify"."""
+    """How the user called the command in `module`: "flashjvp-bench sweep", or "python -m bench.sweep"."""
     called = Path(sys.argv[0]).name.removesuffix(".exe")
-    return called if ENTRY_POINTS.get(called) == module else f"python -m {module}"
+    package, _, rest = module.partition(".")
+    if called in ENTRY_POINTS and ENTRY_POINTS[called] in (module, package):
+        named = ENTRY_POINTS[called] == package and rest
+        return f"{called} {rest.replace('_', '-')}" if named else called
+    return f"python -m {module}"
 
 
 def main() -> NoReturn:
@@ -35,7 +36,7 @@ def main() -> NoReturn:
     if text := extras.advice(*(("train", "eval") if tool else ("train",))):
         raise SystemExit(text)
     if tool:
-        sys.path.insert(0, str(TOOLS))
+        sys.path.insert(0, str(extras.TOOLS))
         module += ".__main__"
     command = importlib.import_module(module)
     status = ending.run(getattr(command, "cli", command.main))

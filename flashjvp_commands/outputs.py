@@ -24,6 +24,8 @@ def path_with(*endings: str) -> Callable[[str], Path]:
 
     def parse(text: str) -> Path:
         try:
+            if not text:
+                raise OutputError("expected a path, got nothing")
             return checked_name(Path(text), endings)
         except OutputError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
@@ -33,11 +35,13 @@ def path_with(*endings: str) -> Callable[[str], Path]:
 
 def checked_name(path: Path, endings: Sequence[str]) -> Path:
     """The path. Raises OutputError where it is a file with another ending, or no path at all."""
-    if str(path) in ("", ".") and not path.is_dir():
-        raise OutputError("expected a path, got nothing")
     if "\0" in str(path):
         raise OutputError("expected a path, got one with a null character")
-    if not (path.is_dir() or path.name.endswith(tuple(endings)) or not path.suffix):
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that no file system takes
+        raise OutputError(f"expected a path that can be written to, got {error}") from error
+    if not (is_folder or path.name.endswith(tuple(endings)) or not path.suffix):
         raise OutputError(f"expected a file that ends with {' or '.join(endings)}, or a folder, got {path}")
     return path
 

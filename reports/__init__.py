@@ -3,4 +3,4 @@ flashjvp_commands."""
 
 from flashjvp_commands.extras import needed_by_commands
 
-needed_by_commands("eval")
+needed_by_commands("reports", "eval")

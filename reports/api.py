@@ -14,7 +14,7 @@ from pathlib import Path
 from flashjvp_commands import arguments as types
 from flashjvp_commands import ending
 
-from .environment import ROOT
+from .environment import IS_CHECKOUT, ROOT
 
 PAGE = ROOT / "docs" / "api.md"
 PACKAGE = ROOT / "flashjvp"
@@ -22,11 +22,21 @@ WIDTH = 120
 TOP = """\
 # API
 
-Everything that `flashjvp` exports, from its docstrings. [Reference](reference.md) has features, backends, errors and
-limits by topic; the README has [examples](../README.md#use), and [examples](examples.md) has longer ones.
+Everything that `flashjvp` exports, and what `flashjvp.integrations` has for other packages, from the docstrings.
+[Reference](reference.md) has features, backends, errors and limits by topic; the README has
+[examples](../README.md#use), and [examples](examples.md) has longer ones.
 
 This page is generated: edit the docstrings, then run `python -m reports.api`.
 """
+DIVIDED = "distributed"
+DIVIDED_TOP = """\
+# flashjvp.distributed
+
+What `import flashjvp.distributed` brings besides, for sequences that are divided over processes
+([distributed.md](distributed.md)).
+"""
+# Functions that have to be imported by the module that they stand in, which needs another package when it is called.
+BY_MODULE = (("integrations.transformers", "register"), ("integrations.diffusers", "register"))
 LINKS = (
     (re.compile(r"(?<!\]\()flashjvp/kernels/MATH\.md"), "[MATH.md](../flashjvp/kernels/MATH.md)"),
     (re.compile(r"arXiv (\d{4}\.\d{5})"), r"[arXiv \1](https://arxiv.org/abs/\1)"),
@@ -41,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = types.parser("python -m reports.api", "docs/api.md from the docstrings.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the page is stale")
     options = parser.parse_args(arguments)
+    if not IS_CHECKOUT:
+        parser.error("expected a checkout of the project, which has docs/; this is an installed package")
     text = page(PACKAGE)
     if not PAGE.exists() or PAGE.read_text() != text:
         if options.check:
@@ -51,13 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def page(package: Path) -> str:
-    """The whole page: functions first, then classes, each in the order of `__all__`."""
+    """The whole page: functions first, then classes, each in the order of `__all__`, BY_MODULE, then DIVIDED."""
     found = list(exported(package))
     functions = [node for node in found if isinstance(node, ast.FunctionDef)]
     classes = [node for node in found if isinstance(node, ast.ClassDef)]
     parts = [TOP, *(_entry(node, _signature(node)) for node in functions)]
     parts += [_entry(node, _fields(node)) for node in classes]
+    for module, name in BY_MODULE:
+        if (source := package / f"{module.replace('.', '/')}.py").exists():
+            node = _definition(source, name)
+            assert isinstance(node, ast.FunctionDef)
+            parts.append(_entry(node, _signature(node), f"{module}.{name}"))
+    if (package / DIVIDED / "__init__.py").exists():
+        parts.append(DIVIDED_TOP)
+        for node in exported(package / DIVIDED):
+            head = _fields(node) if isinstance(node, ast.ClassDef) else _signature(node)
+            parts.append(_entry(node, head, f"{DIVIDED}.{node.name}"))
     return "\n".join(parts)
+
+
+def _definition(source: Path, name: str) -> Definition:
+    body = ast.parse(source.read_text()).body
+    return next(node for node in body if isinstance(node, Definition) and node.name == name)
 
 
 def exported(package: Path) -> Iterator[Definition]:
@@ -75,8 +102,7 @@ def exported(package: Path) -> Iterator[Definition]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
     ]
     for name in names:
-        body = ast.parse(sources[name].read_text()).body
-        yield next(node for node in body if isinstance(node, Definition) and node.name == name)
+        yield _definition(sources[name], name)
 
 
 def _signature(function: ast.FunctionDef) -> str:
@@ -101,14 +127,18 @@ def _fields(node: ast.ClassDef) -> str:
     """The bases of a class, and what a dataclass holds."""
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     # ruff, which formats the page too, wants double quotes
-    fields = [f"    {ast.unparse(line)}".replace("'", '"') for line in node.body if isinstance(line, ast.AnnAssign)]
+    fields = [f"    {ast.unparse(line)}".replace("'", '"') for line in node.body if _is_field(line)]
     return "\n".join([f"class {node.name}{bases}{':' if fields else ''}", *fields])
 
 
-def _entry(node: Definition, head: str) -> str:
+def _is_field(line: ast.stmt) -> bool:
+    return isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id[0] != "_"
+
+
+def _entry(node: Definition, head: str, name: str = "") -> str:
     """A heading, the signature and the docstring."""
     lines = (ast.get_docstring(node) or "").splitlines()
-    return f"## {node.name}\n\n```py\n{head}\n```\n\n" + "\n".join(_blocks(lines)).rstrip() + "\n"
+    return f"## {name or node.name}\n\n```py\n{head}\n```\n\n" + "\n".join(_blocks(lines)).rstrip() + "\n"
 
 
 def _blocks(lines: Sequence[str]) -> Iterator[str]:

@@ -29,15 +29,24 @@ from flashjvp_commands import arguments as types
 from flashjvp_commands import ending
 
 from . import verify_plot
-from .environment import DATA, ROOT
+from .environment import DATA, IS_CHECKOUT, ROOT
 from .host_times import HOST_COLUMNS, host_table
+from .interleaved import INTERLEAVED_COLUMNS, interleaved_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
 from .style import OURS, STYLE, whole_mode
 from .tables import sweep_table, verification_table
-from .training_tables import DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS, digits_table, step_table, toy_table
-from .turns import TURN_COLUMNS, turns_table
+from .training_tables import (
+    DIGITS_COLUMNS,
+    OLD_DIGITS_COLUMNS,
+    OLD_TOY_COLUMNS,
+    STEP_COLUMNS,
+    TOY_COLUMNS,
+    digits_table,
+    step_table,
+    toy_table,
+)
 from .verification import COLUMNS as VERIFICATION_COLUMNS
 from .verification import read_verdicts
 
@@ -51,9 +60,11 @@ BLOCK = re.compile(r"^<!-- table: (\S+)((?: \S+=\S+)*) -->\n(.*?)^<!-- end -->$"
 TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     VERIFICATION_COLUMNS: verification_table,
     DIGITS_COLUMNS: digits_table,
+    OLD_DIGITS_COLUMNS: digits_table,
     TOY_COLUMNS: toy_table,
+    OLD_TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
-    TURN_COLUMNS: turns_table,
+    INTERLEAVED_COLUMNS: interleaved_table,
     HOST_COLUMNS: host_table,
 }
 
@@ -69,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where something is stale")
     options = parser.parse_args(arguments)
+    if not IS_CHECKOUT:
+        parser.error("expected a checkout of the project, which has docs/; this is an installed package")
     try:
         problems = check(PAGES, DATA) if options.check else build(PAGES, DATA)
     except (BuildError, SchemaError) as error:
@@ -131,7 +144,9 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
     else:
         rows = rows_of_one_run(csv)
         frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
-        table = sweep_table([rows[i] for i in _filtered(frame, words, name).index], rows)
+        reasons = "reasons=no" not in words
+        chosen = _filtered(frame, [word for word in words if word != "reasons=no"], name)
+        table = sweep_table([rows[i] for i in chosen.index], rows, reasons=reasons)
         links = _figure_links(csv, page)
         table += f" Rows: {rows_link}" + (f", figures: {links}." if links else ".")
     return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"

@@ -104,8 +104,9 @@ def draw_bars(rows: Sequence[Row]) -> Figure:
 
 
 def has_speedup(rows: Sequence[Row]) -> bool:
-    """Whether draw_speedup has something to show."""
-    return bool(_ratios(_prepared(rows)))
+    """Whether draw_speedup has something to show that draw_bars has not: several lengths."""
+    data = _prepared(rows)
+    return data["queries"].nunique() > 1 and bool(_ratios(data))
 
 
 def draw_speedup(rows: Sequence[Row]) -> Figure:
@@ -162,7 +163,8 @@ def _line_figure(data: pd.DataFrame, panels: list[list[tuple[str, pd.DataFrame, 
 def _prepared(rows: Sequence[Row]) -> pd.DataFrame:
     """The rows as a frame with the columns `panel`, the mode beside which a row is drawn, and `series`.
 
-    Of several lengths, it holds the shapes that were measured at three of them, or at as many as there are.
+    Of several lengths, it holds the shapes that were measured at three of them, or at as many as there are, and the
+    series of more than one, which make a line.
     """
     if not rows:
         raise ValueError("a figure needs at least one row")
@@ -171,7 +173,9 @@ def _prepared(rows: Sequence[Row]) -> pd.DataFrame:
     data = frame(rows).assign(panel=[whole_mode(row.mode) for row in rows])
     data["series"] = [series(row.provider, row.mode) for row in rows]
     lengths = data.groupby(GROUP)["queries"].transform("nunique")
-    return data[lengths >= min(FEWEST_LENGTHS, lengths.max())]
+    data = data[lengths >= min(FEWEST_LENGTHS, lengths.max())]
+    of_series = data.groupby("series")["queries"].transform("nunique")
+    return data[of_series >= min(2, of_series.max())]
 
 
 def _modes(data: pd.DataFrame) -> list[str]:

@@ -25,13 +25,14 @@ PEERS = ("official", "rcm")  # which have no installable package: the user names
 GRADIENTS = ("d_q", "d_k", "d_v", "d_q_t", "d_k_t", "d_v_t")
 
 
-def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
+def sweep_table(rows: Sequence[Row], run: Sequence[Row], reasons: bool = True) -> str:
     """A line for each shape and mode of `rows`, a column for each provider, and below what they are; `run` is all rows.
 
     Cells hold the median latency in ms, for flashjvp the throughput in TFLOP/s, for the others in brackets their
     latency over flashjvp's, and the peak memory above the inputs in MiB. A result that left its error budget has its
     latency and its largest error over budget, but no ratio; any other failure is its status. A provider that is
-    unsupported in all its rows has no column: a sentence names it with its reasons. Raises ValueError without a row, or
+    unsupported in all its rows has no column: a sentence names it with its reasons. With `reasons`, a list says why
+    other cells have no number or no ratio. Raises ValueError without a row, or
     with rows of several runs.
     """
     if len(runs := {row.run for row in (*rows, *run)}) != 1:
@@ -56,7 +57,7 @@ def sweep_table(rows: Sequence[Row], run: Sequence[Row]) -> str:
     heads = [*(SHAPE[name] for name in varying), "", *(look(name).label for name in names)]
     table = markdown(heads, lines, left=len(varying) + 1)
     source = _source(rows, run, any("" in cells[len(varying) + 1 :] for cells in lines))
-    parts = [table, _reasons(data[~absent]), _without_column(data[absent]), source]
+    parts = [table, _reasons(data[~absent]) if reasons else "", _without_column(data[absent]), source]
     return "\n\n".join(part for part in parts if part)
 
 

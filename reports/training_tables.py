@@ -7,19 +7,33 @@ import pandas as pd
 from .tables import markdown
 
 CYCLE = ("cycle_error_t0.25", "cycle_error_t0.5", "cycle_error_t1")  # from the data to t and back, of the network
+DIVERSITY = ("precision", "recall", "variance")
 DIGITS_COLUMNS = (
-    "preset", "steps", "seed", "nfe", "samples", "accuracy", "frechet", "judge_accuracy", *CYCLE, "seconds",
-    "processor_seconds", "machine", "torch_version", "commit",
+    "preset", "steps", "seed", "nfe", "samples", "accuracy", "frechet", *DIVERSITY, "judge_accuracy",
+    "frechet_bootstrap", *(f"{name}_bootstrap" for name in DIVERSITY), *CYCLE, "seconds", "processor_seconds",
+    "machine", "torch_version", "commit",
 )  # fmt: skip
 TOY_COLUMNS = (
-    "preset", "steps", "seed", "nfe", "samples", "w2", "w2_fresh", *CYCLE, "seconds", "processor_seconds", "machine",
-    "torch_version", "commit",
+    "preset", "steps", "seed", "nfe", "samples", "w2", *DIVERSITY, "w2_fresh",
+    *(f"{name}_fresh" for name in DIVERSITY), *CYCLE, "seconds", "processor_seconds", "machine", "torch_version",
+    "commit",
 )  # fmt: skip
+# Figures of samples: how they are headed and written.
+FIGURES = {
+    "accuracy": ("classified as their label", "{:.1%}"), "frechet": ("Frechet distance of pixels", "{:.3f}"),
+    "w2": ("2-Wasserstein distance to fresh points", "{:.3f}"), "precision": ("precision", "{:.2f}"),
+    "recall": ("recall", "{:.2f}"), "variance": ("variance within classes", "{:.2f}"),
+}  # fmt: skip
 STEP_COLUMNS = (
     "preset", "compile", "checkpointing", "parallel", "gpus", "batch", "accumulate", "detach", "ms_per_step",
     "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s", "first_step_s", "second_step_s",
     "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
 )  # fmt: skip
+# Columns of files from before diversity and the figures of real digits were measured.
+OLD_DIGITS_COLUMNS = tuple(
+    name for name in DIGITS_COLUMNS if name not in DIVERSITY and not name.endswith("_bootstrap")
+)  # fmt: skip
+OLD_TOY_COLUMNS = tuple(name for name in TOY_COLUMNS if name.removesuffix("_fresh") not in DIVERSITY)
 EVALUATIONS = "network evaluations"
 # Settings of a run whose steps were timed, and their heads; the first ones are always shown.
 ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
@@ -27,19 +41,26 @@ VARYING = {"preset": "preset", "parallel": "parallel", "batch": "batch", "accumu
 
 
 def digits_table(data: pd.DataFrame) -> str:
-    """Quality of samples by network evaluations: `data` has the columns DIGITS_COLUMNS, all rows of one run."""
-    lines = [[str(row.nfe), f"{row.accuracy:.1%}", f"{row.frechet:.3f}"] for row in data.itertuples()]
+    """Quality of samples by network evaluations: `data` has DIGITS_COLUMNS or the old ones, all rows of one run."""
     judge = f"the classifier knows {data['judge_accuracy'].iloc[0]:.1%} of the real digits that it has not seen."
-    heads = [EVALUATIONS, "classified as their label", "Frechet distance of pixels"]
-    return f"{markdown(heads, lines, left=1)}\n\n{_source(data)}; {judge}"
+    return f"{_figures(data, 'bootstrap', 'real digits, drawn with replacement')}\n\n{_source(data)}; {judge}"
 
 
 def toy_table(data: pd.DataFrame) -> str:
-    """Quality of points by network evaluations: `data` has the columns TOY_COLUMNS, all rows of one run."""
-    lines = [[str(row.nfe), f"{row.w2:.3f}"] for row in data.itertuples()]
-    fresh = f"between two sets of as many fresh points the distance is {data['w2_fresh'].iloc[0]:.3f}."
-    heads = [EVALUATIONS, "2-Wasserstein distance to fresh points"]
-    return f"{markdown(heads, lines, left=1)}\n\n{_source(data)}; {fresh}"
+    """Quality of points by network evaluations: `data` has TOY_COLUMNS or the old ones, all rows of one run."""
+    return f"{_figures(data, 'fresh', 'other fresh points')}\n\n{_source(data)}."
+
+
+def _figures(data: pd.DataFrame, floor: str, of: str) -> str:
+    """A line for each number of evaluations, and one of the figures that real data reach."""
+    shown = [name for name in FIGURES if name in data]
+    lines = [[str(row["nfe"]), *(FIGURES[name][1].format(row[name]) for name in shown)] for _, row in data.iterrows()]
+    first = data.iloc[0]
+    real = [f"{name}_{floor}" for name in shown]
+    if any(name in data for name in real):
+        cells = [FIGURES[name][1].format(first[at]) if at in data else "" for name, at in zip(shown, real, strict=True)]
+        lines.append([of, *cells])
+    return markdown([EVALUATIONS, *(FIGURES[name][0] for name in shown)], lines, left=1)
 
 
 def _source(data: pd.DataFrame) -> str:

@@ -13,8 +13,10 @@ import pytest
 import tyro
 
 from tvm_ref import convert, train
+from tvm_ref.ema import EmaSettings
 from tvm_ref.encode import EncodeConfig
 from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.export import ExportConfig
 from tvm_ref.sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +28,10 @@ EXAMPLES = [
     for i, found in enumerate(EXAMPLE.finditer(page.read_text()))
 ]
 COMMAND = re.compile(r"(?:python -m|torchrun .*-m) tvm_ref\.(\w+) ?(.*)")
-CONFIGS: dict[str, Any] = {"encode": EncodeConfig, "evaluate": EvaluateConfig, "sample": SampleConfig}
+CONFIGS: dict[str, Any] = {
+    "ema": EmaSettings, "encode": EncodeConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
+    "sample": SampleConfig,
+}  # fmt: skip
 
 
 def commands() -> list[tuple[str, str]]:
@@ -73,6 +78,7 @@ def test_commands_are_found() -> None:
 def test_commands_are_accepted(module: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(arguments, comments=True)
     if module == "train":
+        monkeypatch.setattr(train, "with_yaml", lambda config, _: config)  # of a run that is not there
         train.parse(words)
     elif module == "convert":
         monkeypatch.setattr(convert, "convert", lambda *_: None)

@@ -4,14 +4,17 @@ import contextlib
 import io
 import math
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
 from tyro.constructors import PrimitiveConstructorSpec
 
-from flashjvp_commands import ending
+from flashjvp_commands import ending, outputs
 from flashjvp_commands.arguments import SEEDS, a_device_name
 
 T = TypeVar("T")
@@ -37,13 +40,18 @@ Numbers = Annotated[
 
 
 def parsed(parse: Callable[[], T]) -> T:
-    """What `parse` makes of the command line. What is wrong with that is said in one line, with exit status 2."""
-    said = io.StringIO()
+    """What `parse` makes of the command line. What is wrong with that is said in one line, with exit status 2.
+
+    The help that tyro prints is wrapped where it is wider than the terminal.
+    """
+    said, helped = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(helped):
             return parse()
     except SystemExit as end:
         if end.code in (0, None):
+            helped.seek(0)
+            print(*map(_wrapped, helped.read().splitlines()), sep="\n")
             raise
     without_box = re.sub(r"(?m)[\u2500-\u257f]|-{4,}|^[|+]|[|+]$", " ", said.getvalue())
     text = " ".join(without_box.split())
@@ -53,6 +61,17 @@ def parsed(parse: Callable[[], T]) -> T:
     )
     print(f"error: {text}", file=sys.stderr)
     raise SystemExit(ending.UNUSABLE)
+
+
+def _wrapped(line: str) -> str:
+    """A line of help, as several if it is too long."""
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width:
+        return line
+    if line.startswith("usage:"):
+        line = line.replace(",", ", ")  # names of presets, between which a line may end
+        return textwrap.fill(line, width, subsequent_indent=" " * 8, break_on_hyphens=False).replace(", ", ",")
+    return textwrap.fill(line, width, break_on_hyphens=False)
 
 
 def check_common(*, device: str, seed: int = 0, **at_least_one: int | None) -> None:
@@ -73,3 +92,11 @@ def check_guidance(w: float | None) -> None:
     """Raises ValueError for a guidance scale that is no positive, finite number."""
     if w is not None and not (math.isfinite(w) and w > 0):
         raise ValueError(f"w: expected a positive number that is finite, got {w}")
+
+
+def check_out(path: Path, *endings: str) -> None:
+    """Raises ValueError for a path that is neither a folder nor a file with one of these endings."""
+    try:
+        outputs.checked_name(path, endings)
+    except outputs.OutputError as error:
+        raise ValueError(f"out: {error}") from error

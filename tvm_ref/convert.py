@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import torch
 import tyro
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flashjvp_commands import ending
 from flashjvp_commands.entry import program
 
 from .data.safe_pickle import PYTHON_2, Record, SafeUnpickler, UnsafePickleError, load
+from .data.safetensors_file import write_safetensors
 from .data.untrusted import one_line
 from .model.dit import DiT, DiTConfig
 from .training.converted import as_metadata, settings_of
@@ -86,7 +86,7 @@ def convert(network: Path, weights: Path, settings: str | None = None) -> DiTCon
         metadata |= as_metadata(settings_of(config, settings))
     temporary = weights.with_name(f".{weights.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        write_safetensors(tensors, temporary, metadata)
         os.replace(temporary, weights)
     finally:
         temporary.unlink(missing_ok=True)

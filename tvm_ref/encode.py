@@ -1,29 +1,37 @@
-"""Encodes a folder of images as VAE latents: `python -m tvm_ref.encode IMAGES --vae FOLDER --out FILE.zip`."""
+"""Encodes a folder of images as VAE latents: `python -m tvm_ref.encode IMAGES --vae FOLDER --out FILE.zip`.
 
+Several processes share the work: `torchrun --nproc-per-node 8 -m tvm_ref.encode ...`.
+"""
+
+import hashlib
 import io
-import json
 import os
+import shutil
 import sys
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
 
-from .arguments import check_common, parsed
-from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, checked_labels
+from .arguments import check_common, check_out, parsed
+from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, LatentArchive, checked_labels
+from .data.archive_writer import write_archive
+from .data.fingerprint import digest_of_files
 from .data.untrusted import MOST_JSON, one_line, open_regular, parse_json, read_regular, shown
 from .data.vae import encode, load_vae
+from .training.checkpoint import ALONE
+from .training.parallel import World, leave, world_on
+from .training.run_lock import RunLockedError
+from .unfinished import Tensors, Unfinished, beside, is_delivered, remove, together
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -35,6 +43,9 @@ class EncodeConfig:
     Labels come from IMAGES/dataset.json if it exists. Otherwise each folder directly under IMAGES is a class, numbered
     from 0 in the order of their names (the layout of ImageNet). If all images lie directly in IMAGES, without
     dataset.json, the archive has no labels. Every image is converted to RGB, cropped to its central square and resized.
+
+    What is finished is kept beside --out, also after Ctrl-C or kill -9. The same command goes on from there and makes
+    the same archive. With torchrun, several processes share the work.
     """
 
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -47,12 +58,16 @@ class EncodeConfig:
     """Height and width to resize images to before encoding, a multiple of 8."""
     batch: int = 32
     """Batch size of encoding."""
+    max_bad: int = 0
+    """Images that cannot be read: so many, over all processes, are named and skipped; one more stops the command."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that the VAE runs on: cpu, cuda, cuda:1."""
+    """Device that the VAE runs on: cpu, cuda, cuda:1. With torchrun, cuda is a GPU for each process."""
 
     def __post_init__(self) -> None:
         check_common(device=self.device)
-        outputs.checked_name(self.out, (".zip",))
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad: expected at least 0, got {self.max_bad}")
+        check_out(self.out, ".zip")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[int] | None]:
@@ -108,50 +123,163 @@ def read_square(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def encode_folder(config: EncodeConfig) -> int:
-    """Writes the archive and returns the number of images. The file appears under its name once it is complete.
+class Encoded(NamedTuple):
+    """What an archive holds, and how many bad images it lacks."""
 
-    Raises FileExistsError if it exists already, ValueError for a bad size, DatasetError for a bad image.
+    images: int
+    bad: int
+
+
+def encode_folder(config: EncodeConfig, world: World = ALONE) -> Encoded:
+    """Writes the archive. The file appears under its name once it is complete. Every process of `world` calls it.
+
+    Raises FileExistsError if it exists already, ValueError for a bad size, DatasetError for a bad image too many,
+    UnfinishedError for unfinished work with other settings, and RunLockedError.
     """
     if config.size < 8 or config.size % 8 or config.batch < 1:
         raise ValueError(
             f"expected size to be a positive multiple of 8 and batch >= 1, got size {config.size}, batch {config.batch}"
         )
-    if config.out.exists():
-        raise FileExistsError(f"{config.out} exists; expected a new file to write to")
     names, labels = list_images(config.images)
-    vae = load_vae(config.vae, torch.device(config.device))
-    partial = config.out.with_name(f".{config.out.name}.{os.getpid()}.partial")
+    if together(world, lambda: _is_finished(config.out)):
+        images = len(LatentArchive(config.out, 0, "imagenet256"))
+        return Encoded(images, len(names) - images)
+    vae = load_vae(config.vae, world.device)
+    settings = {
+        "size": config.size, "batch": config.batch,
+        "vae": digest_of_files(config.vae / "config.json", config.vae / "diffusion_pytorch_model.safetensors"),
+    }  # fmt: skip
+    with Unfinished(config.out, settings, world) as work:
+        bad = BadImages(work.folder / "bad", config.max_bad)
+        parts = together(world, lambda: _parts(config, names, work, bad))
+
+        def make(part: str) -> Tensors:
+            first = int(part.split("-")[1])
+            good, images = [], []
+            for index in range(first, min(first + config.batch, len(names))):
+                try:
+                    images.append(read_square(config.images / names[index], config.size))
+                    good.append(index)
+                except DatasetError as error:
+                    bad.add(part, index, error)
+            latents = encode(vae, torch.stack(images)) if images else torch.empty(0)
+            return {"index": torch.tensor(good, dtype=torch.int64), "latents": latents}
+
+        def finish() -> Encoded:
+            encoded = Encoded(len(names) - bad.count(), bad.count())
+            if not encoded.images:
+                raise DatasetError(f"{config.images}: none of its {len(names)} images can be read")
+            work.deliver(config.out, lambda draft: _write(draft, work, parts, labels))
+            work.remove()
+            return encoded
+
+        work.complete(parts, make, title="encoding")
+        return together(world, finish)
+
+
+def _is_finished(out: Path) -> bool:
+    """Whether the archive was written by a command that was then killed, whose folder this removes."""
+    if not out.exists():
+        return False
+    if not is_delivered(beside(out), out):
+        raise FileExistsError(f"{out} exists; expected a new file to write to")
+    remove(beside(out))
+    return True
+
+
+class BadImages:
+    """The images that were skipped, a file for each, which all processes see."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self._folder, self._most = folder, most
+
+    def count(self) -> int:
+        """How many there are."""
+        return sum(1 for _ in self._folder.iterdir()) if self._folder.is_dir() else 0
+
+    def add(self, part: str, index: int, error: DatasetError) -> None:
+        """Names an image and skips it. Raises DatasetError if that is one too many."""
+        self._folder.mkdir(exist_ok=True)
+        note = self._folder / f"{part}-{index}"
+        if note.exists():  # by another process, which makes the same part
+            return
+        note.write_text(str(error))
+        self._check(str(error))
+        print(f"skipped bad image {self.count()} of at most {self._most}: {error}", file=sys.stderr, flush=True)
+
+    def keep_those_of(self, work: Unfinished) -> None:
+        """Forgets those whose part is not finished, which are read again. Raises DatasetError if too many are left."""
+        notes = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        for note in notes:
+            if not work.has(note.name.rpartition("-")[0]):
+                note.unlink()
+        for note in filter(Path.exists, notes):
+            self._check(note.read_text())
+
+    def _check(self, text: str) -> None:
+        if (count := self.count()) > self._most:
+            limit = f" ({count} bad images, and max_bad = {self._most})"
+            raise DatasetError(f"{text}{limit if self._most else ''}; --max-bad allows bad images")
+
+
+def _parts(config: EncodeConfig, names: list[str], work: Unfinished, bad: BadImages) -> list[str]:
+    """Names the parts, each by its first image and by what the files in it were. Checks the room on the disk."""
+    parts = []
+    for first in range(0, len(names), config.batch):
+        found = [(name, *_size_and_time(config.images / name)) for name in names[first : first + config.batch]]
+        digest = hashlib.sha256(repr(found).encode()).hexdigest()
+        parts.append(f"images-{first:08d}-{digest[:16]}")
+    bad.keep_those_of(work)
+    item = 8 * (config.size // 8) ** 2 * 4 + 512  # with the headers of the item and of the zip file
+    left = sum(not work.has(part) for part in parts) * config.batch
+    needed, free = item * (left + len(names)), shutil.disk_usage(work.folder).free
+    if needed > free:
+        raise OSError(
+            f"out: expected {needed / 2**30:.3g} GiB of free disk space, for finished parts and for the archive, got "
+            f"{free / 2**30:.3g} GiB at {work.folder}"
+        )
+    return parts
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
     try:
-        with zipfile.ZipFile(partial, "x", zipfile.ZIP_STORED) as archive:
-            entries: list[tuple[str, int]] = []
-            for first in track(range(0, len(names), config.batch), description="encoding"):
-                chunk = names[first : first + config.batch]
-                images = torch.stack([read_square(config.images / name, config.size) for name in chunk])
-                for index, latent in enumerate(encode(vae, images).cpu().numpy(), start=first):
-                    target = f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"
-                    content = io.BytesIO()
-                    np.save(content, latent, allow_pickle=False)
-                    archive.writestr(target, content.getvalue())
-                    if labels is not None:
-                        entries.append((target, labels[index]))
-            archive.writestr(LABEL_FILE, json.dumps({"labels": entries if labels is not None else None}))
-        partial.replace(config.out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return len(names)
+        status = path.stat()
+    except OSError:  # it is a bad image, as is said when it is read
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _write(path: Path, work: Unfinished, parts: list[str], labels: list[int] | None) -> None:
+    entries: list[tuple[str, int]] | None = None if labels is None else []
+
+    def items() -> Iterator[tuple[str, bytes]]:
+        for part in parts:
+            tensors = work.read(part)
+            for index, latent in zip(tensors["index"].tolist(), tensors["latents"].numpy(), strict=True):
+                name = f"{index // 1000:05d}/img-mean-std-{index:08d}.npy"
+                content = io.BytesIO()
+                np.save(content, latent, allow_pickle=False)
+                if entries is not None and labels is not None:
+                    entries.append((name, labels[index]))
+                yield name, content.getvalue()
+
+    write_archive(path, items(), entries, zipped=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
         config = parsed(lambda: tyro.cli(EncodeConfig, prog=program("tvm_ref.encode"), args=arguments))
-        config = replace(config, out=outputs.prepared(config.out, "latents.zip", (".zip",), lambda path: False))
-        count = encode_folder(config)
-    except (OSError, ValueError) as error:
+        with world_on(config.device) as this:
+            delivered = lambda path: is_delivered(beside(path), path)  # noqa: E731
+            out = outputs.prepared(config.out, "latents.zip", (".zip",), delivered)
+            encoded = encode_folder(replace(config, out=out), this)
+    except (OSError, ValueError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"{count} images encoded into {config.out}")
+    if this.first:
+        skipped = f", {encoded.bad} bad ones skipped" if encoded.bad else ""
+        print(f"{encoded.images} images encoded into {out}{skipped}")
 
 
 if __name__ == "__main__":
-    sys.exit(ending.run(main))
+    leave(ending.run(main))

@@ -1,29 +1,38 @@
-"""Measures the quality of a checkpoint's samples, such as FID: `python -m tvm_ref.evaluate CHECKPOINT --nfe 1,2,4`."""
+"""Measures the quality of a checkpoint's samples, such as FID: `python -m tvm_ref.evaluate CHECKPOINT --nfe 1,2,4`.
+
+Several processes share the work: `torchrun --nproc-per-node 8 -m tvm_ref.evaluate ...`.
+"""
 
 import dataclasses
 import json
-import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.tensor import DTensor
 
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 
-from .arguments import Numbers, check_common, check_guidance, parsed
+from .arguments import Numbers, check_common, check_guidance, check_out, parsed
+from .data.dataset import open_dataset
+from .data.fingerprint import digest_of_weights, fingerprint
 from .model.dit import DiT
-from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_images, evaluate_toy
+from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_toy
+from .quality.images import ImageFiles, ImageJudge, evaluate_images, path_of_images
 from .sampling.generate import guidance_scale, untrained
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
 from .training.converted import load_model
+from .training.parallel import World, leave, world_on
+from .training.run_lock import RunLockedError
+from .unfinished import Unfinished, beside, forget, is_delivered, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,11 @@ class EvaluateConfig:
 
     2-D toys: exact 2-Wasserstein distance to fresh points, with that between two fresh sets for reference. Digits:
     class accuracy, and squared Frechet distance on pixels in [0, 1]. Archives: FID, and, given reference images,
-    precision and recall; these need the Inception weights. All: cycle error x0 -> x_t -> x0.
+    precision and recall, by the Inception weights; the same by a network of the DINOv2 family, whose Frechet distance
+    is called fd_vit. All: cycle error x0 -> x_t -> x0.
+
+    Of archives, what is finished is kept beside --out, also after Ctrl-C or kill -9. The same command goes on from
+    there to the same results. With torchrun, several processes share the work.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -53,50 +66,120 @@ class EvaluateConfig:
     """Local file inception-2015-12-05.pt (archives only)."""
     reference: Path | None = None
     """Reference statistics for FID, .npz or plain .pkl with mu and sigma (archives only)."""
+    features: Path | None = None
+    """Local safetensors file of a DINOv2 vision transformer, for fd_vit; no code is run (archives only)."""
+    features_reference: Path | None = None
+    """Reference statistics for fd_vit, .npz or plain .pkl with mu and sigma (archives only)."""
     reference_images: Path | None = None
-    """Zip file or folder of real RGB images, for precision, recall, and FID without --reference (archives only)."""
+    """Zip file or folder of real RGB images, for precision, recall and distances (archives only)."""
     vae: Path | None = None
     """Folder of the diffusers AutoencoderKL that decodes latents (archives of latents only)."""
+    save_images: Path | None = None
+    """Zip file or new folder for the samples; with several NFEs, one for each: NAME-nfe-2.zip (archives only)."""
     data: str | None = None
     """Path of the training archive; None: the path used in training (archives only)."""
     out: Path | None = None
     """JSON file for the results, or a folder for quality.json; folders are made, and only such files replaced."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Device that the networks run on: cpu, cuda, cuda:1."""
+    """Device that the networks run on: cpu, cuda, cuda:1. With torchrun, cuda is a GPU for each process."""
 
     def __post_init__(self) -> None:
         check_common(device=self.device, seed=self.seed, batch=self.batch)
         check_guidance(self.w)
         if self.out is not None:
-            outputs.checked_name(self.out, (".json",))
+            check_out(self.out, ".json")
+        if self.save_images is not None:
+            outputs.checked_name(self.save_images, (".zip",))
+
+
+Done = Callable[[Evaluation], None]
+IMAGES = 50_000
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
-    """Evaluates `model`, trained with `config`. Raises ValueError for settings that do not match the network."""
+    """Evaluates `model`, trained with `config`, in this process alone, which keeps nothing if it is stopped.
+
+    Raises ValueError for settings that do not match the network.
+    """
+    results: list[Evaluation] = []
+    alone = World(0, 1, next(model.parameters()).device)
+    evaluate_together(model, config, dataclasses.replace(settings, out=None), alone, results.append)
+    return results[0]
+
+
+def evaluate_together(
+    model: DiT,
+    config: TrainConfig,
+    settings: EvaluateConfig,
+    world: World,
+    done: Done,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    scratch: Path | None = None,
+) -> None:
+    """Evaluates `model`, trained with `config`, with the processes of `world`, all of which call this.
+
+    done: gets the result, in the first process, before the kept parts are removed.
+    stop: asked before each part of an archive's evaluation; if any process says so, it is given up, without a result.
+    scratch: parts lie beside this path and are not kept; None: they lie beside settings.out and are.
+
+    Raises ValueError for settings that do not match the network.
+    """
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
-    if warning := untrained(config.loss, w):
+    if world.first and (warning := untrained(config.loss, w)):
         print(warning, file=sys.stderr)
     sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch)
     if settings.samples is not None and settings.samples < 2:
         raise ValueError(f"samples: expected at least 2, got {settings.samples}")
     if config.data.name == "archive":
-        return evaluate_images(
-            model,
-            dataclasses.replace(config.data, path=settings.data or config.data.path),
-            settings.nfe,
-            settings.samples or 50_000,
-            sampling,
-            inception=settings.inception,
-            reference=settings.reference,
-            reference_images=settings.reference_images,
-            vae=settings.vae,
-        )
-    archive_only = ("inception", "reference", "reference_images", "vae", "data")
+        if any(nfe < 1 for nfe in settings.nfe):
+            raise ValueError(f"nfe: expected numbers of at least 1, got {settings.nfe}")
+        _evaluate_archive(model, config, settings, sampling, world, done, stop, scratch)
+        return
+    archive_only = [*(field.name for field in dataclasses.fields(ImageFiles)), "data", "save_images"]
     if given := [name for name in archive_only if getattr(settings, name) is not None]:
         raise ValueError(f"{', '.join(given)}: only for networks of archives, and this one is of {config.data.name}")
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if not world.first and not is_sharded:  # it takes seconds, so one process is enough
+        return
     if config.data.name == "digits":
-        return evaluate_digits(model, settings.nfe, settings.samples or 1797, sampling)
-    return evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling)
+        result = evaluate_digits(model, settings.nfe, settings.samples or 1797, sampling)
+    else:
+        result = evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling)
+    if world.first:
+        done(result)
+
+
+def image_judge(config: TrainConfig, settings: EvaluateConfig, device: torch.device) -> ImageJudge:
+    """Loads what the samples of a network of an archive are judged with. Raises as `ImageJudge`."""
+    files = ImageFiles(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(ImageFiles)})
+    return ImageJudge(files, config.data, settings.samples or IMAGES, device)
+
+
+def _evaluate_archive(
+    model: DiT, config: TrainConfig, settings: EvaluateConfig, sampling: Sampling, world: World, done: Done,
+    stop: Callable[[], bool], scratch: Path | None,
+) -> None:  # fmt: skip
+    data = dataclasses.replace(config.data, path=settings.data or config.data.path)
+    count, save = settings.samples or IMAGES, settings.save_images
+    judge = image_judge(config, settings, next(model.parameters()).device)
+    kept: dict[str, Any] = {}
+    if scratch is None:
+        kept = {
+            "network": digest_of_weights(model), **asdict(sampling), "samples": count, "saves images": save is not None,
+            **{f"data.{name}": value for name, value in fingerprint(open_dataset(data)).items()},
+            **judge.fingerprint(),
+        }  # fmt: skip
+    together(world, lambda: None if settings.out is None else forget(settings.out))
+    if save is not None:
+        for path in (path_of_images(save, nfe, settings.nfe) for nfe in settings.nfe):
+            if settings.out is None or not is_delivered(beside(settings.out), path):
+                outputs.new(path)
+    with Unfinished(scratch or settings.out, kept, world, lasts=scratch is None) as work:
+        result = evaluate_images(model, data, settings.nfe, count, sampling, judge, work, world, save=save, stop=stop)
+        if result is not None:
+            done(result)
+            work.remove()
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:
@@ -107,7 +190,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         table.add_column(name, justify="right")
     for nfe, figures in evaluation.by_nfe.items():
         table.add_row(str(nfe), *(f"{figures[name]:.4g}" for name in names))
-    console.print(table)
+    console.print(terminal.Fitted(table))
     for name, value in evaluation.context.items():
         console.print(f"{name}: {value:.4g}")
 
@@ -115,7 +198,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
 def write_json(evaluation: Evaluation, path: Path) -> None:
     """Writes the results as JSON. The file appears under its name once it is complete."""
     content = {"samples": evaluation.samples, "nfe": evaluation.by_nfe, "context": evaluation.context}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(json.dumps(content, indent=2) + "\n")
         partial.replace(path)
@@ -129,14 +212,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = parsed(lambda: tyro.cli(EvaluateConfig, prog=program("tvm_ref.evaluate"), args=arguments))
         ours = outputs.starts_with(b'{\n  "samples": ')
         out = None if settings.out is None else outputs.prepared(settings.out, "quality.json", (".json",), ours)
-        loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
-        evaluation = evaluate(loaded.model, loaded.config, settings)
-        print_table(evaluation, Console())
-        if out is not None:
-            write_json(evaluation, out)
-    except (OSError, ValueError, CheckpointError) as error:
+
+        def done(evaluation: Evaluation) -> None:
+            print_table(evaluation, Console())
+            if out is not None:
+                write_json(evaluation, out)
+
+        with world_on(settings.device) as this:
+            loaded = load_model(settings.checkpoint, device=this.device, weights=settings.weights)
+            evaluate_together(loaded.model, loaded.config, dataclasses.replace(settings, out=out), this, done)
+    except (OSError, ValueError, CheckpointError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    sys.exit(ending.run(main))
+    leave(ending.run(main))

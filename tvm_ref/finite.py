@@ -5,10 +5,13 @@ import math
 from typing import Any
 
 
-def require_finite(settings: Any, group: str) -> None:
-    """Raises ValueError("group.name: expected a finite number, got ...") for inf or NaN in a field of a dataclass."""
+def require_finite(settings: Any, prefix: str = "") -> None:
+    """Raises ValueError("name: expected a finite number, got ...") for inf or NaN in a field of a dataclass.
+
+    `prefix` comes before the name where other messages about these settings have it, too.
+    """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{group}.{field.name}: expected a finite number, got {value!r}")
+                raise ValueError(f"{prefix}{field.name}: expected a finite number, got {value!r}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
 
-from .arguments import Numbers, check_common, check_guidance, parsed
+from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.vae import load_vae
 from .model.dit import DiT
 from .sampling.generate import generate, guidance_scale, untrained
@@ -59,7 +59,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_common(device=self.device, seed=self.seed, per_class=self.per_class)
         check_guidance(self.w)
-        outputs.checked_name(self.out, (".png", ".zip"))
+        check_out(self.out, ".png", ".zip")
 
 
 def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class: int) -> Tensor:

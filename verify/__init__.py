@@ -13,4 +13,4 @@
 
 from flashjvp_commands.extras import needed_by_commands
 
-needed_by_commands("train", "eval")
+needed_by_commands("verify", "train", "eval")

@@ -1,8 +1,8 @@
 """Every private name of PyTorch that flashjvp uses, and what serves where a release has no such name.
 
-A name that is missing is None here. `PER_LEVEL` says whether the names that the derivatives stand on (levels.py) are
-all there; without them public_autograd.py, which is public PyTorch alone, serves every call. What the other names make
-is speed: without them a call takes a longer way.
+A name that is missing is None here. `PER_LEVEL` says whether all names are there that the derivatives need (levels.py).
+Without them public_autograd.py serves every call, by public PyTorch alone. The other names only save time: without one
+of them a call takes a longer way.
 """
 
 import functools
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 
 def _find(path: str) -> Any:
@@ -104,24 +105,28 @@ _CAN_WATCH = PER_LEVEL and _are_there(_dispatch_modes, _function_modes, _profile
 CAN_SKIP_DISPATCHER = _CAN_WATCH and _are_there(dispatch_keys, included_keys, excluded_keys, TensorGuards)
 _LEAVE_JVP = (TransformType, unwrap_level, innermost_transform, pop_transform, push_transform)
 CAN_LEAVE_JVP = _are_there(_transforms_active, _level_of, _unwrapped, *_LEAVE_JVP)
-CAN_LOWER_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
+CAN_CALL_BELOW_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
 
 
-def transforms_active() -> bool:
-    """Whether this thread is inside a transform of functorch (torch.func.jvp, grad, vmap, ...)."""
-    return _transforms_active is None or _transforms_active()
+def _unknown() -> bool:
+    """The answer where a release cannot tell: yes, so that a call takes the dispatcher."""
+    return True
 
 
-def dispatch_modes_active() -> bool:
-    """Whether a TorchDispatchMode of this thread sees every operator."""
-    return _dispatch_modes is None or _dispatch_modes() > 0
+# Every call asks these, so they are the functions of PyTorch themselves.
+# Whether this thread is inside a transform of functorch (torch.func.jvp, grad, vmap, ...):
+transforms_active: Callable[[], bool] = _transforms_active or _unknown
+# How many TorchDispatchModes of this thread see every operator:
+dispatch_modes: Callable[[], int] = _dispatch_modes or _unknown
+
+
+_count_function_modes: Callable[[], int] = _function_modes or _unknown
+_profiles: Callable[[], bool] = _profiler_enabled or _unknown
 
 
 def is_watched() -> bool:
     """Whether something wants to see the operators of a call that it sees in the dispatcher, or traces its Python."""
-    if torch.compiler.is_compiling() or _function_modes is None or _profiler_enabled is None:
-        return True
-    return bool(_function_modes() > 0 or _profiler_enabled())
+    return is_compiling() or _count_function_modes() > 0 or _profiles()
 
 
 def dual_level_active() -> bool:
@@ -183,6 +188,15 @@ def carries_tangent(x: object) -> bool:
         return carries_tangent(inner)
     finally:
         push_transform(layer)
+
+
+def needs_gradient(x: Tensor) -> bool:
+    """Whether a tensor has a gradient at any level of this thread; without the names that tell, at the innermost."""
+    while not x.requires_grad:
+        if _is_wrapped is None or _unwrapped is None or not _is_wrapped(x):
+            return False
+        x = _unwrapped(x)
+    return True
 
 
 def once_a_trace(function: Callable[..., None]) -> Callable[..., None]:

@@ -25,8 +25,9 @@ if _torch.PER_LEVEL:
     _AUTOCAST = _torch.keyset("AutocastCPU", "AutocastCUDA")
 
 # Flags of a thread. "public": it runs a call of `attention` while a dual level is open. "split": it runs forward_jvp on
-# primals and tangents taken from dual tensors. "lowered": it runs a call below func.jvp, where no tensor has a tangent.
-State = Literal["public", "split", "lowered"]
+# primals and tangents taken from dual tensors. "below_jvp": it has left func.jvp for a call in which no tensor has a
+# tangent (func_jvp.py).
+State = Literal["public", "split", "below_jvp"]
 _THREAD = threading.local()  # mutate: _THREAD
 
 
@@ -51,9 +52,9 @@ def may_hold_tangents() -> bool:
 
     PyTorch counts dual levels for the whole process, so that an open one may belong to another thread.
     """
-    if _torch.transforms_active() or _torch.dispatch_modes_active():
+    if _torch.transforms_active() or _torch.dispatch_modes():
         return True
-    return _torch.dual_level_active() and not is_marked("lowered")
+    return _torch.dual_level_active() and not is_marked("below_jvp")
 
 
 def without_autocast() -> AbstractContextManager[Any]:

@@ -1,7 +1,8 @@
-"""How an operator's Autograd kernel records a node and goes on below it, at one level of functorch.
+"""Records an operator's autograd node at one level of functorch, and calls the operator again below that level.
 
-A level is plain eager, or one transform such as torch.func.grad. All operators of this package use this (autograd.py).
-So does the tiny one that tries out a PyTorch which the test-suite was not run with (probe.py).
+A level is plain eager, or one transform such as torch.func.grad; nested transforms are levels on top of one another.
+The operators of this package use this (autograd.py), and so does the tiny one by which probe.py tries out a release of
+PyTorch that the tests were not run with.
 """
 
 import functools

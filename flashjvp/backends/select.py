@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ NAMES = ("triton", "tiled", "reference")
 MAX_HEAD_DIM = 256
 """Of the kernels. The other backends take any."""
 _TOO_WIDE = f"expected head dims of at most {MAX_HEAD_DIM}, got a wider one (use 'tiled' or 'reference')"
+
+
+COMPOSED: dict[str, Any] = {}
+"""Backends that are built on these, by a name that says how. The public functions do not take their names."""
 
 
 @cache
@@ -43,9 +48,15 @@ def resolve(name: str | None, device: torch.device, dtype: torch.dtype, wide: bo
     return reference
 
 
+def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
+    """What implements backend `name` for these tensors: the composed one of this name, or a module."""
+    composed = COMPOSED.get(name) if name is not None else None
+    return resolve(name, q.device, q.dtype, is_wide(q, v)) if composed is None else composed
+
+
 def is_wide(q: Tensor, v: Tensor) -> bool:
     """Whether a head dim is too wide for the kernels."""
-    return max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM
+    return q.shape[-1] > MAX_HEAD_DIM or v.shape[-1] > MAX_HEAD_DIM
 
 
 def choose(device: torch.device, dtype: torch.dtype, wide: bool = False) -> str:

@@ -43,10 +43,10 @@ def backward_jvp(
     workspace = grid.workspace(4, like=q)
     for box in grid.boxes():
         key_side = (grid.load_keys(k, box), grid.load_keys(v, box), grid.load_keys(k_t, box), grid.load_keys(v_t, box))
-        key_sums = tuple(grid.zero_keys(x, box) for x in (d_k, d_v, d_k_t, d_v_t))
+        key_side_sums = tuple(grid.zero_keys(x, box) for x in (d_k, d_v, d_k_t, d_v_t))
         for rows in grid.query_tiles():
             q_, q_t_ = scale * grid.load_rows(q, box, rows), scaled(grid.load_rows(q_t, box, rows), scale)
-            query_sums = (grid.zero_rows(d_q, box, rows), grid.zero_rows(d_q_t, box, rows))
+            query_side_sums = (grid.zero_rows(d_q, box, rows), grid.zero_rows(d_q_t, box, rows))
             G, T = grid.load_rows(d_o, box, rows), grid.load_rows(d_o_t, box, rows)
             O, O_t = grid.load_rows(o, box, rows), grid.load_rows(o_t, box, rows)
             columns = lse if is_additive(mask) else lse[..., None]
@@ -55,12 +55,12 @@ def backward_jvp(
             row_delta = row_product(G, O, like=mu_) + row_product(T, O_t, like=mu_)  # (12)
             statistics = (finite(lse_), mu_, row_a, row_delta)
             query_side = (q_, q_t_, G, T)
-            sums = (*query_sums, *key_sums, *mask_sums)
+            sums = (*query_side_sums, *key_side_sums, *mask_sums)
             _backward_rows(grid, box, rows, query_side, statistics, key_side, sums, workspace)
-            for out, query_sum in zip((d_q, d_q_t), query_sums, strict=True):
-                grid.store_rows(out, box, rows, scaled(query_sum, scale))
-        for out, key_sum in zip((d_k, d_v, d_k_t, d_v_t), key_sums, strict=True):
-            grid.store_keys(out, box, key_sum)
+            for out, query_side_sum in zip((d_q, d_q_t), query_side_sums, strict=True):
+                grid.store_rows(out, box, rows, scaled(query_side_sum, scale))
+        for out, key_side_sum in zip((d_k, d_v, d_k_t, d_v_t), key_side_sums, strict=True):
+            grid.store_keys(out, box, key_side_sum)
     return *grads, *(_as_mask(x, mask) for x in mask_sums)
 
 
@@ -79,9 +79,9 @@ def _backward_rows(
     """
     q, q_t, G, T = query_side
     lse, mu, row_a, row_delta = statistics
-    d_q, d_q_t, *key_sums, d_mask, d_mask_t = sums
+    d_q, d_q_t, *key_side_sums, d_mask, d_mask_t = sums
     _, _, k_t, v_t = key_side
-    d_k, d_v, d_k_t, _ = key_sums
+    d_k, d_v, d_k_t, _ = key_side_sums
     has_score_tangent = T is not None and not (q_t is None and k_t is None and grid.mask_t is None)
     wants_dS = any(x is not None for x in (d_q, d_k, d_mask))
     wants_dS = wants_dS and (G is not None or has_score_tangent or v_t is not None)
@@ -89,7 +89,7 @@ def _backward_rows(
     wants_S_t = has_score_tangent and (wants_dS or d_v is not None)
     for keys in grid.key_tiles(rows):
         k_n, v_n, k_t_n, v_t_n = (take(x, keys) for x in key_side)
-        d_k_n, d_v_n, d_k_t_n, d_v_t_n = (take(x, keys) for x in key_sums)
+        d_k_n, d_v_n, d_k_t_n, d_v_t_n = (take(x, keys) for x in key_side_sums)
         P, S_t, A, B = grid.tiles(workspace, box, rows, keys)
         grid.mask_(products_(P, (q, k_n)), box, rows, keys)  # (1)
         for part in lse.split(1, -1):

@@ -13,7 +13,7 @@ from ..kernels.launch.call import Call, Maybe
 from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_bias import launch_backward_bias
 from ..kernels.portable.backward_key import launch_backward_key
-from ..kernels.portable.backward_preprocess import launch_rowsums
+from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.backward_query import launch_backward_query
 from ..kernels.portable.forward import launch_forward
 from ..layout import empty_bias, empty_rows
@@ -99,7 +99,7 @@ def backward_jvp(
     ):
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
     else:
-        row_a, row_delta = launch_rowsums(call, q, d_o, d_o_t, o, o_t)
+        row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
         d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, computed)
         d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, computed)

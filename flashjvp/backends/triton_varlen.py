@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels.launch.call import Call
 from ..kernels.launch.replay import captured
-from ..kernels.portable.backward_preprocess import launch_rowsums
+from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.varlen import Sequences
 from ..layout import STATISTIC_DTYPE
 from ..operands import (
@@ -87,7 +87,7 @@ def varlen_backward_jvp(
         return grads
     into = Inputs._make(map(_heads_first, grads if d_o_t is not None else Inputs(grads.q, grads.k, grads.v)))
     cotangents = _heads_first(d_o), _heads_first(d_o_t)
-    row_a, row_delta = launch_rowsums(call, x.q, *cotangents, _heads_first(o), _heads_first(o_t))
+    row_a, row_delta = launch_preprocess(call, x.q, *cotangents, _heads_first(o), _heads_first(o_t))
     statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
     sequences = Sequences(call, cu_q, cu_k)
     if into.q is not None or into.q_t is not None:

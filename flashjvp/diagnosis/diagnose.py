@@ -20,6 +20,7 @@ from .subject import Subject
 
 AS_IT_IS, WITHIN_REPLACED = "as it is", "within replaced()"
 _NORMS = (advice.LAYER_NORM, advice.BATCH_NORM, advice.INSTANCE_NORM)
+_SERVED = (advice.DROPOUT, advice.LEARNED_MASK)
 _SEED = 0
 Inputs = tuple[Any, ...] | list[Any] | Mapping[str, Any] | Tensor
 
@@ -98,7 +99,7 @@ def _diagnosis(way: str, own: Subject, double: Subject, detached: bool) -> Diagn
         refused.append(refusals.place(error, observer))
     judged: tuple[Comparison, ...] = ()
     # Attention by its equations has a JVP: with it, the rest of the model can be seen.
-    double.is_dense = any(place.kind in (advice.SDPA, advice.LEARNED_MASK, advice.DROPOUT) for place in refused)
+    double.is_dense = any(place.kind == advice.SDPA for place in refused)
     with sdpa_kernel(SDPBackend.MATH) if double.is_dense else nullcontext():
         observer, error = _observed(double, way, detached)
         if error is None:
@@ -119,7 +120,7 @@ def _run_plainly(subject: Subject) -> None:
         subject.output()
     except FlashJVPError:
         raise
-    except Exception as error:
+    except Exception as error:  # the model's code may raise anything
         came = f"{type(error).__name__}: {error}"
         raise ArgumentValueError(f"inputs: expected what the model takes, got {came}") from error
 
@@ -139,7 +140,7 @@ def _observed(subject: Subject, way: str, detached: bool) -> tuple[Observer, Exc
             with observer.watching():
                 found = subject.jvp(keeps_buffers=is_double)
             judge.backward(found, subject.parameters, detached)
-    except Exception as error:
+    except Exception as error:  # what PyTorch refuses, or what the model's code makes of that: both are findings
         return observer, error
     return observer, None
 
@@ -153,7 +154,7 @@ def _of_inference(subject: Subject, way: str) -> list[Finding]:
     try:
         with torch.no_grad(), _around(way, subject):
             subject.jvp()
-    except Exception as error:
+    except Exception as error:  # the model's code may raise anything without gradients; one refusal is looked for
         place = refusals.place(error, observer)
         if place.kind == advice.FAST_PATH:
             return [_finding(place, "harmless", 1)]
@@ -213,7 +214,7 @@ def _judged_finding(
         to_turn = switches.to_turn(model, place.path)
         kind = advice.DENSE if to_turn is None else advice.SWITCH
         return _finding(place._replace(kind=kind), "slow", calls, to_turn)
-    return _finding(place, "fine", calls, advice.NOTHING)
+    return _finding(place, "fine", calls, None if place.kind in _SERVED else advice.NOTHING)
 
 
 def _finding(place: Place, severity: Severity, calls: int, what_to_do: str | None = None) -> Finding:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from .. import _torch, norms
+from ..integrations import multihead, sdpa
 from . import advice
 from .attention_marks import Marks
 
@@ -33,6 +34,8 @@ _NORMS = {
     norms.batch_norm.__code__: advice.BATCH_NORM,
     norms.instance_norm.__code__: advice.INSTANCE_NORM,
 }
+# Python functions that attention passes, with its mask and dropout among their arguments.
+_ATTENTION = (sdpa.served.__code__, multihead.STOCK.__code__)
 _WITHOUT_JVP = {torch.autograd.Function.jvp}
 _LAYER_NORMS = ("native_layer_norm",)
 _BATCH_NORMS = (
@@ -138,6 +141,10 @@ class Observer:
             self._norms += 1
             if self._norms == 1:  # they call themselves below a transform
                 self.note(_NORMS[code], advice.BY_FLASHJVP)
+        elif code in _ATTENTION:
+            of_call = frame.f_locals
+            dropout_p = of_call["dropout_p"] if of_call.get("training", True) else 0.0
+            self.options_of_attention(of_call["attn_mask"], dropout_p)
         elif code is _APPLY:
             self._custom_function(frame.f_locals["cls"])
         elif code.co_name == "checkpoint" and code.co_filename == _CHECKPOINT_FILE:
@@ -187,6 +194,13 @@ class Observer:
         has_jvp = cls.jvp not in _WITHOUT_JVP or getattr(cls, "generate_vmap_rule", False) is None
         self.note(advice.OWN_JVP if has_jvp else advice.FUNCTION, name)
 
+    def options_of_attention(self, mask: Any, dropout_p: Any) -> None:
+        """A mask that is learned, and dropout, of one call of attention."""
+        if isinstance(mask, Tensor) and (_torch.needs_gradient(mask) or _any_tangent((mask,))):
+            self.note(advice.LEARNED_MASK)
+        if dropout_p > 0:
+            self.note(advice.DROPOUT)
+
     # Operators, as the dispatch mode sees them.
     def operator(self, library: str, name: str, args: tuple[Any, ...], result: Any) -> None:
         if library == "flashjvp":
@@ -225,7 +239,7 @@ class _Operators(_Mode):
 
 
 class _Functions(TorchFunctionMode):
-    """Sees what is neither an operator nor a call: the attribute `data` of a tensor."""
+    """Sees the attribute `data` of a tensor, which is neither an operator nor a call, and the options of attention."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()
@@ -234,7 +248,12 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == Tensor.data.__get__ and _any_tangent(args[:1]):  # type: ignore[attr-defined]
             self.observer.note(advice.CUT, ".data")
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is sdpa.STOCK:
+            names = ("query", "key", "value", "attn_mask", "dropout_p")
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            self.observer.options_of_attention(given.get("attn_mask"), given.get("dropout_p", 0.0))
+        return func(*args, **kwargs)
 
 
 def _tensors(x: Any) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 import re
 
-from ..errors import UnsupportedError
 from . import advice
 from .observe import Observer, Place
 
@@ -32,10 +31,6 @@ def place(error: Exception, seen: Observer) -> Place:
         return Place(advice.IN_PLACE, *where, written.group(1) if written else "")
     if "view size is not compatible" in message:
         return Place(advice.STRIDED, *where)
-    if isinstance(error, UnsupportedError) and "attn_mask" in message:
-        return Place(advice.LEARNED_MASK, *where, detail)
-    if isinstance(error, UnsupportedError) and "dropout_p" in message:
-        return Place(advice.DROPOUT, *where, detail)
     for kind in (advice.CHECKPOINT, advice.FUNCTION):
         known = [seen_at for seen_at in seen.calls if seen_at.kind == kind]
         if known:

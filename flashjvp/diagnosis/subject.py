@@ -124,7 +124,7 @@ def _copy(model: nn.Module) -> nn.Module:
     """A deep copy without gradients. Its hooks are copied with it, as they are part of what it computes."""
     try:
         copied = copy.deepcopy(model)
-    except Exception as error:
+    except Exception as error:  # a model may have a __deepcopy__ of its own, or hold anything
         expected = "a model that copy.deepcopy can copy"
         raise ArgumentTypeError(f"model: expected {expected}, got {type(error).__name__}: {error}") from error
     copied.zero_grad(set_to_none=True)

@@ -49,19 +49,25 @@ def attention_jvp(operands: Operands, options: Options) -> tuple[Tensor, Tensor]
     return o, o_t
 
 
-def _redispatch(operator: Operator, keyset: Any, args: Sequence[Any]) -> Any:
+# What `Operator.split` gives: the tensors, the options, and what follows them.
+Split = tuple[Any, Options, tuple[Any, ...]]
+
+
+def _redispatch(operator: Operator, keyset: Any, args: Split) -> Any:
     """The operator below this level's derivatives: on its backend, where nothing else is left there."""
+    operands, options, wanted = args
     if not levels.is_last(keyset):
-        return levels.redispatch(operator.handle, keyset, args)
+        return levels.redispatch(operator.handle, keyset, (*operands, *options, *wanted))
     with _torch.AutoDispatchBelowAutograd():
-        return without_none(operator, args, prepared(operator, args)())
+        return without_none(operator, operands, prepared(operator, *args)())
 
 
-def _redispatch_in_node(operator: Operator, keyset: Any, args: Sequence[Any], fwd_grad: bool) -> Any:
+def _redispatch_in_node(operator: Operator, keyset: Any, args: Split, fwd_grad: bool) -> Any:
     """The same inside a node's forward; `fwd_grad` says whether outer levels record tangents."""
-    if not levels.is_last(keyset):
-        return levels.redispatch_in_node(operator.handle, keyset, args, fwd_grad)
-    return _redispatch(operator, keyset, args)
+    if levels.is_last(keyset):
+        return _redispatch(operator, keyset, args)
+    operands, options, wanted = args
+    return levels.redispatch_in_node(operator.handle, keyset, (*operands, *options, *wanted), fwd_grad)
 
 
 # The nodes. `below` gives the results of a forward operator from its tensors, and `gradients` those of its node.
@@ -135,7 +141,7 @@ class _Backward(levels.Node):
     def forward(ctx, operator, keyset, fwd_grad, wanted, *args):  # type: ignore[no-untyped-def]
         ctx.operator = operator
         # mutate: grads (3)
-        grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)
+        grads = _redispatch_in_node(operator, keyset, operator.split((*args, wanted)), fwd_grad)
         ctx.mark_non_differentiable(*(grad for grad, want in zip(grads, wanted, strict=True) if not want))
         return grads
 
@@ -161,7 +167,7 @@ def _forward(keyset, *args):  # type: ignore[no-untyped-def]
         operands = duals.plain
     if requires_grad(operands):
         return _record(FORWARD, keyset, operands, options)
-    return _redispatch(FORWARD, keyset, (*operands, *options))
+    return _redispatch(FORWARD, keyset, (operands, options, ()))
 
 
 @functools.cache
@@ -201,16 +207,17 @@ def _record_jvp(keyset: Any, operands: Operands, options: Options) -> Any:
     """`forward_jvp` of tensors without tangents."""
     if requires_grad(operands):
         return _record(FORWARD_JVP, keyset, operands, options)
-    return _redispatch(FORWARD_JVP, keyset, (*operands, *options))
+    return _redispatch(FORWARD_JVP, keyset, (operands, options, ()))
 
 
 def _record(operator: Operator, keyset: Any, operands: PlainOperands | Operands, options: Options) -> Any:
     """The results of a forward operator, of tensors without tangents of which one requires a gradient."""
     fwd_grad = _torch.is_fwd_grad_enabled()
-    return recorder(_NODES[operator])(
-        lambda tensors: _redispatch_in_node(operator, keyset, (*tensors, *options), fwd_grad), Gradients(options),
-        *operands,
-    )  # fmt: skip
+
+    def below(tensors: Sequence[Maybe]) -> Any:
+        return _redispatch_in_node(operator, keyset, (operator.operands._make(tensors), options, ()), fwd_grad)
+
+    return recorder(_NODES[operator])(below, Gradients(options), *operands)
 
 
 def recorded(
@@ -219,15 +226,16 @@ def recorded(
 ) -> Callable[[Sequence[Maybe]], Any]:  # fmt: skip
     """A forward operator computed by `below`, as a function of the tensors of a call, with its node in grad mode.
 
-    `view` gives the tensors that the operator takes from those of the call; None where they are the same.
+    Not under a transform. `view` gives the tensors that the operator takes from those of the call; None where they are
+    the same.
     """
-    node = _NODES[operator]
+    record = _NODES[operator].apply
 
     def run(tensors: Sequence[Maybe]) -> Any:
         if view is not None:
             tensors = view(tensors)
         if torch.is_grad_enabled():
-            return recorder(node)(below, gradients, *tensors)
+            return record(below, gradients, *tensors)
         return below(tensors)
 
     return run
@@ -240,7 +248,7 @@ def _backward_kernel(operator: Operator) -> Callable[..., Any]:
         if requires_grad(args):
             *others, wanted = args
             return recorder(_Backward)(operator, keyset, _torch.is_fwd_grad_enabled(), wanted, *others)
-        return _redispatch(operator, keyset, args)
+        return _redispatch(operator, keyset, operator.split(args))
 
     return kernel
 

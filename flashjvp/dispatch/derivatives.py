@@ -1,6 +1,6 @@
-"""Picks what gives `attention` and `attention_jvp` of checked operands, with their derivatives.
+"""Chooses who implements the derivatives: autograd.py, or public_autograd.py where PyTorch lacks a name that it needs.
 
-autograd.py does where PyTorch has the private names that it needs, public_autograd.py elsewhere.
+Both have `attention` and `attention_jvp` of checked operands.
 """
 
 import torch

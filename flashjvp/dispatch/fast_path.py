@@ -44,11 +44,12 @@ def keep(
 
     The mask and its tangent alone may have been viewed.
     """
-    key = _key(operator, tensors, options, enable_gqa)
+    if (key := _key(operator, tensors, options, enable_gqa)) is None:
+        return
     changed: dict[str, Any] = {
         name: (x, y) for name, x, y in zip(canonical._fields, tensors, canonical, strict=True) if x is not y
     }  # fmt: skip
-    if key is None or not changed.keys() <= {"mask", "mask_t"} or any(x.dtype != y.dtype for x, y in changed.values()):
+    if not changed.keys() <= {"mask", "mask_t"} or any(x.dtype != y.dtype for x, y in changed.values()):
         return
     device = canonical.q.device.type
     if device not in KEYSETS:  # a meta tensor, say

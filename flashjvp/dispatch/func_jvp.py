@@ -1,4 +1,4 @@
-"""Lowers `attention` under torch.func.jvp to `attention_jvp`, without functorch's way through the dispatcher.
+"""Calls `attention_jvp` for `attention` under torch.func.jvp: one launch, and no way through functorch's dispatcher.
 
 It unwraps primals and tangents, leaves the transform, calls `attention_jvp`, enters the transform again and wraps o and
 o_t into a dual tensor. functorch itself would wrap the arguments at every level and enter Python twice.
@@ -15,7 +15,7 @@ from . import derivatives
 
 Maybe = Tensor | None
 # Numbers compare in a third of the time that members of this enumeration take.
-_JVP = _torch.TransformType.Jvp.value if derivatives.BY_LEVEL and _torch.CAN_LOWER_JVP else None
+_JVP = _torch.TransformType.Jvp.value if derivatives.BY_LEVEL and _torch.CAN_CALL_BELOW_JVP else None
 
 
 def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Any]) -> Tensor | None:
@@ -23,7 +23,7 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
 
     `attention_jvp` takes q, k, v, q_t, k_t, v_t and is called below the transform.
     """
-    if _JVP is None or not _torch.transforms_active() or _torch.is_watched() or _torch.dispatch_modes_active():
+    if _JVP is None or not _torch.transforms_active() or _torch.is_watched() or _torch.dispatch_modes():
         return None
     transform = _torch.innermost_transform()
     if transform.key().value != _JVP or not all([type(x) is Tensor for x in tensors]):
@@ -37,7 +37,7 @@ def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequ
     primals = [_torch.unwrap_level(x, level) for x in tensors]
     layer = _torch.pop_transform()
     try:
-        with marked("lowered"):
+        with marked("below_jvp"):
             o, o_t = attention_jvp(*primals, *tangents)
     finally:
         _torch.push_transform(layer)

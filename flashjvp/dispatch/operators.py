@@ -26,7 +26,7 @@ Bound = Callable[[Sequence[Maybe]], Any]
 def _of_backend(operator: Operator, operands: Any, options: Options) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The backend's function that computes an operator, and the options as it takes them."""
     q, v = operands.q, operands.v
-    module = select.resolve(options.backend, q.device, q.dtype, select.is_wide(q, v))
+    module = select.serving(options.backend, q, v)
     # mutate: return getattr module
     return getattr(module, operator.name), options.of_backend(q)
 
@@ -55,23 +55,25 @@ def _without_autocast(run: Bound) -> Bound:
     return excluding
 
 
-def prepared(operator: Operator, args: Sequence[Any]) -> Callable[[], Any]:
-    """The backend's function that computes an operator, with the operator's arguments filled in."""
-    operands, options, wanted = operator.split(args)
+def prepared(operator: Operator, operands: Any, options: Options, wanted: Sequence[Any]) -> Callable[[], Any]:
+    """The backend's function that computes an operator, filled in with what `Operator.split` gives."""
     function, rest = _of_backend(operator, operands, options)
     return functools.partial(function, *operands, *rest, *map(tuple, wanted))
 
 
-def without_none(operator: Operator, args: Sequence[Any], results: Sequence[Maybe]) -> Any:
+def without_none(operator: Operator, operands: Any, results: Sequence[Maybe]) -> Any:
     """The results as a dispatcher operator returns them: an empty tensor for each gradient that is None."""
     if not operator.is_backward:
         return results
-    q = args[operator.operands._fields.index("q")]
-    return tuple([q.new_empty(0) if grad is None else grad for grad in results])
+    return tuple([operands.q.new_empty(0) if grad is None else grad for grad in results])
 
 
 def _implementation(operator: Operator) -> Callable[..., Any]:
-    return lambda *args: without_none(operator, args, prepared(operator, args)())
+    def implementation(*args: Any) -> Any:
+        operands, options, wanted = operator.split(args)
+        return without_none(operator, operands, prepared(operator, operands, options, wanted)())
+
+    return implementation
 
 
 # Fake rules: shapes, dtypes and strides of the results.

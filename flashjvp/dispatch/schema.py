@@ -4,8 +4,6 @@ An operator takes the tensors of a record and the options (operands.py); a backw
 `wanted`. Those that are not come back as empty tensors, because a dispatcher operator cannot return None.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import torch
@@ -19,23 +17,21 @@ _TYPES: dict[Any, str] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
 class Operator:
     """One operator: the dispatcher's handle for it, and what it takes.
 
     A backend's function of the same name computes it.
     """
 
-    name: str
-    operands: type[Any]
-    is_backward: bool
-    handle: Any
+    def __init__(self, name: str, operands: type[Any], is_backward: bool, handle: Any) -> None:
+        self.name, self.operands, self.is_backward, self.handle = name, operands, is_backward, handle
+        self._tensors = len(operands._fields)
+        self._end = self._tensors + len(Options._fields)
 
-    def split(self, args: Sequence[Any]) -> tuple[Any, Options, tuple[Any, ...]]:
+    def split(self, args: tuple[Any, ...]) -> tuple[Any, Options, tuple[Any, ...]]:
         """Arguments of the operator as its tensors by name, its options, and what follows: (), or (wanted,)."""
-        tensors = len(self.operands._fields)
-        end = tensors + len(Options._fields)
-        return self.operands(*args[:tensors]), Options(*args[tensors:end]), tuple(args[end:])
+        tensors, end = self._tensors, self._end
+        return self.operands._make(args[:tensors]), Options._make(args[tensors:end]), args[end:]
 
 
 def _define(name: str, operands: type[Any], results: int, is_backward: bool = False) -> Operator:

@@ -1,4 +1,4 @@
-"""Which tensors of an operator carry a tangent at the present level: they are asked here, and nothing is computed."""
+"""Tells which tensors of an operator carry a tangent at the present level. Nothing is computed here."""
 
 import sys
 from collections.abc import Sequence

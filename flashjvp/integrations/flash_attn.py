@@ -55,9 +55,14 @@ def _standing_for(name: str, stock: Function) -> Function:
 
         if "varlen" not in name:
             return attention(q, k, v)
-        of_q = given["cu_seqlens" if "cu_seqlens" in given else "cu_seqlens_q"].tolist()
-        of_k = of_q if "cu_seqlens" in given else given["cu_seqlens_k"].tolist()
-        return packed.attention(q, k, v, of_q, of_k, attention)
+        of_q = given["cu_seqlens" if "cu_seqlens" in given else "cu_seqlens_q"]
+        of_k = of_q if "cu_seqlens" in given else given["cu_seqlens_k"]
+        if given.get("dropout_p", 0.0) == 0.0:
+            rest = (given.get("causal", False), given.get("softmax_scale"))
+            o = packed.by_varlen(context, name, q, k, v, of_q, of_k, *rest)
+            if o is not None:
+                return o
+        return packed.by_lengths(q, k, v, of_q.tolist(), of_k.tolist(), attention)
 
     return function
 

@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import ArgumentTypeError, ArgumentValueError
 from . import (
     active,
+    batch_counts,
     checkpointing,
     flash_attn,
     functional_jvp,
@@ -40,6 +41,7 @@ def replacements() -> Mapping[Function, Function]:
         multihead.STOCK_FAST_PATH: multihead.get_fastpath_enabled,
         checkpointing.STOCK: checkpointing.checkpoint,
         functional_jvp.STOCK: functional_jvp.jvp,
+        **batch_counts.replacements(),
         **flash_attn.PACKAGE.replacements(),
         **xformers.PACKAGE.replacements(),
     }

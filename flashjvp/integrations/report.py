@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _torch
 from ..backends import select
+from . import like_attention
 
 _DEEPEST = 40  # frames between attention and the module that calls it
 _FRUITLESS = 64  # calls for each module that is looked for, after which nobody looks any more
@@ -72,7 +73,7 @@ class Recorder:
     def __init__(self, model: nn.Module | None) -> None:
         self._counts: dict[tuple[Any, ...], int] = {}
         self._lock = threading.Lock()
-        self._names = {id(module): name or "(the model)" for name, module in _like_attention(model)}
+        self._names = {id(module): name or "(the model)" for name, module in like_attention.modules(model)}
         self._reached: set[str] = set()
         self._looks = _FRUITLESS * len(self._names)
         self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
@@ -138,22 +139,6 @@ class Recorder:
             if frame.f_back is None:
                 return
             frame = frame.f_back
-
-
-def _like_attention(model: nn.Module | None) -> list[tuple[str, nn.Module]]:
-    """The modules of a model whose class is named after attention and that hold no other such module."""
-    if model is None:
-        return []
-    found = [(name, module) for name, module in model.named_modules() if "attention" in _class_name(module)]
-    found += [(name, module) for name, module in model.named_modules() if _class_name(module).endswith("attn")]
-    return [
-        (name, module) for name, module in found
-        if not any(other is not module and other in set(module.modules()) for _, other in found)
-    ]  # fmt: skip
-
-
-def _class_name(module: nn.Module) -> str:
-    return type(module).__name__.lower()
 
 
 @_torch.once_a_trace

@@ -53,7 +53,14 @@ def _attention(stock: Function) -> Function:
         q, k, v = (x.unsqueeze(2) if one_head else x for x in (query, key, value))
         if kind in _PACKED:
             starts = (attn_bias.q_seqinfo.seqstart_py, attn_bias.k_seqinfo.seqstart_py)
-            o = packed.attention(q[0], k[0], v[0], *starts, attention).unsqueeze(0)
+            found = None
+            if p == 0.0 and (kind != "BlockDiagonalCausalMask" or starts[0] == starts[1]):
+                of_q, of_k = (torch.tensor(x, dtype=torch.int32) for x in starts)
+                causal = kind != "BlockDiagonalMask"
+                found = packed.by_varlen(context, NAME, q[0], k[0], v[0], of_q, of_k, causal, scale)
+            if found is None:
+                found = packed.by_lengths(q[0], k[0], v[0], *starts, attention)
+            o = found.unsqueeze(0)
         else:
             o = attention(q, k, v)
         return o.squeeze(2) if one_head else o

@@ -74,17 +74,18 @@ def select_rows(x, batch, head, batch_shape, start, REGULAR: tl.constexpr):
 
 @triton.jit
 def _chunk_pointers(x, first, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, REGULAR: tl.constexpr):
+    ptr, row_stride = x
     columns = START + tl.arange(0, WIDTH)
     rows = tl.arange(0, ROWS)
     if REGULAR:
         # Unsigned, because sign extensions of the offsets and strides would take registers through whole loops.
-        VECTOR: tl.constexpr = 128 // x[0].dtype.element_ty.primitive_bitwidth
-        stride = x[1].to(tl.uint32)
-        tile = tl.multiple_of(x[0] + tl.cast(first, tl.uint32).to(tl.uint64) * stride, 16)
+        VECTOR: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
+        stride = row_stride.to(tl.uint32)
+        tile = tl.multiple_of(ptr + tl.cast(first, tl.uint32).to(tl.uint64) * stride, 16)
         offsets = tl.multiple_of(rows.to(tl.uint32) * stride, VECTOR)[:, None] + columns[None, :].to(tl.uint32)
     else:
-        tile = x[0] + tl.cast(first, tl.int64) * x[1]
-        offsets = (rows.to(tl.int64) * x[1])[:, None] + columns[None, :]
+        tile = ptr + tl.cast(first, tl.int64) * row_stride
+        offsets = (rows.to(tl.int64) * row_stride)[:, None] + columns[None, :]
     return tile + offsets, rows, columns
 
 
@@ -255,16 +256,19 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
     multiples of 16 elements less than 2^23 apart, which makes its loads wide, whether it is additive, and whether a
     row may be without a key, by a mask or otherwise.
     """
-    if MASK_LAYOUT[1]:
-        stride = tl.cast(mask[1], tl.uint32)
+    COLUMN_STRIDE: tl.constexpr = MASK_LAYOUT[0]
+    ALIGNED: tl.constexpr = MASK_LAYOUT[1]
+    first, row_stride = mask
+    if ALIGNED:
+        stride = tl.cast(row_stride, tl.uint32)
         # mutate: tile
-        tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride + tl.cast(n0, tl.uint32), 16)
+        tile = tl.multiple_of(first + tl.cast(m0, tl.uint32).to(tl.uint64) * stride + tl.cast(n0, tl.uint32), 16)
         # mutate: offsets
         offsets = tl.multiple_of(row.to(tl.uint32) * stride, (16, 16)) + column.to(tl.uint32)
         inside = (row < M - m0) & (column // 16 < (N - n0) // 16)  # mutate: inside
     else:
-        tile = mask[0] + tl.cast(m0, tl.int64) * mask[1] + n0 * MASK_LAYOUT[0]
-        offsets = row.to(tl.int64) * mask[1] + column * MASK_LAYOUT[0]
+        tile = first + tl.cast(m0, tl.int64) * row_stride + n0 * COLUMN_STRIDE
+        offsets = row.to(tl.int64) * row_stride + column * COLUMN_STRIDE
         inside = (row < M - m0) & (column < N - n0)
     return tl.load(tile + offsets, mask=inside, other=0)
 
@@ -283,8 +287,7 @@ def biased_scores(
     s, scale, mask, m0, n0, row, column, M, N, at_border,
     MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
 ):  # fmt: skip
-    """The scores (1) of products `s`: scaled, with the mask and, `at_border`, the end of the keys (EDGE) and the causal
-    diagonal (DIAGONAL).
+    """The scores (1) of products `s`: scaled, masked and, `at_border`, with the key end (EDGE) and DIAGONAL.
 
     In base 2, but with an additive mask in nats: times log2(e) a finite bias may be infinite, and its rounding would
     not be that of dense attention. The multiply-add is one instruction here and in the backward pass, since P there has
@@ -294,7 +297,8 @@ def biased_scores(
     orientation. One loop that branches here takes fewer registers than a loop over the full tiles and a second one over
     those at a border.
     """
-    if MASK_LAYOUT[2]:
+    ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
+    if ADDITIVE:
         bias = load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT)
         s = s * scale + bias.to(tl.float32)  # mutate: s (1)
     else:

@@ -9,7 +9,7 @@ import torch
 
 from bench import host
 from bench.cases import make_inputs, require_gradients
-from bench.in_turns import case_of
+from bench.interleaved import case_of
 from bench.measure import host_samples_us
 from reports.host_times import HOST_COLUMNS, host_table
 

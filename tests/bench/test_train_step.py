@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import train_step
+from flashjvp_commands.ending import status_of
 from reports.training_tables import STEP_COLUMNS, step_table
 from tests.tvm_ref.runs import together
 from tvm_ref.training.batches import Batches
@@ -75,11 +76,15 @@ def test_synthetic_items_fit_every_preset(preset: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--steps", "0"], "--steps: expected at least 1, got 0"), (["--accumulate", "3"], "cannot be split evenly")],
+    [
+        (["--steps", "0"], "--steps: expected a whole number of at least 1, got '0'"),
+        (["--accumulate", "3"], "cannot be split evenly"),
+    ],
 )
 def test_what_cannot_be_measured_is_said(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_step.main([*SMALL, *arguments, "--out", str(tmp_path / "rows.csv")]) == 2
-    assert message in capsys.readouterr().out
+    assert status_of(lambda: train_step.main([*SMALL, *arguments, "--out", str(tmp_path / "rows.csv")])) == 2
+    said = capsys.readouterr()
+    assert message in said.out + said.err
     assert not (tmp_path / "rows.csv").exists()

@@ -1,5 +1,6 @@
 """The programs of examples/ run as a user runs them, and their losses fall."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,9 @@ def test_every_example_is_tested() -> None:
 def test_the_loss_falls(name: str) -> None:
     pytest.importorskip(EXAMPLES[name])
     program = f"import {name}; print('losses', *{name}.main())"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "examples", capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command, folder = [sys.executable, "-c", program], ROOT / "examples"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = re.search(r"^losses (.*)$", done.stdout, flags=re.MULTILINE)
     assert found is not None

@@ -82,7 +82,9 @@ def test_compiled(client: Client) -> None:
 
 @each("transformers ViT", "nn.TransformerEncoder")
 def test_compiled_by_inductor(client: Client) -> None:
-    assert compiled(client, "inductor") < BAR
+    """Without its caches: programs there call operators as these were when an earlier process compiled them."""
+    with torch.compiler.config.patch(force_disable_caches=True):
+        assert compiled(client, "inductor") < BAR
 
 
 @each(

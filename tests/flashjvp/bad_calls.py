@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ def qkv(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
 
 def good() -> dict[str, Any]:
     return qkv(x(B, H, M, D), x(B, H, N, D), x(B, H, N, D))
+
+
+def of_mask(tangent: Any) -> dict[str, Any]:
+    return {"attn_mask": x(M, N), "attn_mask_t": tangent}
 
 
 def of_dtype(dtype: torch.dtype) -> Callable[[], dict[str, Any]]:
@@ -97,6 +102,9 @@ BOTH = [
     ),
     Bad("scale nan", lambda: {"scale": float("nan")}, VALUE, "scale", "a finite number", "nan"),
     Bad("scale inf", lambda: {"scale": float("-inf")}, VALUE, "scale", "a finite number", "-inf"),
+    Bad("scale too large", lambda: {"scale": 10**400}, VALUE, "scale", "a finite number", "float64 cannot hold"),
+    Bad("scale of digits", lambda: {"scale": -(10**5000)}, VALUE, "scale", "a finite number", "float64 cannot hold"),
+    Bad("scale fraction", lambda: {"scale": Fraction(10**400, 3)}, VALUE, "scale", "finite", "float64 cannot hold"),
     Bad("backend int", lambda: {"backend": 1}, TYPE, "backend", "'tiled'", "int"),
     Bad("backend name", lambda: {"backend": "cudnn"}, VALUE, "backend", "'tiled'", "'cudnn'"),
     # ranks and shapes
@@ -168,22 +176,15 @@ BOTH = [
     Bad("mask double", lambda: {"attn_mask": x(M, N).double()}, TYPE, "attn_mask", "the dtype of q", "torch.float64"),
     Bad("mask device", lambda: {"attn_mask": x(M, N, device="meta")}, VALUE, "attn_mask", "the device of q", "meta"),
     Bad("mask sparse", lambda: {"attn_mask": x(M, N).to_sparse()}, UNSUPPORTED, "attn_mask", "strided", "sparse_coo"),
-]  # fmt: skip
-PLAIN_ONLY = [
+    # dropout
     Bad("dropout 1", lambda: {"dropout_p": 1.01}, VALUE, "dropout_p", "[0, 1]", "1.01"),
     Bad("dropout negative", lambda: {"dropout_p": -0.5}, VALUE, "dropout_p", "[0, 1]", "-0.5"),
     Bad("dropout nan", lambda: {"dropout_p": float("nan")}, VALUE, "dropout_p", "[0, 1]", "nan"),
+    Bad("dropout digits", lambda: {"dropout_p": 10**5000}, VALUE, "dropout_p", "[0, 1]", "float64 cannot hold"),
     Bad("dropout None", lambda: {"dropout_p": None}, TYPE, "dropout_p", "a real number", "NoneType"),
     Bad("dropout vector", lambda: {"dropout_p": torch.zeros(1)}, TYPE, "dropout_p", "0-dim tensor", "shape [1]"),
-    Bad(
-        "dropout gradient",
-        lambda: {"dropout_p": x(requires_grad=True)},
-        UNSUPPORTED,
-        "dropout_p",
-        "no gradient",
-        "True",
-    ),
-]
+    Bad("dropout gradient", lambda: {"dropout_p": x(requires_grad=True)}, UNSUPPORTED, "dropout_p", "gradient", "True"),
+]  # fmt: skip
 JVP_ONLY = [
     Bad("q_t bool", lambda: {"q_t": True}, TYPE, "q_t", "a tensor", "bool"),
     Bad("v_t list", lambda: {"v_t": []}, TYPE, "v_t", "a tensor", "list"),
@@ -194,6 +195,14 @@ JVP_ONLY = [
     Bad("k_t float8", lambda: {"k_t": x(B, H, N, D).to(torch.float8_e5m2)}, TYPE, "k_t", "float32", "float8_e5m2"),
     Bad("v_t device", lambda: {"v_t": x(B, H, N, D, device="meta")}, VALUE, "v_t", "the device of q, cpu", "meta"),
     Bad("k_t sparse", lambda: {"k_t": x(B, H, N, D).to_sparse()}, UNSUPPORTED, "k_t", "torch.strided", "sparse_coo"),
+    Bad("mask as q_t", lambda: {"q_t": x(M, N)}, VALUE, "q_t", "the shape of q", "[6, 5]: a mask is given as"),
+    Bad("bool as q_t", lambda: {"q_t": x(N) > 0}, TYPE, "q_t", "the dtype of q", "torch.bool"),
+    Bad("mask as q_t, bool", lambda: {"q_t": x(1, N) > 0}, TYPE, "q_t", "the dtype of q", "given as attn_mask"),
+    Bad("mask_t list", lambda: of_mask([0.0]), TYPE, "attn_mask_t", "a tensor", "list"),
+    Bad("mask_t dtype", lambda: of_mask(x(M, N).double()), TYPE, "attn_mask_t", "torch.float32", "torch.float64"),
+    Bad("mask_t shape", lambda: of_mask(x(N)), VALUE, "attn_mask_t", "the shape of attn_mask, [6, 5]", "[5]"),
+    Bad("mask_t device", lambda: of_mask(x(M, N, device="meta")), VALUE, "attn_mask_t", "cpu", "meta"),
+    Bad("mask_t alone", lambda: {"attn_mask_t": x(M, N)}, VALUE, "attn_mask_t", "a float attn_mask", "no mask"),
 ]  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_unaligned_rows_of_half_types_are_read_in_wide_chunks(d: int, dv: int) -
     columns: list[Any] = []
 
     def watched(original: Callable[..., None], call: Any, kernel: Any, *rest: Any, **constants: Any) -> None:
-        columns.append(call._taken(kernel, {name: x for name, x in constants.items() if name.isupper()}))
+        columns.append(call.constants(constants))
         original(call, kernel, *rest, **constants)
 
     with replaced.launch(watched):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -143,11 +144,14 @@ def test_a_measured_pair_is_told_from_others(machine: Callable[..., None], monke
         assert "flashjvp has nothing faster" in str(explanation)
 
 
-@interpreted
-@pytest.mark.parametrize("d", [64, 72])
-@pytest.mark.parametrize("tangents", ["qkv", ""])
-def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
-    """The portable kernels, in the interpreter."""
+def test_it_takes_what_attention_jvp_takes() -> None:
+    of_call, of_explain = (inspect.signature(f).parameters for f in (flashjvp.attention_jvp, flashjvp.explain))
+    assert of_call == of_explain
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[dict[str, dict[str, int]]]:
+    """The tile of each family of portable kernels that is launched."""
     launched: dict[str, dict[str, int]] = {}
 
     def launch(original: Callable[..., None], *given: Any, **constants: Any) -> None:
@@ -156,12 +160,59 @@ def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
         launched[family] = {name: size for name, size in tile._asdict().items() if size}
         original(*given, **constants)
 
+    with replaced.launch(launch):
+        yield launched
+
+
+@interpreted
+@pytest.mark.parametrize("learned", ["mask", "tangent", ""])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_the_tiles_of_masks_and_dropout_are_those_that_are_launched(learned: str, dropout_p: float) -> None:
+    q, k, v = (torch.randn(1, 1, 9, 16, requires_grad=True) for _ in range(3))
+    mask = torch.randn(9, 9, requires_grad=learned == "mask")
+    tangents = {f"{name}_t": x.detach() for name, x in (("q", q), ("k", k), ("v", v))}
+    tangents["attn_mask_t"] = torch.randn(9, 9, requires_grad=learned == "tangent")
+    call = {"attn_mask": mask, "dropout_p": dropout_p, "backend": "triton", **tangents}
+    state = torch.get_rng_state()
+    explained = flashjvp.explain(q, k, v, **call)
+    assert torch.equal(torch.get_rng_state(), state)
+    with watched() as launched:
+        o, o_t = flashjvp.attention_jvp(q, k, v, **call)
+        (o + o_t).sum().backward()
+    assert explained.tiles == launched and ("backward_bias" in launched) == bool(learned)
+
+
+def test_dropout_keeps_the_warp_specialised_kernels_off() -> None:
+    with every_release_verified():
+        found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), dropout_p=torch.tensor(0.1), backend="triton")
+    assert found.kernels == "portable" and found.why_not_faster[0].startswith("dropout")
+
+
+def test_dropout_and_a_masks_tangent_have_forward_tiles_of_their_own() -> None:
+    q, k, v = qkv(2, 4, 100, 128, **HALF)
+    mask = torch.empty(100, 100, **HALF)
+
+    def tile(**options: Any) -> dict[str, int]:
+        return dict(flashjvp.explain(q, k, v, q, k, v, backend="triton", **options).tiles["forward"])
+
+    plain = tile(attn_mask=mask)
+    assert tile(attn_mask=mask, attn_mask_t=mask) == tile(dropout_p=0.1) != plain
+    own = schedule.WITH_OPTIONS["sm_90", "half", "forward", 128]
+    assert tile(dropout_p=0.1) == own._asdict()
+    assert plain == schedule.TABLES["sm_90"]["half"]["forward"][128]._asdict()
+
+
+@interpreted
+@pytest.mark.parametrize("d", [64, 72])
+@pytest.mark.parametrize("tangents", ["qkv", ""])
+def test_the_tiles_are_those_that_are_launched(d: int, tangents: str) -> None:
+    """The portable kernels, in the interpreter."""
     cotangents = ("o", "o_t") if tangents else ("o",)
     case = Case(
         "tiles", batch=(1,), q_heads=1, kv_heads=1, m=9, n=9, d=d, dv=d, tangents=(*tangents,), cotangents=cotangents
     )
     inputs = make_inputs(case, torch.float32)
-    with replaced.launch(launch):
+    with watched() as launched:
         run(inputs, "triton")
     explained = flashjvp.explain(
         inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t, scale=inputs.c, backend="triton"

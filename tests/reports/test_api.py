@@ -100,6 +100,12 @@ def test_every_exported_name_has_its_entry() -> None:
     assert sorted(headings) == sorted(flashjvp.__all__)
 
 
+def test_what_other_packages_are_served_by_has_its_entry() -> None:
+    for package in ("transformers", "diffusers"):
+        entry = api.PAGE.read_text().split(f"\n## integrations.{package}.register\n")[1].split("\n## ")[0]
+        assert f"{package} is not installed" in entry
+
+
 @pytest.mark.parametrize("name", flashjvp.__all__)
 def test_every_word_of_a_docstring_is_on_the_page(name: str) -> None:
     (node,) = [node for node in api.exported(api.PACKAGE) if node.name == name]

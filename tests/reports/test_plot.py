@@ -153,10 +153,18 @@ def test_a_peer_without_attention_without_a_jvp_is_not_named_for_it() -> None:
     assert "PyTorch math without JVP" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_a_series_of_one_point_is_seen() -> None:
-    shape: Any = {"heads": 4, "kv_heads": 4, "causal": False, "queries": 128, "keys": 128}
-    figure = draw_lines([*rows_of(LENGTHS), make_row(provider="flashjvp", mode="plain-fwd", **shape)], LATENCY)
+def test_a_series_that_was_asked_for_at_one_length_makes_no_line_and_is_left_out() -> None:
+    shape: Any = {"heads": 4, "kv_heads": 4, "causal": False}
+    one = make_row(provider="flashjvp", mode="plain-fwd", queries=LENGTHS[0], keys=LENGTHS[0], **shape)
+    figure = draw_lines([*rows_of(LENGTHS), one], LATENCY)
+    assert "flashjvp without JVP" not in [text.get_text() for text in figure.legends[0].get_texts()]
+    others = [failed(provider="flashjvp", mode="plain-fwd", queries=n, keys=n, status="oom") for n in LENGTHS[1:]]
+    figure = draw_lines([*rows_of(LENGTHS), one, *others], LATENCY)
     assert lines_of(figure.axes[0])["flashjvp without JVP"].get_marker() not in ("", "None")
+
+
+def test_a_sweep_of_one_length_has_no_figure_of_speed_ups() -> None:
+    assert has_speedup(rows_of(LENGTHS)) and not has_speedup(rows_of(LENGTHS[:1]))
 
 
 def test_partial_modes_are_drawn_beside_the_whole_ones() -> None:

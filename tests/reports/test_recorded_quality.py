@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from reports.build import DATA
+from reports.training_tables import FIGURES
 from tvm_ref.training.presets import PRESETS
 from verify.budget.network_tolerance import training_budget
 
@@ -25,7 +26,7 @@ def recorded(preset: str) -> pd.DataFrame:
 def test_figures_are_of_one_run_of_the_preset_as_it_is(preset: str) -> None:
     figures, run = recorded(preset), PRESETS[preset]().run
     assert list(figures["nfe"]) == NFE
-    same = figures.drop(columns=[name for name in ("nfe", "accuracy", "frechet", "w2") if name in figures])
+    same = figures.drop(columns=[name for name in ("nfe", *FIGURES) if name in figures])
     assert len(same.drop_duplicates()) == 1
     first = figures.iloc[0]
     measured = (first["preset"], first["steps"], first["seed"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import flashjvp
 from flashjvp.backends import reference, tiled
@@ -83,3 +84,14 @@ def test_host_time_of_forward_mode(benchmark: Any, transform: str) -> None:
         "plain": lambda: (flashjvp.attention(q, k, v),),
     }
     assert all_finite(benchmark(calls[transform]))
+
+
+@pytest.mark.parametrize("way", ["always", "jvp", "attention"])
+def test_host_time_of_a_replaced_call(benchmark: Any, way: str) -> None:
+    """What swapping costs, beside attention itself; "jvp" leaves this call to PyTorch."""
+    q, k, v = make(TINY)[:3]
+    if way == "attention":
+        assert benchmark(lambda: flashjvp.attention(q, k, v)).shape == TINY
+        return
+    with flashjvp.replaced(when=way):
+        assert benchmark(lambda: F.scaled_dot_product_attention(q, k, v)).shape == TINY

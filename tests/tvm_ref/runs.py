@@ -29,7 +29,7 @@ from tvm_ref.training.trainer import Trainer
 
 CHILDREN = multiprocessing.get_context("forkserver")
 # Modules that a run imports lazily; they must be preloaded after this one.
-LATER = ["torch.utils.tensorboard", "torch._dynamo", "safetensors.torch", "flashjvp.backends.tiled", "numpy.random"]
+LATER = ["torch.utils.tensorboard", "torch._dynamo", "flashjvp.backends.tiled", "numpy.random", "tvm_ref.evaluate"]
 CHILDREN.set_forkserver_preload(["tests.tvm_ref.runs", *LATER])
 PATIENCE_SECONDS = 120  # a child that takes longer is considered hung
 LAST_WORDS_SECONDS = 10  # this long before that limit, a child prints the stacks of its threads

@@ -110,6 +110,7 @@ def test_a_published_module_gives_weights_that_load_strictly(tmp_path: Path, com
     assert all(map(torch.equal, loaded.state_dict().values(), network.state_dict().values()))
     with safe_open(weights, "pt") as file:
         assert json.loads(file.metadata()["dit_config"]) == asdict(CONFIG)
+    assert weights.stat().st_mode == pickled.stat().st_mode  # safetensors makes files for their owner alone
     assert not executed.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pkl", "weights.safetensors"]
 

@@ -28,6 +28,7 @@ from verify.budget.metric_tolerance import flow_bound, frechet_change, single_pr
 
 MOMENTS = Moments(torch.full((6,), 128.0, dtype=torch.float64), torch.eye(6, dtype=torch.float64) * 9)
 CONTEXT = {"cycle_error_t0.25", "cycle_error_t0.5", "cycle_error_t1"}
+FLOORS = [f"{figure}_bootstrap" for figure in ("frechet", "precision", "recall", "variance")]
 
 
 class Known(torch.nn.Module):
@@ -67,7 +68,7 @@ def test_digits_of_a_network_that_knows_one_digit_of_each_class() -> None:
     model = Known(config, to_digit)
     result = evaluate(model, training(config, DataConfig()), settings(nfe=(1, 2)))
     assert result.samples == 1797 and list(result.by_nfe) == [1, 2]
-    assert result.context.keys() == {"judge_accuracy"} | CONTEXT and result.context["judge_accuracy"] > 0.98
+    assert result.context.keys() == {"judge_accuracy", *FLOORS} | CONTEXT and result.context["judge_accuracy"] > 0.98
     assert all(np.isfinite(value) for value in result.context.values())
     samples = one_each[torch.from_numpy(real.labels)].flatten(1)
     exact = frechet_distance(samples, torch.from_numpy(real.images).flatten(1))
@@ -89,7 +90,11 @@ def test_toys_are_compared_with_fresh_points() -> None:
     chosen = settings(nfe=(1, 2), samples=64)
     result = evaluate(model, training(config, DataConfig(name="eight_gaussians")), chosen)
     fresh = [torch.from_numpy(toy_points("eight_gaussians", 64, seed)) for seed in (1, 2)]
-    assert result.by_nfe[1] == {"w2": wasserstein2(torch.zeros(64, 2), fresh[0])}
+    assert result.by_nfe[1]["w2"] == wasserstein2(torch.zeros(64, 2), fresh[0])
+    assert [result.by_nfe[1][figure] for figure in ("precision", "recall", "variance")] == [0, 0, 0]
+    floors = precision_recall(fresh[1], fresh[0])
+    assert (result.context["precision_fresh"], result.context["recall_fresh"]) == floors and min(floors) > 0.5
+    assert 0.5 < result.context["variance_fresh"] < 2
     assert 0 < result.by_nfe[2]["w2"] != result.by_nfe[1]["w2"]
     assert result.context["w2_fresh"] == wasserstein2(fresh[1], fresh[0]) and result.samples == 64
 
@@ -233,7 +238,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     run(monkeypatch, checkpoint, "--nfe", "1,2,4", "--samples", "32", "--out", tmp_path / "quality.json")
     written = json.loads((tmp_path / "quality.json").read_text())
     assert written["samples"] == 32 and list(written["nfe"]) == ["1", "2", "4"]
-    assert written["context"].keys() == {"w2_fresh"} | CONTEXT
+    assert written["context"].keys() == {f"{figure}_fresh" for figure in ("w2", "precision", "recall")} | CONTEXT
     # The output layer of a new network is zero: its samples are the noise, in any number of steps.
     assert len({figures["w2"] for figures in written["nfe"].values()}) == 1
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ from tvm_ref.training.presets import PRESETS
 WIDTH = 100
 COMMANDS: dict[str, list[str]] = {
     **{f"train {preset}": ["train", preset] for preset in PRESETS},
-    **{name: [name] for name in ("sample", "evaluate", "encode", "convert")},
+    **{name: [name] for name in ("sample", "evaluate", "encode", "convert", "ema", "export")},
 }
 
 

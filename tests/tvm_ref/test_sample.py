@@ -202,7 +202,6 @@ def test_the_command_for_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (("--nfe", "0"), "steps: expected at least 1"),
         (("--vae", "."), "not trained on latents"),
         (("--out", "pyproject.toml/all.png"), "File exists|Not a directory"),
-        (("--out", "x.jpg"), "out: expected a file that ends with .png or .zip, or a folder"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -223,6 +222,16 @@ def test_a_guidance_scale_that_is_none_is_said_in_one_line(
         run(monkeypatch, tmp_path, "--w", w)
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.startswith("error: w: expected a positive number") and said.count("\n") == 1
+
+
+def test_a_file_of_another_kind_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, tmp_path, "--out", "x.jpg")
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said == "error: out: expected a file that ends with .png or .zip, or a folder, got x.jpg\n"
 
 
 def test_the_command_names_a_checkpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

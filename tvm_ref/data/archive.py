@@ -64,7 +64,7 @@ class _ZipFiles:
             self._zip = zipfile.ZipFile(open_regular(path))
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise DatasetError(f"{path}: not a complete zip file ({error})") from error
-        members = [member for member in self._zip.infolist() if not member.is_dir()]
+        members = [member for member in self._zip.infolist() if not member.filename.endswith("/")]
         self.names = sorted(member.filename for member in members)
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:

@@ -1,14 +1,18 @@
-"""The fingerprint of a data set: enough to tell at resume that it is the one the run began with."""
+"""Fingerprints of data sets, files and weights: enough to tell at resume that they are those the work began with."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from .dataset import Dataset
-from .untrusted import read_settings
+from .untrusted import open_regular, read_settings
 
 Fingerprint = dict[str, Any]
+BLOCK = 2**20
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
@@ -43,6 +47,27 @@ def read_fingerprint(path: Path) -> Fingerprint:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no fingerprint of a data set: expected an object, got {type(found).__name__}")
     return found
+
+
+def digest_of_files(*paths: Path) -> str:
+    """Returns a digest of the contents of files."""
+    digests = []
+    for path in paths:
+        digest = hashlib.sha256()
+        with open_regular(path) as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        digests.append(digest.hexdigest())
+    return digests[0] if len(digests) == 1 else _digest(digests)
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """Returns a digest of the names and values of the parameters and buffers of a network."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digest(values: list[Any]) -> str:

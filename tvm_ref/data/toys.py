@@ -1,5 +1,6 @@
 """Two-dimensional toy distributions: eight Gaussians, two moons, a checkerboard. Nearly all points lie in [-3, 3]^2."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,12 @@ def toy_points(name: ToyName, count: int, seed: int) -> np.ndarray:
     else:
         raise ValueError(f"expected eight_gaussians, moons or checkerboard, got {name!r}")
     return points.astype(np.float32)
+
+
+def nearest_gaussian(points: Tensor) -> Tensor:
+    """Which of the eight Gaussians has its centre nearest to each of the points [n, 2]: int64 [n], 0 to 7."""
+    angle = torch.atan2(points[:, 1], points[:, 0]) * (4 / math.pi)
+    return angle.round().long() % 8
 
 
 def _moons(count: int, seed: int) -> np.ndarray:

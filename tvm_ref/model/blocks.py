@@ -2,7 +2,7 @@
 
 from functools import partial
 from operator import itemgetter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from . import dual
 from .config import DiTConfig
 from .dual import Dual, Maybe
 from .initialise import spectral, zero
+
+if TYPE_CHECKING:
+    from flashjvp.distributed import Sharding
 
 EPS = 1e-6
 
@@ -53,6 +56,7 @@ class Attention(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.heads, self.backend = config.heads, config.attention_backend
+        self.sharding: Sharding | None = None  # how tokens are divided over processes
         self.qkv = spectral(nn.Linear(config.width, 3 * config.width))
         self.q_norm = HeadNorm(config.head_dim) if config.qk_norm else None
         self.k_norm = HeadNorm(config.head_dim) if config.qk_norm else None
@@ -66,7 +70,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q, v.value.dtype), self.k_norm(k, v.value.dtype)
         if detach:
             q, k, v = q.detach_tangent(), k.detach_tangent(), v.detach_tangent()
-        heads = dual.attention(q, k, v, backend=self.backend)
+        heads = dual.attention(q, k, v, backend=self.backend, sharding=self.sharding)
         tokens = heads.map(lambda part: part.transpose(1, 2).flatten(2))
         return dual.linear(tokens, self.proj.weight, self.proj.bias)
 

@@ -41,7 +41,7 @@ class DiTConfig:
     attention_backend: Literal["triton", "tiled", "reference"] | None = None  # None: the fastest available
 
     def __post_init__(self) -> None:
-        require_finite(self, "model")
+        require_finite(self)
         for name in ("image_size", "channels", "patch", "width", "depth", "heads"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.image_size % self.patch == 0, "image_size", f"a multiple of patch = {self.patch}", self.image_size)

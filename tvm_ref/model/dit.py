@@ -8,15 +8,21 @@ The architecture is that of Peebles & Xie, arXiv 2212.09748, with the changes of
 - spectral initialisation
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from . import dual
-from .blocks import DiTBlock, FinalLayer
+from .blocks import Attention, DiTBlock, FinalLayer
 from .config import DiTConfig, require
 from .dual import Dual, Maybe
 from .embeddings import LabelEmbedder, PatchEmbedder, ScalarEmbedder
 from .initialise import position_embedding
+
+if TYPE_CHECKING:
+    from flashjvp.distributed import Sharding
 
 __all__ = ["DiT", "DiTConfig"]
 
@@ -44,6 +50,18 @@ class DiT(nn.Module):
             self.y_embedder = LabelEmbedder(config)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self.watch: Callable[[int, Dual], None] | None = None  # is given the number and the output of every block
+        self.sharding: Sharding | None = None
+
+    def share_tokens(self, sharding: "Sharding") -> None:
+        """From now on each process computes its own tokens of an image, and all of them the same F and F_t.
+
+        Gradients of the parameters are then those of its tokens, for the sum of all processes' losses.
+        """
+        self.sharding = sharding
+        for module in self.blocks.modules():
+            if isinstance(module, Attention):
+                module.sharding = sharding
 
     def forward(
         self,
@@ -82,9 +100,14 @@ class DiT(nn.Module):
             tokens = self.x_embedder(Dual(x, x_t))
             tokens = Dual(tokens.value + self.pos_embed, tokens.tangent)
             condition = self._condition(t, s, labels, beta, t_t, s_t)
-        for block in self.blocks:
+        if (sharding := self.sharding) is not None:
+            tokens = tokens.map(lambda part: sharding.shard(part, 1))
+        for number, block in enumerate(self.blocks):
             tokens = _as_dual(block(tokens.value, condition.value, tokens.tangent, condition.tangent, detach))
-        F, F_t = self.final_layer(tokens, condition)
+            if self.watch is not None:
+                self.watch(number, tokens)
+        output = self.final_layer(tokens, condition)
+        F, F_t = output if sharding is None else output.map(lambda part: sharding.unshard(part, 1))
         F = self._image(F, x.dtype)
         if tangents is None:
             return F

@@ -10,13 +10,16 @@ has a silently wrong gradient (PyTorch 2.13), while the same formula written out
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import flashjvp
+
+if TYPE_CHECKING:
+    from flashjvp.distributed import Sharding
 
 Maybe = Tensor | None
 
@@ -103,11 +106,25 @@ def gelu(x: Dual) -> Dual:
     return Dual(value, torch.ops.aten.gelu_backward(x.tangent, x.value, approximate="tanh"))
 
 
-def attention(q: Dual, k: Dual, v: Dual, *, backend: str | None) -> Dual:
-    """softmax(q k^T / sqrt(D)) v for q, k, v [..., heads, tokens, D]; tangents as in `flashjvp.attention_jvp`."""
+def attention(q: Dual, k: Dual, v: Dual, *, backend: str | None, sharding: "Sharding | None" = None) -> Dual:
+    """softmax(q k^T / sqrt(D)) v for q, k, v [..., heads, tokens, D]; tangents as in `flashjvp.attention_jvp`.
+
+    sharding: how tokens are divided over processes, where those of an image are.
+    """
+    if sharding is not None:
+        return _attention_over_processes(q, k, v, backend, sharding)
     if q.tangent is None and k.tangent is None and v.tangent is None:
         return Dual(flashjvp.attention(q.value, k.value, v.value, backend=backend))
     return Dual(*flashjvp.attention_jvp(q.value, k.value, v.value, q.tangent, k.tangent, v.tangent, backend=backend))
+
+
+def _attention_over_processes(q: Dual, k: Dual, v: Dual, backend: str | None, sharding: "Sharding") -> Dual:
+    from flashjvp import distributed
+
+    values, tangents = (q.value, k.value, v.value), (q.tangent, k.tangent, v.tangent)
+    if all(tangent is None for tangent in tangents):
+        return Dual(distributed.attention(*values, sharding, backend=backend))
+    return Dual(*distributed.attention_jvp(*values, *tangents, sharding, backend=backend))
 
 
 def sinusoids(time: Tensor, tangent: Maybe, frequencies: Tensor) -> Dual:

@@ -23,7 +23,7 @@ class Average:
     """
 
     def __init__(self, average: nn.Module, network: nn.Module, rate: float) -> None:
-        self._average, self._network, self._rate = _local(average), _local(network), rate
+        self._average, self._network, self._rate = local_weights(average), local_weights(network), rate
 
     @torch.no_grad()
     def update(self) -> None:
@@ -31,5 +31,6 @@ class Average:
         torch._foreach_lerp_(self._average, self._network, 1 - self._rate)
 
 
-def _local(module: nn.Module) -> list[torch.Tensor]:
+def local_weights(module: nn.Module) -> list[torch.Tensor]:
+    """The weights of a module, of sharded ones the part of this process. They share memory with the module."""
     return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in module.parameters()]

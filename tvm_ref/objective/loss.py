@@ -70,19 +70,22 @@ class LossConfig:
 
     objective: Literal["tvm", "flow", "meanflow"] = "tvm"  # Terminal Velocity Matching, flow matching, MeanFlow
     w: float = 2.0  # guidance; 1 is none
-    w_random: tuple[float, float] | None = None  # w_min,w_max: beta = 1/w uniform in [1/w_max, 1/w_min], `w` unused
+    w_random: tuple[float, float] | None = None  # w_min,w_max: guidance drawn for each image, `w` unused
+    w_uniform: Literal["beta", "w"] = "beta"  # what is uniform there: beta = 1/w in [1/w_max, 1/w_min], or w itself
     scaled: bool = True  # whether the displacement is (s - t) w F, or (s - t) F
     detach: bool = False  # whether no gradient flows through dF/ds (tvm only)
     label_dropout: float = 0.1  # probability of training an image without its class and with w = 1
 
     def __post_init__(self) -> None:
-        require_finite(self, "loss")
+        require_finite(self)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: expected one of {OBJECTIVES}, got {self.objective!r}")
         if not self.w > 0:
             raise ValueError(f"w: expected a positive number, got {self.w!r}")
         if self.w_random is not None and not 0 < self.w_random[0] <= self.w_random[1]:
             raise ValueError(f"w_random: expected 0 < w_min <= w_max, got {self.w_random!r}")
+        if self.w_uniform not in ("beta", "w"):
+            raise ValueError(f"w_uniform: expected 'beta' or 'w', got {self.w_uniform!r}")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout: expected a probability in [0, 1], got {self.label_dropout!r}")
 
@@ -112,11 +115,18 @@ def make_batch(
 
 
 def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
-    """w [B], float64."""
+    """w [B], float64: constant, or with U uniform in [0, 1)
+
+    1/w = 1/w_max + (1/w_min - 1/w_max) U    (w_uniform = "beta": density of w proportional to 1/w^2)
+    w   = w_min + (w_max - w_min) U          (w_uniform = "w": as the published code of arXiv 2511.19797 draws it)
+    """
     if config.w_random is None:
         return torch.full((count,), config.w, dtype=torch.float64)
-    low, high = 1 / config.w_random[1], 1 / config.w_random[0]
-    return 1 / (low + (high - low) * torch.rand(count, dtype=torch.float64, generator=generator))
+    least, most = config.w_random
+    uniform = torch.rand(count, dtype=torch.float64, generator=generator)
+    if config.w_uniform == "w":
+        return least + (most - least) * uniform
+    return 1 / (1 / most + (1 / least - 1 / most) * uniform)
 
 
 def terms(network: Network, target: Network, batch: Batch, config: LossConfig, *, guidance: bool = True) -> Terms:

@@ -46,7 +46,7 @@ class TimeConfig:
     equal_share: float = 0.0  # probability that s is then set to t; t and s' stay as drawn
 
     def __post_init__(self) -> None:
-        require_finite(self, "times")
+        require_finite(self)
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {KINDS}, got {self.kind!r}")
         for name in ("gap_sigma", "s_sigma", "t_sigma"):

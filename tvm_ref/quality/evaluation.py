@@ -2,26 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.archive import ImageArchive
 from ..data.dataset import BatchOrder, DataConfig, Dataset, open_dataset
 from ..data.digits import real_digits
-from ..data.toys import TRAINING_SEED, ToyName, toy_points
-from ..data.vae import load_vae
+from ..data.toys import TRAINING_SEED, ToyName, nearest_gaussian, toy_points
 from ..model.dit import DiT
 from ..sampling.generate import generate
-from ..sampling.grids import decoded, to_uint8
 from ..sampling.sampler import cycle_error
 from .digit_classifier import DigitJudge
-from .inception import DETECTOR_URL, InceptionDetector
-from .metrics import frechet_distance, precision_recall, wasserstein2
-from .reference import load_moments
+from .diversity import variance_ratio
+from .metrics import precision_recall, wasserstein2
 
 CYCLE_TIMES = (0.25, 0.5, 1.0)
 CYCLE_IMAGES = 64
@@ -37,9 +32,11 @@ class Sampling:
     seed: int
     batch: int
 
-    def draw(self, model: DiT, labels: Tensor, nfe: int) -> Iterator[Tensor]:
+    def draw(self, model: DiT, labels: Tensor, nfe: int, start: int = 0) -> Iterator[Tensor]:
         """Yields batches with one sample for each of `labels`; see `generate`."""
-        return generate(model, labels, w=self.w, steps=nfe, scaled=self.scaled, seed=self.seed, batch=self.batch)
+        return generate(
+            model, labels, w=self.w, steps=nfe, scaled=self.scaled, seed=self.seed, batch=self.batch, start=start
+        )
 
 
 class Evaluation(NamedTuple):
@@ -51,26 +48,40 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_toy(model: DiT, name: ToyName, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
-    """Evaluates a network of 2-D points. w2: exact 2-Wasserstein distance of `count` samples to as many fresh points.
+    """Evaluates a network of 2-D points: the figures of `toy_figures` of `count` samples beside as many fresh points.
 
-    Context: w2_fresh, the same distance between two sets of fresh points, which is what a perfect network reaches on
-    average; and the cycle errors. Fresh points are not training data.
+    Context: the same figures of other fresh points (w2_fresh and so on), which is what a perfect network reaches on
+    average; and the cycle errors. Fresh points are not training data. Raises ValueError for fewer than four samples.
     """
     one, two = (torch.from_numpy(toy_points(name, count, TRAINING_SEED + 1 + i)) for i in range(2))
     labels = torch.zeros(count, dtype=torch.int64)
     by_nfe = {
-        nfe: {"w2": wasserstein2(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]).flatten(1), one)}
+        nfe: toy_figures(name, torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]).flatten(1), one)
         for nfe in nfes
     }
-    context = {"w2_fresh": wasserstein2(two, one), **cycle_errors(model, open_dataset(DataConfig(name=name)), sampling)}
+    context = {f"{figure}_fresh": value for figure, value in toy_figures(name, two, one).items()}
+    context |= cycle_errors(model, open_dataset(DataConfig(name=name)), sampling)
     return Evaluation(count, by_nfe, context)
 
 
+def toy_figures(name: ToyName, points: Tensor, fresh: Tensor) -> dict[str, float]:
+    """Compares points [n, 2] with fresh ones. w2: exact 2-Wasserstein distance; precision and recall.
+
+    Of the eight Gaussians also variance: that around each, over that of the fresh points. Each point counts to the
+    nearest one.
+    """
+    figures = {"w2": wasserstein2(points, fresh), **precision_recall(points, fresh)._asdict()}
+    if name == "eight_gaussians":
+        figures["variance"] = variance_ratio(points, nearest_gaussian(points), fresh, nearest_gaussian(fresh))
+    return figures
+
+
 def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
-    """Evaluates a network of digits: accuracy and frechet of `DigitJudge` for `count` samples.
+    """Evaluates a network of digits: the figures of `DigitJudge` for `count` samples.
 
     The samples have the labels of the real digits, repeated as needed. Context: the classifier's accuracy on held-out
-    digits, and the cycle errors.
+    digits; the figures but accuracy of real digits drawn with replacement (frechet_bootstrap and so on); and the cycle
+    errors. Raises ValueError for samples too few to have neighbours, or two of a class.
     """
     judge = DigitJudge()
     labels = torch.from_numpy(np.resize(real_digits().labels, count))
@@ -78,67 +89,10 @@ def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sam
     for nfe in nfes:
         quality = judge.judge(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]), labels)
         by_nfe[nfe] = quality._asdict()
-    dataset = open_dataset(DataConfig(name="digits"))
-    return Evaluation(
-        count, by_nfe, {"judge_accuracy": judge.held_out_accuracy, **cycle_errors(model, dataset, sampling)}
-    )
-
-
-def evaluate_images(
-    model: DiT,
-    data: DataConfig,
-    nfes: tuple[int, ...],
-    count: int,
-    sampling: Sampling,
-    *,
-    inception: Path | None,
-    reference: Path | None,
-    reference_images: Path | None,
-    vae: Path | None,
-) -> Evaluation:
-    """Evaluates a network of images or latents: FID, and with reference images precision and recall.
-
-    Draws `count` samples with labels uniform over the classes. reference: reference statistics for FID.
-    reference_images: `count` of them (or all, if fewer), chosen by the seed, are compared with; without `reference`,
-    FID uses them too. All files are loaded and checked before the first sample is drawn. Context: the cycle errors.
-
-    Raises FileNotFoundError and ValueError that say which option to give or what to download.
-    """
-    device = next(model.parameters()).device
-    if inception is None:
-        raise ValueError(f"FID needs Inception weights: fetch {DETECTOR_URL} and pass --inception FILE")
-    if reference is None and reference_images is None:
-        raise ValueError("FID needs --reference (statistics, .npz or .pkl) or --reference-images (zip file or folder)")
-    if (data.latents is not None) != (vae is not None):
-        expected = "needs --vae FOLDER to decode them" if data.latents is not None else "takes no --vae"
-        raise ValueError(f"a network of {'latents' if data.latents is not None else 'images'} {expected}")
-    detector = InceptionDetector(inception, device)
-    moments = load_moments(reference) if reference is not None else None
-    archive = ImageArchive(reference_images, 0) if reference_images is not None else None
-    autoencoder = load_vae(vae, device) if vae is not None else None
-    context = cycle_errors(model, open_dataset(data), sampling)
-
-    real = None
-    if archive is not None:
-        chosen = BatchOrder(seed=sampling.seed, size=len(archive)).indices(0, 0, 1, min(count, len(archive)))
-        real = detector.all_features(
-            archive.pixels(chosen[first : first + sampling.batch]) for first in range(0, len(chosen), sampling.batch)
-        )
-    classes = max(model.config.num_classes, 1)
-    labels = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(sampling.seed))
-    by_nfe = {}
-    for nfe in nfes:
-        features = []
-        for samples in sampling.draw(model, labels, nfe):
-            if data.latents is not None and autoencoder is not None:
-                samples = decoded(samples, data.latents, autoencoder)
-            features.append(detector.features(to_uint8(samples)))
-        generated = torch.cat(features)
-        target = moments if moments is not None else real
-        assert target is not None
-        by_nfe[nfe] = {"fid": frechet_distance(generated, target)}
-        if real is not None:
-            by_nfe[nfe] |= precision_recall(generated, real)._asdict()
+    real = judge.bootstrap(count, sampling.seed)._asdict()
+    context = {"judge_accuracy": judge.held_out_accuracy}
+    context |= {f"{figure}_bootstrap": value for figure, value in real.items() if figure != "accuracy"}
+    context |= cycle_errors(model, open_dataset(DataConfig(name="digits")), sampling)
     return Evaluation(count, by_nfe, context)
 
 

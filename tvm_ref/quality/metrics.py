@@ -44,7 +44,8 @@ def frechet_distance(generated: Tensor, real: Tensor | Moments) -> float:
     """
     generated = _rows("generated", generated)
     width = generated.shape[1]
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(width)).set_dtype(torch.float64)
+    # Only this process computes it: it must not wait for the others of a process group.
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(width), sync_on_compute=False).set_dtype(torch.float64)
     metric.update(generated, real=False)
     if isinstance(real, Moments):
         mean, covariance = real.mean.double(), real.covariance.double()

@@ -43,12 +43,14 @@ def untrained(config: LossConfig, w: float) -> str | None:
 
 
 def generate(
-    model: DiT, labels: Tensor, *, w: float, steps: int, scaled: bool, seed: int, batch: int
+    model: DiT, labels: Tensor, *, w: float, steps: int, scaled: bool, seed: int, batch: int, start: int = 0
 ) -> Iterator[Tensor]:
     """Yields one sample for each of `labels` int64 [n], in order, as float32 [<= batch, C, H, W] on model's device.
 
-    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled. The noise is the same on every device
-    and for every batch size. Raises ValueError for labels that the network does not have.
+    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled; start: number i of the first sample.
+    The noise is the same on every device and for every batch size.
+
+    Raises ValueError for labels that the network does not have.
     """
     config = model.config
     if len(labels) < 1 or batch < 1:
@@ -62,5 +64,5 @@ def generate(
     shape = (config.channels, config.image_size, config.image_size)
     for first in range(0, len(labels), batch):
         chunk = labels[first : first + batch]
-        noise = indexed_normals(seed, range(first, first + len(chunk)), shape).to(device)
+        noise = indexed_normals(seed, range(start + first, start + first + len(chunk)), shape).to(device)
         yield sample(model, noise, chunk.to(device), w, steps, scaled, guidance=config.guidance)

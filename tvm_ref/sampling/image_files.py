@@ -1,15 +1,15 @@
 """Writes samples as a data set of images, a folder or a zip file, in the format that data/archive.py reads."""
 
 import io
-import json
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from ..data.archive_writer import write_archive
 
 
 def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
@@ -21,21 +21,11 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    names = [f"{i // 1000:05d}/img{i:08d}.png" for i in range(len(images))]
+    names = [image_name(i) for i in range(len(images))]
+    entries = None if labels is None else list(zip(names, labels.tolist(), strict=True))
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-                for name, image in zip(names, images, strict=True):
-                    archive.writestr(name, _png(image))
-                if labels is not None:
-                    archive.writestr("dataset.json", _labels(names, labels))
-        else:
-            partial.mkdir()
-            for name, image in zip(names, images, strict=True):
-                (partial / name).parent.mkdir(exist_ok=True)
-                (partial / name).write_bytes(_png(image))
-            if labels is not None:
-                (partial / "dataset.json").write_text(_labels(names, labels))
+        contents = zip(names, map(png, images), strict=True)
+        write_archive(partial, contents, entries, zipped=path.suffix == ".zip")
         partial.rename(path)
     finally:
         if partial.is_dir():
@@ -44,11 +34,13 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _png(image: Tensor) -> bytes:
+def image_name(index: int) -> str:
+    """The name of an image in a data set: "00012/img00012345.png"."""
+    return f"{index // 1000:05d}/img{index:08d}.png"
+
+
+def png(image: Tensor) -> bytes:
+    """The PNG file of an image uint8 [3, h, w]."""
     content = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())).save(content, format="PNG")
     return content.getvalue()
-
-
-def _labels(names: list[str], labels: Tensor) -> str:
-    return json.dumps({"labels": list(map(list, zip(names, labels.tolist(), strict=True)))})

@@ -1,8 +1,12 @@
 """The training loop.
 
-config (settings of a run), presets (complete configurations), trainer (the loop, with resuming and signals), batches
-(micro-batches of a step), step (loss and gradient), state (networks and optimizer), schedule (learning rate),
-checkpoint, converted (networks from checkpoints, runs and converted weights), parallel (DDP, FSDP, activation
-checkpointing, compilation), logger (metrics.csv, TensorBoard, progress), report (sample grids and the final
-evaluation), inductor (a workaround for a compiler bug).
+- settings: config, presets (complete configurations), yaml_config (files of settings)
+- the loop: trainer (with signals), resuming (where it starts), preflight, run_lock
+- a step: batches (micro-batches), step (loss and gradient), state (networks and optimizer), schedule (learning rate),
+  observe (norms, loss by time), parallel (DDP, FSDP, activation checkpointing, compilation), inductor (a workaround for
+  a compiler bug)
+- what is saved: checkpoint, checkpoint_folder, saver (when and by which thread), snapshots (for post-hoc EMA),
+  converted (networks from checkpoints, runs and converted weights), files
+- what is logged: outputs (all logs), logger (CSV, TensorBoard, progress), weights_and_biases, tracing (profiler),
+  report (sample grids and the final evaluation), evaluations (while it trains)
 """

@@ -50,8 +50,8 @@ class Steps:
 class Batches:
     """Gives this process its part of every global batch, in micro-batches.
 
-    The global batch of a step does not depend on the number of processes or micro-batches. Process r takes the r-th of
-    world.size contiguous parts.
+    The global batch of a step does not depend on the number of processes or micro-batches. It has a contiguous part for
+    each process, or for each run.context_parallel processes that share the tokens of an image.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, world: World) -> None:
@@ -69,10 +69,16 @@ class Batches:
                 f"the data have {dataset.num_classes} classes, but the network has {model.num_classes}: "
                 f"give --model.num-classes {dataset.num_classes}, or other data"
             )
-        parts = world.size * run.accumulate
-        if run.batch % parts:
+        shared_by = run.context_parallel
+        if world.size % shared_by:
             raise ConfigError(
-                f"run.batch = {run.batch} cannot be split evenly over {world.size} processes with "
+                f"run.context_parallel: expected a divisor of the {world.size} processes of the run, got {shared_by}"
+            )
+        parts = world.size // shared_by * run.accumulate
+        if run.batch % parts:
+            groups = f"{world.size} processes" + f", {shared_by} for each image," * (shared_by > 1)
+            raise ConfigError(
+                f"run.batch = {run.batch} cannot be split evenly over {groups} with "
                 f"{run.accumulate} micro-batches each: give a --run.batch that is a multiple of {parts}"
             )
         self._order = BatchOrder(seed=run.seed, size=len(dataset))
@@ -85,7 +91,7 @@ class Batches:
     def draw(self, step: int) -> list[Batch]:
         """Prepares the micro-batches of a step."""
         accumulate = self._config.run.accumulate
-        start = self._world.rank * accumulate * self._micro
+        start = self._world.rank // self._config.run.context_parallel * accumulate * self._micro
         batches = [self._part(step, start + i * self._micro) for i in range(accumulate)]
         if self._world.device.type == "cuda":
             batches = [Batch(*(field.pin_memory() for field in batch)) for batch in batches]

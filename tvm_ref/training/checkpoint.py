@@ -6,6 +6,7 @@ A checkpoint is a folder `step-00000100` with
                           any number of processes can load them
     config.json           the TrainConfig
     data.json             the fingerprint of the data set, see data/fingerprint.py
+    observed.json         what the logs have yet to write, see observe.py
     manifest.json         the step number, the size and SHA-256 of every other file, and a SHA-256 of itself
 
 It is written under another name, flushed to the disk (fsync) and renamed, so it is either complete or absent. What a
@@ -15,10 +16,9 @@ file manager leaves in the folder, such as .DS_Store, is ignored; `stray` lists 
 import fnmatch
 import hashlib
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,15 +27,15 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..data.fingerprint import Fingerprint
 from ..data.safetensors_header import read_header
 from ..data.untrusted import MOST_SETTINGS, parse_json, read_regular, read_settings, shown
 from ..model.dit import DiT
+from .checkpoint_folder import DRAFT, checkpoints, remove_old
 from .config import TrainConfig, load_config, save_config
+from .files import to_disk
 from .parallel import World
 
-MANIFEST, CONFIG, DATA = "manifest.json", "config.json", "data.json"
-DRAFT = ".draft"
+MANIFEST, CONFIG, DATA, OBSERVED = "manifest.json", "config.json", "data.json", "observed.json"
 # What file managers and network file systems leave in a folder.
 STRAY = (".DS_Store", "._*", ".nfs*", ".directory", "Thumbs.db", "desktop.ini")
 ALONE = World(0, 1, torch.device("cpu"))
@@ -53,30 +53,27 @@ class LoadedModel(NamedTuple):
     config: TrainConfig
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Lists the complete checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*[0-9]"))
-
-
 def save(
-    folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: World, data: Fingerprint | None = None
+    folder: Path, step: int, tensors: Tensors, config: TrainConfig, world: World, notes: Mapping[str, Any] | None = None
 ) -> Path:
     """Writes checkpoint `step` into `folder`, then removes all but the newest config.run.keep. Every process calls it.
 
-    tensors: the same names on every process. Sharded tensors (DTensor) are written in parts, others once. Names start
-        with a word and a dot, such as "ema."; tensors with the same first word share files.
-    data: the fingerprint of the data set.
+    tensors: sharded ones (DTensor) are given by every process, and written in parts; others by one process at least,
+        and written once. Names start with a word and a dot, such as "ema."; tensors with the same first word share
+        files.
+    notes: the contents of further JSON files: DATA, OBSERVED.
 
     Returns the checkpoint's path. Raises CheckpointError on every process if it cannot be written; earlier checkpoints
     are then untouched, and nothing of the new one is left.
     """
     path, draft = folder / f"step-{step:08d}", folder / DRAFT
     _together(world, path, lambda: _fresh(draft) if world.first else None)
-    _together(world, path, lambda: _write_tensors(draft, tensors))
+    names = sorted({name for part in world.gather(list(tensors)) for name in part})
+    _together(world, path, lambda: _write_tensors(draft, tensors, names, world))
     files: dict[str, Any] = {}
     for part in _together(world, path, lambda: _describe(draft.glob(f"shard-{world.rank + 1:05d}-*"))):
         files |= part
-    _together(world, path, lambda: _finish(draft, path, step, files, config, data) if world.first else None)
+    _together(world, path, lambda: _finish(draft, path, step, files, config, notes or {}) if world.first else None)
     return path
 
 
@@ -101,6 +98,11 @@ def read_step(path: Path, world: World = ALONE) -> int:
 def stray(path: Path) -> list[str]:
     """Lists the files in the checkpoint `path`, after `read_step`, that do not belong to it and are ignored."""
     return sorted(_added(path, read_settings(path / MANIFEST)["files"]))
+
+
+def observed(path: Path) -> Any:
+    """The note OBSERVED of a checkpoint; an empty list, if it has none."""
+    return (read_settings(path / OBSERVED) if (path / OBSERVED).is_file() else None) or []
 
 
 def newest_whole(folder: Path, world: World = ALONE) -> Path:
@@ -129,22 +131,6 @@ def load(path: Path, tensors: Tensors, world: World = ALONE) -> None:
             dcp.load(dict(tensors), storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
     except (Exception, CheckpointException) as error:  # whatever safetensors and DCP raise
         raise CheckpointError(f"checkpoint {path} does not hold the tensors of this run: {_reason(error)}") from error
-
-
-def set_aside(folder: Path, step: int) -> None:
-    """Renames the checkpoints after `step`, so that a run that went back to `step` does not resume from them."""
-    for path in checkpoints(folder):
-        if path.name > f"step-{step:08d}":
-            path.rename(path.with_name(f"aside-{path.name}"))
-
-
-def remove_old(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`, and leftovers of interrupted removals."""
-    for old in checkpoints(folder)[:-keep]:
-        # Rename it first: a half-removed folder must not look like a checkpoint.
-        shutil.rmtree(old.rename(old.with_name(f".removed-{old.name}")))
-    for hidden in (DRAFT, ".replaced", *(old.name for old in folder.glob(".removed-*"))):
-        shutil.rmtree(folder / hidden, ignore_errors=True)
 
 
 def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
@@ -180,8 +166,7 @@ def _together(world: World, path: Path, work: Any) -> list[Any]:
     result, reason, error = None, "", None
     try:
         result = work()
-    # Catch everything: a failure must reach every process, or the others would wait forever.
-    except (Exception, CheckpointException) as caught:
+    except (Exception, CheckpointException) as caught:  # all: it must reach every process, or the others would wait
         reason, error = _reason(caught), caught
     outcomes = world.gather((result, reason))
     failed = next((why for _, why in outcomes if why), "")
@@ -203,32 +188,35 @@ def _fresh(draft: Path) -> None:
     draft.mkdir(parents=True)
 
 
-def _write_tensors(draft: Path, tensors: Tensors) -> None:
-    words = sorted({name.split(".")[0] for name in tensors})
+def _write_tensors(draft: Path, tensors: Tensors, names: list[str], world: World) -> None:
+    """Writes the share of this process. names: of the tensors of all processes."""
+    words = sorted({name.split(".")[0] for name in names})
     writer = dcp.HuggingFaceStorageWriter(
         str(draft),
-        fqn_to_index_mapping={name: 1 + words.index(name.split(".")[0]) for name in tensors},
+        fqn_to_index_mapping={name: 1 + words.index(name.split(".")[0]) for name in names},
         save_distributed=True,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+        alone = not torch.distributed.is_initialized()
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=alone, process_group=world.group)
 
 
 def _finish(
-    draft: Path, path: Path, step: int, files: dict[str, Any], config: TrainConfig, data: Fingerprint | None
+    draft: Path, path: Path, step: int, files: dict[str, Any], config: TrainConfig, notes: Mapping[str, Any]
 ) -> None:
     save_config(config, draft / CONFIG)
-    (draft / DATA).write_text(json.dumps(data, indent=2) + "\n")
-    body = {"step": step, "files": files | _describe([draft / CONFIG, draft / DATA])}
-    (draft / MANIFEST).write_text(_manifest(body))
-    for file in (draft / CONFIG, draft / DATA, draft / MANIFEST, draft):
-        _to_disk(file)
+    for name, content in notes.items():
+        (draft / name).write_text(json.dumps(content, indent=2) + "\n")
+    texts = [draft / name for name in (CONFIG, *notes)]
+    (draft / MANIFEST).write_text(_manifest({"step": step, "files": files | _describe(texts)}))
+    for file in (*texts, draft / MANIFEST, draft):
+        to_disk(file)
     if path.exists():  # the run went back to an earlier checkpoint
         _fresh(path.parent / ".replaced")
         path.rename(path.parent / ".replaced" / path.name)
     draft.rename(path)
-    _to_disk(path.parent)
+    to_disk(path.parent)
     remove_old(path.parent, config.run.keep)
 
 
@@ -279,14 +267,6 @@ def _manifest(body: dict[str, Any]) -> str:
     """Returns the exact text of a manifest."""
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps(body | {"sha256": digest}, indent=2) + "\n"
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

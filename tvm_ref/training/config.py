@@ -12,6 +12,7 @@ from ..data.dataset import DataConfig
 from ..data.untrusted import read_settings, shown
 from ..finite import require_finite
 from ..model.config import DiTConfig
+from ..model.power_ema import WIDEST
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 
@@ -43,7 +44,7 @@ class OptimConfig:
     ema: float = 0.9999  # EMA decay of the weights that samples are drawn with
 
     def __post_init__(self) -> None:
-        require_finite(self, "optim")
+        require_finite(self, "optim.")
         _require(self.lr > 0, "optim.lr", "more than 0", self.lr)
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "two numbers in [0, 1)", self.betas)
         _require(self.eps > 0, "optim.eps", "more than 0", self.eps)
@@ -53,6 +54,26 @@ class OptimConfig:
         _require(self.decay_steps >= 1, "optim.decay_steps", "at least 1", self.decay_steps)
         for name in ("target_ema", "ema"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name}", "a number in [0, 1)", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Post-hoc EMA: averages from which `python -m tvm_ref.ema` makes one of any length (model/power_ema.py).
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    sigma_rels: tuple[float, float] | None = None  # relative widths of two more averages, such as 0.05,0.1; None: none
+    every: int = 1000  # steps between snapshots of them in the folder ema
+    precision: Literal["float16", "float32"] = "float16"  # in which snapshots are stored
+
+    def __post_init__(self) -> None:
+        require_finite(self, "ema")
+        widths = self.sigma_rels or (WIDEST / 3, WIDEST / 2)
+        expected = f"two numbers above 0 and below {WIDEST:.4g}, the smaller one first, or None"
+        _require(0 < widths[0] < widths[1] < WIDEST, "ema.sigma_rels", expected, self.sigma_rels)
+        _require(self.every >= 1, "ema.every", "at least 1", self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +92,43 @@ class RunConfig:
     compile: bool = False  # torch.compile every block
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
     parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
+    context_parallel: int = 1  # processes that share the tokens of an image (ring attention); divides their number
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     threads: int = 0  # CPU threads of PyTorch; 0: PyTorch's own choice, which is slow for small networks
     seed: int = 0  # seed of the weights, the order of the data and all random draws
     save_every: int = 1000  # steps between checkpoints; the last step is always saved
     keep: int = 3  # number of newest checkpoints to keep
     sample_every: int = 1000  # steps between sample grids
-    log_every: int = 1  # steps between rows of metrics.csv
+    async_checkpoints: bool = False  # write checkpoints in a thread while training goes on, from a copy in host memory
+    log_every: int = 1  # steps between rows of metrics.csv, and of loss_by_t.csv
+    log_norms: int = 0  # steps between rows of norms.csv, gradients and activations of every block; 0: none
+    loss_bins: int = 0  # intervals of t for which loss_by_t.csv has the loss; 0: none
+    wandb: str = ""  # project of Weights & Biases that gets the metrics, too
+    profile: tuple[int, int] | None = None  # first,last step that torch.profiler traces; None: none
+    memory_snapshot: int = 0  # step whose GPU allocations are recorded; 0: none
     resume: str = ""  # checkpoint, or folder of a run, to resume from, in place of the newest in the folder of the run
     init: str = ""  # converted weights (.safetensors), checkpoint or folder of a run that a new run starts from
     other_data: bool = False  # resume although the data set is not the one that the run began with
     vae: str = ""  # folder of a diffusers AutoencoderKL that decodes the latents of sample grids
     evaluate: bool = True  # evaluate the samples at the end of the run
+    evaluate_every: int = 0  # steps between evaluations of samples while it trains, in evaluations.csv; 0: none
+    evaluate_samples: int = 0  # samples of such an evaluation; 0: 2048 points, 1797 digits or 5000 images
+    inception: str = ""  # archive only, as are the next four, and as for tvm_ref.evaluate: Inception network for FID
+    reference: str = ""  # reference statistics for FID
+    features: str = ""  # safetensors file of a DINOv2 vision transformer for fd_vit
+    features_reference: str = ""  # reference statistics for fd_vit
+    reference_images: str = ""  # zip file or folder of real RGB images, for precision, recall and distances
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"):
+        counts = ("steps", "batch", "accumulate", "context_parallel", "save_every", "keep", "sample_every", "log_every")
+        for name in counts:
             _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        _require(self.threads >= 0, "run.threads", "at least 0", self.threads)
+        for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every"):
+            _require(getattr(self, name) >= 0, f"run.{name}", "at least 0", getattr(self, name))
+        count = self.evaluate_samples
+        _require(count == 0 or count >= 2, "run.evaluate_samples", "at least 2, or 0", count)
+        first, last = self.profile or (1, 1)
+        _require(1 <= first <= last, "run.profile", "two steps, the first at least 1, or None", self.profile)
         _require(0 <= self.seed < 2**32, "run.seed", "a number in [0, 2^32)", self.seed)
         _require(bool(self.out), "run.out", "a folder", self.out)
 
@@ -102,6 +143,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     times: TimeConfig = field(default_factory=TimeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
 
     def __post_init__(self) -> None:
         guided = self.loss.w != 1 or self.loss.w_random is not None
@@ -127,18 +169,13 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
 # Settings that may change when a run is resumed, because they do not change the results of a step.
 FREE = frozenset(
     f"run.{name}"
-    for name in ("steps", "out", "accumulate", "compile", "checkpointing", "parallel", "device", "save_every", "keep")
-) | {
-    "run.sample_every",
-    "run.threads",
-    "run.resume",
-    "run.init",
-    "run.other_data",
-    "run.vae",
-    "run.evaluate",
-    "data.path",
-    "data.max_bad",
-}
+    for name in (
+        "steps", "out", "accumulate", "context_parallel", "compile", "checkpointing", "parallel", "device",
+        "save_every", "keep", "sample_every", "threads", "resume", "init", "other_data", "vae", "evaluate",
+        "async_checkpoints", "log_norms", "loss_bins", "wandb", "profile", "memory_snapshot", "evaluate_every",
+        "evaluate_samples", "inception", "reference", "features", "features_reference", "reference_images",
+    )
+) | {"data.path", "data.max_bad", "ema.every", "ema.precision"}  # fmt: skip
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -180,12 +217,22 @@ def _build(kind: type[T], values: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     names = set(fields)
     if isinstance(values, dict):  # settings that came later are at their defaults in a file from before
-        missing = {name for name in names - values.keys() if fields[name].default is not dataclasses.MISSING}
-        values = values | {name: fields[name].default for name in missing}
+        values = _defaults(fields) | values
     if not isinstance(values, dict) or values.keys() != names:
         got = sorted(map(shown, values))[:30] if isinstance(values, dict) else shown(values)
         raise ConfigError(f"{where or 'the file'}: expected the fields {sorted(names)}, got {got}")
     return kind(**{name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
+
+
+def _defaults(fields: dict[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+    """The defaults of fields, as in a file: groups of settings are dicts."""
+    found = {}
+    for name, of in fields.items():
+        if of.default is not dataclasses.MISSING:
+            found[name] = of.default
+        elif of.default_factory is not dataclasses.MISSING:
+            found[name] = dataclasses.asdict(of.default_factory())
+    return found
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -199,7 +246,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
                 return _value(option, value, where)
             except ConfigError:
                 continue
-    elif origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+    elif origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_value(option, item, where) for option, item in zip(arguments, value, strict=True))
     elif origin is Literal:
         if isinstance(value, str) and value in arguments:

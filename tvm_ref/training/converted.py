@@ -1,4 +1,4 @@
-"""Networks to sample, to evaluate or to train on from: checkpoints, runs, and converted weights with their settings."""
+"""Networks to sample, to evaluate or to train on from: checkpoints, runs, exported folders, and converted weights."""
 
 import dataclasses
 import json
@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..data.safetensors_header import read_header
 from ..data.untrusted import parse_json
-from ..model.dit import DiT, DiTConfig
+from ..model.dit import DiTConfig
 from . import checkpoint
 from .checkpoint import CheckpointError, LoadedModel
 from .config import ConfigError, TrainConfig, config_of, load_config
+from .exported import WEIGHTS, is_exported, network_of, read_exported
 from .presets import PRESETS
 
 SETTINGS = "train_config"  # the key of a TrainConfig in the metadata of a converted file
@@ -38,26 +37,23 @@ def as_metadata(config: TrainConfig) -> dict[str, str]:
 
 
 def load_model(path: Path, *, device: torch.device, weights: Literal["ema", "raw"] = "ema") -> LoadedModel:
-    """Loads a network from a checkpoint, from the folder of a run, or from a converted .safetensors file.
+    """Loads a network from a checkpoint, the folder of a run, an exported folder, or a converted .safetensors file.
 
-    weights: as in checkpoint.load_model; a converted file has one set only. Raises CheckpointError for a file without
-    settings or with weights that do not fit them, otherwise as checkpoint.load_model. No pickle is read.
+    weights: as in checkpoint.load_model; an exported folder and a converted file have one set only. No pickle is read.
+    Raises CheckpointError for a file without settings or with weights that do not fit them, otherwise as
+    checkpoint.load_model.
     """
+    if path.name == WEIGHTS and is_exported(path.parent):
+        path = path.parent
+    if is_exported(path):
+        return read_exported(path, device)
     if path.suffix != ".safetensors":
         return checkpoint.load_model(path, device=device, weights=weights)
-    header = read_header(path)
-    text = header.pop("__metadata__", {}).get(SETTINGS)
+    text = read_header(path).pop("__metadata__", {}).get(SETTINGS)
     if text is None:
         raise CheckpointError(f"{path} holds no settings of its run: convert it with --settings PRESET")
     config = config_of(parse_json(text.encode()), path)
-    if config.model.least_weights > path.stat().st_size:
-        raise CheckpointError(f"{path}: expected the weights of the network in its settings, got too few bytes")
-    model = DiT(config.model).requires_grad_(False).eval()
-    try:
-        model.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected the weights of the network in its settings ({error})") from error
-    return LoadedModel(model.to(device), config)
+    return LoadedModel(network_of(path, config.model).to(device), config)
 
 
 def check_start(config: TrainConfig, start: LoadedModel, path: str) -> None:

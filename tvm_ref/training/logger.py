@@ -1,4 +1,4 @@
-"""Logs the metrics of every training step: metrics.csv, TensorBoard, and progress in the terminal."""
+"""Logs the metrics of training steps: CSV files, TensorBoard, and progress in the terminal."""
 
 import contextlib
 import csv
@@ -7,14 +7,16 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from .files import write_atomically
 
 WINDOW = 20  # steps over which images/s is averaged
 QUIET_SECONDS = 10.0  # between lines if the output is not a terminal
@@ -40,25 +42,20 @@ class MetricsError(RuntimeError):
 
 
 class MetricsFile:
-    """metrics.csv: one row per step, in full precision, so that equal runs have equal files."""
+    """A CSV file such as metrics.csv. Its numbers are in full precision, so that equal runs have equal files."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Opens `path` to continue after `step`. Rows of later steps are removed, atomically."""
+    def __init__(self, path: Path, step: int, columns: Sequence[str] = Row._fields) -> None:
+        """Opens `path` to continue after `step`, the first column. Rows of later steps are removed, atomically."""
         with _named(path):
-            kept = _rows_until(path, step) if path.exists() else [",".join(Row._fields) + "\n"]
-            draft = path.with_name(f".{path.name}.draft")
-            with draft.open("w") as stream:
-                stream.writelines(kept)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(path)
+            kept = _rows_until(path, step, columns) if path.exists() else [",".join(columns) + "\n"]
+            write_atomically(path, lambda draft: draft.write_text("".join(kept)))
             self._stream = path.open("a", newline="")
         self._path, self._writer = path, csv.writer(self._stream, lineterminator="\n")
 
-    def write(self, row: Row) -> None:
-        """Appends a row and flushes it to the operating system."""
+    def write(self, *rows: Sequence[Any]) -> None:
+        """Appends rows and flushes them to the operating system."""
         with _named(self._path):
-            self._writer.writerow([repr(value) for value in row])
+            self._writer.writerows([value if isinstance(value, str) else repr(value) for value in row] for row in rows)
             self._stream.flush()
 
     def to_disk(self) -> None:
@@ -81,11 +78,11 @@ def _named(path: Path) -> Iterator[None]:
         raise MetricsError(f"{path} cannot be written: {error}") from error
 
 
-def _rows_until(path: Path, step: int) -> list[str]:
+def _rows_until(path: Path, step: int, columns: Sequence[str]) -> list[str]:
     """Returns the header and the complete rows of steps up to `step`."""
     header, *rows = path.read_text().splitlines(keepends=True) or [""]
-    if header.rstrip("\n") != ",".join(Row._fields):
-        raise MetricsError(f"{path} is no metrics file of this program: expected the columns {', '.join(Row._fields)}")
+    if header.rstrip("\n") != ",".join(columns):
+        raise MetricsError(f"{path} is no metrics file of this program: expected the columns {', '.join(columns)}")
     return [header, *(row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step)]
 
 
@@ -100,12 +97,11 @@ class Board:
         with _named(folder):
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def write(self, row: Row, images_per_second: float) -> None:
-        """Adds the metrics of a step. A thread writes them, so an error may belong to an earlier step."""
-        more = {"images_per_second": images_per_second, "peak_memory_gib": peak_memory_gib()}
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds values of a step. A thread writes them, so an error may belong to an earlier step."""
         with _named(self._folder):
-            for name, value in (*zip(row._fields[1:], row[1:], strict=True), *more.items()):
-                self._writer.add_scalar(name, value, row.step)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Writes all buffered events."""

@@ -7,8 +7,8 @@ tensors and NCCL for GPU tensors.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from ..model.dit import DiT
 from .config import ConfigError
 
 T = TypeVar("T")
@@ -34,11 +35,15 @@ holds the GIL, and those threads may wait for the GIL to free a tensor. When fre
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run: the rank of this process, the world size, and the device of this process."""
+    """The processes of a run: the rank of this process, the world size, and the device of this process.
+
+    group: the process group that they talk in; None: the default one.
+    """
 
     rank: int
     size: int
     device: torch.device
+    group: Any = None
 
     @property
     def first(self) -> bool:
@@ -50,14 +55,26 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sums `values` over all processes, in place (all-reduce)."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
+
+    def in_host_memory(self) -> "World":
+        """The same processes in a group of their own for tensors of the CPU, so that a thread may use it meanwhile.
+
+        All processes must call it, in the same order.
+        """
+        cpu = torch.device("cpu")
+        if self.size == 1:
+            return World(self.rank, self.size, cpu)
+        group = dist.new_group(backend="gloo")
+        _GROUPS.append(group)
+        return World(self.rank, self.size, cpu, group)
 
 
 @contextlib.contextmanager
@@ -74,7 +91,7 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         if local >= count:
             raise ConfigError(
                 f"process {local} of this machine (counted from 0) needs a GPU of its own, but there are {count}: "
-                "start at most that many (torchrun --nproc-per-node), or give --run.device cpu"
+                "start at most that many (torchrun --nproc-per-node), or use the CPU (--run.device cpu or --device cpu)"
             )
         torch.cuda.set_device(local)
     this = World(rank, size, torch.device(kind, local) if kind == "cuda" else torch.device(kind))
@@ -87,6 +104,19 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         yield this
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def world_on(name: str) -> Iterator[World]:
+    """`world`, for a device by its name: cpu, cuda, cuda:1. With several processes, cuda is a GPU for each of them.
+
+    Raises ConfigError, also for several processes on one GPU.
+    """
+    device = torch.device(name)
+    with world("cuda" if device.type == "cuda" else "cpu") as this:
+        if this.size > 1 and device.index is not None:
+            raise ConfigError(f"device: expected cuda, a GPU for each of {this.size} processes, got {name}")
+        yield this if this.size > 1 else replace(this, device=device)
 
 
 def leave(status: int) -> NoReturn:
@@ -137,6 +167,22 @@ def shard(blocks: nn.ModuleList, root: nn.Module, this: World) -> None:
     mesh = init_device_mesh(this.device.type, (this.size,))
     for module in (*blocks, root):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def share_tokens(networks: Sequence[DiT], count: int, this: World) -> None:
+    """Divides the tokens of an image over `count` successive processes, which form a ring in attention.
+
+    The losses of these processes are the same, and their gradients are parts of that of the sum of all processes'
+    losses. So averages over all processes, by DDP or FSDP, are the gradient of the mean loss, as they are without this.
+    """
+    if count == 1:
+        return
+    from flashjvp.distributed import Sharding  # what it imports is not needed otherwise
+
+    mesh = init_device_mesh(this.device.type, (this.size // count, count), mesh_dim_names=("data", "context"))
+    _GROUPS.append(mesh["context"].get_group())
+    for network in networks:
+        network.share_tokens(Sharding(network.config.grid**2, ring=_GROUPS[-1]))
 
 
 def replicate(step: nn.Module, this: World) -> nn.Module:

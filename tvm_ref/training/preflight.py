@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from ..data.vae import load_vae
+from . import weights_and_biases
 from .checkpoint import checkpoints
 from .config import ConfigError, TrainConfig
 from .parallel import World
@@ -24,6 +25,8 @@ def check(config: TrainConfig, folder: Path, state: State, world: World) -> None
 
 def _reason(config: TrainConfig, folder: Path, state: State, world: World) -> str:
     run = config.run
+    if run.wandb and weights_and_biases.is_missing():
+        return weights_and_biases.MISSING
     if run.vae:
         try:
             load_vae(Path(run.vae), world.device)
@@ -36,9 +39,19 @@ def _reason(config: TrainConfig, folder: Path, state: State, world: World) -> st
     # A new checkpoint is complete before an old one is removed.
     more = max(1, min(here + saves, run.keep + 1) - here)
     size, free = int(MARGIN * state.checkpoint_bytes()), shutil.disk_usage(folder).free
-    if more * size <= free:
+    snapshots = int(MARGIN * _snapshot_bytes(config, state))
+    if more * size + snapshots <= free:
         return ""
+    besides = f", and {snapshots / 2**30:.3g} GiB for all snapshots of ema.sigma_rels" if snapshots else ""
     return (
         f"run.out: expected {more * size / 2**30:.3g} GiB of free disk space for the next checkpoints "
-        f"({size / 2**30:.3g} GiB each, run.keep = {run.keep}), got {free / 2**30:.3g} GiB at {folder}"
+        f"({size / 2**30:.3g} GiB each, run.keep = {run.keep}){besides}, got {free / 2**30:.3g} GiB at {folder}"
     )
+
+
+def _snapshot_bytes(config: TrainConfig, state: State) -> int:
+    """The size of all snapshots to come."""
+    steps, every = config.run.steps, config.ema.every
+    count = -(-steps // every) - state.step // every
+    item = 2 if config.ema.precision == "float16" else 4
+    return count * item * sum(x.numel() for copy in state.post_hoc.values() for x in copy.state_dict().values())

@@ -39,7 +39,7 @@ def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> 
     vae = load_vae(Path(config.run.vae), next(model.parameters()).device) if config.run.vae and write else None
     labels = _labels(config.model)
     at_once = POINTS if config.model.image_size == 1 else AT_ONCE
-    w = _w(config.loss)
+    w = scale_to_sample_with(config.loss)
     for nfe in NFE:
         batches = generate(model, labels, w=w, steps=nfe, scaled=config.loss.scaled, seed=SEED, batch=at_once)
         samples = torch.cat(list(batches))
@@ -49,7 +49,7 @@ def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> 
             write_grid(path, tiles(samples, config.data.latents, vae), columns=PER_CLASS)
 
 
-def _w(config: LossConfig) -> float:
+def scale_to_sample_with(config: LossConfig) -> float:
     """The guidance scale to sample with: that of training, or the largest one if it is random."""
     return config.w if config.w_random is None else config.w_random[1]
 
@@ -66,7 +66,7 @@ def final_figures(path: Path, config: TrainConfig, device: torch.device, console
     """Evaluates samples of a checkpoint, prints a table and writes summary.json into the folder of the run."""
     from ..evaluate import EvaluateConfig, evaluate, print_table, write_json  # slow to import
 
-    settings = EvaluateConfig(checkpoint=path, w=_w(config.loss))
+    settings = EvaluateConfig(checkpoint=path, w=scale_to_sample_with(config.loss))
     figures = evaluate(load_model(path, device=device).model, config, settings)
     print_table(figures, console)
     write_json(figures, Path(config.run.out) / "summary.json")

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one process group at a time trains in it.
+"""The lock of a folder: one process group at a time trains in it, or computes what is kept there.
 
 The lock is the operating system's (flock), so it ends with the process that holds it, also after kill -9, and on shared
 file systems it holds across machines. `lock.json` beside it says who holds it.
@@ -20,22 +20,32 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 
 class RunLockedError(RuntimeError):
-    """Another process trains in the folder of the run. The message says which."""
+    """Another process uses the folder. The message says which."""
 
 
 class RunLock:
-    """Held by the first process of a group from its creation until `release`."""
+    """Held by the first process of a group, from its creation or `take` until `release`."""
 
-    def __init__(self, folder: Path, world: World) -> None:
-        """Takes the lock of `folder`, which exists. Every process calls it.
+    def __init__(self, folder: Path, world: World, option: str = "run.out") -> None:
+        """Takes the lock of `folder`, if that exists. Every process calls it. Raises as `take`.
+
+        option: what chooses the folder, to be named in errors.
+        """
+        self._option = option
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        self._holder, self._folder, self._world = folder / HOLDER, folder, world
+        self._unprotected = False
+        self.take()
+
+    def take(self) -> None:
+        """Takes the lock, unless it is held already or there is no folder. Every process calls it.
 
         Raises RunLockedError on every process if another group holds it. On a file system without locks it warns, and
         the folder stays unprotected.
         """
-        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-        self._holder = folder / HOLDER
-        taken = self._take(folder) if world.first else ""
-        if reason := next(filter(None, world.gather(taken)), ""):
+        held = self._lock.is_locked or self._unprotected
+        reason = self._try() if self._world.first and not held and self._folder.is_dir() else ""
+        if reason := next(filter(None, self._world.gather(reason)), ""):
             raise RunLockedError(reason)
 
     def release(self) -> None:
@@ -44,18 +54,20 @@ class RunLock:
             self._holder.unlink(missing_ok=True)
             self._lock.release()
 
-    def _take(self, folder: Path) -> str:
+    def _try(self) -> str:
         """Returns why the lock could not be taken, or nothing."""
         try:
             self._lock.acquire()
         except Timeout:
             return (
-                f"run.out: expected a folder that no other run is using, got {folder}, which {_who(self._holder)} is "
-                "training in: wait for it, stop it, or give another --run.out"
+                f"{self._option}: expected a folder that no other run is using, got {self._folder}, which "
+                f"{_who(self._holder)} is using: wait for it, stop it, or give another --{self._option}"
             )
         except NotImplementedError:
+            self._unprotected = True
             warnings.warn(
-                f"the file system of {folder} has no locks: make sure that no second run uses this folder", stacklevel=2
+                f"the file system of {self._folder} has no locks: make sure that no second run uses this folder",
+                stacklevel=2,
             )
             return ""
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}

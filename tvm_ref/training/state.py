@@ -1,4 +1,4 @@
-"""The training state that a checkpoint holds: the network, its two EMAs, the optimizer and the step number."""
+"""The training state that a checkpoint holds: the network, its averages, the optimizer and the step number."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 from ..model import ema
 from ..model.dit import DiT
+from ..model.power_ema import PowerAverage
 from . import parallel
 from .checkpoint import Tensors, named
 from .config import OptimConfig, TrainConfig
@@ -16,7 +17,10 @@ from .step import Objective
 
 
 class State:
-    """The network, target network, EMA weights, optimizer and step number, and the `Objective` to train with."""
+    """The network, target network, EMA weights, optimizer and step number, and the `Objective` to train with.
+
+    post_hoc: the averages of config.ema.sigma_rels, by their relative width.
+    """
 
     def __init__(self, config: TrainConfig, world: World, network: DiT | None = None) -> None:
         """Creates the state before the first step, equal on every process.
@@ -28,6 +32,9 @@ class State:
         self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
+        widths = config.ema.sigma_rels or ()
+        self.post_hoc = {width: ema.copy_of(self.network) for width in widths}
+        parallel.share_tokens((self.network, self.target), run.context_parallel, world)
         objective = Objective(self.network, config, world.device)
         parallel.recompute(self.network.blocks, run.checkpointing)
         if run.compile:
@@ -35,7 +42,7 @@ class State:
             parallel.compile_blocks(self.target.blocks)
         if run.parallel == "fsdp" and world.size > 1:
             parallel.shard(self.network.blocks, objective, world)
-            for copy in (self.target, self.average):
+            for copy in (self.target, self.average, *self.post_hoc.values()):
                 parallel.shard(copy.blocks, copy, world)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = _adamw(self.parameters, config.optim)
@@ -43,6 +50,7 @@ class State:
             ema.Average(self.target, self.network, config.optim.target_ema),
             ema.Average(self.average, self.network, config.optim.ema),
         ]
+        self._power_averages = [PowerAverage(copy, self.network, width) for width, copy in self.post_hoc.items()]
         self.objective = objective if run.parallel == "fsdp" else parallel.replicate(objective, world)
         self.step = 0
         self._optim, self._steps = config.optim, run.steps
@@ -56,11 +64,13 @@ class State:
         for average in self.averages:
             average.update()
         self.step += 1
+        for power_average in self._power_averages:
+            power_average.update(self.step)
         return rate
 
     def checkpoint_bytes(self) -> int:
-        """The size of the tensors of a checkpoint: network, target, EMA, and two moments of every parameter."""
-        modules = (self.network, self.target, self.average)
+        """The size of the tensors of a checkpoint: network, target, averages, and two moments of every parameter."""
+        modules = (self.network, self.target, self.average, *self.post_hoc.values())
         stored = [x for module in modules for x in module.state_dict().values()] + 2 * self.parameters
         return sum(x.numel() * x.element_size() for x in stored)
 
@@ -71,6 +81,8 @@ class State:
         PyTorch makes a step without gradients, and the optimizer counts it.
         """
         tensors = named("network", self.network) | named("target", self.target) | named("ema", self.average)
+        for number, copy in enumerate(self.post_hoc.values()):
+            tensors |= named(f"post_hoc_{number}", copy)
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         optimizer: dict[str, Any] = get_optimizer_state_dict(self.network, self.optimizer, options=options)
         return tensors | {f"optimizer.{name}": x for name, x in optimizer.items() if name.startswith("state.")}

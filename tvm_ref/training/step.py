@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -46,6 +46,16 @@ class Outcome(NamedTuple):
     stop: bool
 
 
+class Observer(Protocol):
+    """Looks on while a step is computed."""
+
+    def losses(self, batch: Batch, terms: Terms) -> None:
+        """After the backward pass of a micro-batch. terms: detached."""
+
+    def gradients(self) -> None:
+        """When the gradient of the step is in the parameters, before clipping."""
+
+
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite."""
 
@@ -58,6 +68,7 @@ def gradient(
     *,
     clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    observer: Observer | None = None,
 ) -> Outcome:
     """Computes the gradient of the mean loss over the global batch, and leaves it in the parameters of `objective`.
 
@@ -65,6 +76,7 @@ def gradient(
     batches: the micro-batches of this process, of equal size, on its device.
     clip: the largest gradient norm; None means no limit.
     stop: tells whether this process was asked to stop. It is called when the work of the step has been queued.
+    observer: is told of the terms of each micro-batch, and when the gradient is there.
 
     Synchronises with the device once. Raises NonFiniteError on every process, naming loss term, images and times.
     """
@@ -77,6 +89,10 @@ def gradient(
             result = objective(batch, target)
             (result.loss.mean() / len(batches)).backward()
         results.append(Terms(*(term.detach() for term in result)))
+        if observer is not None:
+            observer.losses(batch, results[-1])
+    if observer is not None:
+        observer.gradients()
     means = [torch.stack(term).mean() for term in zip(*results, strict=True)]
     mean = world.sum(torch.stack([*means, means[0].new_tensor(float(stop()))])) / world.size
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..cases.inputs import Inputs
 
 MEAN_SQUARE = 0.541
-UNIT_OF_P = 2.0**9  # what the backward of rescaled tensors gains on the subnormals of float16
+UNIT_OF_P = 2.0**9  # what the backward gains by per-tensor scaling on the subnormals of float16
 SUBNORMAL = 2.0**-24  # of float16
 
 

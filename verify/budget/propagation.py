@@ -111,7 +111,7 @@ class StreamingKernel:
         self.var_mu = self.var_mu + c2 * of_mu.sum(-1, keepdim=True)
 
     def _unit_of_S_t(self) -> float:
-        """At least the unit of S_t - mu where tensors are rescaled, else 1; without tangents 0."""
+        """At least the unit of S_t - mu with per-tensor scaling, else 1; without tangents 0."""
         if self.type.factor == 0:
             return 1.0
         q, k, v, q_t, k_t, v_t, G, T = map(longest_row, self._all())
@@ -224,7 +224,7 @@ class StreamingKernel:
         return grads | self._value_gradients(var_z)
 
     def _units(self) -> tuple[float, float]:
-        """At least the units of dS and of dS_t where tensors are rescaled, else 1."""
+        """At least the units of dS and of dS_t with per-tensor scaling, else 1."""
         if self.type.factor == 0:
             return 1.0, 1.0
         of_T = longest_row(self.v) * longest_row(self.T)

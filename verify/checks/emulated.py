@@ -13,15 +13,15 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..budget import tolerance
 from ..budget.arithmetic import to_11_bits
 from ..budget.tolerance import Identity
 from ..cases.inputs import Inputs
 from ..emulator.compiled import compiling
 from ..emulator.gluon import emulated
 from ..emulator.machine import EmulationError
-from ..oracles.attention import Results, Subject, dense64, dense_same_type
+from ..oracles.attention import Results, Subject, dense_same_type
 from ..oracles.identities import Check
+from .against_float64 import against_float64
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -56,19 +56,6 @@ def dense_tf32(inputs: Inputs) -> Results:
     """PyTorch's dense attention with rounded products."""
     with RoundedProducts():
         return dense_same_type(inputs)
-
-
-def against_float64(
-    inputs: Inputs, subject: Subject, dense: Callable[[Inputs], Results] = dense_same_type
-) -> list[Identity]:
-    """All results against dense attention: whole tensors, then their worst rows."""
-    exact = dense64(inputs)
-    budgets = tolerance.budget(inputs, exact, dense(inputs))
-    return [
-        Identity(row.tensor, error, budget, row.ok)
-        for row in tolerance.check(subject.results(inputs), exact, budgets)
-        for error, budget in ((row.frobenius, row.frobenius_budget), (row.worst_row, row.worst_row_budget))
-    ]
 
 
 def in_order(inputs: Inputs, subject: Subject) -> list[Identity]:

@@ -7,6 +7,7 @@ that it compares.
 from ..oracles.identities import Check
 from .biases import broadcast_biases, learned_biases
 from .compiled_duals import compiled_duals
+from .distributed import divided
 from .dropout import dropped
 from .finite_masks import finite_masks
 from .masks import causal_biases
@@ -25,6 +26,7 @@ SITUATIONS: dict[str, Check] = {
     "finite-masks": finite_masks,
     "threads": beside_other_threads,
     "compiled-duals": compiled_duals,
+    "divided": divided,
 }
 """What may surround a call: `python -m verify` runs these too, on few cases."""
 IN_PYTORCH: dict[str, Check] = {

@@ -84,7 +84,7 @@ def _in_jvp(pause: Pause) -> None:
     """Pauses inside of a call that runs under func.jvp and has taken the tangents off its tensors."""
 
     def f(x: Tensor) -> Tensor:
-        with eager.marked("lowered"):
+        with eager.marked("below_jvp"):
             pause()
         return x.sin()
 

@@ -8,13 +8,12 @@ loop's instructions with a mask, causal or grouped, where the few tiles that nee
 is left with one release is named in KNOWN_SPILLS. Spills outside of the loops cost nothing and are only shown, like
 those of rows that do not start at multiples of 16 bytes, which are slow whatever the tile.
 
-By default a deliberate sample is compiled (see `sample`), with --all the full product of head dims, types and options.
+By default a sample is compiled, with --all the full product of head dims, types and options (configuration.py).
 Triton's cache is used where TRITON_CACHE_DIR says; without it, the cache is temporary.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import subprocess
@@ -22,31 +21,29 @@ import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import children, outputs
+from flashjvp_commands import children, outputs, terminal
 from flashjvp_commands.ending import stopped_status
 from flashjvp_commands.entry import program
 from reports.schema import write_rows
 
+from .configuration import COLUMNS, Configuration, Kernel, product, sample
+
 ROOT = Path(__file__).resolve().parents[2]
 # architecture -> bytes of shared memory that a block may have
 SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
-KINDS = ("half", "tf32", "ieee")
-HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
 OPTION_SPILLS = 1 / 128
 # With learned masks and dropout, whose tiles are those of calls without them: 1.5 % was found, and no tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
-# release of Triton -> (kind of product, largest head dim, family) -> the most that was found
+# release of Triton -> (input precision, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
     "3.8": {
@@ -73,85 +70,6 @@ KNOWN_SPILLS = {
     },
 }
 PROCESSES = len(os.sched_getaffinity(0))
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One call of attention, forward and backward: the kind of product (half is bfloat16), head dims and options.
-
-    `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "learned" (with
-    a gradient, and a tangent where there are any) or "dropout" (of probabilities, without a mask), `group` the query
-    heads of a key head, `ordered` PyTorch's deterministic mode.
-    """
-
-    architecture: str
-    kind: str
-    d: int
-    dv: int
-    tangents: str = "qkv"
-    causal: bool = False
-    mask: str = ""
-    group: int = 1
-    ordered: bool = False
-
-
-@dataclass(frozen=True)
-class Kernel(Configuration):
-    """What one kernel of a configuration compiled to; `tile` is rows of queries x rows of keys x warps x stages.
-
-    Spilled bytes are those of a thread; `loop_spills` counts the instructions of inner loops that touch them, and
-    `loop_spill_share` is their largest share of a loop.
-    """
-
-    family: str = ""
-    tile: str = ""
-    registers: int = 0
-    spill_bytes: int = 0
-    loop_spills: int = 0
-    loop_spill_share: float = 0.0
-    shared_bytes: int = 0
-    tensor_core: int = 0
-    isa: str = ""
-    failure: str = ""
-
-
-COLUMNS = [field.name for field in fields(Kernel)]
-
-
-def sample(architecture: str) -> list[Configuration]:
-    """bfloat16 with all tangents in every head dim, float32 in fewer, and each option once on top of that.
-
-    The options are those that change the code: causal, masks, missing tangents, none at all, unequal and unaligned head
-    dims (36: rows that do not start at multiples of 16 bytes), grouped queries, deterministic mode.
-    """
-    dims = {"half": HEAD_DIMS, "tf32": (64, 72, 128, 256), "ieee": (64, 128, 256)}
-    bases = [Configuration(architecture, kind, d, d) for kind in KINDS for d in dims[kind]]
-    options: list[dict[str, Any]] = [{"tangents": tangents} for tangents in ("", "q", "k", "v")]
-    options += [
-        {"causal": True},
-        {"mask": "bool"},
-        {"mask": "additive"},
-        {"mask": "bool", "causal": True},
-        {"group": 4},
-        {"mask": "learned"},
-        {"mask": "dropout"},
-    ]
-    extra = [Configuration(architecture, "half", 64, 64, **option) for option in options]
-    extra += [Configuration(architecture, "half", d, d, **option) for d in (128, 256) for option in options[4:6]]
-    extra += [Configuration(architecture, kind, 64, 64, mask="bool") for kind in KINDS[1:]]
-    extra += [Configuration(architecture, "ieee", 128, 128, mask=mask) for mask in ("learned", "dropout")]
-    extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
-    extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
-    return bases + extra
-
-
-def product(architecture: str) -> list[Configuration]:
-    """Every kind, head dim, subset of tangents, mask and direction."""
-    subsets = ("", "q", "k", "v", "qk", "qv", "kv", "qkv")
-    options = itertools.product(KINDS, HEAD_DIMS, subsets, (False, True), ("", "bool", "additive"))
-    return [
-        Configuration(architecture, kind, d, d, tangents, causal, mask) for kind, d, tangents, causal, mask in options
-    ]
 
 
 def compiled(configurations: Sequence[Configuration]) -> Generator[list[Kernel]]:
@@ -239,29 +157,17 @@ def options_of(kernel: Kernel) -> str:
 def table(kernels: Sequence[Kernel], triton_version: str) -> Table:
     """One row for each kernel."""
     out = Table(title=f"kernels compiled by Triton {triton_version}")
-    for column in ("target", "products", "D, Dv", "options", "kernel", "tile"):
-        out.add_column(column, overflow="fold")
+    for column in ("kernel", "products", "D, Dv", "verdict", "options", "tile", "target"):
+        out.add_column(column)
     for column in ("registers", "spill B", "in loops", "shared B", "tensor-core"):
         out.add_column(column, justify="right")
-    out.add_column("verdict", overflow="fold", min_width=6)
     for k in kernels:
         reason = fault(k, triton_version)
-        what = (k.isa or k.architecture, k.kind, f"{k.d}, {k.dv}", options_of(k), k.family, k.tile)
+        verdict = f"[red]{escape(reason)}" if reason else "[green]ok"
         numbers = map(str, (k.registers, k.spill_bytes, k.loop_spills, k.shared_bytes, k.tensor_core))
-        out.add_row(*what, *numbers, f"[red]{escape(reason)}" if reason else "[green]ok")
+        what = (k.family, k.kind, f"{k.d}, {k.dv}", verdict, options_of(k), k.tile, k.isa or k.architecture)
+        out.add_row(*what, *numbers)
     return out
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = list(SHARED_BYTES)
-    parser.add_argument(
-        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
-        help=f"targets, out of {', '.join(known)} (all)",
-    )  # fmt: skip
-    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
-    parser.add_argument(
-        "--out", type=outputs.path_with(".csv"), metavar="PATH", help=f"for the rows: {outputs.HELP % '.csv'}"
-    )
 
 
 def run(options: argparse.Namespace, out: Path | None) -> int:
@@ -270,13 +176,14 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
 
     choose = product if options.all else sample
     plan = [configuration for architecture in options.arch for configuration in choose(architecture)]
-    console = Console()
+    console = terminal.console()
     found: list[list[Kernel]] = []
     stop = None
     try:
-        with contextlib.closing(compiled(plan)) as several:
-            for kernels in track(several, "compiling", total=len(plan), console=console):
+        with terminal.Bar(console, "configurations", len(plan)) as bar, contextlib.closing(compiled(plan)) as several:
+            for kernels in several:
                 found.append(kernels)
+                bar.advance_by(1)
     except KeyboardInterrupt as signalled:
         stop, out = signalled, out and outputs.stopped_name(out)
         console.print(f"stopped after {len(found)} of {len(plan)} configurations")
@@ -284,19 +191,26 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
     names = [field.name for field in fields(Configuration)]
     rows = [kernel for several in found for kernel in several]
     rows.sort(key=lambda kernel: place[Configuration(**{name: getattr(kernel, name) for name in names})])
-    console.print(table(rows, triton.__version__))
+    console.print(terminal.Fitted(table(rows, triton.__version__), names=3))
     if out is not None and rows:
         write_rows(out, rows, COLUMNS)
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     failed = sum(fault(kernel, triton.__version__) != "" for kernel in rows)
-    what = "all configurations" if options.all else "a sample (every head dim and kind of product, each option once)"
+    what = "all configurations" if options.all else "a sample (every head dim and input precision, each option once)"
     console.print(f"{len(rows)} kernels of {what} for {', '.join(options.arch)}: {failed} failed")
     return stopped_status(stop) if stop else 1 if failed or not rows else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = types.parser(f"{program('verify')} codegen", (__doc__ or "").split("\n\n")[0])
-    add_arguments(parser)
+    known = list(SHARED_BYTES)
+    parser.add_argument(
+        "--arch", type=types.names_out_of(known), default=known, metavar="NAME,...",
+        help=f"targets, out of {', '.join(known)} (all)",
+    )  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
+    out_help = f"for the rows: {outputs.HELP % '.csv'}"
+    parser.add_argument("--out", type=outputs.path_with(".csv"), metavar="PATH", help=out_help)
     options = parser.parse_args(arguments)
     try:
         out = options.out and outputs.prepared(options.out, "codegen.csv", (".csv",), outputs.has_columns(COLUMNS))

@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from flashjvp.backends import triton as kernels
 from flashjvp.kernels.launch import replaced, schedule
 
-from .command import Configuration, Kernel
+from .configuration import Configuration, Kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

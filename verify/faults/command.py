@@ -24,13 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import children, outputs
+from flashjvp_commands import children, outputs, terminal
 from flashjvp_commands.ending import stopped_status
 from flashjvp_commands.entry import program
 from reports.schema import write_rows
@@ -134,18 +132,15 @@ def share(error: float | None, budget: float | None) -> float:
 def table(verdicts: Sequence[Verdict]) -> Table:
     """What caught each fault, and every check that failed without one."""
     out = Table(title="mutation tests")
-    for column in ("fault", "file", "check", "on", "furthest off"):
-        out.add_column(column, overflow="fold")
-    for column in ("error", "budget"):
-        out.add_column(column, justify="right", no_wrap=True)
-    out.add_column("verdict", overflow="fold", min_width=6)
+    for column in ("fault", "verdict", "error", "budget", "furthest off", "check", "on", "file"):
+        out.add_column(column, justify="right" if column in ("error", "budget") else "left")
     for v in verdicts:
         if v.fault == NO_FAULT and v.ok:
             continue
         said = "caught" if v.ok else v.failure or ("MISSED" if v.fault else "FAILED")
         numbers = ("" if x is None else f"{x:.2g}" for x in (v.error, v.budget))
-        where = (v.fault or "none", v.file, v.check, v.case, escape(v.quantity))
-        out.add_row(*where, *numbers, f"[{'green' if v.ok else 'red'}]{escape(said)}")
+        verdict = f"[{'green' if v.ok else 'red'}]{escape(said)}"
+        out.add_row(v.fault or "none", verdict, *numbers, escape(v.quantity), v.check, v.case, v.file)
     return out
 
 
@@ -168,19 +163,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except outputs.OutputError as error:
         parser.error(f"--out: {error}")
     faults = [fault for fault in FAULTS if only is None or fault.name in only]
-    console = Console()
+    console = terminal.console()
     plan = planned(faults)
     found: list[Verdict] = []
     stop = None
     try:
-        with contextlib.closing(run(plan, options.seed)) as verdicts:
-            found.extend(track(verdicts, "planting faults", total=len(plan), console=console))
+        with terminal.Bar(console, "runs", len(plan)) as bar, contextlib.closing(run(plan, options.seed)) as verdicts:
+            for verdict in verdicts:
+                found.append(verdict)
+                bar.advance_by(1, f"{verdict.fault or 'no fault'}: {verdict.check}")
     except KeyboardInterrupt as signalled:
         stop, out = signalled, out and outputs.stopped_name(out)
         console.print(f"stopped after {len(found)} of {len(plan)} runs")
     order = {fault.name: place for place, fault in enumerate(faults)}
     found.sort(key=lambda verdict: order.get(verdict.fault, -1))
-    console.print(table(found))
+    console.print(terminal.Fitted(table(found)))
     if out is not None and found:
         write_rows(out, found, columns)
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)

@@ -7,8 +7,8 @@ from ..cases.case import Case
 from ..cases.catalogue import CASES
 
 Stage = Literal[
-    "forward", "jvp", "row sums", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
-    "reference", "pipelines", "repeated calls",
+    "forward", "jvp", "preprocess", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
+    "reference", "pipelines", "repeated calls", "several processes",
 ]  # fmt: skip
 
 # Checks of checks/emulated.py. They always run on the CPU, since a planted race could hang a GPU.
@@ -45,7 +45,14 @@ HOPPER_CASES = (
     Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
     Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
 )  # fmt: skip
-CASE_BY_NAME = {case.name: case for case in (*CASES, *HOPPER_CASES)}
+# Which every layout of checks/distributed.py divides evenly: a message that goes astray still fits.
+DIVIDED_CASES = (
+    Case("divided", batch=(2,), q_heads=6, kv_heads=2, m=48, n=36, d=16, dv=8),
+    Case("divided_causal", batch=(), q_heads=4, kv_heads=4, m=48, n=36, d=16, dv=16, is_causal=True),
+    Case("divided_mask", batch=(), q_heads=2, kv_heads=2, m=48, n=36, d=16, dv=16, mask="bool"),
+    Case("divided_bias", batch=(), q_heads=2, kv_heads=2, m=48, n=36, d=16, dv=16, mask="additive"),
+)  # fmt: skip
+CASE_BY_NAME = {case.name: case for case in (*CASES, *HOPPER_CASES, *DIVIDED_CASES)}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
+from .fault_list_distributed import OF_SEVERAL_PROCESSES
 from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_tiled import OF_TILED, TILED
 
-FORWARD, ROWSUMS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
+FORWARD, PREPROCESS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
 QUERY, KEY, TILE = (
     "kernels/portable/backward_query.py",
     "kernels/portable/backward_key.py",
@@ -60,15 +61,15 @@ _OF_KERNELS = [
     Fault(
         "tangents read with the strides of their primals", "jvp", FORWARD, "args",
         "x = call.operands(*inputs)\n"
-        "x = (*x[:3], *(t and t._replace(raw=(t.raw[0], p.raw[1])) for p, t in zip(x[:3], x[3:])))\n"
+        "x = (*x[:3], *(t and (t[0], (t[1][0], p[1][1]), t[2]) for p, t in zip(x[:3], x[3:])))\n"
         "args = (*x, call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)",
         "layout_expanded",
     ),
     # Row sums
-    Fault("delta without T * O_t", "row sums", ROWSUMS, "delta (2)", "pass"),
-    Fault("delta without G * O", "row sums", ROWSUMS, "delta (1)", "pass"),
+    Fault("delta without T * O_t", "preprocess", PREPROCESS, "delta (2)", "pass"),
+    Fault("delta without G * O", "preprocess", PREPROCESS, "delta (1)", "pass"),
     Fault(
-        "only the first chunk of columns summed", "row sums", ROWSUMS, "for i tl",
+        "only the first chunk of columns summed", "preprocess", PREPROCESS, "for i tl",
         "for i in tl.static_range(len(x), len(x)):", "dims_72_72",
     ),
     # What both backward kernels share
@@ -146,7 +147,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "aligned mask read at its first keys alone", "tiles", TILES, "tile",
-        "tile = tl.multiple_of(mask[0] + tl.cast(m0, tl.uint32).to(tl.uint64) * stride, 16)", "mask_bool_aligned",
+        "tile = tl.multiple_of(first + tl.cast(m0, tl.uint32).to(tl.uint64) * stride, 16)", "mask_bool_aligned",
     ),
     Fault(
         "aligned mask without its row", "tiles", TILES, "offsets",
@@ -171,7 +172,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",
-        'packed, _, is_regular, special = _layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
+        'packed, _, is_regular, special = layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
         "layout_sequence_major",
     ),
     Fault(
@@ -228,7 +229,7 @@ _OF_WIRING = [
     ),
     Fault(
         "recorded backward gives tangents first", "wiring", AUTOGRAD, "grads (3)",
-        "grads = _redispatch_in_node(operator, keyset, (*args, wanted), fwd_grad)\n"
+        "grads = _redispatch_in_node(operator, keyset, operator.split((*args, wanted)), fwd_grad)\n"
         "grads = (*grads[3:6], *grads[:3], *grads[6:])",
         check="func.grad",
     ),
@@ -333,7 +334,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "tangent of a mask read a key too far", "tiles", "kernels/portable/bias_tangent.py", "offsets",
-        "offsets = row.to(tl.int64) * mask_t[1] + (column + 1) * MASK_LAYOUT[0]", "gqa_short", "learned-bias",
+        "offsets = row.to(tl.int64) * row_stride + (column + 1) * COLUMN_STRIDE", "gqa_short", "learned-bias",
     ),
     Fault(
         "tangent of a mask missing in the backward pass", "both sides", TILE, "return p bias_t",
@@ -346,7 +347,7 @@ _OF_SITUATIONS = [
     # Dropout
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
-        "return ((word >> 1).to(tl.int32) < 2147483647 - DROPOUT[0],)", "gqa_short", "dropout",
+        "return (((word >> 1) ^ (1 << 29)).to(tl.int32) >= THRESHOLD,)", "gqa_short", "dropout",
     ),
     Fault(
         "dropout forgotten in o", "forward", FORWARD, "p",
@@ -387,7 +388,7 @@ _OF_SITUATIONS = [
     ),
     Fault(
         "S - lse of a sum of the pair", "both sides", TILE, "s (1)",
-        "s = (s - (tl.maximum(lse[0], LEAST) + lse[1])[:, None] + lse[1][:, None]) * 1.4426950408889634",
+        "s = (s - (tl.maximum(m, LEAST) + log_l)[:, None] + log_l[:, None]) * 1.4426950408889634",
         "gqa_short", "finite-masks",
     ),
     Fault(
@@ -411,4 +412,7 @@ _OF_SITUATIONS = [
     ),
 ]  # fmt: skip
 
-FAULTS = (*_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS)
+FAULTS = (
+    *_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
+    *OF_SEVERAL_PROCESSES,
+)  # fmt: skip

@@ -175,7 +175,7 @@ OF_PIPELINES = [
     # Masks
     _pipeline(
         "mask of the first head for all", MASK, "number",
-        "number = number + 0 * head if VARIES[1] else number", "hopper_mask",
+        "number = number + 0 * head if BY_HEAD else number", "hopper_mask",
     ),
     _pipeline(
         "mask of the first keys for all", MASK, "quarter",

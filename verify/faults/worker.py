@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch._decomp.decompositions_for_jvp  # what a check would load on first use, which takes longer than most checks
 import torch._dynamo
+import torch.distributed.tensor
 import triton  # noqa: F401
 
 from ..cases.inputs import make_inputs
@@ -31,7 +32,8 @@ def findings(folder: str, backend: Any, check: str, case: str, seed: int) -> lis
     sys.path.insert(0, folder)
     import flashjvp
 
-    from ..checks.emulated import EMULATED, against_float64
+    from ..checks.against_float64 import against_float64
+    from ..checks.emulated import EMULATED
     from ..checks.registry import IN_PYTORCH
     from ..oracles.attention import Subject
     from ..oracles.identities import IDENTITIES

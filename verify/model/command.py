@@ -3,18 +3,16 @@ them, against an independent dense network in float64; as tables, CSV and an exi
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import outputs
+from flashjvp_commands import outputs, terminal
 from flashjvp_commands.ending import FAILED, HELD, UNUSABLE, stopped_status
 from flashjvp_commands.entry import program
 from reports.environment import now, slug
@@ -23,7 +21,6 @@ from reports.verification import worst
 
 from ..arguments import announce, device_for, missing, rows_path
 from ..run import workers
-from ..run.command import WIDTH
 from ..run.judge import Run
 from ..run.table import BAD, GOOD
 from .cases import PARTS, ModelCase, model_plan
@@ -36,7 +33,7 @@ Rows = Sequence[ModelVerdict]
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held, 1 when a row failed, 2 when there is nothing to verify, 130 when interrupted."""
     options = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal.console()
     device, start = device_for(options.device), now()
     if problem := missing(torch.device(device)):
         console.print(problem, style="red", highlight=False, soft_wrap=True)
@@ -57,16 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     announce(console, run.columns, run.seed, plan.skipped)
     found: dict[ModelCase, list[ModelVerdict]] = {}
     try:
-        with contextlib.closing(alone(cases, run) if options.case is not None else together(cases, run)) as judged:
-            for case, rows in track(judged, "verifying", total=len(cases), console=console):
+        source = alone(cases, run) if options.case is not None else together(cases, run)
+        with terminal.Bar(console, "cases", len(cases)) as bar, contextlib.closing(source) as judged:
+            for case, rows in judged:
                 found[case] = rows
                 if path is not None:  # what is known so far outlives a run that is cut off
-                    write_rows(path, [_Line(row, run) for row in in_order(cases, found)], columns)
+                    lines = [_Line(row, run) for row in in_order(cases, found)]
+                    write_rows(outputs.stopped_name(path), lines, columns)
+                bar.advance_by(1, f"{case.name} is judged")
     except KeyboardInterrupt as stop:
         if path is not None and found:
-            said = f"stopped after {len(found)} of {len(cases)} cases; their rows are in {path}"
+            said = f"stopped after {len(found)} of {len(cases)} cases; their rows are in {outputs.stopped_name(path)}"
             console.print(said, highlight=False, soft_wrap=True)
         return stopped_status(stop)
+    if path is not None:
+        outputs.stopped_name(path).replace(path)
     return report(in_order(cases, found), path, run, options, console)
 
 
@@ -116,7 +118,7 @@ def report(rows: Rows, path: Path | None, run: Run, options: argparse.Namespace,
         size = "" if row.error is None else f" (error {_number(row.error)}, budget {_number(row.budget)})"
         for text, style in ((f"failed: {what}: {row.reason}{size}", BAD), (f"  {row.reproduce}", "cyan")):
             console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-    console.print(table(rows, every=options.case is not None))
+    console.print(terminal.Fitted(table(rows, every=options.case is not None), names=2))
     if path is not None:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     share = worst(row.share for row in rows)
@@ -139,7 +141,7 @@ class _Line:
 def table(rows: Rows, *, every: bool = False) -> Table:
     """The worst error over budget of each quantity, by part, type, backend and way; `every`: by network too."""
     result = Table(title="whole networks: the largest error over its budget (1 or less holds)")
-    for name in ("part", "networks", "type", "backend", "blocks run", *QUANTITIES[:-1], "verdict"):
+    for name in ("part", "networks", "verdict", "type", "backend", "blocks run", *QUANTITIES[:-1]):
         result.add_column(name, justify="right" if name in QUANTITIES else "left")
     groups: dict[tuple[str, ...], list[ModelVerdict]] = {}
     for row in rows:
@@ -154,7 +156,7 @@ def table(rows: Rows, *, every: bool = False) -> Table:
         wrong = sum(not row.ok for row in found)
         verdict = Text(f"{wrong} failed", style=BAD) if wrong else Text("ok", style=GOOD)
         shown = names[0] if len(names) == 1 else str(len(names))
-        result.add_row(part if part != previous else "", shown, precision, backend, way, *cells, verdict)
+        result.add_row(part if part != previous else "", shown, verdict, precision, backend, way, *cells)
         previous = part
     return result
 

@@ -10,7 +10,6 @@ An output counts as the published one if both are within one error budget of the
 import contextlib
 import importlib
 import pickle
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import outputs
+from flashjvp_commands import outputs, terminal
 from flashjvp_commands.ending import FAILED, HELD, UNUSABLE
 from flashjvp_commands.entry import program
 from reports.environment import now
@@ -41,7 +39,6 @@ from ..budget.network_tolerance import network_budget, relative_error
 from ..oracles.network import network as dense_network
 from ..oracles.network import tiny, weights_of
 from ..oracles.objectives import dense_terms
-from ..run.command import WIDTH
 from ..run.judge import Run
 from .evaluate import Setting, make_setting
 from .peer import build, commit_of, peer
@@ -97,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"for the rows: {outputs.HELP % '.csv.gz or .csv'}; default reports/data/<machine>/published.csv",
     )  # fmt: skip
     given = options.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal.console()
     columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": commit_of(given.peer)}
     try:
         if not (given.peer / "training" / "wrapper.py").is_file():

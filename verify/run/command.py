@@ -2,16 +2,14 @@
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import outputs
+from flashjvp_commands import outputs, terminal
 from flashjvp_commands.ending import FAILED, HELD, UNUSABLE, stopped_status
 from flashjvp_commands.entry import program
 from reports.environment import now, slug
@@ -23,13 +21,11 @@ from . import table, workers
 from .judge import Run, judge
 from .plan import BACKENDS, CHECKS, DTYPES, FLOAT64, GROUPS, Plan, UnknownCaseError
 
-WIDTH = 160
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything held, 1 when a row failed, 2 when there is nothing to verify, 130 when interrupted."""
     options = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = terminal.console()
     device, start = device_for(options.device), now()
     if problem := missing(torch.device(device)):
         console.print(problem, style="red", highlight=False, soft_wrap=True)
@@ -88,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help=f"out of {', '.join(DTYPES)} (all)",
     )
-    options.add_argument("--quick", action="store_true", help="a sample: a minute or two on two idle cores")
+    options.add_argument("--quick", action="store_true", help="a sample: about a minute on two idle cores")
     options.add_argument(
         "--seed", type=types.seed, default=0, metavar="N", help="of all numbers and of the random cases (0)"
     )
@@ -109,15 +105,13 @@ def alone(plan: Plan, run: Run) -> list[Verdict]:
 def together(plan: Plan, run: Run, console: Console, found: dict[int, list[Verdict]]) -> None:
     """Puts the rows of all tasks into `found`, by the task's place in the plan, as they come."""
     places = {id(task): i for i, task in enumerate(plan.tasks)}
-    with _progress(console) as progress, contextlib.ExitStack() as stack:
-        bar = progress.add_task("starting", total=len(plan.tasks))
+    with terminal.Bar(console, "checks", len(plan.tasks)) as bar, contextlib.ExitStack() as stack:
         judged = stack.enter_context(contextlib.closing(workers.verdicts(plan.tasks, run, workers.count(run.device))))
         for task, rows in judged:
             found[places[id(task)]] = rows
             for command in dict.fromkeys(row.reproduce for row in rows if not row.ok):
-                progress.console.print(f"failed: {command}", style="red", highlight=False, soft_wrap=True)
-            progress.update(bar, advance=1, description=f"{task.name} {task.dtype}")
-        progress.update(bar, description="done")
+                bar.console.print(f"failed: {command}", style="red", highlight=False, soft_wrap=True)
+            bar.advance_by(1, f"{task.name} {task.dtype} is judged")
 
 
 def in_order(found: dict[int, list[Verdict]]) -> list[Verdict]:
@@ -161,14 +155,3 @@ def summary(rows: Sequence[Verdict], plan: Plan) -> str:
     said = f"{failing} of {len(rows)} rows FAILED" if failing else f"all {len(rows)} rows held"
     where = f"{len(plan.tasks)} checks on {plan.device}, seed {plan.seed}"
     return f"{said} ({where}{nearest})"
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    return Progress(*columns, console=console)

@@ -162,7 +162,8 @@ class Plan:
         exact = [dtype for dtype in self.dtypes if dtype != TF32]
         if self.quick:
             self._add(FLOAT64, samples, self.dtypes)
-            self._add(FLOAT64, [case for case in CASES if case.name not in SAMPLE], self.dtypes, "triton")
+            for i, case in enumerate(case for case in CASES if case.name not in SAMPLE):
+                self._add(FLOAT64, [case], self._in_turn(i, "triton"), "triton")
             structures = [case for case in structures if case.name == "causal_33_80"]
         else:
             self._add(FLOAT64, CASES, exact)
@@ -183,16 +184,20 @@ class Plan:
         self.tasks.sort(key=lambda task: -max(task.case.d, task.case.dv) * max(task.case.m, task.case.n))
         return self
 
+    def _in_turn(self, place: int, *without: Backend) -> list[str]:
+        """One of the types that some backend serves, by turns; none where none does."""
+        served = [dtype for dtype in self.dtypes if self.serving(dtype, *without)]
+        return served[place % len(served) :][:1] if served else []
+
     def _add_situations(self, cases: Sequence[Case]) -> None:
         if not self.quick:
             for check in SITUATIONS:
                 self._add(check, cases, self.dtypes)
             return
-        served = [dtype for dtype in self.dtypes if "triton" in self.serving(dtype)]
         for i, check in enumerate(SITUATIONS):
-            self._add(check, cases[:1], self.dtypes, "triton")
-            of = served[i % len(served) :][:1] if served else []
-            self._add(check, cases[:1], of, "reference", "tiled")
+            for of in (("reference", "tiled"), ("triton",)):
+                without = [backend for backend in BACKENDS if backend not in of]
+                self._add(check, cases[:1], self._in_turn(i, *without), *without)
 
     def _say_what_is_sampled(self, samples: int, drawn: int) -> None:
         self.skipped.append(f"triton on head dims above {select.MAX_HEAD_DIM}")
@@ -204,7 +209,8 @@ class Plan:
             return
         if "triton" in self._chosen:
             self.skipped.append(f"quick: triton on {samples} of the {len(CASES)} fixed cases")
-            self.skipped.append("quick: what may surround a call on triton in one type each, types in turn")
+        self.skipped.append(f"quick: all but {samples} of the {len(CASES)} fixed cases, and what may surround a call, "
+                            "in one type each, types in turn")  # fmt: skip
         self.skipped.append("quick: identities on 1 case instead of 4, no sweeps of length, head dim and scores")
 
     def only(self, name: str) -> "Plan":

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flashjvp_commands.terminal import Fitted
 from reports.verification import Verdict, worst
 
 from ..oracles.attention import NAMES
@@ -15,7 +17,7 @@ MOST_FAILURES_SHOWN = 50
 GOOD, BAD = "green", "bold red"
 
 
-def failures(rows: Rows) -> Table | None:
+def failures(rows: Rows) -> RenderableType | None:
     """Every row that failed, worst first, each over the command that reproduces it alone."""
     failing = sorted((row for row in rows if not row.ok), key=lambda row: -_sortable(row.share))
     if not failing:
@@ -30,40 +32,40 @@ def failures(rows: Rows) -> Table | None:
         result.add_row(text, *(_number(x) for x in cells))
     if len(failing) > MOST_FAILURES_SHOWN:
         result.caption = f"the {len(failing) - MOST_FAILURES_SHOWN} others are in the CSV"
-    return result
+    return Fitted(result)
 
 
-def every_row(rows: Rows) -> list[Table]:
+def every_row(rows: Rows) -> list[RenderableType]:
     """All rows of a few cases: the errors of every tensor over their budgets, and the identities."""
-    tables = []
+    tables: list[RenderableType] = []
     if direct := [row for row in rows if row.check == FLOAT64 and row.quantity in NAMES]:
         result = Table(title="relative error against float64, and below it the budget", show_lines=True)
-        for name in ("case", "backend", "type", *NAMES, "of budget", "to dense", "verdict"):
+        for name in ("case", "backend", "type", "verdict", "of budget", *NAMES, "to dense"):
             result.add_column(name, justify="right" if name in (*NAMES, "of budget", "to dense") else "left")
         for (case, backend, dtype), part in _groups(direct, lambda row: (row.case, row.backend, row.dtype)):
             cells = [_with_budget([row for row in part if row.quantity == name]) for name in NAMES]
             ratio = worst(row.ratio_to_dense for row in part)
-            result.add_row(case, backend, dtype, *cells, _share(part), _number(ratio), _verdict(part))
-        tables.append(result)
+            result.add_row(case, backend, dtype, _verdict(part), _share(part), *cells, _number(ratio))
+        tables.append(Fitted(result, names=3))
     if others := [row for row in rows if row.check != FLOAT64]:
         result = Table(title="identities: distance of the two sides, relative")
-        for name in ("identity", "case", "backend", "type", "quantity", "error", "budget", "verdict"):
+        for name in ("identity", "case", "backend", "type", "quantity", "verdict", "error", "budget"):
             result.add_column(name, justify="right" if name in ("error", "budget") else "left")
         for row in others:
             names = (row.check, row.case, row.backend, row.dtype, row.quantity)
-            result.add_row(*names, _number(row.error), _number(row.budget), _verdict([row]))
-        tables.append(result)
+            result.add_row(*names, _verdict([row]), _number(row.error), _number(row.budget))
+        tables.append(Fitted(result, names=3))
     return tables
 
 
-def condensed(rows: Rows) -> list[Table]:
+def condensed(rows: Rows) -> list[RenderableType]:
     """By backend, type and group of cases the worst error over budget of each tensor; then the identities."""
     result = Table(
         title="against float64: the largest error over its budget (1 or less holds), of all cases of a group",
         caption="to dense: median and 9th decile of the ratio of errors to those of dense attention in the same type",
         caption_justify="left",
     )
-    for name in ("backend", "type", "cases about", "cases", *NAMES, "to dense", "verdict"):
+    for name in ("backend", "type", "cases about", "verdict", "cases", *NAMES, "to dense"):
         result.add_column(name, justify="right" if name in (*NAMES, "cases", "to dense") else "left", no_wrap=True)
     direct = [row for row in rows if row.check == FLOAT64]
     previous = ""
@@ -75,23 +77,23 @@ def condensed(rows: Rows) -> list[Table]:
         previous = head
         cells = [_share([row for row in part if row.quantity == name]) for name in NAMES]
         count = len({row.case for row in part})
-        result.add_row(*names, group, str(count), *cells, _ratios(part), _verdict(part))
-    return [result, *_identities([row for row in rows if row.check != FLOAT64])]
+        result.add_row(*names, group, _verdict(part), str(count), *cells, _ratios(part))
+    return [Fitted(result, names=3), *_identities([row for row in rows if row.check != FLOAT64])]
 
 
-def _identities(rows: Rows) -> list[Table]:
+def _identities(rows: Rows) -> list[RenderableType]:
     if not rows:
         return []
     columns = _groups(rows, lambda row: (row.backend, row.dtype))
     result = Table(title="identities: the largest distance of the two sides over its budget, of all cases")
-    result.add_column("identity")
+    for name in ("identity", "verdict"):
+        result.add_column(name)
     for (backend, dtype), _ in columns:
         result.add_column(f"{backend}\n{dtype}", justify="right")
-    result.add_column("verdict")
     for (check,), part in _groups(rows, lambda row: (row.check,)):
         cells = [_share([row for row in part if (row.backend, row.dtype) == pair]) for pair, _ in columns]
-        result.add_row(check, *cells, _verdict(part))
-    return [result]
+        result.add_row(check, _verdict(part), *cells)
+    return [Fitted(result)]
 
 
 def _groups(rows: Rows, key: Callable[[Verdict], tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Verdict]]]:

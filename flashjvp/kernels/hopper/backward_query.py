@@ -143,7 +143,7 @@ def backward_query_kernel(
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
-    packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
+    packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
     program = Program(outs, pipeline, packed_mask, optional(tensor_scales), block, loop, scale, M, N)

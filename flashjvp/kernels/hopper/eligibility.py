@@ -37,8 +37,7 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     if width % 8 != 0:
         return f"D={width} is not a multiple of 8: pad q, k, v with zeros (and give scale=D**-0.5)"
     if not maskable:
-        assert call.mask is not None
-        return "a mask of too many queries and keys" if _is_boolean(call.mask.tensor) else "an additive mask"
+        return "a mask of too many queries and keys" if _is_boolean(call.mask_tensor) else "an additive mask"
     if len(call.batch_shape) != 1:
         return f"{len(call.batch_shape)} batch dims: flatten them to one"
     return f"a scale that is not positive, {scale}"
@@ -72,12 +71,12 @@ def fits(x: Tensor) -> bool:
 def can_pack(call: Call) -> bool:
     """Whether the call's mask is boolean, and 32 bits count the words of a head (packed_mask.py)."""
     m, n = call.sizes.queries, call.sizes.keys
-    return call.mask is not None and _is_boolean(call.mask.tensor) and (m + BLOCK) * (n + BLOCK) < 1 << 36
+    return _is_boolean(call.mask_tensor) and (m + BLOCK) * (n + BLOCK) < 1 << 36
 
 
-def _is_boolean(mask: Tensor) -> bool:
+def _is_boolean(mask: Maybe) -> bool:
     """A boolean mask comes as bytes."""
-    return mask.element_size() == 1
+    return mask is not None and mask.element_size() == 1
 
 
 def _mended(name: str, how: str) -> str:

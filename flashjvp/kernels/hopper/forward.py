@@ -157,12 +157,15 @@ def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, 
     )
     rows = block.row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
     offset = (block.batch.to(gl.int64) * program.loop.query_heads + block.head) * program.M + rows
-    norm = 1.0 / _divisor(state[1], program.mask)  # a row without keys has zeros, and -inf for lse
+    if JVP:
+        m, l, mu = state
+    else:
+        m, l = state
+    norm = 1.0 / _divisor(l, program.mask)  # a row without keys has zeros, and -inf for lse
     SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
-    lse = (state[0] if not SUBTRACT_FIRST else state[0] * (program.scale * 1.4426950408889634)) - gl.log2(norm)
+    lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)
     gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
     if JVP:
-        mu = state[2]
         if len(program.tensor_scales) > 0:
             mu = mu * gl.load(program.tensor_scales[0] + MU)
         gl.store(statistics[1] + offset, mu, mask=rows < program.M)
@@ -190,7 +193,7 @@ def forward_kernel(
     KEYS: gl.constexpr = k.block_shape[2]
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
-    packed_mask = packed_by_key(mask, block[0], block[1], heads, M, N, VARIES)
+    packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
     program = Program(outs, pipeline, packed_mask, optional(tensor_scales), block, loop, scale, M, N)

@@ -72,7 +72,8 @@ def _stream_keys(
             next_mask = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, end - 1), KEYS)  # mutate: next_mask
         else:
             mask = load_mask_tile(packed_mask, row, tile, KEYS)
-        mbarrier.wait(passed[0], passed[1])
+        bar, phase = passed
+        mbarrier.wait(bar, phase)
         resident = _resident(pipeline, register_operands, consumer, tile, CHUNKS)
         streamed = by_tensor(streamed_rows(pipeline.streamed, stage), CHUNKS)
         inputs = Inputs(resident, streamed, (), mask, passed)
@@ -129,7 +130,8 @@ def stream_queries(
             for i in gl.static_range(SUB_TILES):
                 row = block.row0 + consumer * CONSUMER_ROWS
                 masks = masks + (load_mask_tile(packed_mask, row, tile * SUB_TILES + i, ROWS),)
-            mbarrier.wait(passed[0], passed[1])
+            bar, phase = passed
+            mbarrier.wait(bar, phase)
             resident = _resident(pipeline, register_operands, consumer, iteration, CHUNKS)
             for i in gl.static_range(SUB_TILES):
                 streamed = by_tensor(sub_tile_rows(streamed_rows(pipeline.streamed, stage), i, SUB_TILES), CHUNKS)

@@ -96,7 +96,8 @@ def packed_by_key(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     if mask is None:
         return ()
     else:
-        rows = M if VARIES[2] else 1
+        BY_QUERY: gl.constexpr = VARIES[2]
+        rows = M if BY_QUERY else 1
         first = mask + _number(batch, head, heads, VARIES) * (gl.cdiv(N, 128) * 4 * rows)
         return (first, rows, 4 * rows)
 
@@ -107,16 +108,19 @@ def packed_by_query(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     if len(mask) == 0:
         return ()
     else:
-        blocks = gl.cdiv(M, 128) * 4 if VARIES[2] else 4
+        BY_QUERY: gl.constexpr = VARIES[2]
+        blocks = gl.cdiv(M, 128) * 4 if BY_QUERY else 4
         first = mask[0] + _number(batch, head, heads, VARIES) * (blocks * N)
-        return (first, N, 4 * N if VARIES[2] else 0)
+        return (first, N, 4 * N if BY_QUERY else 0)
 
 
 @gluon.jit
 def _number(batch, head, heads, VARIES: gl.constexpr):
     """The number of a head's mask among those that are packed."""
-    number = (batch * heads if VARIES[1] else batch) if VARIES[0] else batch * 0
-    number = number + head if VARIES[1] else number  # mutate: number
+    BY_BATCH: gl.constexpr = VARIES[0]
+    BY_HEAD: gl.constexpr = VARIES[1]
+    number = (batch * heads if BY_HEAD else batch) if BY_BATCH else batch * 0
+    number = number + head if BY_HEAD else number  # mutate: number
     return number.to(gl.int64)
 
 

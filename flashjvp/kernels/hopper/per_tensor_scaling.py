@@ -87,8 +87,7 @@ def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], sca
     q, q_t, d_o, d_o_t = scaled_q
     k, v, k_t, v_t = scaled_k
     assert q is not None and k is not None and v is not None
-    mask = None if call.mask is None else call.mask.tensor
-    half = Call(q, k, v, mask, call.is_causal)
+    half = Call(q, k, v, call.mask_tensor, call.is_causal)
     return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
 
 
@@ -212,7 +211,8 @@ def scales_kernel(
 
 
 @triton.jit
-def _scale(x, out, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
+def _scale(operand, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, REGULAR: tl.constexpr):
+    x, out = operand
     if len(x) > 0:
         tile = load_rows(x, first, rows, ROWS, COLUMNS, REGULAR)
         tile = scale_rows(tile, tl.full([ROWS], tl.load(factor), tl.float32))
@@ -231,7 +231,7 @@ def scale_kernel(
     b = select_head(x1, batch, head, batch_shape, REGULAR), select_head(out1, batch, head, batch_shape, REGULAR)
     c = select_head(x2, batch, head, batch_shape, REGULAR), select_head(out2, batch, head, batch_shape, REGULAR)
     d = select_head(x3, batch, head, batch_shape, REGULAR), select_head(out3, batch, head, batch_shape, REGULAR)
-    _scale(a[0], a[1], factor, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _scale(b[0], b[1], factor + 1, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _scale(c[0], c[1], factor + 2, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _scale(d[0], d[1], factor + 3, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(a, factor, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(b, factor + 1, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(c, factor + 2, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(d, factor + 3, first, rows, ROWS, K_COLUMNS, REGULAR)

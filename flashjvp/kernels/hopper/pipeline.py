@@ -172,7 +172,8 @@ def sub_tile_rows(tiles, sub_tile: gl.constexpr, SUB_TILES: gl.constexpr):
 def keep_above(passed):
     """Keeps what comes before it before what comes after it: ptxas moves arithmetic behind the next wait for products,
     where nothing overlaps it, but not over a wait for a barrier, even one that has been passed: (barrier, phase)."""
-    mbarrier.wait(passed[0], passed[1])
+    bar, phase = passed
+    mbarrier.wait(bar, phase)
 
 
 @gluon.jit

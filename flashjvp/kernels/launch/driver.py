@@ -1,8 +1,8 @@
-"""Repeats the launch of a compiled kernel with other addresses, by a direct call of the C function that Triton built.
+"""Launches a compiled kernel again with other addresses, by calling the C function that Triton built for it.
 
-This skips Triton's Python launcher, and with it the encoding of each TMA descriptor: those are cached here, by address
-and geometry. Every private name of Triton stands in this file, as Triton 3.6 to 3.9 have them. Where one is missing, or
-a launch hook is set, the launch goes through Triton's public interface.
+Triton's own launcher is Python and encodes every TMA descriptor anew. Here encoded descriptors are cached, by address
+and geometry. Every private name of Triton stands in this file, as Triton 3.6 to 3.9 have it. Where one is missing, or a
+launch hook is set, the launch goes through Triton's public interface.
 """
 
 import inspect
@@ -78,9 +78,9 @@ def is_current(index: int | None) -> bool:
     return index is None or index == _torch.current_cuda_device()
 
 
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes the tensors' device the current one."""
-    return _HERE if is_current(index_of(device)) else torch.cuda.device(device)
+def on_device(index: int | None) -> AbstractContextManager[object]:
+    """Makes the device with this index the current one."""
+    return _HERE if is_current(index) else torch.cuda.device(index)
 
 
 def _is_hooked() -> bool:

@@ -47,8 +47,10 @@ class CapturedCall:
         results: Sequence[int | None], mask: int | None,
     ) -> None:  # fmt: skip
         self._mask = mask  # its place among the tensors, if they have one
-        self._index, self._buffers, self._launches, self._results = index_of(device), buffers, launches, results
+        self._index, self._buffers, self._launches = index_of(device), buffers, launches
         self._allocate = _allocator(device)
+        # of the tensors and buffers, after which there is a None
+        self._results = operator.itemgetter(*[-1 if place is None else place for place in results])
 
     def replay(self, tensors: Sequence[Maybe]) -> tuple[Maybe, ...] | None:
         """The results for other tensors, or None, and nothing done, if their addresses ask for other kernels."""
@@ -72,7 +74,9 @@ class CapturedCall:
         stream = current_stream(self._index or 0)
         for launch in self._launches:
             launch(tensors, addresses, stream)
-        return tuple([None if place is None else tensors[place] for place in self._results])
+        tensors.append(None)
+        results: tuple[Maybe, ...] = self._results(tensors)
+        return results
 
 
 def _allocator(device: torch.device) -> Allocate:
@@ -85,7 +89,7 @@ def _allocator(device: torch.device) -> Allocate:
     return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
-_NEVER = CapturedCall(torch.device("cpu"), (), (), (), 0)  # of a call that cannot be replayed
+_NEVER = CapturedCall(torch.device("cpu"), (), (), (None, None), 0)  # of a call that cannot be replayed
 
 
 class Capture(_torch.TorchDispatchMode or object):
@@ -214,11 +218,11 @@ class Bound:
     ) -> None:  # fmt: skip
         self._function, self._kept, self._options, self._dtype, self._device = function, kept, options, dtype, device
         # The captured call, after what it is good for. Replaced as a whole: threads share it.
-        self._latest: tuple[object, CapturedCall] | None = None
+        self._latest: tuple[object, CapturedCall | None] = None, None
 
     def __call__(self, tensors: Sequence[Maybe]) -> Any:
-        state = (_CAPTURED, *_state(self._dtype, self._device))
-        known_state, known = self._latest or (None, None)
+        state = _CAPTURED, _state(self._dtype, self._device)
+        known_state, known = self._latest
         if known is None or known_state != state:
             if (known := self._kept(tensors)) is None:
                 return self._function(*tensors, *self._options)

@@ -41,6 +41,10 @@ TABLES: dict[str, dict[str, Table]] = {
     }
     for arch, precisions in TILES.items()
 }
+# The same with dropout or a tangent of the mask, where these would spill with the tile above.
+WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {
+    (arch, "half", "forward", 128): Tile(128, 32, 8, 2) for arch in ("sm_90", "sm_100")
+}
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = environment.kept({})
 _IEEE_CHUNK = 32
@@ -88,9 +92,11 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     return (2 * top,) if rest >= top else (top, rest)
 
 
-def lookup(device: torch.device, precision: str, family: str, width: int) -> Tile:
-    """The tile of a kernel family for head dims padded to `width`."""
-    return TABLES[architecture(device)][precision][family][_bucket(width)]
+def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
+    """The tile of a kernel family for head dims padded to `width`; `options`: with dropout or a tangent of the mask."""
+    arch, bucket = architecture(device), _bucket(width)
+    tile = TABLES[arch][precision][family][bucket]
+    return WITH_OPTIONS.get((arch, precision, family, bucket), tile) if options else tile
 
 
 def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ... import environment
 from ...backends import reference
-from .driver import on_device
+from .driver import index_of, on_device
 from .hopper_tables import MEASURED, Release
 
 # Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
@@ -108,7 +108,7 @@ def _checked(device: torch.device) -> str | None:
     compiled = launches._COMPILED
     _THREAD.checks = True
     before = set(compiled)
-    with on_device(device):
+    with on_device(index_of(device)):
         for width, rows, jvp in CALLS:
             if (reason := _wrong(kernels, device, width, rows, jvp)) is not None:
                 return reason

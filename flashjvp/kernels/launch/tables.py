@@ -1,6 +1,6 @@
 """Tiles of every kernel family; schedule.py says what they mean.
 
-architecture -> kind of product -> family -> largest padded head dim -> query rows, key rows, warps, stages.
+architecture -> input precision -> family -> largest padded head dim -> query rows, key rows, warps, stages.
 
 `python -m bench.tune` rewrites this file. Some tiles were chosen otherwise: by what `python -m verify codegen` shows of
 them, and by timings outside of a search.
@@ -9,7 +9,7 @@ them, and by timings outside of a search.
 TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
     "sm_80": {
         "half": {
-            "backward_bias": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1)},
+            "backward_bias": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2), 256: (16, 16, 4, 2)},
             "backward_key": {64: (32, 64, 8, 2), 128: (16, 64, 8, 2), 256: (16, 32, 8, 2)},
             "backward_key_value": {64: (16, 64, 4, 2)},
             "backward_query": {64: (64, 32, 8, 2), 128: (64, 16, 8, 2), 256: (16, 32, 8, 2)},
@@ -18,7 +18,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
             "backward_preprocess": {64: (64, 0, 4, 1), 128: (32, 0, 4, 1), 256: (16, 0, 4, 1)},
         },
         "tf32": {
-            "backward_bias": {64: (32, 32, 8, 2), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
+            "backward_bias": {64: (16, 32, 4, 2), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
             "backward_key": {64: (32, 32, 8, 2), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
             "backward_key_value": {64: (32, 32, 8, 2)},
             "backward_query": {64: (32, 32, 8, 2), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
@@ -38,7 +38,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
     },
     "sm_90": {
         "half": {
-            "backward_bias": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1)},
+            "backward_bias": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2), 256: (16, 16, 4, 2)},
             "backward_key": {64: (64, 64, 4, 2), 128: (32, 128, 8, 2), 256: (32, 32, 8, 2)},
             "backward_key_value": {64: (32, 64, 4, 2)},
             "backward_query": {64: (128, 64, 8, 2), 128: (128, 32, 8, 2), 256: (16, 64, 8, 2)},
@@ -47,7 +47,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
             "backward_preprocess": {64: (64, 0, 4, 1), 128: (32, 0, 4, 1), 256: (16, 0, 4, 1)},
         },
         "tf32": {
-            "backward_bias": {64: (32, 32, 8, 2), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
+            "backward_bias": {64: (16, 32, 4, 2), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
             "backward_key": {64: (32, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)},
             "backward_key_value": {64: (32, 32, 8, 2)},
             "backward_query": {64: (32, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)},
@@ -67,7 +67,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
     },
     "sm_100": {
         "half": {
-            "backward_bias": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1)},
+            "backward_bias": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2), 256: (16, 16, 4, 2)},
             "backward_key": {64: (64, 64, 4, 2), 128: (32, 128, 8, 2), 256: (32, 32, 8, 2)},
             "backward_key_value": {64: (32, 64, 4, 2)},
             "backward_query": {64: (128, 64, 8, 2), 128: (64, 32, 8, 2), 256: (16, 64, 8, 2)},
@@ -76,7 +76,7 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
             "backward_preprocess": {64: (64, 0, 4, 1), 128: (32, 0, 4, 1), 256: (16, 0, 4, 1)},
         },
         "tf32": {
-            "backward_bias": {64: (32, 32, 8, 2), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
+            "backward_bias": {64: (16, 32, 4, 2), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
             "backward_key": {64: (32, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)},
             "backward_key_value": {64: (32, 32, 8, 2)},
             "backward_query": {64: (32, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)},

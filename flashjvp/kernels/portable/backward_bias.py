@@ -50,17 +50,19 @@ def _sizes_of(batch_shape, OWNS: tl.constexpr):
 @triton.jit
 def _store(grad, total, batch, head, batch_shape, m0, n0, M, N, OWNS: tl.constexpr, MASK_LAYOUT: tl.constexpr):
     """Writes a tile of the mask, summed over its rows or columns where it has one."""
-    x = select_head(grad, batch, head, batch_shape, False)
+    COLUMN_STRIDE: tl.constexpr = MASK_LAYOUT[0]
+    HAS_ROWS: tl.constexpr = OWNS[0]
+    first, row_stride = select_head(grad, batch, head, batch_shape, False)
     row = tl.arange(0, total.shape[0])[:, None]
     column = tl.arange(0, total.shape[1])[None, :]
-    if not OWNS[0]:
+    if not HAS_ROWS:
         total = tl.sum(total, 0, keep_dims=True)
         row = tl.zeros([1, 1], tl.int32)
-    if MASK_LAYOUT[0] == 0:
+    if COLUMN_STRIDE == 0:
         total = tl.sum(total, 1, keep_dims=True)
         column = tl.zeros([1, 1], tl.int32)
-    pointers = x[0] + (row + m0).to(tl.int64) * x[1] + (column + n0) * MASK_LAYOUT[0]
-    tl.store(pointers, total.to(x[0].dtype.element_ty), mask=(row < M - m0) & (column < N - n0))
+    pointers = first + (row + m0).to(tl.int64) * row_stride + (column + n0) * COLUMN_STRIDE
+    tl.store(pointers, total.to(first.dtype.element_ty), mask=(row < M - m0) & (column < N - n0))
 
 
 @triton.jit

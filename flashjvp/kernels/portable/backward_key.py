@@ -30,14 +30,15 @@ def _key_tile(
     # Rows beyond M load as zeros, and so do their statistics: P is then finite and all that it multiplies is zero.
     first, inside = base + m0, row < M - m0
     lse, mu, row_a, row_delta = statistics
-    q = load_operand(query[0], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
-    q_t = load_operand(query[1], m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+    q_head, q_t_head, d_o_head, d_o_t_head = query
+    q = load_operand(q_head, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
+    q_t = load_operand(q_t_head, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, mask_t, scale, m0, n0,
         row[None, :], column[:, None], M, N, at_border, True, MASK_LAYOUT, False, CAUSAL, PRECISION,
     )  # fmt: skip
-    G = load_operand(query[2], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    T = load_operand(query[3], m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    G = load_operand(d_o_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
+    T = load_operand(d_o_t_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     kept = kept_tile(drop, m0, n0, row[None, :], column[:, None], DROPOUT)
     rp = both_dropped(p, kept, DROPOUT)  # mutate: rp
     if len(acc_v) > 0 and len(G) > 0:  # (17), (31)

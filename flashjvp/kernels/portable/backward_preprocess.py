@@ -1,4 +1,4 @@
-"""Row sums of the backward: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
+"""The backward preprocess: a = rowsum(T * O) and delta = rowsum(G * O + T * O_t); MATH.md (11), (12)."""
 
 import torch
 import triton
@@ -20,7 +20,7 @@ def row_dot(x, y):
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
-def rowsums_kernel(
+def preprocess_kernel(
     d_o, d_o_t, o, o_t, row_a, row_delta, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
@@ -48,14 +48,14 @@ def rowsums_kernel(
     tl.store(row_delta + statistic, delta, mask=rows < M)
 
 
-def launch_rowsums(call: Call, q: Tensor, d_o: Maybe, d_o_t: Maybe, o: Tensor, o_t: Maybe) -> tuple[Maybe, Tensor]:
+def launch_preprocess(call: Call, q: Tensor, d_o: Maybe, d_o_t: Maybe, o: Tensor, o_t: Maybe) -> tuple[Maybe, Tensor]:
     """row_a (None without d_o_t) and row_delta, float32 [*batch, Hq, M]."""
     row_delta = empty_statistic(q)
     row_a = None if d_o_t is None else torch.empty_like(row_delta)
     operands = call.operands(d_o, d_o_t, o, None if d_o_t is None else o_t)
     args, tile = (*operands, row_a, row_delta), call.tile("backward_preprocess")
     call.launch(
-        rowsums_kernel, "backward_preprocess", call.query_programs(tile.block_m), args, 0.0, warps=tile.warps,
+        preprocess_kernel, "backward_preprocess", call.query_programs(tile.block_m), args, 0.0, warps=tile.warps,
         stages=tile.stages, TILE=tile.block,
     )  # fmt: skip
     return row_a, row_delta

@@ -22,14 +22,15 @@ def _query_tile(
     q, q_t, G, T = query
     lse, mu, row_a, row_delta = statistics
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    k = load_operand(key[0], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
-    k_t = load_operand(key[1], n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_head, k_t_head, v_head, v_t_head = key
+    k = load_operand(k_head, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
+    k_t = load_operand(k_t_head, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
         False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
-    v = load_operand(key[2], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
-    v_t = load_operand(key[3], n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v = load_operand(v_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
+    v_t = load_operand(v_t_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
     ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, kept, False, DROPOUT, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)

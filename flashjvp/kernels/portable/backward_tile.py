@@ -70,7 +70,8 @@ def _statistic(x, KEYS_FIRST: tl.constexpr):
     queries, so that four statistics that wait for their use would not fit the registers.
     """
     if KEYS_FIRST:
-        return load_statistic(x[0], x[1], x[2], x[3])[None, :]
+        pointer, first, rows, inside = x
+        return load_statistic(pointer, first, rows, inside)[None, :]
     else:
         return x[:, None]
 
@@ -81,13 +82,15 @@ def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
     here also in a row with no allowed key, whose scores are -inf."""
     LEAST: tl.constexpr = -3.4028234663852886e38
     if KEYS_FIRST:  # one after the other, as registers are short
-        m = tl.load(lse[0] + lse[1] * 2 + lse[2] * 2, mask=lse[3], other=0.0)
+        pointer, first, rows, inside = lse
+        m = tl.load(pointer + first * 2 + rows * 2, mask=inside, other=0.0)
         s = (s - tl.maximum(m, LEAST)[None, :]) * 1.4426950408889634
-        log_l = tl.load(lse[0] + lse[1] * 2 + lse[2] * 2 + 1, mask=lse[3], other=0.0)
+        log_l = tl.load(pointer + first * 2 + rows * 2 + 1, mask=inside, other=0.0)
         return s - (log_l * 1.4426950408889634)[None, :]
     else:
-        s = (s - tl.maximum(lse[0], LEAST)[:, None]) * 1.4426950408889634  # mutate: s (1)
-        return s - (lse[1] * 1.4426950408889634)[:, None]
+        m, log_l = lse
+        s = (s - tl.maximum(m, LEAST)[:, None]) * 1.4426950408889634  # mutate: s (1)
+        return s - (log_l * 1.4426950408889634)[:, None]
 
 
 @triton.jit
@@ -104,9 +107,10 @@ def probabilities(
         s, s_t = _products_and_tangent(q, k, q_t, k_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
     else:
         s = _products(q, k, (), (), len(q) * len(k), 0, KEYS_FIRST, PRECISION)
+    ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
     # mutate: s (2)
     s = biased_scores(s, scale, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
-    if MASK_LAYOUT[2]:
+    if ADDITIVE:
         p = tl.exp2(_exponents(s, lse, KEYS_FIRST))
     else:
         lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634

@@ -16,8 +16,9 @@ def select_seed(seed, batch, head, batch_shape, DROPOUT: tl.constexpr):
     if seed is None:
         return ()
     else:
+        DIMS_OF_SEED: tl.constexpr = DROPOUT[2]
         entries = 1
-        for i in tl.static_range(len(batch_shape) - DROPOUT[2]):
+        for i in tl.static_range(len(batch_shape) - DIMS_OF_SEED):
             entries *= from_odd(batch_shape[i])
         return (tl.load(seed + batch // entries), head, batch % entries)
 
@@ -28,9 +29,11 @@ def kept_tile(drop, m0, n0, row, column, DROPOUT: tl.constexpr):
     if len(drop) == 0:
         return ()
     else:
+        THRESHOLD: tl.constexpr = DROPOUT[0]
+        seed, head, entry = drop
         zero = row * 0 + column * 0
-        word, _, _, _ = tl.philox(drop[0], zero + (column + n0), zero + (row + m0), zero + drop[1], zero + drop[2])
-        return ((word >> 1).to(tl.int32) >= DROPOUT[0],)  # mutate: return word
+        word, _, _, _ = tl.philox(seed, zero + (column + n0), zero + (row + m0), zero + head, zero + entry)
+        return ((word >> 1).to(tl.int32) >= THRESHOLD,)  # mutate: return word
 
 
 @triton.jit
@@ -39,7 +42,8 @@ def dropped(x, kept, DROPOUT: tl.constexpr):
     if len(kept) == 0:
         return x
     else:
-        return tl.where(kept[0], x * DROPOUT[1], 0.0)
+        FACTOR: tl.constexpr = DROPOUT[1]
+        return tl.where(kept[0], x * FACTOR, 0.0)
 
 
 @triton.jit

@@ -132,7 +132,8 @@ def forward_rows(
     acc_o, acc_o_t, m, l, mean = state
     norm = 1.0 / tl.where(l == 0.0, 1.0, l)
     statistic = base + rows
-    if MASK_LAYOUT[2]:
+    ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
+    if ADDITIVE:
         tl.store(lse + statistic * 2, m, mask=rows < M)  # mutate: tl.store (1)
         # mutate: tl.store (2)
         tl.store(lse + statistic * 2 + 1, -tl.log2(norm) * 0.6931471805599453, mask=rows < M)

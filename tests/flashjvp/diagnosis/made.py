@@ -28,3 +28,17 @@ def raises() -> Made:
 
 def only_a_model() -> nn.Module:
     return nn.Linear(8, 8)
+
+
+def of_many_lines() -> Made:
+    raise ValueError("no weights\nthere")
+
+
+class Stopped(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+
+def stopped() -> Made:
+    _, inputs, tangents = right()
+    return Stopped(), inputs, tangents

@@ -75,6 +75,18 @@ class Attention(nn.Module):
         return o.transpose(1, 2).flatten(2)
 
 
+class Counts(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
 def without_gradient(self: Within, y: Tensor) -> Tensor:
     with torch.no_grad():
         return y + self.other(y)

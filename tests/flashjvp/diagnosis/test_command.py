@@ -33,7 +33,7 @@ def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     "source",
     [
         "made", ":right", f"{MADE}:", f"{MADE}:nothing", f"{MADE}:number", "no_such_module:f", f"{MADE}:raises",
-        f"{MADE}:only_a_model", f"{MADE}:of_other_shapes",
+        f"{MADE}:only_a_model", f"{MADE}:of_other_shapes", f"{MADE}:of_many_lines",
     ],
 )  # fmt: skip
 def test_bad_usage_is_one_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,9 +42,25 @@ def test_bad_usage_is_one_line(source: str, capsys: pytest.CaptureFixture[str]) 
     assert printed.out == "" and printed.err.startswith("python -m flashjvp.check: ") and printed.err.count("\n") == 1
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main([f"{MADE}:right", "--json", str(tmp_path / "no" / "file")]) == 2
-    assert "--json" in capsys.readouterr().err
+def test_a_file_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "README.md").write_text("kept")
+    for name in ("no/report.json", "folder.json", "README.md"):
+        assert command.main([f"{MADE}:stopped", "--json", str(tmp_path / name)]) == 2
+        assert "--json: expected" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "folder.json"]
+
+
+def test_an_earlier_report_stays_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.json"
+    file.write_text("earlier")
+    assert command.main([f"{MADE}:of_other_shapes", "--json", str(file)]) == 2
+    assert command.main([f"{MADE}:stopped", "--json", str(file)]) == 130
+    assert capsys.readouterr().err.endswith(": stopped\n")
+    assert file.read_text() == "earlier" and [*tmp_path.iterdir()] == [file]
 
 
 def test_without_rich_the_text_is_plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +92,8 @@ def test_as_a_program() -> None:
 def test_without_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main([])
-    assert ended.value.code == 2 and "usage" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "module:function" in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.sampled(of=4)

@@ -91,9 +91,12 @@ CASES = [
     Case("no backward of the JVP", Within(lambda m, y: F.glu(small.stretched(y))),
          {("refused", "JVP without backward", "")}, NOT_COMPARED,
          {("refused", "JVP without backward", "")}, NOT_COMPARED),
-    Case("in place on a buffer", Within(small.inner, nn.BatchNorm1d(5)),
+    Case("batch norm with statistics", Within(small.inner, nn.BatchNorm1d(5)),
          {("refused", "in-place on a captured tensor", "inner"), ("wrong", "batch norm in training", "inner")}, OFF,
-         {("refused", "in-place on a captured tensor", "inner")}, training=True),
+         set(), training=True),
+    Case("in place on a buffer", Within(small.inner, small.Counts()),
+         {("refused", "in-place on a captured tensor", "inner")}, RIGHT,
+         {("refused", "in-place on a captured tensor", "inner")}),
     Case("dropout", Within(lambda m, y: F.dropout(y, 0.2, m.training)), set(), RIGHT, set(), training=True),
 ]  # fmt: skip
 
@@ -121,6 +124,46 @@ def test_finds_it_and_what_replaced_mends(case: Case) -> None:
     for diagnosis in report.diagnoses:
         bad = {severity for severity, _, _ in found_in(diagnosis)} & {"wrong", "refused"}
         assert diagnosis.ok == (not bad and derivatives(diagnosis) == RIGHT)
+
+
+def attention_of(self: Within, y: torch.Tensor, p: float, mask: torch.Tensor | None) -> torch.Tensor:
+    q, k, v = y.unflatten(-1, (2, WIDTH // 2)).transpose(1, 2).expand(3, *y.shape[:1], 2, y.shape[1], WIDTH // 2)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p).transpose(1, 2).flatten(2)
+
+
+def learned(self: Within, y: torch.Tensor) -> torch.Tensor:
+    return attention_of(self, y, 0.0, self.inner.weight * 1)
+
+
+def with_tangent(self: Within, y: torch.Tensor) -> torch.Tensor:
+    return attention_of(self, y, 0.0, (y @ y.mT)[:, None])
+
+
+OPTIONS = {
+    "dropout": (Within(lambda m, y: attention_of(m, y, 0.2, None)), {"dropout"}),
+    "learned mask": (Within(learned, nn.Linear(5, 5)), {"learned mask"}),
+    "mask with a tangent": (Within(with_tangent), {"learned mask"}),
+    "boolean mask": (Within(lambda m, y: attention_of(m, y, 0.0, torch.ones(5, 5, dtype=torch.bool))), set()),
+    "nn.MultiheadAttention": (
+        Within(small.mha(), nn.MultiheadAttention(WIDTH, 2, dropout=0.1, batch_first=True)), {"dropout"}
+    ),
+    "nn.MultiheadAttention, need_weights=False": (
+        Within(small.mha(need_weights=False), nn.MultiheadAttention(WIDTH, 2, dropout=0.1, batch_first=True)),
+        {"dropout"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_dropout_and_learned_masks_are_named_and_served(name: str) -> None:
+    model, expected = OPTIONS[name]
+    x = torch.randn(3, 5, WIDTH)
+    report = flashjvp.check(model.train(), (x,), (torch.randn_like(x),), replaced=True)
+    for diagnosis in report.diagnoses:
+        found = [one for one in diagnosis.findings if one.kind in ("dropout", "learned mask")]
+        assert {one.kind for one in found} == expected, diagnosis.way
+        assert all(one.severity == "fine" and "nothing to do" in one.advice for one in found)
+    assert report.ok
 
 
 def test_norms_are_harmless_where_the_tangent_is_detached() -> None:

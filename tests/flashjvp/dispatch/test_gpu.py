@@ -55,11 +55,11 @@ def test_compiled_by_inductor_equals_eager(function: Any) -> None:
 
 def compiled_kernels() -> int:
     from flashjvp.kernels.portable.backward_key import backward_key_kernel
-    from flashjvp.kernels.portable.backward_preprocess import rowsums_kernel
+    from flashjvp.kernels.portable.backward_preprocess import preprocess_kernel
     from flashjvp.kernels.portable.backward_query import backward_query_kernel
     from flashjvp.kernels.portable.forward import forward_kernel
 
-    kernels = (forward_kernel, rowsums_kernel, backward_query_kernel, backward_key_kernel)
+    kernels = (forward_kernel, preprocess_kernel, backward_query_kernel, backward_key_kernel)
     return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
 
 

@@ -33,7 +33,7 @@ def test_without_one_private_name_every_derivative_is_right(name: str, failed: d
 
 
 def test_this_pytorch_has_the_names_that_speed_stands_on() -> None:
-    assert _torch.PER_LEVEL and _torch.CAN_SKIP_DISPATCHER and _torch.CAN_LOWER_JVP
+    assert _torch.PER_LEVEL and _torch.CAN_SKIP_DISPATCHER and _torch.CAN_CALL_BELOW_JVP
     assert _torch.EMPTY_STRIDED.keys() == {"cpu", "cuda"}
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flashjvp
+from flashjvp.dispatch import derivatives
 from tests.flashjvp.integrations.exact import BAR, normal
 
 B, M, N, H, D = 2, 4, 6, 2, 8
@@ -218,6 +219,44 @@ def test_what_has_no_meaning_here_is_refused(packages: SimpleNamespace) -> None:
             with pytest.raises(flashjvp.UnsupportedError, match=message):
                 call()
     assert sum(row.calls for row in replaced.report().rows if row.served_by == "refused") == len(refused)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "packed" in name])
+def test_packed_sequences_are_one_call_of_varlen_where_it_has_what_they_need(
+    packages: SimpleNamespace, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else, and where it refuses and dense equations are allowed, a call for each pair of lengths."""
+    call, exact, shapes = CALLS[name]
+    inputs = [normal(*shapes[min(i, 1)], seed=i) for i in range(3)]
+    with flashjvp.replaced() as replaced:
+        call(packages)(*inputs)
+    one_call = name != "xformers, packed, causal"  # aligned at the top left, with other numbers of keys than queries
+    assert [row.calls for row in replaced.report().rows] == [1 if one_call else 3]
+
+    def refuses(*_: object, **__: object) -> Tensor:
+        raise flashjvp.UnsupportedError("q: expected something else, got this")
+
+    monkeypatch.setattr(derivatives, "attention", refuses)
+    inputs = [x.float() for x in inputs]  # a call like an earlier one would not come by there
+    with flashjvp.replaced(fallback="dense") as replaced:
+        found = call(packages)(*inputs)
+    torch.testing.assert_close(found, exact(*inputs))
+    (row,) = replaced.report().rows
+    assert (row.served_by, row.calls) == ("dense equations", 3)
+    with flashjvp.replaced(), pytest.raises(flashjvp.UnsupportedError, match="something else"):
+        call(packages)(*inputs)
+
+
+def test_packed_sequences_with_dropout(packages: SimpleNamespace) -> None:
+    """With values of one-hot rows, the output is weights: dropped, or as large as they would be, over the rest."""
+    q, k = torch.zeros(7, H, D, dtype=torch.float64), torch.zeros(10, H, D, dtype=torch.float64)
+    v = torch.cat([torch.eye(D, dtype=torch.float64)[: b - a] for a, b in pairs(STARTS_K)])[:, None].expand(10, H, D)
+    with flashjvp.replaced():
+        o = packages.flash_attn.flash_attn_varlen_func(q, k, v, CU_Q, CU_K, 3, 5, 0.5)
+        none = packages.flash_attn.flash_attn_varlen_func(q[:0], k[:0], v[:0], CU_Q[:1], CU_K[:1], 0, 0, 0.5)
+    exact = packed()(q, k, v)
+    assert not torch.equal(o, exact) and torch.equal(o, torch.where(o == 0, o, 2 * exact))
+    assert none.shape == (0, H, D)
 
 
 def test_calls_without_a_tangent_are_the_packages(packages: SimpleNamespace) -> None:

@@ -51,6 +51,42 @@ def test_the_models_switches_and_functions_and_what_the_report_says() -> None:
     assert "no call came from" in str(report)
 
 
+class Gated(nn.Module):
+    """Attention by another name, written out in methods; as timm's ConViT has it."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        return (x @ x.mT).softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weights(x) @ x
+
+
+class ByEinsum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...mn,...nd->...md", F.softmax(torch.einsum("...md,...nd->...mn", x, x), -1), x)
+
+
+class Router(nn.Module):
+    """A softmax, but no attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.softmax(-1)
+
+
+class Nothing(nn.Module):
+    """Products, but no attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ x.mT @ x
+
+
+def test_attention_is_known_by_what_it_does_too() -> None:
+    model = nn.Sequential(Gated(), ByEinsum(), Router(), Nothing(), nn.Linear(8, 8), nn.Softmax(-1))
+    with flashjvp.replaced(model) as replaced:
+        model(Q)
+    assert replaced.report().untouched == ("0", "1")
+
+
 def test_the_report_of_a_context_without_a_call() -> None:
     assert "no call was intercepted" in str(flashjvp.replaced().report())
 

@@ -79,5 +79,5 @@ def test_a_constant_that_a_kernel_does_not_take_is_an_error() -> None:
     x = rows()
     with pytest.raises(TypeError, match="takes no REGISTER_OPERANDS"):
         Call(x, x, x, None, False).launch(
-            WarpSpecialisedKernel(), "forward", 5, (), 0.5, JVP=True, STAGES=2, REGISTER_OPERANDS=1
+            WarpSpecialisedKernel(), "forward", 5, (None,), 0.5, JVP=True, STAGES=2, REGISTER_OPERANDS=1
         )

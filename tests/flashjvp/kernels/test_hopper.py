@@ -234,7 +234,7 @@ def test_the_emulator_sees(what: str) -> None:
 COMPILE = """
 import json
 from dataclasses import asdict
-from verify.codegen.command import Configuration
+from verify.codegen.configuration import Configuration
 from verify.codegen.worker import compile_all
 found = []
 for d, tangents, ordered in (

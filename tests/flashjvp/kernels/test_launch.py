@@ -218,7 +218,8 @@ def test_an_operand_with_strided_columns_is_copied_once_a_call() -> None:
     call = Call(x, x, x, None, False)
     (first,), (again,) = call.operands(x), call.operands(x)
     assert first is not None and first is again
-    assert first[0].is_contiguous() and first[0].data_ptr() != x.data_ptr()
+    copied, _, _ = first
+    assert copied.is_contiguous() and copied.data_ptr() != x.data_ptr()
 
 
 def test_the_cache_keeps_no_tensor_alive() -> None:

@@ -1,10 +1,12 @@
 """Gives mutated files to every reader in limited memory: `python -m tests.tvm_ref.data.fuzz_child N SEED`.
 
-It exits with 0 if each file was read or refused with one of the readers' errors, within the time and the memory, and
-if nothing was executed on the way.
+It exits with 0 if each file was read or refused with one of the readers' errors, within the time and the memory (a
+MemoryError that a reader turned into one of its own counts as too much), and if nothing was executed on the way.
 """
 
+import hashlib
 import io
+import json
 import os
 import pickle
 import resource
@@ -28,21 +30,24 @@ from safetensors.torch import save as save_safetensors
 from tests.tvm_ref.data.archives import images, latents, npy, png
 from tvm_ref.convert import ModuleUnpickler, network_config, tensors_of
 from tvm_ref.data.archive import ImageArchive, LatentArchive
+from tvm_ref.data.fingerprint import fingerprint, read_fingerprint
 from tvm_ref.data.npy import read_npy
 from tvm_ref.data.safe_pickle import load
 from tvm_ref.data.safetensors_header import read_header
 from tvm_ref.quality.reference import load_moments
+from tvm_ref.training.checkpoint import CheckpointError, read_step
 from tvm_ref.training.config import load_config, save_config
 
-MOST_SECONDS = 5
+MOST_SECONDS = 5  # of processor time, since the machine may have other work
+MOST_WAIT = 60  # seconds for a reader that waits in place of working
 MOST_MEMORY = 2**30  # bytes beyond what the modules take
 EXECUTION = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"}
 INSTALLED = (sys.base_prefix, sys.prefix, "<frozen")
 Reader = Callable[[Path], Any]
 
 
-class Late(Exception):
-    """A reader took too long."""
+class Late(BaseException):
+    """A reader took too long. No reader may turn this into an error of its own."""
 
 
 def seeds() -> dict[str, tuple[bytes, Reader]]:
@@ -58,6 +63,9 @@ def seeds() -> dict[str, tuple[bytes, Reader]]:
 
         save_config(toy(Path(folder)), Path(folder) / "config.json")
         config = (Path(folder) / "config.json").read_bytes()
+    body = {"step": 3, "files": {"config.json": {"bytes": len(config), "sha256": hashlib.sha256(config).hexdigest()}}}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    manifest = (json.dumps(body | {"sha256": digest}, indent=2) + "\n").encode()
     weights = lambda path: network_config(tensors_of(load(path, ModuleUnpickler), path.stat().st_size))  # noqa: E731
     return {
         "old.pkl": (pickle.dumps(contents, 2), weights),
@@ -71,8 +79,28 @@ def seeds() -> dict[str, tuple[bytes, Reader]]:
         "images.zip": (stored(images()), lambda path: ImageArchive(path, 3).item(1)),
         "latents.zip": (stored(latents()), lambda path: LatentArchive(path, 3, "imagenet256").item(1)),
         "config.json": (config, load_config),
+        "manifest.json": (manifest, lambda path: read_step(path.parent)),
+        "dataset.json": (images()["dataset.json"], lambda path: ImageArchive(beside_images(path), 3).item(0)),
+        "data.json": (fingerprint_of_images(), read_fingerprint),
         "weights.safetensors": (save_safetensors({"a": torch.ones(3), "b": torch.ones(2, 2)}), read_header),
     }
+
+
+def fingerprint_of_images() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "images.zip").write_bytes(stored(images()))
+        found = fingerprint(ImageArchive(Path(folder) / "images.zip", 3))
+    return json.dumps(found, indent=2).encode()
+
+
+def beside_images(path: Path) -> Path:
+    """A folder of the images that the labels are of."""
+    folder = path.parent / "labelled"
+    for name, content in images().items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(content)
+    os.replace(path, folder / path.name)
+    return folder
 
 
 def stored(files: dict[str, bytes]) -> bytes:
@@ -121,11 +149,27 @@ def mutated(content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
     return content
 
 
+def inside(name: str, content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
+    """Mutates a file; of a zip file a member, which gets the right checksum, so that mutations get behind it."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return mended(name, mutated(content, edits))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    chosen = sorted(members)[len(edits) % len(members)]
+    members[chosen] = mended(chosen, mutated(members[chosen], edits))
+    return stored(members)
+
+
 def mended(name: str, content: bytes) -> bytes:
-    """Gives the first member of a PNG file its right checksum again, so that mutations get behind it."""
+    """Gives the first member of a PNG file its right checksum again."""
     if not name.endswith(".png") or len(content) < 33:
         return content
     return content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """An error and all that it came from."""
+    return [] if error is None else [error, *causes(error.__cause__ or error.__context__)]
 
 
 def main(examples: int, number: int) -> None:
@@ -136,6 +180,8 @@ def main(examples: int, number: int) -> None:
         (folder / name).write_bytes(content)
         try:
             read(folder / name)
+        except CheckpointError as error:
+            assert name == "manifest.json" and "was added" in str(error), error
         except ValueError as error:
             assert "weights: expected those of a DiT" in str(error) or "pickle: expected a module" in str(error), error
     torch.set_num_threads(1)
@@ -143,7 +189,8 @@ def main(examples: int, number: int) -> None:
     def late(*_: object) -> None:
         raise Late(f"more than {MOST_SECONDS} s")
 
-    signal.signal(signal.SIGALRM, late)
+    for number_of in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number_of, late)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         """Notes what starts a process, and code that is not a module of an installed package."""
@@ -160,17 +207,19 @@ def main(examples: int, number: int) -> None:
     @given(st.sampled_from(sorted(sources)), EDITS, st.booleans())
     def check(name: str, edits: list[tuple[float, str, bytes]], mend: bool) -> None:
         content, read = sources[name]
-        content = mutated(content, edits)
         path = folder / name
-        path.write_bytes(mended(name, content) if mend else content)
+        path.write_bytes(inside(name, content, edits) if mend else mutated(content, edits))
         executed.clear()
-        signal.alarm(MOST_SECONDS)
+        signal.alarm(MOST_WAIT)
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
         try:
             read(path)
-        except (ValueError, OSError) as error:  # what the commands print as one line
+        except (ValueError, OSError, CheckpointError) as error:  # what the commands print as one line
             assert len(str(error)) < 20_000, error
+            assert not any(isinstance(cause, MemoryError) for cause in causes(error)), error
         finally:
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         assert not executed and not (folder / "executed").exists(), executed
 
     check()

@@ -192,6 +192,26 @@ def test_compressed_members_are_named(tmp_path: Path) -> None:
         ImageArchive(path, 0)
 
 
+def test_a_member_without_a_name_is_ignored(tmp_path: Path) -> None:
+    """zipfile cannot say whether it is a folder."""
+    path = as_zip(images(), tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x", b"")
+    content = path.read_bytes()
+    local, central = content.rindex(b"PK\x03\x04"), content.rindex(b"PK\x01\x02")
+    without = bytearray(content)
+    del without[central + 46], without[local + 30]
+    without[central - 1 + 28 : central - 1 + 30] = without[local + 26 : local + 28] = b"\0\0"
+    end = len(without) - 22
+    start = int.from_bytes(without[end + 16 : end + 20], "little") - 1
+    size = int.from_bytes(without[end + 12 : end + 16], "little") - 1
+    without[end + 12 : end + 20] = size.to_bytes(4, "little") + start.to_bytes(4, "little")
+    path.write_bytes(without)
+    with zipfile.ZipFile(path) as archive:
+        assert "" in archive.namelist()
+    assert len(ImageArchive(path, 3)) == 3
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_that_occur_twice_are_refused(tmp_path: Path) -> None:
     path = as_zip(images(), tmp_path)

@@ -217,9 +217,13 @@ def test_a_dropped_label_becomes_no_class_with_guidance_one() -> None:
     assert not (drawn(label_dropout=0.0).labels == 4).any() and bool((drawn(label_dropout=1.0).labels == 4).all())
 
 
-def test_random_guidance_is_uniform_in_its_inverse() -> None:
-    beta = 1 / drawn(w_random=(1.25, 4.0), label_dropout=0.0).w.double()
-    assert kstest(((beta - 0.25) / (0.8 - 0.25)).clamp(0, 1).numpy(), "uniform").pvalue > SIGNIFICANCE
+@pytest.mark.parametrize("in_w", [False, True])
+def test_random_guidance_is_uniform_in_itself_or_its_inverse(in_w: bool) -> None:
+    given = drawn(w_random=(1.25, 4.0), w_uniform="w" if in_w else "beta", label_dropout=0.0).w.double()
+    low, high = (1.25, 4.0) if in_w else (0.25, 0.8)
+    uniform = ((given if in_w else 1 / given) - low) / (high - low)
+    assert kstest(uniform.clamp(0, 1).numpy(), "uniform").pvalue > SIGNIFICANCE
+    assert 1.25 <= given.min() < given.max() <= 4
 
 
 def test_noise_is_normal_and_the_batch_a_function_of_the_seed() -> None:
@@ -257,6 +261,7 @@ def test_labels_that_are_none_are_refused(labels: Tensor) -> None:
         ({"w": 0.0}, "w"),
         ({"w_random": (2.0, 1.0)}, "w_random"),
         ({"w_random": (0.0, 1.0)}, "w_random"),
+        ({"w_uniform": "1/w"}, "w_uniform"),
         ({"label_dropout": -0.1}, "label_dropout"),
     ],
 )

@@ -17,7 +17,7 @@ from tvm_ref.quality.digit_classifier import DigitJudge
 from tvm_ref.quality.inception import DetectorError, InceptionDetector
 from tvm_ref.quality.metrics import Moments, frechet_distance, precision_recall, wasserstein2
 from tvm_ref.quality.reference import ReferenceFileError, load_moments
-from verify.budget.metric_tolerance import frechet_bound, wasserstein_bound
+from verify.budget.metric_tolerance import frechet_bound, single_precision_bound, wasserstein_bound
 
 SEEDS = st.integers(0, 2**32)
 
@@ -137,9 +137,28 @@ def test_real_digits_are_judged_perfect_and_others_are_not(judge: DigitJudge) ->
     images, labels = real_samples()
     real = judge.judge(images, labels)
     assert real.accuracy > 0.99 and abs(real.frechet) <= frechet_bound(64, 128)
+    assert (real.precision, real.recall, real.variance) == (1, 1, 1)
     wrong = judge.judge(images, (labels + 1) % 10)
     assert wrong.accuracy < 0.02 and wrong.frechet == real.frechet
     assert judge.judge(-images, labels).frechet > 1
+
+
+def test_a_bootstrap_of_real_digits_is_the_floor(judge: DigitJudge) -> None:
+    """About 1/e of the digits are not drawn: some of those are not covered, and the variance is that of a sample."""
+    floor = judge.bootstrap(1797, seed=3)
+    assert floor == judge.bootstrap(1797, seed=3) != judge.bootstrap(1797, seed=4)
+    assert floor.precision == 1 and 0.8 < floor.recall < 1 and 0.95 < floor.variance < 1.05
+    assert 0 < floor.frechet < judge.bootstrap(300, seed=3).frechet
+
+
+def test_digits_that_are_alike_have_no_recall_and_no_variance(judge: DigitJudge) -> None:
+    """Halfway between each digit and the mean of its class: a quarter of the variance."""
+    images, labels = real_samples()
+    means = torch.stack([images[labels == digit].mean(0) for digit in range(10)])
+    half = judge.judge((images + means[labels]) / 2, labels)
+    assert abs(half.variance - 0.25) <= single_precision_bound(roundings=16, scale=1.0)
+    alike = judge.judge(means[labels], labels)
+    assert alike.variance <= single_precision_bound(roundings=16, scale=1.0) and alike.recall == 0 < half.recall < 0.5
 
 
 def test_the_judge_measures_pixels_between_0_and_1(judge: DigitJudge) -> None:

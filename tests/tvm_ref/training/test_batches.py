@@ -3,16 +3,18 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.tvm_ref.runs import change, digits
-from tvm_ref.data.dataset import open_dataset
-from tvm_ref.objective.loss import Batch
+from tvm_ref.data.dataset import DataConfig, open_dataset
+from tvm_ref.objective.loss import Batch, LossConfig
 from tvm_ref.training.batches import UNIT, Batches
-from tvm_ref.training.config import ConfigError
+from tvm_ref.training.config import ConfigError, TrainConfig
 from tvm_ref.training.parallel import World
 
 CPU = torch.device("cpu")
@@ -90,3 +92,38 @@ def test_data_of_another_shape_are_refused() -> None:
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, image_size=4, patch=2))
     with pytest.raises(ConfigError, match=r"shape \(1, 8, 8\) .* takes \(1, 4, 4\)"):
         Batches(config, DATASET, World(0, 1, CPU))
+
+
+def mirrors(tmp_path: Path) -> TrainConfig:
+    """A run on an archive of images whose left half is dark, so that a mirrored one is known."""
+    for i in range(20):
+        pixels = np.zeros((4, 4, 3), np.uint8)
+        pixels[:, 2:] = 100 + i
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    data = DataConfig(name="archive", path=str(tmp_path), flip=True)
+    model = dataclasses.replace(CONFIG.model, image_size=4, patch=2, channels=3, num_classes=0)
+    return dataclasses.replace(CONFIG, data=data, model=model, loss=LossConfig(w=1.0))
+
+
+def test_images_are_mirrored_at_random_and_alike_for_every_split(tmp_path: Path) -> None:
+    config = mirrors(tmp_path)
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, flip=False))
+    dataset = open_dataset(config.data)
+
+    def drawn(config: TrainConfig, size: int, accumulate: int, step: int) -> Batch:
+        config = change(config, accumulate=accumulate)
+        parts = [part for rank in range(size) for part in Batches(config, dataset, World(rank, size, CPU)).draw(step)]
+        return Batch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+    chosen = []
+    for step in range(4):
+        with_flip, without = drawn(config, 1, 1, step), drawn(plain, 1, 1, step)
+        is_mirrored = (with_flip.x0[:, 0, 0, 0] > with_flip.x0[:, 0, 0, -1]).tolist()
+        for mirrored, found, original in zip(is_mirrored, with_flip.x0, without.x0, strict=True):
+            assert torch.equal(found, original.flip(-1) if mirrored else original)
+        assert all(torch.equal(x, y) for x, y in zip(with_flip[1:], without[1:], strict=True))
+        assert torch.equal(drawn(config, 4, 3, step).x0, with_flip.x0)
+        chosen.append(is_mirrored)
+    count = sum(map(sum, chosen))
+    assert abs(count - 4 * 48 / 2) < 6 * (4 * 48 / 4) ** 0.5  # six standard deviations
+    assert len(set(map(tuple, chosen))) == 4  # steps choose differently

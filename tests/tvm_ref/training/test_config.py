@@ -35,7 +35,9 @@ def test_a_setting_of_the_optimizer_out_of_range_is_named(name: str, value: obje
         OptimConfig(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "accumulate", "save_every", "keep", "sample_every", "log_every"])
+@pytest.mark.parametrize(
+    "name", ["steps", "batch", "accumulate", "context_parallel", "save_every", "keep", "sample_every", "log_every"]
+)
 def test_a_count_below_one_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"run\.{name}: expected at least 1, got 0"):
         RunConfig(**({"steps": 1, "batch": 1, "out": "x"} | {name: 0}))  # type: ignore[arg-type]

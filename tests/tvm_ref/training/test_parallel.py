@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from torch.distributed.tensor import DTensor
 
 from tests.tvm_ref.runs import (
     PATIENCE_SECONDS,
@@ -32,6 +35,7 @@ from tvm_ref.training.config import ConfigError, TrainConfig
 from tvm_ref.training.parallel import world
 from tvm_ref.training.state import State
 from tvm_ref.training.step import gradient
+from tvm_ref.training.trainer import Trainer
 from verify.budget.network_tolerance import relative_error, training_budget
 
 
@@ -82,6 +86,37 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize(
+    ("size", "run"),
+    [
+        (2, {"context_parallel": 2}),
+        pytest.param(3, {"context_parallel": 3, "checkpointing": "full"}, marks=pytest.mark.slow),  # one has no token
+        pytest.param(
+            4, {"context_parallel": 2, "parallel": "fsdp", "checkpointing": "selective"}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_processes_that_share_the_tokens_train_like_one(one: Path, tmp_path: Path, size: int, run: Any) -> None:
+    together(size, train_in_float64, digits(tmp_path, **run))
+    assert (tmp_path / "0.json").read_text() == (tmp_path / f"{size - 1}.json").read_text()
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+    networks = [load_model(out, device=torch.device("cpu"), weights="raw").model for out in (tmp_path, one)]
+    pair = [list(network.parameters()) for network in networks]
+    assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_tokens_of_compiled_blocks_train_like_one(one: Path, tmp_path: Path) -> None:
+    together(2, train_compiled_in_float64, digits(tmp_path, context_parallel=2, compile=True))
+    assert relative_error(results(tmp_path, 0), results(one, 0)) <= training_budget()
+
+
+def test_tokens_are_shared_by_a_divisor_of_the_processes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.context_parallel: expected a divisor of the 1 processes"):
+        train(digits(tmp_path / "run", context_parallel=2))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.sampled(of=2)
 @pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
 def test_two_processes_with_compiled_blocks_train_like_one(
@@ -117,6 +152,28 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("123456")
     assert len(list((tmp_path / "samples").glob("step-00000004-nfe-*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_sharded_weights_start_from_given_ones(tmp_path: Path) -> None:
+    """The averages of the first run are network, target and average of the second one, which then trains like one."""
+    train(digits(tmp_path / "first", steps=2))
+    given = digits(tmp_path / "sharded", steps=2, parallel="fsdp", init=str(tmp_path / "first"))
+    together(2, begins_with_the_averages, given)
+    train(change(given, out=str(tmp_path / "alone")))
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines()[1] for name in ("alone", "sharded")]
+    torch.testing.assert_close(*(torch.tensor(list(map(float, row.split(",")))) for row in rows))
+
+
+def begins_with_the_averages(config: TrainConfig) -> None:
+    with world(config.run.device) as this:
+        trainer = Trainer(config, this, Console(quiet=True))
+        expected = load_model(Path(config.run.init), device=this.device).model.state_dict()
+        for copy in (trainer.state.network, trainer.state.target, trainer.state.average):
+            assert any(isinstance(x, DTensor) for x in copy.state_dict().values())
+            for name, x in copy.state_dict().items():
+                assert torch.equal(x.full_tensor() if isinstance(x, DTensor) else x, expected[name])
+        trainer.run()
 
 
 def test_a_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
+from tests.tvm_ref import kills
 from tests.tvm_ref.runs import CHILDREN, change, command_line, finish, printed_by, start, toy, train, train_silently
 from tvm_ref import train as command
 from tvm_ref.objective.loss import Terms
@@ -26,25 +27,9 @@ from tvm_ref.training.config import ConfigError, TrainConfig
 from tvm_ref.training.logger import MetricsError
 from tvm_ref.training.step import NonFiniteError
 
-FILE_CALLS = ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir")
-
-
-def _count_file_calls(counter: Any, last: int) -> None:
-    """Counts the calls of this process that change files, and sends SIGKILL instead of making call `last` + 1."""
-    for name in FILE_CALLS:
-        original = getattr(os, name)
-
-        def counted(*args: Any, original: Any = original, **kwargs: Any) -> Any:
-            if counter.value == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            counter.value += 1
-            return original(*args, **kwargs)
-
-        setattr(os, name, counted)
-
 
 def killed_at_a_file_call(config: TrainConfig, counter: Any, last: int) -> None:
-    _count_file_calls(counter, last)
+    kills.at_a_file_call(counter, last)
     train(config)
 
 
@@ -55,14 +40,15 @@ def state(out: Path) -> dict[str, torch.Tensor]:
     return {name: x for file in sorted(newest.glob("*.safetensors")) for name, x in load_file(file).items()}
 
 
-def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path, kills: int) -> None:
     whole, broken = toy(tmp_path / "whole", steps=16), toy(tmp_path / "broken", steps=16)
     calls = CHILDREN.Value("i", 0)
     began = time.monotonic()
     finish(start(killed_at_a_file_call, whole, calls, -1))
     seconds, total = time.monotonic() - began, calls.value
     choice = random.Random()
-    for kill in range(6):
+    for kill in range(kills):
         if kill % 2:  # between two changes of files: nearly all of them write a checkpoint
             calls.value = 0
             child = start(killed_at_a_file_call, broken, calls, choice.randrange(total // 4))

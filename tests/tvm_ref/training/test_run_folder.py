@@ -20,8 +20,9 @@ from tvm_ref.data.archive import DatasetError, LatentArchive
 from tvm_ref.data.dataset import BatchOrder, DataConfig
 from tvm_ref.data.tolerant import Tolerant
 from tvm_ref.model.dit import DiTConfig
-from tvm_ref.training import checkpoint
-from tvm_ref.training.config import ConfigError, TrainConfig
+from tvm_ref.training import checkpoint, preflight
+from tvm_ref.training import trainer as trainer_module
+from tvm_ref.training.config import ConfigError, EmaConfig, TrainConfig
 from tvm_ref.training.parallel import World
 from tvm_ref.training.run_lock import RunLock, RunLockedError
 from tvm_ref.training.step import NonFiniteError
@@ -53,6 +54,15 @@ def test_a_second_run_in_the_same_folder_is_refused_and_told_who_is_there(tmp_pa
         train(toy(tmp_path, steps=1))
     lock.release()
     train(toy(tmp_path, steps=1))
+
+
+def test_it_is_refused_before_its_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing a large archive takes longer than a user waits."""
+    lock = RunLock(tmp_path, ALONE)
+    monkeypatch.setattr(trainer_module, "open_dataset", lambda _: pytest.fail("the data were opened"))
+    with pytest.raises(RunLockedError):
+        train(toy(tmp_path, steps=1))
+    lock.release()
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
@@ -164,6 +174,20 @@ def test_too_little_room_is_found_before_the_first_step(tmp_path: Path, monkeypa
     assert not (tmp_path / "metrics.csv").exists()
 
 
+def test_room_for_snapshots_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(toy(tmp_path, steps=5), ema=EmaConfig(sigma_rels=(0.05, 0.1), every=2))
+    trainer = Trainer(config, ALONE, None)  # type: ignore[arg-type]
+    expected = preflight._snapshot_bytes(config, trainer.state)
+    trainer._lock.release()
+    train(config)
+    sizes = [path.stat().st_size for path in (tmp_path / "ema").iterdir()]
+    assert len(sizes) == 6 and 0 < sum(sizes) - expected < 6 * 16 * 1024  # headers
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    with pytest.raises(ConfigError, match="GiB for all snapshots"):
+        train(change(config, out=str(tmp_path / "other")))
+
+
 def test_a_missing_vae_is_found_before_the_first_step(tmp_path: Path) -> None:
     config = on_latents(tmp_path / "run", latents(tmp_path / "a"), vae=str(tmp_path / "nope"))
     with pytest.raises(ConfigError, match=r"run\.vae: .*nope"):
@@ -197,6 +221,13 @@ def test_a_draft_of_a_killed_save_is_removed_at_resume(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/.draft").mkdir()
     train(toy(tmp_path, steps=1))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_draft_of_the_first_save_is_removed_before_room_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/.draft").mkdir(parents=True)
+    trainer = Trainer(toy(tmp_path, steps=1), ALONE, None)  # type: ignore[arg-type]
+    assert not list((tmp_path / "checkpoints").iterdir())
+    trainer._lock.release()
 
 
 def test_missing_grids_are_made_at_resume(tmp_path: Path) -> None:
@@ -233,7 +264,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
             "time.0.weight" if False else next(iter(trainer.state.average.state_dict()))
         ][...] = torch.nan
     with pytest.raises(NonFiniteError, match=r"after step 0 are not finite \(first ema\..*no good ones"):
-        trainer._save(None)
+        trainer._save(None, last=False)
     trainer._lock.release()
     assert not checkpoint.checkpoints(tmp_path / "checkpoints")
 

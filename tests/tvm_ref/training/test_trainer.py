@@ -112,6 +112,8 @@ def test_going_back_to_an_earlier_checkpoint_when_the_newest_is_damaged(tmp_path
     assert (damaged.parent / f"aside-{damaged.name}").is_dir()
     train(config)
     assert rows(tmp_path / "run") == whole
+    train(change(config, resume=str(earlier), steps=7))  # a second time
+    assert (damaged.parent / f"aside-2-{damaged.name}").is_dir()
 
 
 def test_a_run_can_go_on_in_another_folder(tmp_path: Path) -> None:

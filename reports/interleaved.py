@@ -1,4 +1,4 @@
-"""What a row of `python -m bench.in_turns` is, and the table of such rows."""
+"""What a row of `python -m bench.interleaved` is, and the table of such rows."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,11 +9,11 @@ from .tables import markdown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class InterleavedTiming:
     """One call, interleaved with a large matrix product.
 
     `mask` is one of reports.schema.MASKS; `products` is `ieee`, or `tf32` where float32 inputs are rounded for the
-    tensor cores; `deterministic` is PyTorch's mode. Medians over the turns of the latency and of the product's rate;
+    tensor cores; `deterministic` is PyTorch's mode. Medians of the latency and of the product's rate;
     rates in TFLOP/s, counted as in reports.schema; `of_ceiling` is the call's rate over that of the product.
     """
 
@@ -38,25 +38,25 @@ class Turn:
     commit: str
 
 
-TURN_COLUMNS = tuple(field.name for field in fields(Turn))
+INTERLEAVED_COLUMNS = tuple(field.name for field in fields(InterleavedTiming))
 
 
-def call_name(turn: Any) -> str:
-    """What was called: the mode and whatever sets the call of a Turn, or of a row with its columns, apart."""
-    found = [turn.mode]
-    if turn.kv_heads != turn.heads:
-        found.append(f"{turn.kv_heads} key heads")
-    if turn.mask != "none":
-        found.append(f"{turn.mask} mask")
-    if turn.dtype != "bfloat16":
-        found.append("TF32" if turn.products == "tf32" else turn.dtype)
-    if turn.deterministic:
+def call_name(x: Any) -> str:
+    """What was called: the mode and whatever sets the call of a row apart."""
+    found = [x.mode]
+    if x.kv_heads != x.heads:
+        found.append(f"{x.kv_heads} key heads")
+    if x.mask != "none":
+        found.append(f"{x.mask} mask")
+    if x.dtype != "bfloat16":
+        found.append("TF32" if x.products == "tf32" else x.dtype)
+    if x.deterministic:
         found.append("deterministic")
     return ", ".join(found)
 
 
-def turns_table(data: pd.DataFrame) -> str:
-    """A line for each call: `data` has the columns TURN_COLUMNS, all rows of one run."""
+def interleaved_table(data: pd.DataFrame) -> str:
+    """A line for each call: `data` has the columns INTERLEAVED_COLUMNS, all rows of one run."""
     lines = []
     for row in data.itertuples():
         shape = f"{row.batch}, {row.heads}, {row.queries}, {row.head_dim}"
@@ -65,4 +65,4 @@ def turns_table(data: pd.DataFrame) -> str:
     first = data.iloc[0]
     heads = ["B, H, N, D", "call", "provider", "ms", "TFLOP/s", "matrix product, TFLOP/s", "of it"]
     source = f"{first['machine']}; torch {first['torch_version']}, triton {first['triton_version']}"
-    return f"{markdown(heads, lines, left=3)}\n\n{source}, commit {first['commit']}. By `python -m bench.in_turns`."
+    return f"{markdown(heads, lines, left=3)}\n\n{source}, commit {first['commit']}. By `python -m bench.interleaved`."

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import in_turns
+from bench import interleaved
 from bench.cases import Case
 from bench.measure import Latency, Work
-from reports.turns import Turn, turns_table
+from reports.interleaved import InterleavedTiming, interleaved_table
 
 CPU = torch.device("cpu")
 
@@ -25,28 +25,28 @@ def test_calls_stand_between_products(monkeypatch: pytest.MonkeyPatch) -> None:
         ms = 2.0 if is_product else 4.0
         return Latency(ms, ms, ms, 1)
 
-    monkeypatch.setattr(in_turns, "latency", latency)
-    monkeypatch.setattr(in_turns, "CEILING_SIZE", {"cpu": 8})
+    monkeypatch.setattr(interleaved, "latency", latency)
+    monkeypatch.setattr(interleaved, "CEILING_SIZE", {"cpu": 8})
     before = torch.backends.cuda.matmul.fp32_precision
-    turn = in_turns.measured("flashjvp", in_turns.case_of((1, 2, 16, 8), "bwd", dtype="float32"), True, CPU)
-    assert seen == [(True, "tf32")] + [(False, "tf32"), (True, "tf32")] * in_turns.ROUNDS
+    timing = interleaved.measured("flashjvp", interleaved.case_of((1, 2, 16, 8), "bwd", dtype="float32"), True, CPU)
+    assert seen == [(True, "tf32")] + [(False, "tf32"), (True, "tf32")] * interleaved.ROUNDS
     assert torch.backends.cuda.matmul.fp32_precision == before
-    assert turn.latency_ms == 4.0
-    assert turn.tflops == pytest.approx(30 * 2 * 16 * 16 * 8 / 4e9)
-    assert turn.product_tflops == pytest.approx(2 * 8**3 / 2e9)
-    assert turn.of_ceiling == pytest.approx(turn.tflops / turn.product_tflops)
+    assert timing.latency_ms == 4.0
+    assert timing.tflops == pytest.approx(30 * 2 * 16 * 16 * 8 / 4e9)
+    assert timing.product_tflops == pytest.approx(2 * 8**3 / 2e9)
+    assert timing.of_ceiling == pytest.approx(timing.tflops / timing.product_tflops)
 
 
 def test_what_is_measured() -> None:
-    plan = list(in_turns.plan())
+    plan = list(interleaved.plan())
     assert len({(provider, case, deterministic) for provider, case, deterministic in plan}) == len(plan)
-    for shape in in_turns.SHAPES:
+    for shape in interleaved.SHAPES:
         for mode in ("fwd", "bwd"):
-            assert ("flashjvp", in_turns.case_of(shape, mode), False) in plan
+            assert ("flashjvp", interleaved.case_of(shape, mode), False) in plan
 
 
-def turn_of(case: Case, deterministic: bool) -> Turn:
-    return Turn(
+def timing_of(case: Case, deterministic: bool) -> InterleavedTiming:
+    return InterleavedTiming(
         provider="flashjvp", mode=case.mode, batch=case.batch, heads=case.heads, kv_heads=case.kv_heads,
         queries=case.queries, head_dim=case.head_dim, mask=case.mask, dtype=case.dtype,
         products="tf32" if case.dtype == "float32" else "ieee", deterministic=deterministic, latency_ms=2.0,
@@ -56,9 +56,9 @@ def turn_of(case: Case, deterministic: bool) -> Turn:
 
 
 def test_a_table_tells_the_calls_of_the_plan_apart() -> None:
-    turns = [turn_of(case, ordered) for provider, case, ordered in in_turns.plan() if provider == "flashjvp"]
-    table = turns_table(pd.DataFrame(turns))
-    assert len({tuple(line.split("|")[1:3]) for line in table.splitlines() if "flashjvp" in line}) == len(turns)
+    timings = [timing_of(case, ordered) for provider, case, ordered in interleaved.plan() if provider == "flashjvp"]
+    table = interleaved_table(pd.DataFrame(timings))
+    assert len({tuple(line.split("|")[1:3]) for line in table.splitlines() if "flashjvp" in line}) == len(timings)
     for call in ("bwd, deterministic", "fwd, 8 key heads", "bwd, float16", "plain-bwd, bool mask", "fwd, TF32"):
         assert f"| {call} |" in table
 
@@ -66,14 +66,16 @@ def test_a_table_tells_the_calls_of_the_plan_apart() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it needs where there is no GPU")
 def test_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        in_turns.main(["--out", str(tmp_path / "turns.csv")])
+        interleaved.main(["--out", str(tmp_path / "interleaved.csv")])
     assert "expected a CUDA GPU" in capsys.readouterr().err
-    assert not (tmp_path / "turns.csv").exists()
+    assert not (tmp_path / "interleaved.csv").exists()
 
 
 @pytest.mark.gpu
 def test_rows_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_turns, "plan", lambda: iter([("flashjvp", in_turns.case_of((1, 2, 256, 64), "fwd"), False)]))
-    assert in_turns.main(["--out", str(tmp_path / "turns.csv")]) == 0
-    (row,) = csv.DictReader((tmp_path / "turns.csv").open())
+    monkeypatch.setattr(
+        interleaved, "plan", lambda: iter([("flashjvp", interleaved.case_of((1, 2, 256, 64), "fwd"), False)])
+    )
+    assert interleaved.main(["--out", str(tmp_path / "interleaved.csv")]) == 0
+    (row,) = csv.DictReader((tmp_path / "interleaved.csv").open())
     assert float(row["of_ceiling"]) > 0

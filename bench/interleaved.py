@@ -1,4 +1,4 @@
-"""`python -m bench.in_turns`: interleaved timing of attention and a large matrix product; a CSV row for each call.
+"""`python -m bench.interleaved`: interleaved timing of attention and a large matrix product; a CSV row for each call.
 
 A card under load lowers its clocks, and a sweep measures its ceiling before the card is warm. Here each call is timed
 between two products, so that both meet the same clocks: `of_ceiling` is the rate of the call over that of the products
@@ -14,15 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from flashjvp_commands import arguments as types
-from flashjvp_commands import ending, outputs
+from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 from reports.environment import commit, machine, version
+from reports.interleaved import INTERLEAVED_COLUMNS, InterleavedTiming, call_name
 from reports.schema import write_rows
-from reports.turns import TURN_COLUMNS, Turn, call_name
 
 from .cases import DTYPES, Case, make_inputs, operations, require_gradients
 from .environment import CEILING_SIZE
@@ -87,7 +86,7 @@ def settings(deterministic: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = precision
 
 
-def measured(provider: str, case: Case, deterministic: bool, device: torch.device) -> Turn:
+def measured(provider: str, case: Case, deterministic: bool, device: torch.device) -> InterleavedTiming:
     """Times a call, interleaved with the matrix product; float32 in TF32, as the product is."""
     inputs = make_inputs(case, device)
     if case.backward:
@@ -102,7 +101,7 @@ def measured(provider: str, case: Case, deterministic: bool, device: torch.devic
             products.append(latency(product, device).p50_ms)
     ms, product_tflops = statistics.median(calls), 2 * size**3 / (statistics.median(products) * 1e9)
     tflops = operations(case) / (ms * 1e9)
-    return Turn(
+    return InterleavedTiming(
         provider=provider, mode=case.mode, batch=case.batch, heads=case.heads, kv_heads=case.kv_heads,
         queries=case.queries, head_dim=case.head_dim, mask=case.mask, dtype=case.dtype,
         products="tf32" if case.dtype == "float32" else "ieee", deterministic=deterministic, latency_ms=ms,
@@ -111,12 +110,12 @@ def measured(provider: str, case: Case, deterministic: bool, device: torch.devic
     )  # fmt: skip
 
 
-def table(turns: Sequence[Turn]) -> Table:
+def table(timings: Sequence[InterleavedTiming]) -> Table:
     """A line a call."""
     found = Table(title="calls, interleaved with a matrix product")
     for name in ("B, H, N, D", "call", "provider", "ms", "TFLOP/s", "product TFLOP/s", "of ceiling"):
         found.add_column(name, justify="left" if name in ("call", "provider") else "right")
-    for x in turns:
+    for x in timings:
         shape = f"{x.batch}, {x.heads}, {x.queries}, {x.head_dim}"
         numbers = (f"{x.latency_ms:.3f}", f"{x.tflops:.0f}", f"{x.product_tflops:.0f}", f"{x.of_ceiling:.2f}")
         found.add_row(shape, call_name(x), x.provider, *numbers)
@@ -125,7 +124,7 @@ def table(turns: Sequence[Turn]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when all calls were timed; rows are written as they come."""
-    parser = types.parser(program("bench.in_turns"), (__doc__ or "").split("\n\n")[1])
+    parser = types.parser(program("bench.interleaved"), (__doc__ or "").split("\n\n")[1])
     parser.add_argument(
         "--out", type=outputs.path_with(".csv"), metavar="PATH", required=True,
         help=f"for the rows, written after every call: {outputs.HELP % '.csv'}",
@@ -134,19 +133,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, found none: elsewhere `python -m bench.sweep` says what there is")
     try:
-        path = outputs.prepared(options.out, "turns.csv", (".csv",), outputs.has_columns(TURN_COLUMNS))
+        path = outputs.prepared(options.out, "interleaved.csv", (".csv",), outputs.has_columns(INTERLEAVED_COLUMNS))
     except outputs.OutputError as error:
         parser.error(f"--out: {error}")
-    turns: list[Turn] = []
-    console = Console()
+    timings: list[InterleavedTiming] = []
+    console = terminal.console()
     for provider, case, deterministic in plan():
-        turns.append(measured(provider, case, deterministic, torch.device("cuda")))
-        write_rows(path, turns, TURN_COLUMNS)
-        x = turns[-1]
+        timings.append(measured(provider, case, deterministic, torch.device("cuda")))
+        write_rows(path, timings, INTERLEAVED_COLUMNS)
+        x = timings[-1]
         console.print(
             f"{provider} {call_name(x)} {case.queries} {case.head_dim}: {x.latency_ms:.3f} ms, {x.of_ceiling:.2f}"
         )
-    console.print(table(turns))
+    console.print(terminal.Fitted(table(timings), names=3))
     return 0
 
 

@@ -1,0 +1,53 @@
+"""How `python -m flashjvp` and `python -m flashjvp.check` end. Neither leaves anything half-written.
+
+Imported first of all, so that Ctrl-C ends them without a traceback while PyTorch is imported, too.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NoReturn
+
+FAILED, BAD_USAGE, NOBODY_READS = 1, 2, 128 + 13
+
+_modules = [word for option, word in pairwise(sys.orig_argv) if option == "-m"]
+if sys.argv[:1] == ["-m"] and _modules[:1] in (["flashjvp"], ["flashjvp.check"]):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong with the command line, with exit status 2."""
+        self.exit(BAD_USAGE, f"error: {' '.join(message.split())} ({self.prog} --help lists the options)\n")
+
+
+def ended(main: Callable[[], int]) -> int:
+    """Runs a command. Returns its exit status, or one that says that standard output could not be written to."""
+    try:
+        try:
+            return main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # what rich makes of one
+            raise
+        return _silenced(NOBODY_READS)
+    except BrokenPipeError:
+        return _silenced(NOBODY_READS)
+    except OSError as error:
+        print(f"error: standard output: {error}", file=sys.stderr)
+        return _silenced(FAILED)
+
+
+def _silenced(status: int) -> int:
+    """Keeps Python from writing, at its end, what standard output still holds."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status

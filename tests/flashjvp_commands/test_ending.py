@@ -1,0 +1,132 @@
+"""How a command ends: the exit status of whatever it does, and of a signal at any moment, also between its parts."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flashjvp_commands import ending
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class LibraryError(Exception):
+    """Nobody expects it."""
+
+
+def fails(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("of a\nvalue"), 1, "error: of a value"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'"),
+        (MemoryError(), 1, "error: out of memory"),
+        (LibraryError("odd"), 1, "LibraryError: odd (the traceback is in "),
+        (SystemExit("said"), 1, "said"),
+        (SystemExit(2), 2, ""),
+        (SystemExit(), 0, ""),
+        (ending.Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+        (BrokenPipeError(), 141, ""),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else "",
+)
+def test_an_error_is_one_line_and_a_status(
+    error: BaseException, status: int, said: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_nobody_reads", lambda: ending.BROKEN_PIPE)  # standard output is pytest's
+    assert ending.status_of(lambda: fails(error)) == status
+    shown = capfd.readouterr().err
+    assert said in shown and len(shown.splitlines()) <= 1
+
+
+def ended(script: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a script around ending.run in a process of its own."""
+    start = "import os, signal, sys, time\nfrom flashjvp_commands import ending\n"
+    command = [sys.executable, *options, "-c", start + script]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_handlers_are_made_is_kept(number: int) -> None:
+    """It comes while the thread is started, before the command runs."""
+    done = ended(f"""
+import threading
+start = threading.Thread.start
+threading.Thread.start = lambda self: (os.kill(os.getpid(), {number}), start(self))
+sys.exit(ending.run(lambda: print("ran")))
+""")
+    assert (done.returncode, done.stdout) == (128 + number, ""), done
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_after_the_work_changes_nothing() -> None:
+    done = ended("""
+flushed = ending._flushed
+ending._flushed = lambda status: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1), flushed(status))[-1]
+sys.exit(ending.run(lambda: 0))
+""")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done
+
+
+def test_what_a_signal_breaks_halfway_is_stopped_not_failed() -> None:
+    """A library that makes another error of it."""
+    done = ended("""
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    except BaseException:
+        pass
+    raise RuntimeError("already initialised")
+sys.exit(ending.run(work))
+""")
+    assert done.returncode == 143 and "RuntimeError" not in done.stderr, done
+
+
+def test_a_second_signal_ends_what_cannot_be_interrupted() -> None:
+    done = ended("""
+def work():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        try: time.sleep(0.2)
+        except KeyboardInterrupt: pass
+    while True:
+        try: time.sleep(60)
+        except KeyboardInterrupt: pass
+sys.exit(ending.run(work))
+""")
+    assert done.returncode == 130 and "a second one stops at once" in done.stderr, done
+
+
+@pytest.mark.parametrize("how", ["> /dev/full", ">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_standard_streams_that_take_nothing(how: str) -> None:
+    script = "import sys; from flashjvp_commands import ending; sys.exit(ending.run(lambda: print('x')))"
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {how}', sys.executable, script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == (1 if "full" in how else 0), done
+    assert len(done.stderr.splitlines()) == ("full" in how) and "ignored" not in done.stderr
+
+
+def test_no_file_is_opened_in_place_of_a_closed_stream(tmp_path: Path) -> None:
+    """Else what is printed would be written into it."""
+    script = (
+        "import sys; from flashjvp_commands import ending\n"
+        f"def work():\n    file = open({str(tmp_path / 'file')!r}, 'w'); print('printed'); file.write('mine')\n"
+        "sys.exit(ending.run(work))"
+    )
+    subprocess.run(["bash", "-c", '"$0" -c "$1" >&-', sys.executable, script], cwd=ROOT, check=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_dev_mode_prints_the_traceback() -> None:
+    script = "def work(): raise ValueError('why')\nsys.exit(ending.run(work))"
+    assert "Traceback" not in ended(script).stderr
+    assert "Traceback" in ended(script, "-X", "dev").stderr
+    assert os.environ.get("PYTHONDEVMODE") is None

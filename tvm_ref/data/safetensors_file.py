@@ -1,0 +1,14 @@
+"""Writes safetensors files with the permissions that new files have; the package's own are for their owner alone."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes tensors by name. Raises OSError or SafetensorError."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
