@@ -16,7 +16,7 @@ from .errors import (
 from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
 from .norms import batch_norm, layer_norm
-from .varlen import varlen
+from .varlen import attention_varlen, attention_varlen_jvp, varlen
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,8 @@ __all__ = [
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_jvp",
     "batch_norm",
     "check",
     "checkpoint",

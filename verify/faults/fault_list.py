@@ -36,8 +36,7 @@ _OF_KERNELS = [
     Fault("guard of empty rows dropped", "forward", FORWARD, "m_safe", "m_safe = m_new", "mask_bool_empty_rows"),
     Fault("last key tile dropped", "forward", FORWARD, "end", "end = (N // BLOCK_N) * BLOCK_N", "lengths_33_257"),
     Fault(
-        "GQA head mapped wrongly", "forward", FORWARD, "k_head",
-        "k_head = select_head(k, batch, head % (heads // group), batch_shape, REGULAR)", "mask_gqa_per_head",
+        "GQA head mapped wrongly", "forward", FORWARD, "kv_head", "kv_head = head % (heads // group)", "mask_gqa_per_head",
     ),
     Fault("running mean not moved", "jvp", FORWARD, "mean", "mean += step * 0.0", "lengths_33_257"),
     Fault("alpha not applied to acc_o_t", "jvp", FORWARD, "acc_o_t (1)", "acc_o_t = acc_o_t", "lengths_33_257"),

@@ -44,9 +44,9 @@ class CapturedCall:
 
     def __init__(
         self, device: torch.device, buffers: Sequence[_Buffer], launches: Sequence[Launch],
-        results: Sequence[int | None], mask: int | None,
+        results: Sequence[int | None], mask: int,
     ) -> None:  # fmt: skip
-        self._mask = mask  # its place among the tensors, if they have one
+        self._mask = mask  # its place among the tensors
         self._index, self._buffers, self._launches = index_of(device), buffers, launches
         self._allocate = _allocator(device)
         # of the tensors and buffers, after which there is a None
@@ -95,7 +95,7 @@ _NEVER = CapturedCall(torch.device("cpu"), (), (), (None, None), 0)  # of a call
 class Capture(_torch.TorchDispatchMode or object):
     """Sees a call through; `finish` then gives what it did."""
 
-    def __init__(self, tensors: Sequence[Maybe], mask: int | None) -> None:
+    def __init__(self, tensors: Sequence[Maybe], mask: int) -> None:
         super().__init__()
         self._mask = mask
         self._addresses, self._given = _addresses(tensors), len(tensors)
@@ -158,7 +158,7 @@ _CAPTURED: TensorKeyedCache[CapturedCall] = TensorKeyedCache()
 def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
     """Replays calls of a function from earlier ones. Its first arguments are the tensors of a record of operands.py,
     the others hashable options. Its `bind` is a `Bound`, of tensors and options."""
-    count, mask = len(record._fields), record._fields.index("mask") if "mask" in record._fields else None
+    count, mask = len(record._fields), record._fields.index("mask")
     q_and_k = operator.itemgetter(record._fields.index("q"), record._fields.index("k"))
 
     def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
@@ -236,7 +236,7 @@ def _state(dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
     return schedule.input_precision(dtype, device), torch.are_deterministic_algorithms_enabled()
 
 
-def _may_be_captured(tensors: Sequence[Maybe], mask: int | None) -> bool:
+def _may_be_captured(tensors: Sequence[Maybe], mask: int) -> bool:
     """Not inside another capture, and with addresses that tell the tensors apart."""
     given = [x.data_ptr() for x in tensors if x is not None]
     if _torch.TorchDispatchMode is None:
@@ -264,7 +264,6 @@ def _addresses(tensors: Sequence[Maybe]) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def _are_aligned(addresses: Sequence[int], mask: int | None) -> bool:
-    """Of the operands of a call, with the place of the mask if they have one."""
-    aligned = functools.reduce(operator.or_, addresses) % 16 == 0
-    return aligned and (mask is None or addresses[mask] % _MASK_ALIGNMENT == 0)
+def _are_aligned(addresses: Sequence[int], mask: int) -> bool:
+    """Of the operands of a call, with the place of the mask."""
+    return functools.reduce(operator.or_, addresses) % 16 == 0 and addresses[mask] % _MASK_ALIGNMENT == 0

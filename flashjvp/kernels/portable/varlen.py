@@ -1,10 +1,10 @@
 """Kernels for packed sequences: the rows of several sequences lie one after the other, and each attends to itself.
 
 A program finds its sequence on the device from the cumulated lengths, so the host never reads them. Then it does what a
-program of the dense kernels does on that sequence alone (forward_rows, query_rows, key_rows), to the bit.
+program of the dense kernels does on that sequence alone (forward_rows, query_rows, key_rows), to the bit. `cu` holds
+the cumulated lengths of queries, and after them those of keys: 2 (B + 1) numbers for B sequences.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
+from ..tiles import from_odd
 from .backward_key import key_rows
 from .backward_query import query_rows
 from .forward import forward_rows
@@ -20,13 +21,12 @@ NO_MASK = (0, False, False, True)  # MASK_LAYOUT: a causal row may be without a 
 
 
 @triton.jit
-def _sequence_of(cu, tile, tiles, total, ROWS: tl.constexpr):
-    """Which sequence a tile of ROWS rows belongs to, and the first row of the tile in it.
+def _sequence_of(cu, tile, count, ROWS: tl.constexpr):
+    """Which of `count` sequences a tile of ROWS rows belongs to, and the first row of the tile in it.
 
-    Of `total` rows in B sequences there are total // ROWS + B tiles: sequence b has those from cu[b] // ROWS + b on, at
-    least as many as it needs. What it does not need starts beyond its end.
+    Of the rows of all sequences there are rows // ROWS + count tiles: sequence b has those from cu[b] // ROWS + b on,
+    at least as many as it needs. What it does not need starts beyond its end.
     """
-    count = tiles - total // ROWS
     before = 0
     for first in range(0, count, 128):
         b = first + tl.arange(0, 128)
@@ -34,6 +34,17 @@ def _sequence_of(cu, tile, tiles, total, ROWS: tl.constexpr):
         before += tl.sum(((starts <= tile) & (b < count)).to(tl.int32))
     sequence = tl.maximum(before - 1, 0)
     return sequence, (tile - (tl.load(cu + sequence).to(tl.int32) // ROWS + sequence)) * ROWS
+
+
+@triton.jit
+def _place(batch_shape, heads):
+    """Of this program: the number of its tile, of how many, and its head and batch entry."""
+    entries = heads
+    for i in tl.static_range(len(batch_shape)):
+        entries *= from_odd(batch_shape[i])
+    tiles = tl.num_programs(0) // entries
+    pid = tl.program_id(0)
+    return pid % tiles, tiles, (pid // tiles) % heads, pid // tiles // heads
 
 
 @triton.jit
@@ -60,67 +71,64 @@ def _keys_seen(m0, queries, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def varlen_forward_kernel(
-    q, k, v, q_t, k_t, v_t, cu_q, cu_k, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
+    q, k, v, q_t, k_t, v_t, cu, o, o_t, lse, mu, scale, batch_shape, M, N, heads, group,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one sequence and head against all keys of the sequence."""
-    tiles = tl.num_programs(0) // heads
-    pid = tl.program_id(0)
-    head = pid // tiles
-    sequence, m0 = _sequence_of(cu_q, pid % tiles, tiles, M, TILE[0])
-    start_q, queries = _rows_of(cu_q, sequence, M)
+    tile, tiles, head, batch = _place(batch_shape, heads)
+    count = tiles - M // TILE[0]
+    sequence, m0 = _sequence_of(cu, tile, count, TILE[0])
+    start_q, queries = _rows_of(cu, sequence, M)
     if m0 >= queries:
         return
-    start_k, keys = _rows_of(cu_k, sequence, N)
+    start_k, keys = _rows_of(cu + count + 1, sequence, N)
     end, full, shift = _keys_seen(m0, queries, keys, TILE[0], TILE[1], CAUSAL)
     forward_rows(
-        q, k, v, q_t, k_t, v_t, None, None, None, o, o_t, lse, mu, scale, batch_shape, 0, head, head // group,
-        head.to(tl.int64) * M + start_q, start_q, start_k, m0, end, full, shift, queries, keys,
+        q, k, v, q_t, k_t, v_t, None, None, None, o, o_t, lse, mu, scale, batch_shape, batch, head, head // group,
+        (batch.to(tl.int64) * heads + head) * M + start_q, start_q, start_k, m0, end, full, shift, queries, keys,
         K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def varlen_query_kernel(
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t, cu_q, cu_k, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape,
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, cu, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape,
     M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: d_q and d_q_t of a tile of query rows of one sequence and head."""
-    tiles = tl.num_programs(0) // heads
-    pid = tl.program_id(0)
-    head = pid // tiles
-    sequence, m0 = _sequence_of(cu_q, pid % tiles, tiles, M, TILE[0])
-    start_q, queries = _rows_of(cu_q, sequence, M)
+    tile, tiles, head, batch = _place(batch_shape, heads)
+    count = tiles - M // TILE[0]
+    sequence, m0 = _sequence_of(cu, tile, count, TILE[0])
+    start_q, queries = _rows_of(cu, sequence, M)
     if m0 >= queries:
         return
-    start_k, keys = _rows_of(cu_k, sequence, N)
+    start_k, keys = _rows_of(cu + count + 1, sequence, N)
     end, full, shift = _keys_seen(m0, queries, keys, TILE[0], TILE[1], CAUSAL)
     query_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, None, None, None, d_q, d_q_t, lse, mu, row_a, row_delta, scale,
-        batch_shape, 0, head, head // group, head.to(tl.int64) * M + start_q, start_q, start_k, m0, end, full, shift,
-        queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
+        batch_shape, batch, head, head // group, (batch.to(tl.int64) * heads + head) * M + start_q, start_q, start_k,
+        m0, end, full, shift, queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def varlen_key_kernel(
-    q, k, v, q_t, k_t, v_t, d_o, d_o_t, cu_q, cu_k, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, cu, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
     batch_shape, M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradients that are given of a tile of key rows of one sequence and key head."""
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
-    tiles = tl.num_programs(0) // (heads // group)
-    pid = tl.program_id(0)
-    kv_head = pid // tiles
-    sequence, n0 = _sequence_of(cu_k, pid % tiles, tiles, N, BLOCK_N)
-    start_k, keys = _rows_of(cu_k, sequence, N)
+    tile, tiles, kv_head, batch = _place(batch_shape, heads // group)
+    count = tiles - N // BLOCK_N
+    sequence, n0 = _sequence_of(cu + count + 1, tile, count, BLOCK_N)
+    start_k, keys = _rows_of(cu + count + 1, sequence, N)
     if n0 >= keys:
         return
-    start_q, queries = _rows_of(cu_q, sequence, M)
+    start_q, queries = _rows_of(cu, sequence, M)
     first = 0
     full = 0
     shift = 0
@@ -130,23 +138,23 @@ def varlen_key_kernel(
         full = tl.minimum(tl.cdiv(tl.maximum(n0 + BLOCK_N - 1 - shift, 0), BLOCK_M) * BLOCK_M, queries)
     key_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, None, None, None, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
-        batch_shape, 0, kv_head, group, start_q.to(tl.int64), M.to(tl.int64), start_q, start_k, n0, first, full, shift,
-        queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
+        batch_shape, batch, kv_head, group, batch.to(tl.int64) * heads * M + start_q, M.to(tl.int64), start_q, start_k,
+        n0, first, full, shift, queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
     )  # fmt: skip
 
 
 class Sequences:
-    """Packed operands [H, rows, D] of a call, and where their sequences start: launches of the kernels above."""
+    """The packed operands [*batch, H, rows, D] of a call: launches of the kernels above."""
 
-    def __init__(self, call: Call, cu_q: Tensor, cu_k: Tensor) -> None:
-        self._call, self._starts = call, (cu_q, cu_k)
-        self._count = cu_q.shape[0] - 1
+    def __init__(self, call: Call, cu: Tensor) -> None:
+        """cu: int32 [2, B + 1], contiguous."""
+        self._call, self._cu, self._count = call, cu, cu.shape[-1] - 1
 
     def forward(self, inputs: Inputs, results: tuple[Tensor, Maybe, Tensor, Maybe], scale: float) -> None:
         """Writes o, o_t, lse, mu of every sequence's queries."""
         call, tile = self._call, self._call.tile("forward")
         o, o_t, lse, mu = results
-        args = (*call.operands(*inputs), *self._starts, *call.operands(o, o_t), lse, mu)
+        args = (*call.operands(*inputs), self._cu, *call.operands(o, o_t), lse, mu)
         self._launch(varlen_forward_kernel, "varlen_forward", self._query_programs(tile), args, scale, tile)
 
     def query_gradients(
@@ -155,7 +163,7 @@ class Sequences:
     ) -> None:  # fmt: skip
         """Writes d_q and d_q_t, where they are given."""
         call, tile = self._call, self._call.tile("backward_query")
-        args = (*call.operands(*inputs, *cotangents), *self._starts, *call.operands(*grads), *statistics)
+        args = (*call.operands(*inputs, *cotangents), self._cu, *call.operands(*grads), *statistics)
         self._launch(varlen_query_kernel, "varlen_query", self._query_programs(tile), args, scale, tile)
 
     def key_gradients(
@@ -167,12 +175,14 @@ class Sequences:
         d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
         for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
             tile = call.tile(family)
-            args = (*call.operands(*inputs, *cotangents), *self._starts, *outputs, *statistics)
-            programs = call.kv_heads * (call.sizes.keys // tile.block_n + self._count)
+            args = (*call.operands(*inputs, *cotangents), self._cu, *outputs, *statistics)
+            tiles = call.sizes.keys // tile.block_n + self._count
+            programs = call.programs * call.kv_heads * tiles
             self._launch(varlen_key_kernel, f"varlen_{family}", programs, args, scale, tile)
 
     def _query_programs(self, tile: schedule.Tile) -> int:
-        return self._call.sizes.heads * (self._call.sizes.queries // tile.block_m + self._count)
+        tiles = self._call.sizes.queries // tile.block_m + self._count
+        return self._call.programs * self._call.sizes.heads * tiles
 
     def _launch(
         self, kernel: object, family: str, programs: int, args: tuple[object, ...], scale: float, tile: schedule.Tile
@@ -181,8 +191,3 @@ class Sequences:
             kernel, family, programs, args, scale, warps=tile.warps, stages=tile.stages, TILE=tile.block,
             MASK_LAYOUT=NO_MASK,
         )  # fmt: skip
-
-
-def zeros_of(*tensors: Maybe) -> tuple[Maybe, ...]:
-    """Zeros like these: rows of no sequence stay zero."""
-    return tuple(None if x is None else torch.zeros_like(x) for x in tensors)
