@@ -79,7 +79,7 @@ def backward_jvp(
     if not call.is_empty:
         x, into = (given, grads) if d_o_t is not None else (Inputs(q, k, v), Inputs(grads.q, grads.k, grads.v))
         row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
-        statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
+        statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)  # mutate: statistics
         sequences = Sequences(call, cu)
         if into.q is not None or into.q_t is not None:
             sequences.query_gradients(x, (d_o, d_o_t), (into.q, into.q_t), statistics, scale)

@@ -156,6 +156,7 @@ def _sequences(cu: Tensor, q: Tensor, is_causal: bool) -> Iterator[_Sequence]:
             continue
         mask = None
         if is_causal and columns and rows not in (1, columns):  # a single query is the last one, and sees every key
+            # mutate: mask
             mask = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(columns - rows)
             mask = mask.view((1,) * (q.ndim - 2) + mask.shape)
         yield _Sequence(slice(of_q[b], of_q[b + 1]), slice(of_k[b], of_k[b + 1]), mask, is_causal and rows == columns)

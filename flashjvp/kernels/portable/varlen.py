@@ -31,7 +31,7 @@ def _sequence_of(cu, tile, count, ROWS: tl.constexpr):
     for first in range(0, count, 128):
         b = first + tl.arange(0, 128)
         starts = tl.load(cu + b, mask=b < count, other=0).to(tl.int32) // ROWS + b
-        before += tl.sum(((starts <= tile) & (b < count)).to(tl.int32))
+        before += tl.sum(((starts <= tile) & (b < count)).to(tl.int32))  # mutate: before
     sequence = tl.maximum(before - 1, 0)
     return sequence, (tile - (tl.load(cu + sequence).to(tl.int32) // ROWS + sequence)) * ROWS
 
@@ -51,7 +51,7 @@ def _place(batch_shape, heads):
 def _rows_of(cu, sequence, total):
     """The first row of a sequence and its number of rows, which stay inside `total` whatever the numbers in `cu`."""
     start = tl.minimum(tl.maximum(tl.load(cu + sequence).to(tl.int32), 0), total)
-    end = tl.minimum(tl.load(cu + sequence + 1).to(tl.int32), total)
+    end = tl.minimum(tl.load(cu + sequence + 1).to(tl.int32), total)  # mutate: end
     return start, tl.maximum(end - start, 0)
 
 
@@ -63,7 +63,7 @@ def _keys_seen(m0, queries, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, 
     full = (keys // BLOCK_N) * BLOCK_N
     shift = 0
     if CAUSAL:
-        shift = keys - queries
+        shift = keys - queries  # mutate: shift
         end = tl.minimum(keys, tl.maximum(m0 + BLOCK_M + shift, 0))
         full = (tl.minimum(keys, tl.maximum(m0 + 1 + shift, 0)) // BLOCK_N) * BLOCK_N
     return end, full, shift
@@ -128,7 +128,7 @@ def varlen_key_kernel(
     start_k, keys = _rows_of(cu + count + 1, sequence, N)
     if n0 >= keys:
         return
-    start_q, queries = _rows_of(cu, sequence, M)
+    start_q, queries = _rows_of(cu, sequence, M)  # mutate: start_q, queries
     first = 0
     full = 0
     shift = 0
