@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 FAILED, BAD_USAGE, NOBODY_READS = 1, 2, 128 + 13
 
@@ -21,6 +21,10 @@ if sys.argv[:1] == ["-m"] and _modules[:1] in (["flashjvp"], ["flashjvp.check"])
 
 class Parser(ArgumentParser):
     """A parser whose errors are one line."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help. Raises OSError where it cannot be written, which argparse itself hides."""
+        (file or sys.stdout).write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with the command line, with exit status 2."""

@@ -4,9 +4,10 @@ import argparse
 import math
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import ending
 
@@ -20,6 +21,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with the command line, with exit status 2."""
         self.exit(ending.UNUSABLE, f"error: {' '.join(message.split())} ({self.prog} --help lists the options)\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help. Raises OSError where it cannot be written, which argparse itself hides."""
+        (file or sys.stdout).write(self.format_help())
 
 
 def parser(prog: str, description: str, epilog: str = "") -> Parser:

@@ -170,10 +170,14 @@ def _evaluate_archive(
             **{f"data.{name}": value for name, value in fingerprint(open_dataset(data)).items()},
             **judge.fingerprint(),
         }  # fmt: skip
-    together(world, lambda: None if settings.out is None else forget(settings.out))
+    out = settings.out
+    if together(world, lambda: scratch is None and out is not None and forget(out, kept)):
+        if world.first:
+            print(f"the evaluation was complete when the command was killed: {out}")
+        return
     if save is not None:
         for path in (path_of_images(save, nfe, settings.nfe) for nfe in settings.nfe):
-            if settings.out is None or not is_delivered(beside(settings.out), path):
+            if out is None or not is_delivered(beside(out), path):
                 outputs.new(path)
     with Unfinished(scratch or settings.out, kept, world, lasts=scratch is None) as work:
         result = evaluate_images(model, data, settings.nfe, count, sampling, judge, work, world, save=save, stop=stop)

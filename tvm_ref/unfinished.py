@@ -51,6 +51,8 @@ def is_delivered(folder: Path, path: Path) -> bool:
 def remove(folder: Path) -> None:
     """Removes the folder of finished work. If this is killed, `is_delivered` still holds, and it can be repeated."""
     finished = folder / FINISHED
+    if (folder / SETTINGS).exists():
+        (folder / SETTINGS).replace(finished)
     finished.touch()
     for path in folder.iterdir():
         if path != finished:
@@ -59,10 +61,20 @@ def remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def forget(out: Path) -> None:
-    """Removes the folder beside `out` if its work is finished, and a kill kept it from being removed."""
-    if (beside(out) / FINISHED).exists():
-        remove(beside(out))
+def forget(out: Path, settings: dict[str, Any] | None = None) -> bool:
+    """Removes the folder beside `out` if its work is finished, and a kill kept it from being removed.
+
+    Returns whether it was the work of these settings, so that nothing is left to do.
+    """
+    finished = beside(out) / FINISHED
+    if not finished.exists():
+        return False
+    try:
+        same = bool(read_settings(finished) == _plain(settings))
+    except ValueError:  # an empty file, of a folder whose settings were removed
+        same = False
+    remove(beside(out))
+    return same
 
 
 def together(world: World, work: Callable[[], T]) -> T:
@@ -198,7 +210,7 @@ class Unfinished:
 
     def _begin(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
-        now = json.loads(json.dumps(settings))
+        now = _plain(settings)
         if path.exists() and (changed := changes(read_settings(path), now)):
             raise UnfinishedError(
                 f"{self.folder} is unfinished work with other settings ({'; '.join(changed)}): give the same ones, or "
@@ -230,6 +242,11 @@ def _made(out: Path | None, lasts: bool) -> str:
         _remove(beside(out))
     beside(out).mkdir(parents=True, exist_ok=True)
     return str(beside(out))
+
+
+def _plain(settings: Any) -> Any:
+    """As they are read from a file."""
+    return json.loads(json.dumps(settings))
 
 
 def _draft(path: Path) -> Path:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Row = tuple[str, str, int, str]  # module, arguments as a shell has them, exit status, words of the message
 # In arguments: {here} is an empty folder, {text} a file of someone else's, {fifo} and {loop} are what they say and end
 # with .csv, {null} is a null character, {link} a link to {text}, {long} a name that no file system takes.
-NUMBERS = {"--optim.lr": "optim.lr", "--loss.w": "loss.w", "--times.gap-mu": "gap", "--model.mlp-ratio": "mlp"}
+NUMBERS = {"--optim.lr": "optim.lr", "--loss.w": "w", "--times.gap-mu": "gap", "--model.mlp-ratio": "mlp"}
 TRAIN: list[Row] = [
     *(
         ("tvm_ref.train", f"digits --run.out {{here}}/run {option} {value}", 2, word)

@@ -93,9 +93,11 @@ def test_a_second_signal_ends_what_cannot_be_interrupted() -> None:
     done = ended("""
 def work():
     for _ in range(2):
-        os.kill(os.getpid(), signal.SIGINT)
-        try: time.sleep(0.2)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
         except KeyboardInterrupt: pass
+        time.sleep(0.2)
     while True:
         try: time.sleep(60)
         except KeyboardInterrupt: pass

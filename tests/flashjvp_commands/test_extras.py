@@ -66,7 +66,7 @@ def test_every_extra_of_pyproject_is_known() -> None:
     import tomllib
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    imported = {"pillow": "PIL", "pot": "ot", "scikit-learn": "sklearn"}
+    imported = {"pillow": "PIL", "pot": "ot", "pyyaml": "yaml", "scikit-learn": "sklearn"}
     for extra, names in extras.EXTRAS.items():
         found = {line.split(">")[0].split(";")[0].strip() for line in declared[extra]}
         assert {imported.get(name, name) for name in found} == set(names), extra

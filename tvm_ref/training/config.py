@@ -69,7 +69,7 @@ class EmaConfig:
     precision: Literal["float16", "float32"] = "float16"  # in which snapshots are stored
 
     def __post_init__(self) -> None:
-        require_finite(self, "ema")
+        require_finite(self, "ema.")
         widths = self.sigma_rels or (WIDEST / 3, WIDEST / 2)
         expected = f"two numbers above 0 and below {WIDEST:.4g}, the smaller one first, or None"
         _require(0 < widths[0] < widths[1] < WIDEST, "ema.sigma_rels", expected, self.sigma_rels)

@@ -172,6 +172,10 @@ _OF_KERNELS = [
         "if False:", "layout_column_major",
     ),
     Fault(
+        "stride of the heads lost", "launch", "kernels/launch/geometry.py", "packed",
+        "packed = (row, odd(0), *(map(odd, reversed(batch)) if batch else (odd(0),)))",
+    ),
+    Fault(
         "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",
         'packed, _, is_regular, special = layout(torch.empty(x.shape, device="meta").stride(), x.dtype)',
         "layout_sequence_major",

@@ -66,6 +66,7 @@ def layout(strides: tuple[int, ...], dtype: torch.dtype) -> Layout:
     Triton specializes on a row stride of 1 or a multiple of 16, and on which integers are long.
     """
     *batch, head, row, _ = strides
+    # mutate: packed
     packed = (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
     bits = 0
     for stride in strides[:-1]:

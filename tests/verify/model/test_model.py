@@ -71,8 +71,8 @@ def exact_gelu(x: Dual) -> Dual:
     return Dual(*torch.func.jvp(F.gelu, (x.value,), (x.tangent,))) if x.tangent is not None else Dual(F.gelu(x.value))
 
 
-def attention_without_key_tangent(q: Dual, k: Dual, v: Dual, *, backend: str | None) -> Dual:
-    return RIGHT["attention"](q, Dual(k.value), v, backend=backend)
+def attention_without_key_tangent(q: Dual, k: Dual, v: Dual, **options: Any) -> Dual:
+    return RIGHT["attention"](q, Dual(k.value), v, **options)
 
 
 def stock_layer_norm(x: Dual, *, eps: float) -> Dual:
@@ -130,8 +130,8 @@ def test_a_planted_bug_of_the_objective_is_caught(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_lost_gradient_through_the_jvp_is_caught_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual, "attention", lambda q, k, v, backend: RIGHT["attention"](
-        q.detach_tangent(), k.detach_tangent(), v.detach_tangent(), backend=backend))  # fmt: skip
+    monkeypatch.setattr(dual, "attention", lambda q, k, v, **options: RIGHT["attention"](
+        q.detach_tangent(), k.detach_tangent(), v.detach_tangent(), **options))  # fmt: skip
     rows = judge_model(ModelCase("network", precision="bfloat16"), "cpu", 0)
     assert {row.quantity for row in rows if not row.ok} == {"gradients"}
 
