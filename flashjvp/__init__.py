@@ -16,7 +16,8 @@ from .errors import (
 from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
 from .norms import batch_norm, layer_norm
-from .varlen import attention_varlen, attention_varlen_jvp, varlen
+from .varlen import attention_varlen, attention_varlen_jvp
+from .varlen import varlen as varlen
 
 __version__ = "0.1.0"
 
@@ -44,5 +45,4 @@ __all__ = [
     "layer_norm",
     "replaced",
     "uninstall",
-    "varlen",
 ]
