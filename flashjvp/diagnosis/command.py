@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, inputs, tangents = _loaded(given.source)
         try:
             report = check(model, inputs, tangents, detached=given.detached, replaced=given.replaced)
-        except Exception as error:
+        except Exception as error:  # the model may raise anything
             raise _BadUsage(f"{given.source}: {type(error).__name__}: {error}") from error
         if given.json is not None:
             _write(given.json, json.dumps(report.to_dict(), indent=2))

@@ -11,9 +11,15 @@ from .parallel import World
 from .state import initialised
 
 
-def check_starts(config: TrainConfig) -> None:
-    """Raises CheckpointError if there is nothing where run.resume or run.init point."""
-    for name, given in (("run.resume", config.run.resume), ("run.init", config.run.init)):
+def check_starts(config: TrainConfig, folder: Path) -> None:
+    """Raises CheckpointError if there is nothing where run.resume points, or run.init where that is needed.
+
+    folder: of our checkpoints.
+    """
+    starts = {"run.resume": config.run.resume}
+    if not checkpoint.checkpoints(folder):
+        starts["run.init"] = config.run.init
+    for name, given in starts.items():
         if given and not Path(given).exists():
             raise checkpoint.CheckpointError(f"{name}: expected an existing path, got {given}")
 

@@ -54,9 +54,9 @@ class Trainer:
                 "run.evaluate: expected no (--run.no-evaluate) for an archive, whose figures need more files: measure "
                 "them afterwards with python -m tvm_ref.evaluate"
             )
-        check_starts(config)
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
+        check_starts(config, self._folder)
         self._lock = RunLock(Path(config.run.out), world)
         try:
             dataset = open_dataset(config.data)

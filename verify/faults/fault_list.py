@@ -173,7 +173,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "stride of the heads lost", "launch", "kernels/launch/geometry.py", "packed",
-        "packed = (row, odd(0), *(map(odd, reversed(batch)) if batch else (odd(0),)))",
+        "packed = (row, odd(0), *(map(odd, reversed(batch)) if batch else (odd(0),)))", "mask_gqa_per_head",
     ),
     Fault(
         "every tensor taken for contiguous", "launch", "kernels/launch/call.py", "packed, _, is_regular, special",

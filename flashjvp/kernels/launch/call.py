@@ -134,7 +134,7 @@ class Call:
     @property
     def _is_odd_half(self) -> bool:
         """Of a half type, with rows that start elsewhere than at multiples of 16 bytes."""
-        return self.precision == "half" and not self._is_regular
+        return self._dtype.itemsize == 2 and not self._is_regular
 
     def query_programs(self, rows: int) -> int:
         """Programs of a kernel that owns tiles of so many query rows."""

@@ -136,8 +136,11 @@ def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_to_go_on_from_must_be_one(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"elsewhere is damaged: manifest\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"run\.resume: expected an existing path, got .*elsewhere"):
         train(toy(tmp_path, resume=str(tmp_path / "elsewhere")))
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file is damaged: manifest\.json cannot be read"):
+        train(toy(tmp_path, resume=str(tmp_path / "file")))
 
 
 @pytest.mark.gpu
