@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import environment
 from ...backends import philox
+from ...backends.patterns import Band, Listed
 from ...layout import is_additive
 from ..tiles import Operand
 from . import schedule
@@ -37,7 +38,7 @@ _ABSENT: Argument = (None, None, None)
 # tenth of finding it by Triton's own means.
 _COMPILED: dict[tuple[object, ...], Any] = environment.kept({})
 # What `_parameters` found, by the function that a kernel is made of.
-_PARAMETERS: dict[object, tuple[tuple[str, ...], bool]] = environment.kept({})
+_PARAMETERS: dict[object, tuple[tuple[str, ...], bool, bool]] = environment.kept({})
 
 
 class Call:
@@ -45,7 +46,7 @@ class Call:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
-        dropout_p: float = 0.0,
+        dropout_p: float = 0.0, pattern: Band | Listed | None = None,
     ) -> None:  # fmt: skip
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self._index, self._shape = index_of(self.device), q.shape
@@ -59,6 +60,14 @@ class Call:
         self._copied: list[Tensor] = []
         self.mask: Argument | None = None
         self.mask_layout = (0, False, False, False)
+        self.pattern = pattern
+        self.plan: tuple[Maybe, ...] = ()
+        self.band: tuple[int, ...] = ()
+        if pattern is not None:
+            listed = isinstance(pattern, Listed)
+            self.plan, mask = (mask if listed else None,), None if listed else mask
+            self.band = (0, 0) if listed else (pattern.low, pattern.high)
+            self.mask_layout = (0, False, False, True)
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask)
         self.mask_t = None if mask_t is None else self.bias_operand(mask_t)
@@ -126,6 +135,10 @@ class Call:
             width = max(sum(in_one_chunk(columns)[1:]) for columns in (self.k_columns, self.v_columns))
         return schedule.lookup(self.device, self.precision, family, width, self.has_options)
 
+    def family(self, name: str) -> str:
+        """What a launch of a family of portable kernels is called."""
+        return name if self.pattern is None else f"partial_{name}"
+
     @property
     def has_options(self) -> bool:
         """Whether the call has dropout or a tangent of its mask."""
@@ -148,7 +161,7 @@ class Call:
         self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, *, warps: int = 4,
         stages: int | None = None, launch_pdl: bool = False, **constants: object,
     ) -> None:  # fmt: skip
-        """Runs `kernel(*args, scale, [batch_shape,] *sizes, *constants)` in so many programs.
+        """Runs `kernel(*args, scale, [batch_shape, [low, high,]] *sizes, *constants)` in so many programs.
 
         `args` come from `operands`, or are contiguous tensors, descriptors of tensors of q's dtype, and None. Of the
         constants given here and those of every call, the kernel takes those that it names, last. `family` is a name
@@ -157,13 +170,14 @@ class Call:
         """
         arguments = [_ABSENT if x is None else x if type(x) is tuple else _argument(x) for x in args]
         tensors, raw, special = zip(*arguments, strict=True)
-        names, has_batch_shape = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
+        names, has_batch_shape, takes_band = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
         taken = [*map(self.constants(constants).__getitem__, names)]
         key = (
             kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken, *special
         )  # fmt: skip
         compiled = _COMPILED.get(key)
-        rest = (scale, self.batch_shape, *self.sizes) if has_batch_shape else (scale, *self.sizes)
+        band = self.band if takes_band else ()
+        rest = (scale, self.batch_shape, *band, *self.sizes) if has_batch_shape else (scale, *self.sizes)
         with on_device(self._index):
             if compiled is not None:
                 compiled[(programs, 1, 1)](*raw, *rest, *taken)
@@ -192,10 +206,10 @@ class Call:
         }  # fmt: skip
 
 
-def _parameters(kernel: Any) -> tuple[tuple[str, ...], bool]:
-    """The names of the constants that a kernel takes, after its sizes, and whether it takes the batch dims."""
+def _parameters(kernel: Any) -> tuple[tuple[str, ...], bool, bool]:
+    """The names of the constants that a kernel takes, after its sizes, and whether it takes batch dims and a band."""
     names = kernel.arg_names
-    found = tuple(names[names.index("group") + 1 :]), "batch_shape" in names
+    found = tuple(names[names.index("group") + 1 :]), "batch_shape" in names, "low" in names
     _PARAMETERS[kernel.fn] = found
     return found
 

@@ -14,11 +14,12 @@ from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, select_rows, store_rows, zero_rows
 from .backward_tile import probabilities, score_gradients
 from .dropout import both_dropped, kept_tile, select_seed
+from .visible import queries_at, queries_of
 
 
 @triton.jit
 def _key_tile(
-    state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, n0, M, N,
+    state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, only, n0, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
@@ -35,7 +36,8 @@ def _key_tile(
     q_t = load_operand(q_t_head, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, mask_t, scale, m0, n0,
-        row[None, :], column[:, None], M, N, at_border, True, MASK_LAYOUT, False, CAUSAL, PRECISION,
+        row[None, :], column[:, None], M, N, at_border, only, True, MASK_LAYOUT, False, CAUSAL,
+        PRECISION,
     )  # fmt: skip
     G = load_operand(d_o_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     T = load_operand(d_o_t_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
@@ -73,13 +75,13 @@ def _key_tile(
 @triton.jit
 def key_rows(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
-    batch_shape, batch, kv_head, group, statistics_start, statistics_step, start_q, start_k, n0, first, full, shift, M,
-    N, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    batch_shape, batch, kv_head, group, statistics_start, statistics_step, start_q, start_k, n0, first, last, full, shift,
+    seen, M, N, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradients that are given of a tile of key rows, from n0 of N on, from the queries after `first` of M.
+    """Writes the gradients that are given of a tile of key rows, from n0 of N on, from its queries of M.
 
-    Queries before `full` cross a border. The statistics of the batch entry start at `statistics_start`, those of its
+    These are those from `first` to `last` (or what visible.py counts so); before `full` they cross a border. The statistics of the batch entry start at `statistics_start`, those of its
     heads are `statistics_step` apart; the rest is as in forward_rows.
     """
     BLOCK_M: tl.constexpr = TILE[0]
@@ -116,10 +118,12 @@ def key_rows(
         head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
         head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
         drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
-        for m0 in range(first, M, BLOCK_M):
+        begin, end, seen_of_head = queries_of(first, last, seen, batch, head, M, N)
+        for i in range(begin, end, BLOCK_M):
+            m0, at_border, only = queries_at(i, full, seen_of_head)
             state = _key_tile(
-                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, m0 < full, n0 - shift,
-                M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, at_border, only,
+                n0 - shift, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state
@@ -164,14 +168,14 @@ def backward_key_kernel(
     rows = M.to(tl.int64)
     key_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta,
-        scale, batch_shape, batch, kv_head, group, batch * heads * rows, rows, 0, 0, n0, first, full, 0, M, N,
-        K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+        scale, batch_shape, batch, kv_head, group, batch * heads * rows, rows, 0, 0, n0, first, M, full, 0, (),
+        M, N, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
     )  # fmt: skip
 
 
 def launch_backward_key(
     call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    wanted: Inputs,
+    wanted: Inputs, kernel: object = backward_key_kernel,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_k, d_v, d_k_t, d_v_t.
 
@@ -183,9 +187,10 @@ def launch_backward_key(
     operands = call.operands(*inputs, *cotangents)
     d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
     for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
-        args, tile = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics), call.tile(family)
+        args = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics, *call.plan)
+        tile = call.tile(family)
         call.launch(
-            backward_key_kernel, family, call.key_programs(tile.block_n), args, scale, warps=tile.warps,
+            kernel, call.family(family), call.key_programs(tile.block_n), args, scale, warps=tile.warps,
             stages=tile.stages, TILE=tile.block,
         )  # fmt: skip
     return grads

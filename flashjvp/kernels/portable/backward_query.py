@@ -9,11 +9,12 @@ from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, select_rows, store_rows, zero_rows
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
 from .dropout import kept_tile, select_seed
+from .visible import keys_at
 
 
 @triton.jit
 def _query_tile(
-    acc_q, acc_q_t, query, statistics, key, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
+    acc_q, acc_q_t, query, statistics, key, mask, mask_t, drop, scale, m0, n0, at_border, only, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
@@ -27,7 +28,7 @@ def _query_tile(
     k_t = load_operand(k_t_head, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
-        False, MASK_LAYOUT, True, CAUSAL, PRECISION,
+        only, False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
     v = load_operand(v_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     v_t = load_operand(v_t_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
@@ -44,7 +45,7 @@ def _query_tile(
 @triton.jit
 def query_rows(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape,
-    batch, head, kv_head, base, start_q, start_k, m0, end, full, shift, M, N,
+    batch, head, kv_head, base, start_q, start_k, m0, start, end, full, shift, seen, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
@@ -84,10 +85,11 @@ def query_rows(
 
     acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
     acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
-    for n0 in range(0, end, BLOCK_N):
+    for i in range(start, end, BLOCK_N):
+        n0, at_border, only = keys_at(i, full, seen)
         acc_q, acc_q_t = _query_tile(
-            acc_q, acc_q_t, query, statistics, key, head_mask, head_mask_t, drop, scale, m0 + shift, n0, n0 >= full,
-            M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+            acc_q, acc_q_t, query, statistics, key, head_mask, head_mask_t, drop, scale, m0 + shift, n0, at_border,
+            only, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
         )  # fmt: skip
 
     factor = tl.zeros([BLOCK_M], tl.float32) + scale  # mutate: factor
@@ -121,23 +123,24 @@ def backward_query_kernel(
         full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N  # mutate: full
     query_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_q, d_q_t, lse, mu, row_a, row_delta, scale,
-        batch_shape, batch, head, head // group, base, 0, 0, m0, end, full, 0, M, N,
+        batch_shape, batch, head, head // group, base, 0, 0, m0, 0, end, full, 0, (), M, N,
         K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
     )  # fmt: skip
 
 
 def launch_backward_query(
     call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    wanted: Inputs,
+    wanted: Inputs, kernel: object = backward_query_kernel,
 ) -> tuple[Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q and d_q_t. `statistics` are lse, mu, row_a, row_delta."""
     d_q = _empty_like(inputs.q) if wanted.q else None
     d_q_t = _empty_like(inputs.q_t) if wanted.q_t else None
     if d_q is not None or d_q_t is not None:
         operands, grads = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
-        args, tile = (*operands, call.mask, call.mask_t, call.seed, *grads, *statistics), call.tile("backward_query")
+        args = (*operands, call.mask, call.mask_t, call.seed, *grads, *statistics, *call.plan)
+        tile = call.tile("backward_query")
         call.launch(
-            backward_query_kernel, "backward_query", call.query_programs(tile.block_m), args, scale, warps=tile.warps,
+            kernel, call.family("backward_query"), call.query_programs(tile.block_m), args, scale, warps=tile.warps,
             stages=tile.stages, TILE=tile.block,
         )  # fmt: skip
     return d_q, d_q_t

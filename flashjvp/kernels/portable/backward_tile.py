@@ -10,6 +10,7 @@ import triton.language as tl
 from ..tiles import biased_scores, scores_and_tangent, scores_sum
 from .bias_tangent import load_mask_tangent
 from .dropout import dropped
+from .visible import hide
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def probabilities(
-    q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row, column, M, N, at_border,
+    q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row, column, M, N, at_border, only,
     KEYS_FIRST: tl.constexpr, MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,6 +111,7 @@ def probabilities(
     ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
     # mutate: s (2)
     s = biased_scores(s, scale, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
+    s = hide(s, only, m0, n0, row, column, at_border)
     if ADDITIVE:
         p = tl.exp2(_exponents(s, lse, KEYS_FIRST))
     else:

@@ -25,11 +25,12 @@ from ..tiles import (
 )
 from .bias_tangent import load_mask_tangent
 from .dropout import kept_tile, select_seed
+from .visible import hide, keys_at
 
 
 @triton.jit
 def _forward_tile(
-    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
+    state, q_rows, q_t_rows, k, v, k_t, v_t, mask, mask_t, drop, scale, m0, n0, at_border, only, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr,
     PRECISION: tl.constexpr, REGULAR: tl.constexpr,
@@ -48,6 +49,7 @@ def _forward_tile(
         s = scores(q_rows, k_rows, PRECISION)
     ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
     s = biased_scores(s, scale, mask, m0, n0, row[:, None], column[None, :], M, N, at_border, MASK_LAYOUT, True, CAUSAL)
+    s = hide(s, only, m0, n0, row[:, None], column[None, :], at_border)
     m_new = tl.maximum(m, tl.max(s, 1))
     m_safe = m_new
     if MASK_LAYOUT[3]:
@@ -88,14 +90,15 @@ def _forward_tile(
 @triton.jit
 def forward_rows(
     q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, batch, head, kv_head, base,
-    start_q, start_k, m0, end, full, shift, M, N,
+    start_q, start_k, m0, start, end, full, shift, seen, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """Writes the results of a tile of query rows, from m0 of M on, against the keys before `end` of N.
+    """Writes the results of a tile of query rows, from m0 of M on, against its keys of N.
 
-    A head's queries start at row `start_q` of its operands, its keys at `start_k`, its statistics at `base`. Keys from
-    `full` on cross a border; under CAUSAL query m sees keys up to m + shift.
+    A head's queries start at row `start_q` of its operands, its keys at `start_k`, its statistics at `base`. The keys
+    are those from `start` to `end` (or what visible.py counts so); from `full` on they cross a border. Under CAUSAL
+    query m sees keys up to m + shift.
     """
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
@@ -122,11 +125,12 @@ def forward_rows(
     acc_o = zero_rows(BLOCK_M, V_COLUMNS, True)
     acc_o_t = zero_rows(BLOCK_M, V_COLUMNS, JVP)
     state = (acc_o, acc_o_t, m, l, mean)
-    for n0 in range(0, end, BLOCK_N):
+    for i in range(start, end, BLOCK_N):
+        n0, at_border, only = keys_at(i, full, seen)
         state = _forward_tile(
             state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, head_mask_t, drop, scale,
-            m0 + shift, n0, n0 >= full, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT,
-            JVP, PRECISION, REGULAR,
+            m0 + shift, n0, at_border, only, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT,
+            DROPOUT, JVP, PRECISION, REGULAR,
         )  # fmt: skip
 
     acc_o, acc_o_t, m, l, mean = state
@@ -173,12 +177,13 @@ def forward_kernel(
         full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N
     forward_rows(
         q, k, v, q_t, k_t, v_t, mask, mask_t, seed, o, o_t, lse, mu, scale, batch_shape, batch, head, kv_head, base,
-        0, 0, m0, end, full, 0, M, N, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+        0, 0, m0, 0, end, full, 0, (), M, N, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION,
+        REGULAR,
     )  # fmt: skip
 
 
 def launch_forward(
-    call: Call, inputs: Inputs, mask: Maybe, scale: float, jvp: bool
+    call: Call, inputs: Inputs, mask: Maybe, scale: float, jvp: bool, kernel: object = forward_kernel
 ) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without a JVP)."""
     q = inputs.q
@@ -188,10 +193,10 @@ def launch_forward(
         lse.fill_(-torch.inf)
         return o.zero_(), None if o_t is None else o_t.zero_(), lse, None if mu is None else mu.zero_()
     # mutate: args
-    args = (*call.operands(*inputs), call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu)
+    args = (*call.operands(*inputs), call.mask, call.mask_t, call.seed, *call.operands(o, o_t), lse, mu, *call.plan)
     tile = call.tile("forward")
     call.launch(
-        forward_kernel, "forward", call.query_programs(tile.block_m), args, scale, warps=tile.warps,
+        kernel, call.family("forward"), call.query_programs(tile.block_m), args, scale, warps=tile.warps,
         stages=tile.stages, TILE=tile.block,
     )  # fmt: skip
     return o, o_t, lse, mu

@@ -86,8 +86,8 @@ def varlen_forward_kernel(
     end, full, shift = _keys_seen(m0, queries, keys, TILE[0], TILE[1], CAUSAL)
     forward_rows(
         q, k, v, q_t, k_t, v_t, None, None, None, o, o_t, lse, mu, scale, batch_shape, batch, head, head // group,
-        (batch.to(tl.int64) * heads + head) * M + start_q, start_q, start_k, m0, end, full, shift, queries, keys,
-        K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
+        (batch.to(tl.int64) * heads + head) * M + start_q, start_q, start_k, m0, 0, end, full, shift, (),
+        queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
     )  # fmt: skip
 
 
@@ -109,7 +109,8 @@ def varlen_query_kernel(
     query_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, None, None, None, d_q, d_q_t, lse, mu, row_a, row_delta, scale,
         batch_shape, batch, head, head // group, (batch.to(tl.int64) * heads + head) * M + start_q, start_q, start_k,
-        m0, end, full, shift, queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
+        m0, 0, end, full, shift, (), queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION,
+        REGULAR,
     )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def varlen_key_kernel(
     key_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, None, None, None, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
         batch_shape, batch, kv_head, group, batch.to(tl.int64) * heads * M + start_q, M.to(tl.int64), start_q, start_k,
-        n0, first, full, shift, queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
+        n0, first, queries, full, shift, (), queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
     )  # fmt: skip
 
 
