@@ -15,6 +15,7 @@ from .errors import (
 )
 from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
+from .neighbourhood import neighbourhood
 from .norms import batch_norm, layer_norm
 from .varlen import attention_varlen, attention_varlen_jvp
 from .varlen import varlen as varlen
@@ -43,6 +44,7 @@ __all__ = [
     "explain",
     "install",
     "layer_norm",
+    "neighbourhood",
     "replaced",
     "uninstall",
 ]

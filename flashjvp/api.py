@@ -62,9 +62,9 @@ def attention(
             read, which waits for the device that it is on; it must have no gradient and no tangent.
         enable_gqa: True lets Hq be a multiple of Hkv: query head h takes part with key head h // (Hq // Hkv). k and v
             may have different numbers, which are then repeated in memory to the least common multiple.
-        window: (left, right), as flash_attn has it: query m sees keys m + N - M - left <= n <= m + N - M + right. None or
-            -1 does not bound a side. The last query is so aligned with the last key. Applies together with `is_causal`
-            (which is aligned at the top left) and `attn_mask`. Keys outside of it cost nothing.
+        window: (left, right), as flash_attn has it: query m sees keys m + N - M - left <= n <= m + N - M + right, so
+            that the last query is aligned with the last key. None or -1 does not bound a side. Applies together with
+            `is_causal` (which is aligned at the top left) and `attn_mask`. Keys outside of it cost nothing.
         backend: "triton", "tiled" (plain PyTorch, tile by tile), "reference" (dense, O(M N) memory), or None = triton
             on a GPU, for a dtype and head dims that it supports, else tiled. A backend asked for by name serves the
             call or raises.
@@ -108,8 +108,9 @@ def attention(
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
     if layout != "bhmd":
         q, k, v = call_forms.heads_first(layout, q=q, k=k, v=v)
-        o = attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, window=window, backend=backend)
-        return o.transpose(-2, -3)
+        return attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, window=window, backend=backend
+        ).transpose(-2, -3)  # fmt: skip
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     serving, block_mask = backend, None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _torch, call_forms, checks
+from . import _torch, call_forms, checks, jagged
 from .backends import varlen as composed  # importing it registers the backends
 from .canonical import canonical
 from .dispatch import derivatives
@@ -20,8 +20,8 @@ def attention_varlen(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
+    cu_q: Tensor | None = None,
+    cu_k: Tensor | None = None,
     max_q: int | None = None,
     max_k: int | None = None,
     *,
@@ -40,7 +40,8 @@ def attention_varlen(
     neither reads the lengths nor waits for them. Otherwise one sequence is computed after the other.
 
     Args:
-        q: queries [total_q, Hq, D], of any dtype that `attention` takes.
+        q: queries [total_q, Hq, D], of any dtype that `attention` takes. Or all of q, k, v are nested tensors of layout
+            torch.jagged, [B, rows, H, D] or [B, H, rows, D], without `cu_q` and `cu_k`.
         k: keys [total_k, Hkv, D]; the dtype and device of q.
         v: values [total_k, Hkv, Dv]; the dtype and device of q.
         cu_q: where sequences of queries start, and where the last one ends: [B + 1], int32 or int64, 0 at first, then
@@ -56,16 +57,18 @@ def attention_varlen(
         backend: as in `attention`: "triton", "tiled", "reference" or None.
 
     Returns:
-        o [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key.
+        o [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key. Of nested tensors a nested
+        one, with dims in the order of q's.
 
     Derivatives:
         Those of `attention` in q, k, v: reverse mode, forward mode (`torch.func.jvp`, `torch.autograd.forward_ad`), and
-        reverse mode through both.
+        reverse mode through both. Nested tensors have no forward mode in PyTorch: `attention_varlen_jvp` takes theirs.
 
     Raises:
         ArgumentTypeError: as `attention`, and for cumulated lengths of another type.
         ArgumentValueError: as `attention`, and for cumulated lengths that do not start at 0, decrease, end elsewhere
-            than the tensors, or have a sequence longer than `max_q` or `max_k`.
+            than the tensors, or have a sequence longer than `max_q` or `max_k`; for nested tensors whose lengths
+            differ.
         UnsupportedError: as `attention`, and for lengths that differ along a dim of `torch.func.vmap`.
         SecondOrderError: as `attention`.
 
@@ -83,8 +86,8 @@ def attention_varlen_jvp(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
+    cu_q: Tensor | None = None,
+    cu_k: Tensor | None = None,
     max_q: int | None = None,
     max_k: int | None = None,
     q_t: Tensor | None = None,
@@ -104,7 +107,7 @@ def attention_varlen_jvp(
         S_t = c * (q_t @ k.T + q @ k_t.T)       mu = rowsum(P * S_t)    o_t = (P * (S_t - mu)) @ v + P @ v_t
 
     Args:
-        q: queries [total_q, Hq, D], as in `attention_varlen`.
+        q: queries [total_q, Hq, D], as in `attention_varlen`. Or all tensors are nested, without `cu_q` and `cu_k`.
         k: keys [total_k, Hkv, D]; the dtype and device of q.
         v: values [total_k, Hkv, Dv]; the dtype and device of q.
         cu_q: where sequences of queries start and end, as in `attention_varlen`.
@@ -120,7 +123,8 @@ def attention_varlen_jvp(
         backend: as in `attention`: "triton", "tiled", "reference" or None.
 
     Returns:
-        o and o_t, each [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key.
+        o and o_t, each [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key. Nested, if q
+        is.
 
     Derivatives:
         Reverse mode in q, k, v and their tangents, through o and o_t together. Forward mode raises.
@@ -148,10 +152,11 @@ varlen = attention_varlen
 
 
 def _attention(
-    x: Inputs, cu: tuple[Tensor, Tensor], longest: tuple[Any, Any], is_causal: Any, scale: Any, enable_gqa: Any,
+    x: Inputs, cu: tuple[Maybe, Maybe], longest: tuple[Any, Any], is_causal: Any, scale: Any, enable_gqa: Any,
     backend: Any, *, jvp: bool,
 ) -> tuple[Tensor, Maybe]:  # fmt: skip
     """o and, with `jvp`, o_t."""
+    x, cu, nested = jagged.packed(x, cu)
     for name, tensor in zip(x._fields, x, strict=True):
         if tensor is not None or name in ("q", "k", "v"):
             _packed(name, tensor)
@@ -167,16 +172,16 @@ def _attention(
     else:
         o = derivatives.attention(operands, options)
     width = x.v.shape[-1]
-    o, o_t = (None if rows is None else rows[..., :width].squeeze(0).transpose(0, 1) for rows in (o, o_t))
+    o, o_t = (None if rows is None else nested(rows[..., :width].squeeze(0).transpose(0, 1)) for rows in (o, o_t))
     return o, o_t
 
 
-def _starts(x: Inputs, cu: tuple[Tensor, Tensor], longest: tuple[Any, Any]) -> Tensor:
+def _starts(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> Tensor:
     """Both cumulated lengths as the backend takes them, int32 [2, B + 1] on the device of q."""
     for name, lengths, rows in (("cu_q", cu[0], x.q), ("cu_k", cu[1], x.k)):
         _check_lengths(name, lengths, rows)
-    for limit in (("max_q", longest[0]), ("max_k", longest[1])):
-        _check_limit(*limit)
+    for name, most in zip(("max_q", "max_k"), longest, strict=True):
+        _check_limit(name, most)
     of_q, of_k = cu
     for name, lengths, rows, limit, most in (
         ("cu_q", of_q, x.q, "max_q", longest[0]), ("cu_k", of_k, x.k, "max_k", longest[1])

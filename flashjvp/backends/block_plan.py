@@ -1,6 +1,6 @@
 """The plan of a block mask: what kernels read in its place. One int32 tensor, made once for each BlockMask object.
 
-    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, 0, 0, 0]     entries and heads may be 1
+    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, 0, 0, 0]     (entries and heads may be 1)
     ends of queries   where in this tensor the list of each (entry, head, row of blocks) starts, and where the last ends
     lists of queries  (column of blocks, number of its bitmap or -1 where all of the block is visible)
     ends of keys, lists of keys     the same of each (entry, head, column), by rows
@@ -22,7 +22,7 @@ from .patterns import BLOCK, Band, packed
 
 HEADER = 8
 PARTS_AT_ONCE = 256
-"""Bitmaps that are computed in one call of the mask's function: 32 MiB of int64 for each of its intermediate results."""
+"""Bitmaps that one call of the mask's function computes: 32 MiB for each of its intermediate results of int64."""
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[Hashable, Tensor]] = weakref.WeakKeyDictionary()
@@ -33,7 +33,7 @@ def plan_of(block_mask: Any, queries: int, keys: int, band: Band | None) -> Tens
     known = _KNOWN.setdefault(block_mask, {})
     key = queries, keys, band
     if key not in known:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             known[key] = _made(block_mask, queries, keys, band)
     return known[key]
 
@@ -59,7 +59,8 @@ def _made(block_mask: Any, queries: int, keys: int, band: Band | None) -> Tensor
 
 
 def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
-    """Boolean [entries, heads, rows of blocks, columns of blocks]: those that the first `counts` indices of a row name."""
+    """Boolean [entries, heads, rows of blocks, columns of blocks]: those that the first `counts` indices of a row
+    name."""
     names = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
     if bool((names & ((indices < 0) | (indices >= columns))).any()):
         raise ArgumentValueError(f"attn_mask: expected blocks below {columns}, got a BlockMask that names others")
@@ -115,17 +116,25 @@ def _bitmaps(visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: i
     bits = [torch.empty(0, BLOCK, BLOCK // 32, dtype=torch.int32, device=listed.device)]
     for some in places.split(PARTS_AT_ONCE):
         entry, head, row, column = some.unbind(1)
-
-        def of_part(t: Tensor, _: Tensor, i: Tensor, j: Tensor, of: tuple[Tensor, ...] = (entry, head, row, column)) -> Tensor:
-            b, h, r, c = (x[t] for x in of)
-            return visible(b, h, (r * BLOCK + i).clamp(max=queries - 1), (c * BLOCK + j).clamp(max=keys - 1))
-
-        tiles = create_mask(of_part, len(some), 1, BLOCK, BLOCK, device=str(listed.device))[:, 0]
+        tiles = create_mask(
+            _of_part(visible, some, queries, keys), len(some), 1, BLOCK, BLOCK, device=str(listed.device)
+        )[:, 0]
         seen, all_seen = tiles.flatten(1).any(1), tiles.flatten(1).all(1)
         whole[entry, head, row, column] = all_seen
         partial[entry, head, row, column] = seen & ~all_seen  # mutate: partial
         bits.append(packed(tiles[seen & ~all_seen]))
     return torch.cat(bits), whole, partial
+
+
+def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
+    """Visibility by number of the block, and by query and key in it."""
+    entry, head, row, column = places.unbind(1)
+
+    def of_part(t: Tensor, _: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        m, n = row[t] * BLOCK + i, column[t] * BLOCK + j
+        return visible(entry[t], head[t], m.clamp(max=queries - 1), n.clamp(max=keys - 1))
+
+    return of_part
 
 
 def _joined(listed: Tensor, number: Tensor, bits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which keys a query sees, besides masks: a band of differences (windows), or listed blocks (block masks); MATH.md (33).
+"""Which keys a query sees, besides masks: a band of differences (windows), or listed blocks; MATH.md (33).
 
 The backends that compute on the spot take one as their last argument. The kernels have their own (kernels/portable/
 visible.py); reference and tiled ask the objects here.
@@ -71,8 +71,7 @@ class Blocks:
         every = torch.ones(1, BLOCK, BLOCK, dtype=torch.bool, device=device)
         tiles = torch.cat([~every, every, unpacked(self._bits)])[parts + 2]  # [entries, heads, rows, columns, ...]
         whole = tiles.transpose(-2, -3).flatten(-4, -3).flatten(-2)
-        first_row, first_key = rows.start // BLOCK * BLOCK, keys.start // BLOCK * BLOCK
-        return whole[..., rows.start - first_row : rows.stop - first_row, keys.start - first_key : keys.stop - first_key]
+        return whole[..., _in_blocks(rows), _in_blocks(keys)]
 
 
 Pattern = Band | Blocks
@@ -80,6 +79,12 @@ Pattern = Band | Blocks
 
 def _blocks(part: slice) -> slice:
     return slice(part.start // BLOCK, -(-part.stop // BLOCK))
+
+
+def _in_blocks(part: slice) -> slice:
+    """Where the rows of a slice are in those of its blocks."""
+    first = part.start // BLOCK * BLOCK
+    return slice(part.start - first, part.stop - first)
 
 
 def packed(tiles: Tensor) -> Tensor:

@@ -106,15 +106,13 @@ def backward_jvp(
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
         kernels, cotangents = _kernels(call), (d_o, d_o_t)
         d_q, d_q_t = launch_backward_query(call, inputs, cotangents, statistics, scale, computed, kernels.query)
-        d_k, d_v, d_k_t, d_v_t = launch_backward_key(
-            call, inputs, cotangents, statistics, scale, computed, kernels.key
-        )
+        d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, cotangents, statistics, scale, computed, kernels.key)
         grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
         if mask is not None and (of_mask or (of_mask_t and d_o_t is not None)):
             d_mask, d_mask_t = launch_backward_bias(
                 call, inputs, cotangents, statistics, scale, mask, (of_mask, of_mask_t and d_o_t is not None),
                 kernels.bias,
-            )
+            )  # fmt: skip
     if d_o_t is not None:
         return *grads, d_mask, d_mask_t
     return *_with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked), d_mask, _zeros_of_mask(mask_t, of_mask_t)

@@ -4,6 +4,7 @@ from .fault import Fault
 from .fault_list_distributed import OF_SEVERAL_PROCESSES
 from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_packed import OF_PACKED_SEQUENCES
+from .fault_list_partial import OF_PARTIAL
 from .fault_list_tiled import OF_TILED, TILED
 
 FORWARD, PREPROCESS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
@@ -419,5 +420,5 @@ _OF_SITUATIONS = [
 
 FAULTS = (
     *_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
-    *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES,
+    *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL,
 )  # fmt: skip

@@ -75,14 +75,15 @@ def _key_tile(
 @triton.jit
 def key_rows(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
-    batch_shape, batch, kv_head, group, statistics_start, statistics_step, start_q, start_k, n0, first, last, full, shift,
-    seen, M, N, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    batch_shape, batch, kv_head, group, statistics_start, statistics_step, start_q, start_k, n0, first, last, full,
+    shift, seen, M, N, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
     MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients that are given of a tile of key rows, from n0 of N on, from its queries of M.
 
-    These are those from `first` to `last` (or what visible.py counts so); before `full` they cross a border. The statistics of the batch entry start at `statistics_start`, those of its
-    heads are `statistics_step` apart; the rest is as in forward_rows.
+    These are those from `first` to `last` (or what visible.py counts so); before `full` they cross a border. The
+    statistics of the batch entry start at `statistics_start`, those of its heads are `statistics_step` apart; the rest
+    is as in forward_rows.
     """
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
@@ -123,7 +124,8 @@ def key_rows(
             m0, at_border, only = queries_at(i, full, seen_of_head)
             state = _key_tile(
                 state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, at_border, only,
-                n0 - shift, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+                n0 - shift, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION,
+                REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state

@@ -140,7 +140,8 @@ def varlen_key_kernel(
     key_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, None, None, None, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
         batch_shape, batch, kv_head, group, batch.to(tl.int64) * heads * M + start_q, M.to(tl.int64), start_q, start_k,
-        n0, first, queries, full, shift, (), queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (), PRECISION, REGULAR,
+        n0, first, queries, full, shift, (), queries, keys, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, (),
+        PRECISION, REGULAR,
     )  # fmt: skip
 
 

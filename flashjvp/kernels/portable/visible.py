@@ -1,4 +1,4 @@
-"""Which keys a query sees where that is neither all of them nor a causal part: a band, or a list of blocks; MATH.md (33).
+"""Which keys a query sees where that is neither all nor a causal part: a band, or a list of blocks; MATH.md (33).
 
 `seen` is an empty tuple in the dense kernels, where no instruction is made of any of this. For a band, key n is visible
 to query m if low <= n - m <= high. For blocks, the list names BLOCK x BLOCK parts of the scores; of a part that is not
@@ -91,9 +91,7 @@ def keys_at(i, full, seen):
 @triton.jit
 def queries_of(first, last, seen, batch, head, M, N):
     """Where the steps over the queries of one head start and end, and what `queries_at` takes."""
-    if len(seen) == 0:
-        return first, last, seen
-    elif len(seen) == IN_BAND:
+    if len(seen) <= IN_BAND:
         return first, last, seen
     else:
         plan, n0, _, _ = seen
