@@ -125,8 +125,8 @@ def attention(
             attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
     given, options = (q, k, v, attn_mask, None), (is_causal, scale, serving)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
-        o: Tensor = run(given)[0]
-        return o
+        result: Tensor = run(given)[0]
+        return result
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     if attn_mask is None:
         below = functools.partial(

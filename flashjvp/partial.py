@@ -1,6 +1,7 @@
 """What the public functions do of windows and block masks: checks, and the names of the backends that serve them."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,6 @@ def is_block_mask(mask: object) -> bool:
     return flex is not None and isinstance(mask, flex.BlockMask)
 
 
-@torch.compiler.disable
 def plan_of(mask: Any, q: object, k: object, window: Window | None, is_causal: object) -> Tensor:
     """What operators take for a block mask, of the parts in a window and, if so, not after the query."""
     if not isinstance(q, Tensor) or not isinstance(k, Tensor) or q.ndim < 2 or k.ndim < 2:
@@ -64,7 +64,10 @@ def plan_of(mask: Any, q: object, k: object, window: Window | None, is_causal: o
     band = None
     if window is not None or is_causal is True:
         band = partial.band(*(window or (-1, -1)), rows, keys, is_causal is True)
-    return block_plan.plan_of(mask, rows, keys, band)
+    made: Callable[..., Tensor] = block_plan.plan_of
+    if torch.compiler.is_compiling():  # not before: the decorator imports the compiler
+        made = torch.compiler.disable(made)
+    return made(mask, rows, keys, band)
 
 
 def check_entries(mask: Any, q: Tensor) -> None:

@@ -172,16 +172,19 @@ def _attention(
     else:
         o = derivatives.attention(operands, options)
     width = x.v.shape[-1]
-    o, o_t = (None if rows is None else nested(rows[..., :width].squeeze(0).transpose(0, 1)) for rows in (o, o_t))
-    return o, o_t
+
+    def as_given(rows: Tensor) -> Tensor:
+        return nested(rows[..., :width].squeeze(0).transpose(0, 1))
+
+    return as_given(o), None if o_t is None else as_given(o_t)
 
 
 def _starts(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> Tensor:
     """Both cumulated lengths as the backend takes them, int32 [2, B + 1] on the device of q."""
     for name, lengths, rows in (("cu_q", cu[0], x.q), ("cu_k", cu[1], x.k)):
         _check_lengths(name, lengths, rows)
-    for name, most in zip(("max_q", "max_k"), longest, strict=True):
-        _check_limit(name, most)
+    _check_limit("max_q", longest[0])
+    _check_limit("max_k", longest[1])
     of_q, of_k = cu
     for name, lengths, rows, limit, most in (
         ("cu_q", of_q, x.q, "max_q", longest[0]), ("cu_k", of_k, x.k, "max_k", longest[1])

@@ -38,7 +38,7 @@ def packed(inputs: Inputs, subject: Subject) -> list[Identity]:
 def _packed(whole: Inputs, subject: Subject, of_q: Sequence[int], of_k: Sequence[int]) -> Results:
     """Of the packed call, heads first."""
     leaves = [None if x is None else x.detach().transpose(0, 1).contiguous().requires_grad_() for x in operands(whole)]
-    cu = [torch.tensor(ends, dtype=torch.int32, device=whole.q.device) for ends in (of_q, of_k)]
+    cu_q, cu_k = (torch.tensor(ends, dtype=torch.int32, device=whole.q.device) for ends in (of_q, of_k))
     q, k, v, *tangents = leaves
     assert q is not None and k is not None and v is not None
     options: dict[str, Any] = {
@@ -46,9 +46,9 @@ def _packed(whole: Inputs, subject: Subject, of_q: Sequence[int], of_k: Sequence
     }  # fmt: skip
     o_t = None
     if whole.has_tangent:
-        o, o_t = flashjvp.attention_varlen_jvp(q, k, v, *cu, None, None, *tangents, **options)
+        o, o_t = flashjvp.attention_varlen_jvp(q, k, v, cu_q, cu_k, None, None, *tangents, **options)
     else:
-        o = flashjvp.attention_varlen(q, k, v, *cu, **options)
+        o = flashjvp.attention_varlen(q, k, v, cu_q, cu_k, **options)
     pairs = [(y, d.transpose(0, 1)) for y, d in ((o, whole.d_o), (o_t, whole.d_o_t)) if y is not None and d is not None]
     present = [x for x in leaves if x is not None]
     outputs, cotangents = zip(*pairs, strict=True)

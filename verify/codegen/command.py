@@ -35,13 +35,14 @@ from flashjvp_commands.ending import stopped_status
 from flashjvp_commands.entry import program
 from reports.schema import write_rows
 
-from .configuration import COLUMNS, Configuration, Kernel, product, sample
+from .configuration import COLUMNS, PARTIAL, Configuration, Kernel, product, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 # architecture -> bytes of shared memory that a block may have
 SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
 OPTION_SPILLS = 1 / 128
-# With learned masks and dropout, whose tiles are those of calls without them: 1.5 % was found, and no tile tuned yet.
+# With learned masks, dropout, windows and blocks, whose tiles are those of calls without them: 1.5 % was found, and no
+# tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
 # release of Triton -> (input precision, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
@@ -138,7 +139,7 @@ def fault(kernel: Kernel, triton_version: str) -> str:
     default = not (kernel.causal or kernel.mask or kernel.group > 1)
     known = KNOWN_SPILLS.get(".".join(triton_version.split(".")[:2]), {})
     allowed = known.get((kernel.kind, max(kernel.d, kernel.dv), kernel.family.split(",")[0]), 0.0)
-    options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout") else OPTION_SPILLS
+    options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout", *PARTIAL) else OPTION_SPILLS
     allowed = allowed if default else max(allowed, options)
     aligned = all(width * (2 if kernel.kind == "half" else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
     if kernel.architecture == "sm_90" and aligned and kernel.loop_spill_share > allowed:

@@ -63,10 +63,11 @@ class Call:
         self.pattern = pattern
         self.plan: tuple[Maybe, ...] = ()
         self.band: tuple[int, ...] = ()
+        if isinstance(pattern, Listed):
+            self.plan, self.band, mask = (mask,), (0, 0), None
+        elif pattern is not None:
+            self.plan, self.band = (None,), pattern
         if pattern is not None:
-            listed = isinstance(pattern, Listed)
-            self.plan, mask = (mask if listed else None,), None if listed else mask
-            self.band = (0, 0) if listed else (pattern.low, pattern.high)
             self.mask_layout = (0, False, False, True)
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask)

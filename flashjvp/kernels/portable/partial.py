@@ -18,7 +18,7 @@ from .visible import band_of_keys, band_of_queries, blocks_of_queries
 @triton.jit
 def _tile_of_program(rows, heads, BLOCK: tl.constexpr):
     """First row of this program's tile, its head and its batch entry."""
-    tiles = tl.cdiv(rows, BLOCK)
+    tiles = (rows + BLOCK - 1) // BLOCK
     pid = tl.program_id(0)
     return (pid % tiles) * BLOCK, (pid // tiles) % heads, pid // tiles // heads
 

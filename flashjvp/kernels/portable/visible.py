@@ -16,9 +16,17 @@ HIDING_BAND = tl.constexpr(2)
 
 @triton.jit
 def _in_blocks(position):
-    """The number of the block that a row is in, and its place there. In the interpreter rows may be Python's integers,
-    which do not take a constexpr as a divisor."""
+    """The number of the block that a row is in, and its place there.
+
+    In the interpreter rows may be Python's integers, which do not take a constexpr as a divisor.
+    """
     return position // 128, position % 128
+
+
+@triton.jit
+def _blocks(rows):
+    """How many blocks so many rows have."""
+    return (rows + 127) // 128
 
 
 @triton.jit
@@ -66,7 +74,7 @@ def blocks_of_queries(plan, batch, head, m0, M, N, BLOCK_N: tl.constexpr):
     """For queries from m0 on: how far to count through the listed keys, from where on a tile crosses the last key, and
     `seen`."""
     number, in_block = _in_blocks(m0)
-    entries, end = _entries(plan, 2, batch, head, tl.cdiv(M, BLOCK), number)
+    entries, end = _entries(plan, 2, batch, head, _blocks(M), number)
     return end, (N // BLOCK_N) * BLOCK_N, (entries, plan + tl.load(plan + 4), in_block, 0)
 
 
@@ -96,7 +104,7 @@ def queries_of(first, last, seen, batch, head, M, N):
     else:
         plan, n0, _, _ = seen
         number, in_block = _in_blocks(n0)
-        entries, end = _entries(plan, 3, batch, head, tl.cdiv(N, BLOCK), number)
+        entries, end = _entries(plan, 3, batch, head, _blocks(N), number)
         return 0, end, (entries, plan + tl.load(plan + 4), in_block, 0)
 
 
