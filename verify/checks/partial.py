@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def block_masks(inputs: Inputs, subject: Subject) -> list[Identity]:
     masks: tuple[tuple[str, Mask, int], ...] = (("documents", documents, 1), ("prefix", prefix, heads))
     for name, mask, of_heads in masks:
         device = str(inputs.q.device)
-        listed = replace(whole, mask=create_block_mask(mask, None, of_heads, m, n, device=device))
+        block_mask: Any = create_block_mask(mask, None, of_heads, m, n, device=device)
+        listed = replace(whole, mask=block_mask)
         explicit = replace(whole, mask=create_mask(mask, None, of_heads, m, n, device=device)[0])
         identities = tolerance.same_results(subject.results(listed), subject.results(explicit), explicit, explicit)
         found += [replace(identity, quantity=f"{identity.quantity}, {name}") for identity in identities]
