@@ -5,9 +5,8 @@ padded), because a Triton tensor has power-of-two sides and padding 72 to 128 wo
 `COLUMNS` is the head dim followed by the widths: (72, 64, 16). A missing operand is None in a kernel's arguments and an
 empty tuple from there on, since a jit function cannot return None.
 
-Offsets of heads and tiles are 64-bit, so that tensors beyond 2^31 elements are addressed right. REGULAR promises that
-every row starts at a multiple of 16 bytes and that rows are less than 2^23 elements apart, which makes loads wide and
-offsets inside a tile 32-bit.
+Offsets of heads and tiles are 64-bit, for tensors beyond 2^31 elements. REGULAR promises that every row starts at a
+multiple of 16 bytes and that rows are less than 2^23 elements apart: loads are then wide, offsets in a tile 32-bit.
 """
 
 from typing import Any, NamedTuple
@@ -57,19 +56,6 @@ def select_head(x, batch, head, batch_shape, REGULAR: tl.constexpr):
         if REGULAR:
             ptr = tl.multiple_of(ptr, 16)
         return (ptr, x.strides[0])
-
-
-@triton.jit
-def select_rows(x, batch, head, batch_shape, start, REGULAR: tl.constexpr):
-    """The rows of one head from row `start` on, likewise."""
-    rows = select_head(x, batch, head, batch_shape, REGULAR)
-    if len(rows) == 0:
-        return ()
-    else:
-        ptr = rows[0] + tl.cast(start, tl.int64) * rows[1]
-        if REGULAR:
-            ptr = tl.multiple_of(ptr, 16)
-        return (ptr, rows[1])
 
 
 @triton.jit

@@ -94,9 +94,9 @@ def test_kernels(name: str, options: dict[str, Any]) -> None:
     for backend in ("triton", "tiled"):
         torch.manual_seed(1)
         results.append(attention_jvp(*leaves, listed, backend=backend, **options))
-    assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert_close(*results)
     cotangents = [x.detach().cos() for x in results[1]]
-    assert_close(*[torch.autograd.grad(x, leaves, cotangents) for x in results], rtol=1e-4, atol=1e-5)
+    assert_close(*[torch.autograd.grad(x, leaves, cotangents) for x in results])
 
 
 @pytest.mark.parametrize("backend", ["tiled", "triton"])

@@ -159,6 +159,54 @@ def test_a_compiled_caller_has_one_graph_and_other_lengths_are_right() -> None:
         compiled(*inputs, cu[0].flip(0), cu[1])
 
 
+def jagged(lengths: Sequence[int], heads: int, width: int, seed: int) -> Tensor:
+    rows = normal(sum(lengths), heads, width, seed=seed)
+    return torch.nested.nested_tensor_from_jagged(rows, cumulated(lengths, torch.int64))
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_jagged_nested_tensors(heads_first: bool) -> None:
+    """Results, tangents and gradients are those of their rows, and nested with the dims of q."""
+    of_q, of_k = LENGTHS["different"]
+    q, k = jagged(of_q, H, D, 1).requires_grad_(), jagged(of_k, 2, D, 2)
+    v = torch.nested.nested_tensor_from_jagged(normal(sum(of_k), 2, DV, seed=3), k.offsets())
+    given = [x.transpose(1, 2) if heads_first else x for x in (q, k, v)]
+    o, o_t = attention_varlen_jvp(*given, q_t=given[0].detach(), is_causal=True, enable_gqa=True)
+    assert torch.equal(attention_varlen(*given, is_causal=True, enable_gqa=True).values(), o.values())
+    assert o.shape[:3] == given[0].shape[:3] and o.shape[3] == DV
+    rows, rows_t = (x.transpose(1, 2).values() if heads_first else x.values() for x in (o, o_t))
+    flat = [x.values().detach() for x in (q, k, v)]
+    leaf = flat[0].requires_grad_()
+    cu = cumulated(of_q), cumulated(of_k)
+    expected = attention_varlen_jvp(
+        *(leaf, *flat[1:]), *cu, q_t=flat[0].detach(), is_causal=True, enable_gqa=True
+    )  # fmt: skip
+    assert torch.equal(rows, expected[0]) and torch.equal(rows_t, expected[1])
+    (rows.sum() + rows_t.sin().sum()).backward()
+    assert q.grad is not None
+    assert torch.equal(q.grad.values(), torch.autograd.grad(expected[0].sum() + expected[1].sin().sum(), leaf)[0])
+
+
+def test_bad_nested_tensors() -> None:
+    q, k = jagged([3, 2], H, D, 1), jagged([4, 1], H, D, 2)
+    good: dict[str, Any] = {"q": q, "k": k, "v": k}
+    strided = torch.nested.nested_tensor([normal(3, H, D), normal(2, H, D)], layout=torch.strided)
+    for change, error, message in (
+        ({"v": V}, ArgumentTypeError, "v: expected a nested tensor, as q is"),
+        ({"cu_k": CU_K}, ArgumentValueError, "cu_k: expected None with nested tensors"),
+        ({"v": jagged([3, 2], H, D, 2)}, ArgumentValueError, "v: expected the lengths of k, 2 sequences of 5 rows"),
+        ({"q": strided}, UnsupportedError, "q: expected a nested tensor of layout torch.jagged"),
+        (
+            {"k": jagged([4, 1, 2], H, D, 2), "v": jagged([4, 1, 2], H, D, 2)},
+            ArgumentValueError,
+            "cu_k: expected as many",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            varlen(**{**good, **change})
+        assert str(caught.value).startswith(message)
+
+
 def test_one_function_by_two_names() -> None:
     assert varlen is attention_varlen
 

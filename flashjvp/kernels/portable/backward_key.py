@@ -11,9 +11,10 @@ from ...layout import empty_rows
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..tiles import add_product, load_operand, scale_rows, select_head, select_rows, store_rows, zero_rows
+from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import probabilities, score_gradients
 from .dropout import both_dropped, kept_tile, select_seed
+from .rows import select_rows
 from .visible import queries_at, queries_of
 
 

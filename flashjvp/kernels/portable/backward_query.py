@@ -6,9 +6,10 @@ import triton.language as tl
 from ...layout import empty_rows
 from ...operands import Inputs
 from ..launch.call import Call, Maybe
-from ..tiles import add_product, load_operand, scale_rows, select_head, select_rows, store_rows, zero_rows
+from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
 from .dropout import kept_tile, select_seed
+from .rows import select_rows
 from .visible import keys_at
 
 

@@ -19,12 +19,12 @@ from ..tiles import (
     scores_and_tangent,
     scores_sum,
     select_head,
-    select_rows,
     store_rows,
     zero_rows,
 )
 from .bias_tangent import load_mask_tangent
 from .dropout import kept_tile, select_seed
+from .rows import select_rows
 from .visible import hide, keys_at
 
 
