@@ -114,7 +114,7 @@ def _bitmaps(visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: i
     places = (listed & ~whole).nonzero()
     whole, partial = whole.clone(), torch.zeros_like(whole)
     bits = [torch.empty(0, BLOCK, BLOCK // 32, dtype=torch.int32, device=listed.device)]
-    for some in places.split(PARTS_AT_ONCE):
+    for some in places.split(PARTS_AT_ONCE) if len(places) else ():
         entry, head, row, column = some.unbind(1)
         tiles = create_mask(
             _of_part(visible, some, queries, keys), len(some), 1, BLOCK, BLOCK, device=str(listed.device)

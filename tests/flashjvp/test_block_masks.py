@@ -82,6 +82,18 @@ def test_with_other_options(name: str, backend: str) -> None:
         assert_close(*results)
 
 
+@pytest.mark.parametrize("backend", ["tiled", "reference", "triton"])
+@pytest.mark.parametrize("seen", ["every key", "none"])
+def test_no_block_in_part(seen: str, backend: str) -> None:
+    """All blocks are visible as a whole, or there are none, which gives zeros."""
+    inputs = [x[:1, :1].float() for x in tensors(128, 256)[:3]]
+    listed = create_block_mask(
+        lambda b, h, i, j: (j >= 0) if seen == "every key" else (j < 0), None, None, 128, 256, device="cpu"
+    )
+    o = attention(*inputs, listed, backend=backend)
+    assert_close(o, attention(*inputs) if seen == "every key" else torch.zeros_like(o))
+
+
 @pytest.mark.pairwise
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "dropout_p": 0.3}])
 @pytest.mark.parametrize("name", ["documents", "of each head"])
