@@ -10,6 +10,7 @@ OF_PACKED_SEQUENCES = [
         "tile of the sequence before", STAGE, VARLEN, "before",
         "before += tl.sum(((starts < tile) & (b < count)).to(tl.int32))", check="packed",
     ),
+    Fault("rows of the first sequence", STAGE, "kernels/portable/rows.py", "ptr", "ptr = rows[0]", check="packed"),
     Fault("keys of the next sequence seen", STAGE, VARLEN, "end", "end = total", check="packed"),
     Fault("first query aligned with first key", STAGE, VARLEN, "shift", "shift = 0", "causal_33_80", "packed"),
     Fault(

@@ -39,6 +39,10 @@ OF_PARTIAL = [
         "blocks of the first head", STAGE, VISIBLE, "place",
         "place = batch % entries * heads * blocks + number", "gqa", "block-masks",
     ),
+    Fault(
+        "queries of the first block of keys", STAGE, "kernels/portable/partial.py", "seen",
+        "seen = (plan, 0, 0, 0)", WIDE, "block-masks",
+    ),
     Fault("window aligned with the first query", STAGE, "backends/partial.py", "shift", "shift = 0", check="windows"),
     Fault(
         "causal ignored beside a window", STAGE, "backends/partial.py", "return Band",

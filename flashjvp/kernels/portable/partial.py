@@ -78,7 +78,7 @@ def partial_key_kernel(
     if plan is None:
         first, last, full, seen = band_of_keys(low, high, n0, M, N, TILE[0], TILE[1])
     else:
-        seen = (plan, n0, 0, 0)
+        seen = (plan, n0, 0, 0)  # mutate: seen
     rows = M.to(tl.int64)
     key_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta,

@@ -13,7 +13,7 @@ def select_rows(x, batch, head, batch_shape, start, REGULAR: tl.constexpr):
     if len(rows) == 0:
         return ()
     else:
-        ptr = rows[0] + tl.cast(start, tl.int64) * rows[1]
+        ptr = rows[0] + tl.cast(start, tl.int64) * rows[1]  # mutate: ptr
         if REGULAR:
             ptr = tl.multiple_of(ptr, 16)
         return (ptr, rows[1])
