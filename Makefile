@@ -2,7 +2,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 # all, or fast: the part of the long tests that tests/tiers.py chooses.
 TIER ?= all
-TARGETS := sweep train verify codegen codegen-triton report test test-all lint
+TARGETS := sweep measure-this-gpu train verify codegen codegen-cards codegen-triton report test test-all lint
 # What another release of torch can break: the derivatives' wiring, the public functions, torch.compile.
 WIRING_TESTS := tests/flashjvp/dispatch tests/test_readme.py $(addprefix tests/flashjvp/, test_api.py test_autocast.py \
 	test_passed_on.py test_errors.py test_explain.py test_support.py test_performance.py kernels/test_replay.py kernels/test_driver.py \
@@ -28,11 +28,20 @@ $(TARGETS): $(READY)
 sweep:
 	$(VENV)/bin/python -m bench.sweep --seq 8192
 
+# On a card that nobody measured: leaves a folder card-<name> to send in. Stopped, it goes on where it was.
+measure-this-gpu:
+	$(VENV)/bin/python -m bench measure-card
+
 verify:
 	$(VENV)/bin/python -m verify
 
 codegen:
 	$(VENV)/bin/python -m verify codegen --arch sm_90
+
+# For cards that nobody ran them on, some of the sample, others at each commit; CARDS_SAMPLE=1000 is all of it.
+CARDS_SAMPLE ?= 12
+codegen-cards:
+	$(VENV)/bin/python -m verify codegen --arch sm_80,sm_86,sm_89,sm_100,sm_120 --of-sample $(CARDS_SAMPLE)
 
 # The same with another Triton, which serves this alone: make codegen-triton VERSION=3.6.0
 codegen-triton:
@@ -78,9 +87,10 @@ $(READY): pyproject.toml constraints.txt
 	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(VENVS)/clients/.ready: pyproject.toml constraints.txt
-	@$(NEW_ENOUGH)
+# On top of the main environment, whose packages it sees: torch alone is 5 GB.
+$(VENVS)/clients/.ready: pyproject.toml constraints.txt | $(READY)
 	$(PYTHON) -m venv $(@D)
+	ls -d $(CURDIR)/$(VENV)/lib/python3*/site-packages > $$(ls -d $(@D)/lib/python3*/site-packages)/main.pth
 	$(@D)/bin/python $(INSTALL) -c constraints.txt -e '.[dev,clients]'
 	@touch $@
 

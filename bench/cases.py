@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reports.schema import MASKS
+from reports.schema import COTANGENTS, MASKS
 from verify.cases.inputs import Inputs
 
 DTYPES = {
@@ -33,8 +33,8 @@ KEPT = 0.7  # of the pairs that a mask allows
 class Case:
     """One shape in one mode; the fields are the identity columns of a row.
 
-    q is [batch, heads, queries, head_dim], k and v are [batch, kv_heads, keys, head_dim], a mask [queries, keys].
-    reports.schema.Row says what the modes and masks are.
+    q is [batch, heads, queries, head_dim], k is [batch, kv_heads, keys, head_dim], v the same or of value_dim columns,
+    a mask [queries, keys]. reports.schema.Row says what the modes, masks, tangents and cotangents are.
     """
 
     mode: str
@@ -47,16 +47,30 @@ class Case:
     dtype: str
     causal: bool
     mask: str = "none"
+    value_dim: int | None = None
+    tangents: str = "qkv"
+    cotangents: str = "both"
 
     def __post_init__(self) -> None:
-        sizes = (self.batch, self.heads, self.kv_heads, self.queries, self.keys, self.head_dim)
+        sizes = (self.batch, self.heads, self.kv_heads, self.queries, self.keys, self.head_dim, self.width)
         if min(sizes) < 1:
             raise ValueError(f"sizes must be at least 1, not {sizes}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv-heads ({self.kv_heads})")
-        for name, allowed in (("mode", OPERATIONS), ("dtype", DTYPES), ("mask", MASKS)):
+        of = ("mode", OPERATIONS), ("dtype", DTYPES), ("mask", MASKS), ("cotangents", COTANGENTS)
+        for name, allowed in of:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+    @property
+    def width(self) -> int:
+        """The head dim of v."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every tangent and cotangent that the mode may have is there."""
+        return self.plain or (self.tangents == "qkv" and self.cotangents == "both")
 
     @property
     def backward(self) -> bool:
@@ -79,22 +93,27 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     generator = torch.Generator(device).manual_seed(seed)
     q_shape = (case.batch, case.heads, case.queries, case.head_dim)
     k_shape = (case.batch, case.kv_heads, case.keys, case.head_dim)
+    v_shape, o_shape = (*k_shape[:3], case.width), (*q_shape[:3], case.width)
 
     def normal(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=DTYPES[case.dtype])
 
-    def tangent(shape: tuple[int, ...]) -> Tensor | None:
-        return None if case.plain else normal(shape)
+    def tangent(name: str, shape: tuple[int, ...]) -> Tensor | None:
+        return None if case.plain or name not in case.tangents else normal(shape)
+
+    def cotangent(name: str) -> Tensor | None:
+        given = case.backward and case.cotangents in ("both", name) and not (case.plain and name == "o_t")
+        return normal(o_shape) if given else None
 
     return Inputs(
         q=normal(q_shape),
         k=normal(k_shape),
-        v=normal(k_shape),
-        q_t=tangent(q_shape),
-        k_t=tangent(k_shape),
-        v_t=tangent(k_shape),
-        d_o=normal(q_shape) if case.backward else None,
-        d_o_t=tangent(q_shape) if case.backward else None,
+        v=normal(v_shape),
+        q_t=tangent("q", q_shape),
+        k_t=tangent("k", k_shape),
+        v_t=tangent("v", v_shape),
+        d_o=cotangent("o"),
+        d_o_t=cotangent("o_t"),
         mask=_make_mask(case, device, generator),
         is_causal=case.causal,
     )
@@ -112,11 +131,12 @@ def differentiable(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def operations(case: Case) -> float:
-    """Floating-point operations by which throughput is reported.
+    """Floating-point operations by which throughput is reported, the same for any tangents and cotangents.
 
     Half when causal with as many queries as keys, where half of the scores are never needed.
     """
-    count = OPERATIONS[case.mode] * case.batch * case.heads * case.queries * case.keys * case.head_dim
+    dims = (case.head_dim + case.width) / 2  # as many products have the one as the other, nearly
+    count = OPERATIONS[case.mode] * case.batch * case.heads * case.queries * case.keys * dims
     return count / 2 if case.causal and case.queries == case.keys else count
 
 
@@ -186,7 +206,7 @@ def _reduced_length(length: int, longest: int) -> int:
 
 def _element_counts(case: Case) -> tuple[int, int]:
     """Elements of one query-side and of one key-side tensor."""
-    rows = case.batch * case.head_dim
+    rows = case.batch * (case.head_dim + case.width) // 2
     return rows * case.heads * case.queries, rows * case.kv_heads * case.keys
 
 

@@ -75,8 +75,9 @@ def gated(case: Case, longest: int = REDUCED_LENGTH) -> Case:
 
 def _names(case: Case) -> list[str]:
     """The tensors that `results` returns, in its order."""
-    outputs, suffixes = (["o"], [""]) if case.plain else (["o", "o_t"], ["", "_t"])
-    return outputs + [f"d_{x}{suffix}" for suffix in suffixes for x in "qkv" if case.backward]
+    outputs, tangents = (["o"], "") if case.plain else (["o", "o_t"], case.tangents)
+    gradients = [f"d_{x}" for x in "qkv"] + [f"d_{x}_t" for x in "qkv" if x in tangents]
+    return outputs + (gradients if case.backward else [])
 
 
 @lru_cache(maxsize=8)

@@ -115,8 +115,11 @@ def peak_mib(work: Work, device: torch.device) -> float:
 
 
 def _gradients(outputs: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor, ...]:
-    cotangents = [x for x in (inputs.d_o, inputs.d_o_t) if x is not None]
-    return torch.autograd.grad(outputs, differentiable(inputs), cotangents)
+    given = [(o, x) for o, x in zip(outputs, (inputs.d_o, inputs.d_o_t), strict=False) if x is not None]
+    sources, cotangents = [o for o, _ in given], [x for _, x in given]
+    if len(given) == len(outputs):
+        return torch.autograd.grad(sources, differentiable(inputs), cotangents)
+    return torch.autograd.grad(sources, differentiable(inputs), cotangents, materialize_grads=True)
 
 
 def _wait(device: torch.device) -> None:

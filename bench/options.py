@@ -85,13 +85,20 @@ def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
     for shape, modes in entries:
         groups.setdefault(shape if device == "cpu" else None, []).append((shape, modes))
     cells = [
-        Cell(provider, replace(shape, mode=PROVIDERS[provider].mode_for(mode)), options.preset or "")
+        Cell(provider, _in_mode(shape, PROVIDERS[provider].mode_for(mode)), options.preset or "")
         for group in groups.values()
         for provider in _providers(options)
         for shape, modes in group
         for mode in modes
     ]
     return list(dict.fromkeys(cells))
+
+
+def _in_mode(shape: Case, mode: str) -> Case:
+    """Plain attention has no tangents to choose from."""
+    if mode.startswith("plain-"):
+        return replace(shape, mode=mode, tangents="qkv", cotangents="both")
+    return replace(shape, mode=mode)
 
 
 def _providers(options: argparse.Namespace) -> list[str]:
@@ -238,11 +245,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 
 class _AddPeer(argparse.Action):
-    """Collects NAME=PATH pairs in a dictionary."""
+    """Collects NAME=PATH pairs in a dictionary, each name once."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: object, option: object = None) -> None:
         assert isinstance(values, tuple)
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), values[0]: values[1]})
+        name, paths = values
+        found = getattr(namespace, self.dest)
+        if name in found:
+            raise argparse.ArgumentError(self, f"{name} was given twice: expected each once")
+        setattr(namespace, self.dest, {**found, name: paths})
 
 
 def _peer(text: str) -> tuple[str, list[str]]:

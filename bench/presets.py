@@ -9,6 +9,7 @@ EVERY_MODE = ("fwd", "bwd", "fwd+bwd")
 WITH_PLAIN = (*EVERY_MODE, "plain-fwd", "plain-bwd")
 DIT_TOKENS = 32768  # of a batch: 8 sequences of 4096, 32 of 1024
 DIT_LARGEST_BATCH = 64
+COVERED_DIMS = sorted({*range(8, 257, 8), 1, 36, 100, 130, 255})
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,34 @@ def _quick(device: str) -> list[Entry]:
     return [Entry(_shape(1, 2, tokens, 64, dtype)) for tokens in (128, 512)]
 
 
+def _coverage(device: str) -> list[Entry]:
+    """Every head dim, then every other difference between calls at a few of them."""
+    half = "bfloat16" if device == "cuda" else "float32"
+    shapes = [_shape(2, 16, 4096, head_dim, half) for head_dim in COVERED_DIMS]
+    others = ({"dtype": "float16"}, {"dtype": "float32"}, {"causal": True}, {"mask": "bool"}, {"mask": "additive"})
+    grouped = ({"kv_heads": 4}, {"kv_heads": 1})
+    for head_dim in (40, 64, 72, 96, 128, 160, 192, 256):
+        at = _shape(2, 16, 4096, head_dim, half)
+        shapes += [replace(at, **change) for change in (*others, *grouped)]
+    for head_dim, value_dim in ((64, 128), (128, 64), (72, 64), (192, 128), (256, 64)):
+        shapes.append(replace(_shape(2, 16, 4096, head_dim, half), value_dim=value_dim))
+    for head_dim in (64, 128):
+        at = _shape(2, 16, 4096, head_dim, half)
+        shapes += [replace(at, tangents=names) for names in ("q", "k", "v", "qk", "qv", "kv")]
+        shapes += [replace(at, cotangents=name) for name in ("o", "o_t")]
+        for tokens in (2**power for power in range(4, 18)):
+            shapes.append(_shape(max(1, min(DIT_LARGEST_BATCH, DIT_TOKENS // tokens)), 16, tokens, head_dim, half))
+    return [Entry(shape, ("fwd", "bwd")) for shape in dict.fromkeys(shapes)]
+
+
+def _card(device: str) -> list[Entry]:
+    half = "bfloat16" if device == "cuda" else "float32"
+    shapes = [_shape(1, 8, tokens, head_dim, half) for head_dim in (64, 72, 128, 256) for tokens in (512, 4096)]
+    shapes += [_shape(1, 8, 4096, 64, dtype) for dtype in ("float16", "float32")]
+    shapes += [replace(shapes[1], **option) for option in ({"causal": True}, {"mask": "bool"}, {"kv_heads": 2})]
+    return [Entry(shape, WITH_PLAIN) for shape in dict.fromkeys(shapes)]
+
+
 PRESETS = {
     "paper": Preset("heads 1 and 24, 128 to 32768 tokens, head dim 128, bfloat16", _paper),
     "dit": Preset(
@@ -82,5 +111,12 @@ PRESETS = {
         "and other types at single shapes",
         _dit,
     ),
+    "coverage": Preset(
+        "every head dim 8 to 256 in steps of 8, and odd ones; other value dims, types, masks, groups, subsets of "
+        "tangents and cotangents; 16 to 131072 tokens: where flashjvp is far from plain attention",
+        _coverage,
+        ("flashjvp", "plain"),
+    ),
+    "card": Preset("what `make measure-this-gpu` measures: 13 shapes", _card, ("flashjvp", "plain")),
     "quick": Preset("two small shapes, within a minute", _quick, ("flashjvp", "math", "plain")),
 }

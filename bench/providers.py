@@ -53,6 +53,8 @@ class Provider:
     causal: bool = True
     causal_with_mask: bool = False
     gqa: bool = True
+    subsets: bool = False
+    value_dims: bool = True
     other_kernels_from: tuple[int, ...] = ()
     compiles: bool = False
 
@@ -87,6 +89,10 @@ class Provider:
             return f"{self.name} takes head dims {', '.join(map(str, self.head_dims))}, not {case.head_dim}"
         if case.heads != case.kv_heads and not self.gqa:
             return f"{self.name} needs as many key heads as query heads"
+        if case.width != case.head_dim and not self.value_dims:
+            return f"{self.name} takes values of the head dim of keys"
+        if not case.is_whole and not self.subsets:
+            return f"{self.name} is measured with every tangent and cotangent alone"
         return ""
 
 
@@ -94,7 +100,7 @@ def _load_flashjvp(backend: str | None) -> Attention:
     import flashjvp
 
     def call(x: Inputs) -> tuple[Tensor, ...]:
-        if x.q_t is None:
+        if not x.has_tangent:
             return (flashjvp.attention(x.q, x.k, x.v, x.mask, 0.0, x.is_causal, None, True, backend=backend),)
         tangents = x.q_t, x.k_t, x.v_t
         return flashjvp.attention_jvp(x.q, x.k, x.v, *tangents, x.mask, x.is_causal, None, True, backend=backend)
@@ -201,7 +207,7 @@ def _sdpa(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 _OUR_KERNELS: dict[str, Any] = {"causal_with_mask": True, "other_kernels_from": (1024, 2048), "compiles": True}
-_FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, **_OUR_KERNELS}
+_FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, "subsets": True, **_OUR_KERNELS}
 _NO_TANGENT = "it is attention without a JVP"
 _NO_GRADIENT = "its tangent output carries no gradient"
 _LISTED = (
@@ -241,6 +247,7 @@ _LISTED = (
         masks=("none",),
         causal=False,
         gqa=False,
+        value_dims=False,
     ),
     Provider(
         name="rcm",
@@ -254,6 +261,7 @@ _LISTED = (
         head_dims=peers.POWERS_OF_TWO,
         causal=False,
         gqa=False,
+        value_dims=False,
     ),
     Provider(
         name="jvp_flash_attention",
@@ -267,6 +275,7 @@ _LISTED = (
         why_masks="it refuses minus infinity",
         head_dims=peers.POWERS_OF_TWO,
         gqa=False,
+        value_dims=False,
     ),
 )
 PROVIDERS = {provider.name: provider for provider in _LISTED}

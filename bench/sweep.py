@@ -4,6 +4,7 @@ Each provider runs in child processes of its own; an out-of-memory, a crash, a h
 the end of the sweep.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -15,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flashjvp_commands import ending, outputs, terminal
+from reports.coverage import is_coverage, plot_coverage
 from reports.environment import DATA, cores, now, slug
 from reports.plot import plot_sweep
 from reports.schema import Row, SchemaError, append_row, read_rows
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     console = terminal.console(190)
     run = now()
     try:
+        _refuse(options)
         environments = _environments(options.device, options.dtype, worker)
         environment = next(iter(environments.values()))
         cells = make_cells(options, environment.device)
@@ -72,6 +75,20 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     if stop is not None:
         return ending.stopped_status(stop)
     return 0 if any(row.status == "ok" for row in sweep.rows) else 1
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    """Raises ValueError for what can be refused before a process is started that knows the device."""
+    if options.out is not None:
+        outputs.checked_name(options.out, (".csv",))
+    errors = []
+    for device in [options.device.partition(":")[0]] if options.device else DEFAULTS:
+        try:
+            make_cells(options, device)
+            return
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def default_path(environment: Environment, run: str, resume: bool) -> Path:
@@ -141,7 +158,8 @@ class Sweep:
         rows = [row for row in read_rows(self.path) if row.run == self.run]
         self.console.print(table(rows))
         self._say(f"rows:   {self.path}")
-        self._say(f"figure: {plot_sweep(rows, self.path.with_suffix('.png'))}")
+        plot = plot_coverage if is_coverage(rows) else plot_sweep
+        self._say(f"figure: {plot(rows, self.path.with_suffix('.png'))}")
 
     def _groups(self, cells: list[Cell]) -> list[list[Cell]]:
         """Cells that share a process as long as it lives: those of one provider and head dim.

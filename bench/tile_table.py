@@ -17,7 +17,7 @@ Entry = tuple[str, str, str, int]
 Widths = dict[int, dict[str, Families]]
 
 KERNELS = Path(schedule.__file__).parent
-PRODUCTS = ("half", "tf32", "ieee")
+PRODUCTS = ("half", "tf32", "bf16x6", "ieee")
 PIPELINE_KINDS = ("tangents", "plain")
 KINDS = (*PRODUCTS, *PIPELINE_KINDS)
 # What is tried. The backward preprocess has no key rows and nothing to pipeline.
@@ -37,20 +37,21 @@ them, and by timings outside of a search.
 
 TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
 '''
+LINE_LENGTH = 120
 PIPELINES_BEGIN = "PIPELINES: "  # the assignment that ends hopper_tables.py; what stands before it is kept
 
 
 def families(arch: str, kind: str) -> list[str]:
     """The kernel families that have a tile of a kind."""
     if kind in PRODUCTS:
-        return list(TABLES[arch][kind])
+        return list(TABLES[arch].get(kind, {}))
     tables = PIPELINES.get(arch, {}).values()
     return list(dict.fromkeys(family for table in tables for family in table.get(kind, {})))
 
 
 def entry(arch: str, kind: str, family: str, head_dim: int) -> Entry:
     """The entry that serves a head dim. KeyError where there is none."""
-    width = sum(schedule.chunk_widths(head_dim, kind if kind in PRODUCTS else "half"))
+    width = sum(schedule.chunk_widths(head_dim, kind)) if kind in PRODUCTS else schedule.padded_width(head_dim)
     if kind in PRODUCTS:
         widths = [found for found in TABLES[arch][kind][family] if found >= width]
     else:
@@ -100,15 +101,21 @@ def changed_pipelines(tables: Mapping[str, Widths], tiles: Mapping[Entry, tuple[
 
 
 def source(tables: Mapping[str, Mapping[str, Table]]) -> str:
-    """The text of tables.py: a line a family, families and head dims sorted, so that a change is one line of a diff."""
+    """The text of tables.py: a line a family or a tile, families and head dims sorted, so that a diff is short."""
     lines = []
     for arch, kinds in tables.items():
         lines.append(f'    "{arch}": {{')
         for kind, table in kinds.items():
             lines.append(f'        "{kind}": {{')
             for family in sorted(table):
-                tiles = ", ".join(f"{width}: {tuple(tile)}" for width, tile in sorted(table[family].items()))
-                lines.append(f'            "{family}": {{{tiles}}},')
+                tiles = [f"{width}: {tuple(tile)}" for width, tile in sorted(table[family].items())]
+                line = f'            "{family}": {{{", ".join(tiles)}}},'
+                broken = (
+                    f'            "{family}": {{',
+                    *(f"                {tile}," for tile in tiles),
+                    "            },",
+                )
+                lines += [line] if len(line) <= LINE_LENGTH else broken
             lines.append("        },")
         lines.append("    },")
     return HEAD + "\n".join(lines) + "\n}\n"

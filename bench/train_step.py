@@ -3,7 +3,7 @@
 Rows are measured one after the other, in one process, or with torchrun in one process per GPU:
 
     python -m bench.train_step --checkpointing none,selective --out steps.csv
-    torchrun --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp
+    torchrun --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp --profile profile.csv
 
 The global batch of a step depends only on the step number. So rows of equal preset and batch size must agree in `loss`
 and `gradient_norm` (both of the third step), whatever their other settings.
@@ -30,6 +30,7 @@ from flashjvp_commands import ending, outputs, terminal
 from flashjvp_commands.entry import program
 from reports.environment import commit, machine
 from reports.schema import write_rows
+from reports.step_profile import PROFILE_COLUMNS
 from reports.training_tables import STEP_COLUMNS
 from tvm_ref.data.noise import indexed_normals
 from tvm_ref.model.dit import DiT, DiTConfig
@@ -40,7 +41,10 @@ from tvm_ref.training.logger import peak_memory_gib
 from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
 from tvm_ref.training.state import State, initialised
-from tvm_ref.training.step import gradient
+from tvm_ref.training.step import queue_gradient
+
+from .step_profile import Profiler, write_profile
+from .step_trace import OPTIMIZER
 
 WARM_STEPS = 2  # warm-up: the first step compiles, the second may
 COMPARED = 3  # the step whose loss and gradient norm a row holds
@@ -120,6 +124,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--steps", type=types.whole(1), default=10, metavar="N", help="timed steps, after two of warm-up (10)"
     )
+    options.add_argument(
+        "--profile", type=outputs.path_with(".csv"), metavar="PATH",
+        help="traces two more steps of each row, prints where their time goes, and writes it here, with a figure "
+        f"beside it: {outputs.HELP % '.csv'}",
+    )  # fmt: skip
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
     options.add_argument(
         "--out", type=outputs.path_with(".csv"), metavar="PATH",
@@ -143,10 +152,13 @@ def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
         )
 
 
-def measure(preset: str, config: TrainConfig, start: DiT, build_s: float, steps: int, this: World) -> StepRow:
+def measure(
+    preset: str, config: TrainConfig, start: DiT, build_s: float, steps: int, this: World,
+    profiler: Profiler | None = None,
+) -> StepRow:  # fmt: skip
     """Measures the row of a configuration, from a copy of the network `start`. Every process calls it.
 
-    build_s: seconds that it took to build `start`.
+    build_s: seconds that it took to build `start`. profiler: traces steps after those that are timed.
     """
     before = _memory(this)
     batches = Batches(config, Synthetic(config.model, config.run.batch), this)
@@ -156,17 +168,23 @@ def measure(preset: str, config: TrainConfig, start: DiT, build_s: float, steps:
     _wait(this)
     build_s += time.perf_counter() - began
     seconds, outcomes = [], []
+
+    def make_step(draw: list[Batch]) -> None:
+        moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
+        queued = queue_gradient(state.objective, state.target, moved, this, clip=config.optim.clip)
+        with torch.profiler.record_function(OPTIMIZER):
+            state.advance(queued.finite)
+        outcomes.append(queued.outcome())
+
     for draw in draws:
         began = time.perf_counter()
-        moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
-        outcomes.append(gradient(state.objective, state.target, moved, this, clip=config.optim.clip))
-        state.advance()
+        make_step(draw)
         _wait(this)
         seconds.append(time.perf_counter() - began)
     timed, run = seconds[WARM_STEPS:], config.run
     peak, reserved = (max(values) for values in zip(*this.gather(_peaks(this)), strict=True))
     median = statistics.median(timed)
-    return StepRow(
+    row = StepRow(
         preset=preset, compile="on" if run.compile else "off", checkpointing=run.checkpointing, parallel=run.parallel,
         gpus=this.size, batch=run.batch, accumulate=run.accumulate, detach=config.loss.detach,
         ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
@@ -176,6 +194,9 @@ def measure(preset: str, config: TrainConfig, start: DiT, build_s: float, steps:
         loss=outcomes[COMPARED - 1].loss, gradient_norm=outcomes[COMPARED - 1].gradient_norm,
         torch=torch.__version__, device=machine(this.device), commit=commit(),
     )  # fmt: skip
+    if profiler is not None:
+        profiler.trace(row, lambda: make_step(draws[-1]))
+    return row
 
 
 def _wait(this: World) -> None:
@@ -211,13 +232,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configs = list(settings(options))
         recognise = outputs.has_columns(STEP_COLUMNS)
         out = options.out and outputs.prepared(options.out, "train-step.csv", (".csv",), recognise)
+        profile = options.profile and outputs.prepared(
+            options.profile, "step-profile.csv", (".csv",), outputs.has_columns(PROFILE_COLUMNS)
+        )
         with world(options.device) as this:
+            profiler = Profiler(this) if profile else None
             began = time.perf_counter()
             start = initialised(configs[0], this).cpu()  # once: the spectral norms of large weights take seconds
             build_s = time.perf_counter() - began
             for config in configs:
                 try:
-                    rows.append(measure(options.preset, config, start, build_s, options.steps, this))
+                    rows.append(measure(options.preset, config, start, build_s, options.steps, this, profiler))
                 except torch.OutOfMemoryError as error:
                     if this.size > 1:  # the other processes wait for this one
                         raise
@@ -228,6 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     _show(console, rows[-1])
                     if out:  # write after every row, so that an interrupted run keeps what it has
                         write_rows(out, rows, STEP_COLUMNS)
+                    if profiler:
+                        console.print(profiler.table(), markup=False, highlight=False, soft_wrap=True)
+                        write_profile(profile, profiler.rows)
     except KeyboardInterrupt as stop:
         if options.out and rows:
             console.print(f"stopped: {len(rows)} rows are in {out}", highlight=False, soft_wrap=True)

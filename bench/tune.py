@@ -6,6 +6,8 @@ or spill in their loops are skipped. Then the others are timed on the GPU, their
 before. A tile in the table gives way only to one that is faster by more than timings differ by chance. Candidates come
 in a fixed order, those near the tile in use first, so that a short search is a useful one; --resume continues it. After
 a search, `python -m verify codegen` shows whether every option still compiles well.
+
+With --by-count no GPU is needed: of the tiles that compile without spills, the cheapest by count (tile_cost.py).
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -36,6 +38,7 @@ from reports.environment import DATA, commit, cores, driver, machine, now, slug,
 from reports.schema import SchemaError
 
 from . import isolate, tile_table
+from .tile_cost import cost
 from .trials import COLUMNS, Candidate, Trial, candidates, read_trials, winners, write_trials
 
 WORKER = (sys.executable, "-m", "bench.tune_worker")
@@ -59,6 +62,9 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
     if not todo:
         console.print(f"no {options.kind} tile of {options.arch} serves these families and head dims", style="red")
         return 2
+    if options.by_count and options.kind in tile_table.PIPELINE_KINDS:
+        console.print(f"--by-count is for the kinds {', '.join(tile_table.PRODUCTS)}, not {options.kind}", style="red")
+        return 2
     try:
         name = f"tune-{options.arch}.csv"
         log = outputs.prepared(options.log or folder, name, (".csv",), outputs.has_columns(COLUMNS))
@@ -70,6 +76,8 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
         return 2
     try:
         with child_environment():
+            if options.by_count:
+                return written(out, options.kind, cheapest(search, todo), console)
             search.compile(todo, 1.0 if options.compile_only else COMPILE_SHARE)
             console.print(f"log: {log}", highlight=False, soft_wrap=True)
             if options.compile_only:
@@ -84,11 +92,37 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
         return ending.stopped_status(stop)
     tiles = winners([search.trials[candidate] for candidate in todo if candidate in search.trials])
     console.print(terminal.Fitted(summary(search.trials.values(), todo, tiles)))
+    return written(out, options.kind, tiles, console)
+
+
+def written(out: Path, kind: str, tiles: Mapping[tile_table.Entry, tuple[int, ...]], console: Console) -> int:
+    """Writes the table with these tiles; 1 if there are none."""
     if not tiles:
         return 1
-    tile_table.write(out, options.kind, tiles)
+    tile_table.write(out, kind, tiles)
     console.print(f"tiles: {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def cheapest(search: "Search", todo: Sequence[Candidate]) -> dict[tile_table.Entry, tuple[int, ...]]:
+    """The tile of each entry that costs least by count, of those that compile without spills at all its head dims.
+
+    Nothing that costs more is compiled.
+    """
+    found: dict[tile_table.Entry, tuple[int, ...]] = {}
+    for entry in dict.fromkeys(candidate.entry for candidate in todo):
+        mine: dict[tuple[int, ...], list[Candidate]] = {}
+        for candidate in todo:
+            if candidate.entry == entry:
+                mine.setdefault(candidate.tile, []).append(candidate)
+        costs = {tile: cost(*entry, tile) for tile in mine}
+        for tile in sorted((tile for tile, x in costs.items() if x is not None), key=lambda x: (costs[x], x)):
+            search.compile(mine[tile], 1.0)
+            trials = [search.trials.get(candidate) for candidate in mine[tile]]
+            if all(trial and trial.status == "compiled" and not trial.loop_spill_share for trial in trials):
+                found[entry] = tile
+                break
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,6 +149,9 @@ def parser() -> argparse.ArgumentParser:
         "--budget-s", type=types.seconds, default=300.0, metavar="S", help="time for the whole search (300)"
     )
     options.add_argument("--compile-only", action="store_true", help="stop after compiling; needs no GPU")
+    options.add_argument(
+        "--by-count", action="store_true", help="choose by counted operations among what compiles well; needs no GPU"
+    )
     options.add_argument("--resume", action="store_true", help="keep what the log has of this version and machine")
     options.add_argument(
         "--log", type=outputs.path_with(".csv"), metavar="PATH",

@@ -41,15 +41,17 @@ DEVICE = torch.device("cuda")
 MOST_SPILLS = 1 / 16  # of a loop's instructions, where codegen sets no limit
 LENGTH, HEADS = 4096, 24
 CHECKED_LENGTH, CHECKED_HEADS = 200, 2  # with a ragged last tile
-# The gradients (of q, k, v, q_t, k_t, v_t) that launch a family and, but for the preprocess, nothing else beside them.
-# The warp-specialised kernels serve calls for all of them.
+OF_MASKS = "backward_bias"  # the family of gradients of a mask and of its tangent
 PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
+# The gradients (of q, k, v, q_t, k_t, v_t) that launch a family and, but for the preprocess, nothing else beside them.
+# The warp-specialised kernels serve calls for all of them. With OF_MASKS, a mask and its tangent have gradients.
 WANTED = {
     "backward_preprocess": (True, False, False, True, False, False),
     "backward_query": (True, False, False, True, False, False),
     "backward_key": (False, True, False, False, True, False),
     "backward_value": (False, False, True, False, False, True),
     "backward_key_value": (False, True, True, False, True, True),
+    OF_MASKS: (False,) * 6,
 }
 
 
@@ -74,7 +76,8 @@ def compiled(candidate: Candidate) -> dict[str, Any]:
     """What the compiler makes of a candidate; skipped where that fails, does not fit or spills in a loop."""
     with only(candidate):
         size, tangents = candidate.head_dim, "" if candidate.kind == "plain" else "qkv"
-        job = Configuration(candidate.arch, product(candidate), size, size, tangents)
+        mask = "learned" if candidate.family == OF_MASKS else ""
+        job = Configuration(candidate.arch, product(candidate), size, size, tangents, mask=mask)
         (kernel,) = compile_all(job, lambda _: launch(candidate, inputs_of(candidate, "meta")))
     reason = fault(kernel, triton.__version__)
     if not reason and kernel.loop_spill_share > MOST_SPILLS:
@@ -89,6 +92,8 @@ def timed(candidate: Candidate) -> dict[str, Any]:
     torch.backends.cuda.matmul.fp32_precision = "tf32" if candidate.kind == "tf32" else "ieee"
     with tile_in_use(candidate):
         inputs, exact, budgets = reference(product(candidate), candidate.head_dim, candidate.kind == "plain")
+        if candidate.family == OF_MASKS:
+            inputs = replace(inputs, mask=_mask(inputs.q, CHECKED_HEADS))
         results = launch(candidate, inputs)
         checked = {name: budgets[name] for name in results}
         found = {name: x.to(torch.float64) for name, x in results.items()}
@@ -121,14 +126,32 @@ def launch(candidate: Candidate, inputs: Inputs) -> dict[str, Tensor]:
         plain = kernels.backward(inputs.d_o, *primals, o, lse, inputs.mask, None, *options, (True, True, True, False))
         return {name: x for name, x in zip(oracles.NAMES[2:5], plain, strict=False) if x is not None}
     operands = (*primals, inputs.q_t, inputs.k_t, inputs.v_t)
-    masks = (inputs.mask, None, None)
+    mask_t = None if inputs.mask is None else torch.zeros_like(inputs.mask)  # a mask is one with gradients
+    masks = (inputs.mask, mask_t, None)
     o, o_t, lse, mu = kernels.forward_jvp(*operands, *masks, *options)
     if candidate.family == "forward":
         return {"o": o, "o_t": o_t}
     of_inputs = (True,) * 6 if candidate.kind in PIPELINE_KINDS else WANTED[candidate.family]
-    wanted = (*of_inputs, False, False)  # no gradient of a mask
+    wanted = (*of_inputs, mask_t is not None, mask_t is not None)
     grads = kernels.backward_jvp(inputs.d_o, inputs.d_o_t, *operands, o, o_t, lse, mu, *masks, *options, wanted)
+    if mask_t is not None:
+        return _of_keys(inputs, grads[6], grads[7])
     return {name: x for name, x in zip(oracles.NAMES[2:], grads, strict=False) if x is not None}
+
+
+def _mask(q: Tensor, heads: int) -> Tensor:
+    """A mask that changes nothing, for so many heads: with one, gradients are summed over all."""
+    return q.new_zeros(1, heads, q.shape[-2], q.shape[-2])
+
+
+def _of_keys(inputs: Inputs, ds: Tensor | None, ds_t: Tensor | None) -> dict[str, Tensor]:
+    """The gradients of k and k_t that those of a mask of zeros and of its tangent give, MATH.md (16), (19); none where
+    they are summed over heads."""
+    assert inputs.q_t is not None and ds is not None and ds_t is not None
+    if ds.shape[-3] != inputs.q.shape[-3]:
+        return {}
+    ds, ds_t, q, q_t = (inputs.c * ds.double().mT, inputs.c * ds_t.double().mT, inputs.q.double(), inputs.q_t.double())
+    return {"d_k": ds @ q + ds_t @ q_t, "d_k_t": ds_t @ q}
 
 
 def captured(candidate: Candidate, inputs: Inputs) -> list[Callable[[], None]]:
@@ -214,10 +237,12 @@ def inputs_of(candidate: Candidate, device: torch.device | str) -> Inputs:
     )  # fmt: skip
     dtype = torch.bfloat16 if product(candidate) == "half" else torch.float32
     if device != "meta":
-        return make_inputs(case, dtype, device)
-    q = torch.empty(1, HEADS, LENGTH, candidate.head_dim, dtype=dtype, device=device)
-    t = None if candidate.kind == "plain" else q
-    return Inputs(q, q, q, t, t, t, None, q, t)
+        inputs = make_inputs(case, dtype, device)
+    else:
+        q = torch.empty(1, HEADS, LENGTH, candidate.head_dim, dtype=dtype, device=device)
+        t = None if candidate.kind == "plain" else q
+        inputs = Inputs(q, q, q, t, t, t, None, q, t)
+    return replace(inputs, mask=_mask(inputs.q, 1)) if candidate.family == OF_MASKS else inputs
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
 from .neighbourhood import neighbourhood
 from .norms import batch_norm, layer_norm
+from .precompile import precompile
 from .varlen import attention_varlen, attention_varlen_jvp
 from .varlen import varlen as varlen
 
@@ -45,6 +46,7 @@ __all__ = [
     "install",
     "layer_norm",
     "neighbourhood",
+    "precompile",
     "replaced",
     "uninstall",
 ]

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     triton = f"Triton {found.triton}" if found.triton else "no Triton"
     print(f"\nHere: torch {found.torch}, {triton}, Python {found.python}")
     print(*_judged(found, row), sep="\n")
+    print(f"\nThe kernels, by GPU:\n\n{support.text_of_cards()}")
     for device in _devices():
         print(f"\n{_described(device)}")
         print(*(line for dtype in DTYPES for line in _gets(device, dtype)), sep="\n")

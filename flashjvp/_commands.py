@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from argparse import ArgumentParser
+from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -20,15 +20,33 @@ if sys.argv[:1] == ["-m"] and _modules[:1] in (["flashjvp"], ["flashjvp.check"])
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line. An option with a value may be given once; argparse takes the last one."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("action", None, _Once)
 
     def print_help(self, file: Any = None) -> None:
         """Prints the help. Raises OSError where it cannot be written, which argparse itself hides."""
-        (file or sys.stdout).write(self.format_help())
+        stream = file or sys.stdout
+        if stream is not None:  # None: Python was started without one
+            stream.write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with the command line, with exit status 2."""
         self.exit(BAD_USAGE, f"error: {' '.join(message.split())} ({self.prog} --help lists the options)\n")
+
+
+class _Once(Action):
+    """Stores the value of an option, but not a second one."""
+
+    _filled: Namespace | None = None
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> None:
+        if option is not None and self._filled is namespace:
+            raise ArgumentError(self, "given twice: expected it once")
+        self._filled = namespace
+        setattr(namespace, self.dest, values)
 
 
 def ended(main: Callable[[], int]) -> int:

@@ -175,7 +175,7 @@ def _is_learned(x: Operands) -> bool:
 def _portable_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[str, int]]:
     from .kernels.launch import schedule
 
-    of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width)
+    of_keys = schedule.key_side_launches((True, True, jvp or None, jvp or None), call.width, call.precision)
     families = ["forward", "backward_preprocess", "backward_query", *(family for family, _ in of_keys)]
     families += ["backward_bias"] * learned
     found = {name: call.tile(name)._asdict() for name in families}

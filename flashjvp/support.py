@@ -1,8 +1,10 @@
-"""Which releases of PyTorch, Triton and Python were tried, and how: the table of README.md and `python -m flashjvp`."""
+"""Which releases of PyTorch, Triton and Python were tried, which cards, and how: tables of README.md and
+`python -m flashjvp`."""
 
 import importlib
 import platform
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,37 @@ TABLE = (
     Row("2.15.0", "3.9.0", "3.11", NOT_TRIED, VERIFIED),
 )
 HEADER = ("torch", "Triton", "Python", "tests passed on a CPU", "kernels on Hopper GPUs")
+
+
+COMPILED, RUN = "compiled and emulated, not run", "measured"
+
+
+class Card(NamedTuple):
+    """GPUs of a compute capability ("10.x" are all of 10), and how far the kernels were tried for them."""
+
+    capability: str
+    examples: str
+    kernels: str
+    tried: str  # COMPILED or RUN
+
+
+CARDS = (
+    Card("8.0", "A100, A30", PORTABLE, COMPILED),
+    Card("8.6", "RTX 3090, A10", PORTABLE, COMPILED),
+    Card("8.9", "RTX 4090, L40S", PORTABLE, COMPILED),
+    Card("9.x", "H100, H200", "warp-specialised", RUN),
+    Card("10.x", "B200, B300", PORTABLE, COMPILED),
+    Card("12.0", "RTX 5090", PORTABLE, COMPILED),
+)
+HEADER_OF_CARDS = ("capability", "cards", "kernels", "tried")
+
+
+@cache
+def tried(capability: tuple[int, int]) -> str | None:
+    """How far the kernels were tried on such GPUs: COMPILED, RUN, or None where there are none for them."""
+    major, minor = capability
+    names = f"{major}.{minor}", f"{major}.x"
+    return next((card.tried for card in CARDS if card.capability in names), None)
 
 
 class Versions(NamedTuple):
@@ -59,15 +92,39 @@ def row_of(versions: Versions) -> Row | None:
 
 
 def markdown() -> str:
-    """The table as README.md shows it."""
-    lines = [HEADER, ("---",) * len(HEADER), *TABLE]
+    """The table of releases as README.md shows it."""
+    return _markdown(HEADER, TABLE)
+
+
+def markdown_of_cards() -> str:
+    """The table of cards as docs/reference.md shows it."""
+    return _markdown(HEADER_OF_CARDS, CARDS)
+
+
+def cards_in_words() -> str:
+    """The same in README.md."""
+    ways = {way: [card.capability for card in CARDS if card.tried == way] for way in (RUN, COMPILED)}
+    return "; ".join(f"{', '.join(capabilities)} ({way})" for way, capabilities in ways.items())
+
+
+def _markdown(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def text(mine: Row | None) -> str:
-    """The table for a terminal, with an arrow at the row `mine`."""
-    lines: Sequence[tuple[str, ...]] = (HEADER, *TABLE)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    """The table of releases for a terminal, with an arrow at the row `mine`."""
+    return _text(HEADER, TABLE, mine)
+
+
+def text_of_cards() -> str:
+    """The table of cards for a terminal."""
+    return _text(HEADER_OF_CARDS, CARDS, None)
+
+
+def _text(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], mine: tuple[str, ...] | None) -> str:
+    lines = (header, *rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(
         ("> " if mine is not None and line is mine else "  ")
         + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()

@@ -7,6 +7,7 @@ of a signal (130 for Ctrl-C, 143 for SIGTERM), it was stopped. `python -X dev` s
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,6 +23,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 1.0  # from the second signal to the end that nothing delays
 BROKEN_PIPE = STOPPED + 13
 MOST_LETTERS = 1000
+# A process that passes on what it reads and acknowledges the first signal in it. C code may hold Python's lock for
+# seconds, as exact transport and compilers do, and then no thread of a command runs. Python's handler in C writes on.
+ACKNOWLEDGE = """
+import contextlib, os, signal
+said = False
+while data := os.read(0, 1):
+    if not said and data[0] in (signal.SIGINT, signal.SIGTERM):
+        said = True
+        with contextlib.suppress(OSError):
+            os.write(2, f"\\n{signal.Signals(data[0]).name}: stopping; a second one stops at once\\n".encode())
+    os.write(1, data)
+"""
 OURS = ("flashjvp", "flashjvp_commands", "tvm_ref", "verify", "bench", "reports")
 
 
@@ -79,8 +92,11 @@ def in_one_line(error: BaseException) -> str:
         return f"out of memory: {text}" if text else "out of memory"
     if isinstance(error, OSError | ValueError | ImportError) or type(error).__module__.split(".")[0] in OURS:
         return text or type(error).__name__
-    with tempfile.NamedTemporaryFile("w", prefix="flashjvp-error-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="flashjvp-error-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # the disk is full, say
+        return f"{type(error).__name__}: {text} (python -X dev shows the traceback)"
     return f"{type(error).__name__}: {text} (the traceback is in {file.name})"
 
 
@@ -150,34 +166,52 @@ class _Arrived:
 
 @contextlib.contextmanager
 def _signals_watched() -> Iterator[_Arrived]:
-    """Handlers of both signals, and a thread that sees every signal though the main thread be busy."""
+    """Handlers of both signals, a process that acknowledges the first, and a thread that sees to the second."""
     stop = _Arrived()
     seen, told = os.pipe()
     os.set_blocking(told, False)
     handlers = {number: signal.signal(number, stop) for number in SIGNALS}
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(seen,), daemon=True).start()
-    try:
-        yield stop
+    with _acknowledging(seen) as passed_on:
+        threading.Thread(target=_watch, args=(passed_on,), daemon=True).start()
+        try:
+            yield stop
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+            os.close(told)
+
+
+@contextlib.contextmanager
+def _acknowledging(seen: int) -> Iterator[int]:
+    """The end of a pipe that gives what `seen` gives, once it is acknowledged; `seen` where no process can start."""
+    passed_on, passing = os.pipe()
+    command = [sys.executable, "-I", "-S", "-c", ACKNOWLEDGE]
+    try:  # in a session of its own, which Ctrl-C does not reach
+        process = subprocess.Popen(command, stdin=seen, stdout=passing, start_new_session=True)
+    except OSError:
+        os.close(passed_on)
+        yield seen
+        return
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(before)
-        os.close(told)
+        os.close(passing)
+    os.close(seen)
+    yield passed_on
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:  # a child that outlives the command holds the pipe
+        process.kill()
+        process.wait()
 
 
-def _watch(seen: int) -> None:
-    """Acknowledges the first signal; GRACE_S after the second one it ends the process."""
+def _watch(passed_on: int) -> None:
+    """GRACE_S after the second signal it ends the process."""
     count = 0
-    while data := os.read(seen, 1):
-        if data[0] not in SIGNALS:
-            continue
-        count += 1
-        name = signal.Signals(data[0]).name
-        if count == 1:
-            os.write(2, f"\n{name}: stopping; a second one stops at once\n".encode())
-        elif count == 2:
+    while data := os.read(passed_on, 1):
+        count += data[0] in SIGNALS
+        if count == 2:
             time.sleep(GRACE_S)
             children.end_all()
             os._exit(STOPPED + data[0])
-    os.close(seen)
+    os.close(passed_on)

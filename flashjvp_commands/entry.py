@@ -11,7 +11,7 @@ ENTRY_POINTS = {
     "flashjvp-bench": "bench",
     **{
         f"tvm-{name}": f"tvm_ref.{name}"
-        for name in ("train", "sample", "evaluate", "encode", "convert", "ema", "export")
+        for name in ("train", "sample", "evaluate", "encode", "convert", "ema", "export", "experiments")
     },
 }
 
@@ -32,14 +32,14 @@ def main() -> NoReturn:
     from . import ending, extras
 
     module = ENTRY_POINTS[Path(sys.argv[0]).name.removesuffix(".exe")]
-    tool = module in ("verify", "bench")
-    if text := extras.advice(*(("train", "eval") if tool else ("train",))):
+    package = module in ("verify", "bench", "tvm_ref.experiments")
+    if text := extras.advice(*(("train", "eval") if package else ("train",))):
         raise SystemExit(text)
-    if tool:
+    if package:
         sys.path.insert(0, str(extras.TOOLS))
         module += ".__main__"
     command = importlib.import_module(module)
-    status = ending.run(getattr(command, "cli", command.main))
+    status = ending.run(command.main)
     leave = getattr(command, "leave", sys.exit)
     leave(status)
     raise AssertionError("a command does not end otherwise")

@@ -53,4 +53,4 @@ def needed_by_commands(package: str, *extras: str) -> None:
 def _runs(package: str) -> bool:
     """Whether this process is `python -m PACKAGE` or `python -m PACKAGE.MODULE`, and is about to import the module."""
     modules = [word for option, word in pairwise(sys.orig_argv) if option == "-m"]
-    return sys.argv[:1] == ["-m"] and modules[:1] != [] and modules[0].split(".")[0] == package
+    return sys.argv[:1] == ["-m"] and f"{''.join(modules[:1])}.".startswith(f"{package}.")

@@ -24,7 +24,7 @@ def path_with(*endings: str) -> Callable[[str], Path]:
 
     def parse(text: str) -> Path:
         try:
-            if not text:
+            if not text.strip():
                 raise OutputError("expected a path, got nothing")
             return checked_name(Path(text), endings)
         except OutputError as error:

@@ -123,12 +123,13 @@ def _add_column(table: Table, like: Column, width: int, *, fold: bool) -> None:
 class Bar(Progress):
     """A bar of one task: `with Bar(console, "cases", 12) as bar`, then `bar.advance_by(1, "what comes next")`."""
 
-    def __init__(self, console: Console, unit: str, total: int) -> None:
+    def __init__(self, console: Console, unit: str, total: int, *, done: int = 0, hidden: bool = False) -> None:
+        """unit: what is counted. done: how many of them earlier runs did; rate and time left are those of this one."""
         self._doing = ""
         bar, left = BarColumn(bar_width=None), TimeRemainingColumn(compact=True)
         columns = (Words(unit), MofNCompleteColumn(), bar, _Rate(), left, Words("left"))
-        super().__init__(*columns, console=console, expand=True, speed_estimate_period=SPEED_OVER_S)
-        self._only = self.add_task(unit, total=total)
+        super().__init__(*columns, console=console, expand=True, speed_estimate_period=SPEED_OVER_S, disable=hidden)
+        self._only = self.add_task(unit, total=total, completed=done)
 
     def get_renderables(self) -> Iterator[RenderableType]:
         """The lines of the bar."""

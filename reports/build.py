@@ -29,6 +29,7 @@ from flashjvp_commands import arguments as types
 from flashjvp_commands import ending
 
 from . import verify_plot
+from .coverage import draw_coverage, is_coverage, worst_table
 from .environment import DATA, IS_CHECKOUT, ROOT
 from .host_times import HOST_COLUMNS, host_table
 from .interleaved import INTERLEAVED_COLUMNS, interleaved_table
@@ -146,7 +147,10 @@ def block(found: re.Match[str], page: Path, data: Path) -> str:
         frame = pd.DataFrame([{**vars(row), "mode": whole_mode(row.mode)} for row in rows])
         reasons = "reasons=no" not in words
         chosen = _filtered(frame, [word for word in words if word != "reasons=no"], name)
-        table = sweep_table([rows[i] for i in chosen.index], rows, reasons=reasons)
+        if is_coverage(rows):  # plain attention has to stay among the rows
+            table = worst_table(rows)
+        else:
+            table = sweep_table([rows[i] for i in chosen.index], rows, reasons=reasons)
         links = _figure_links(csv, page)
         table += f" Rows: {rows_link}" + (f", figures: {links}." if links else ".")
     return f"<!-- table: {name}{found[2]} -->\n\n{table}\n\n<!-- end -->"
@@ -178,6 +182,8 @@ def figures(csv: Path) -> dict[Path, Callable[[], Figure]]:
     if tuple(_header(csv)) == VERIFICATION_COLUMNS:
         return verify_plot.figures(read_verdicts(csv), csv.with_name(csv.name.split(".")[0]))
     rows = rows_of_one_run(csv)
+    if is_coverage(rows):
+        return {csv.with_suffix(".png"): partial(draw_coverage, rows)}
     found: dict[str, Callable[[], Figure]] = {}
     if len({row.queries for row in rows}) > 1:
         lines = {"-latency": LATENCY, "-memory": MEMORY, "-throughput": THROUGHPUT}

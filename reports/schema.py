@@ -15,9 +15,10 @@ from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MODES = ("fwd", "bwd", "fwd+bwd", "plain-fwd", "plain-bwd", "plain-fwd+bwd", "approx-fwd")
 MASKS = ("none", "bool", "additive", "empty-rows")
+COTANGENTS = ("both", "o", "o_t")
 STATUSES = ("ok", "wrong", "oom", "crashed", "timeout", "unsupported", "error")
 
 
@@ -49,7 +50,9 @@ class Row:
     `plain-fwd+bwd` are attention without a JVP (three inputs, one cotangent), `approx-fwd` is o and a difference
     quotient in place of o_t. Masks: `bool` and `additive` [queries, keys] forbid 30 % of the pairs, at random;
     `empty-rows` is boolean and leaves every third query without a key. `preset` names the list of shapes that the row
-    belongs to, empty for none. `run` is the start of the sweep (UTC): ratios are taken within one run only.
+    belongs to, empty for none. `value_dim` is the head dim of v where that is another than that of q and k. `tangents`
+    are those of q, k and v that have one, and `cotangents` the outputs that have one. `run` is the start of the sweep
+    (UTC): ratios are taken within one run only.
 
     Latencies are percentiles over `repeats` calls; `host_us` is the wall time that the host takes for a call on a tiny
     shape. `tflops` counts 12 BHMND for fwd, 30 for bwd, 42 for fwd+bwd (4, 10, 14 plain; 8 approx-fwd), and half of
@@ -75,6 +78,9 @@ class Row:
     dtype: str
     causal: bool
     mask: str
+    value_dim: int | None = None
+    tangents: str = "qkv"
+    cotangents: str = "both"
     status: str
     reason: str = ""
     latency_p20_ms: float | None = None
@@ -102,7 +108,8 @@ class Row:
     date_utc: str
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("mask", MASKS), ("status", STATUSES)):
+        of = ("mode", MODES), ("mask", MASKS), ("cotangents", COTANGENTS), ("status", STATUSES)
+        for name, allowed in of:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.status == "ok" and (self.latency_p50_ms is None or self.peak_mib is None):
@@ -112,6 +119,8 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+# What version 2 had: its rows are of equal head dims, with every tangent and cotangent.
+COLUMNS_2 = tuple(name for name in COLUMNS if name not in ("value_dim", "tangents", "cotangents"))
 _TYPES: dict[str, Any] = get_type_hints(Row)
 
 
@@ -137,10 +146,13 @@ def write_rows(path: Path, rows: Iterable[object], columns: Sequence[str] = COLU
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of a file, in its order. Raises VersionError or DamagedError with the line; no line is skipped."""
-    _check_header(path)
+    """Every row of a file, in its order. Raises VersionError or DamagedError with the line; no line is skipped.
+
+    A file of version 2 is read, too, but not appended to.
+    """
+    columns = _check_header(path, (COLUMNS, COLUMNS_2))
     lines = path.read_bytes().split(b"\n")
-    return [_parse(path, number, line) for number, line in enumerate(lines[1:-1], start=2)]
+    return [_parse(path, number, line, columns) for number, line in enumerate(lines[1:-1], start=2)]
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -148,21 +160,23 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
 
 
-def _check_header(path: Path) -> None:
-    """The header is this version's, and the file ends with a whole line."""
+def _check_header(path: Path, known: Sequence[Sequence[str]] = (COLUMNS,)) -> Sequence[str]:
+    """The columns of the file, which are known ones; the file ends with a whole line."""
     text = path.read_bytes()
     header, _, body = text.partition(b"\n")
-    if header.rstrip(b"\r") + b"\n" != _line(COLUMNS):
+    columns = next((x for x in known if header.rstrip(b"\r") + b"\n" == _line(x)), None)
+    if columns is None:
         version = body.split(b",", 1)[0].decode("utf-8", "replace")
         if header.startswith(b"schema_version,") and _is_other_version(version):
             raise VersionError(path, 1, _other_version(version))
         raise DamagedError(path, 1, f"the header is not that of schema version {SCHEMA_VERSION}: {header[:80]!r}...")
     if not text.endswith(b"\n"):
         raise DamagedError(path, text.count(b"\n") + 1, "the last line is torn: it has no line end")
+    return columns
 
 
-def _is_other_version(cell: str) -> bool:
-    return cell.isdecimal() and int(cell) != SCHEMA_VERSION
+def _is_other_version(cell: str, version: int = SCHEMA_VERSION) -> bool:
+    return cell.isdecimal() and int(cell) != version
 
 
 def _other_version(cell: str) -> str:
@@ -170,24 +184,24 @@ def _other_version(cell: str) -> str:
     return f"schema version {cell}, {age} one: this program reads version {SCHEMA_VERSION} (measure again)"
 
 
-def _parse(path: Path, line: int, text: bytes) -> Row:
+def _parse(path: Path, line: int, text: bytes, columns: Sequence[str]) -> Row:
     """The row of one line; a cell never holds a line end, so that a damaged line damages no other."""
     try:
         cells = next(csv.reader([text.decode("utf-8")], strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DamagedError(path, line, str(error)) from error
-    if cells and _is_other_version(cells[0]):
+    if cells and _is_other_version(cells[0], SCHEMA_VERSION if columns is COLUMNS else 2):
         raise VersionError(path, line, _other_version(cells[0]))
-    if len(cells) != len(COLUMNS):
-        raise DamagedError(path, line, f"{len(cells)} cells, expected {len(COLUMNS)}")
+    if len(cells) != len(columns):
+        raise DamagedError(path, line, f"{len(cells)} cells, expected {len(columns)}")
     values: dict[str, Any] = {}
-    for name, cell in zip(COLUMNS, cells, strict=True):
+    for name, cell in zip(columns, cells, strict=True):
         try:
             values[name] = _value(_TYPES[name], cell)
         except ValueError as error:
             raise DamagedError(path, line, f"column {name}: {error}") from error
     try:
-        return Row(**values)
+        return Row(**values | {"schema_version": SCHEMA_VERSION})
     except ValueError as error:
         raise DamagedError(path, line, str(error)) from error
 

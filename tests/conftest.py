@@ -29,10 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=("fast", "all", "clients"), default="all", help="fast: a part of the long tests")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    tiers.is_fast = config.getoption("--tier") == "fast"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tier = config.getoption("--tier")
     _leave_out(config, items, {item.nodeid for item in items if (tier == "clients") != _is_of_clients(item)})
-    if tier == "fast":
+    if tiers.is_fast:
         _leave_out(config, items, tiers.left_out(items))
     if torch.cuda.is_available():
         return
@@ -64,11 +68,11 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def sampled(request: pytest.FixtureRequest) -> Callable[..., list[str]]:
+def sampled() -> Callable[..., list[str]]:
     """For a test over a list of names: in the fast tier one in `of` of them, as the mark of this name, else all."""
 
     def chosen(names: list[str], of: int) -> list[str]:
-        return tiers.sample(names, of, tiers.commit()) if request.config.getoption("--tier") == "fast" else names
+        return tiers.sample(names, of, tiers.commit()) if tiers.is_fast else names
 
     return chosen
 

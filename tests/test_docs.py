@@ -12,25 +12,28 @@ from typing import Any
 import pytest
 import tyro
 
-from tvm_ref import convert, train
+from tvm_ref import train
+from tvm_ref.convert import ConvertConfig
 from tvm_ref.ema import EmaSettings
 from tvm_ref.encode import EncodeConfig
 from tvm_ref.evaluate import EvaluateConfig
+from tvm_ref.experiments import __main__ as experiments
 from tvm_ref.export import ExportConfig
 from tvm_ref.sample import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EXAMPLE = re.compile(r"^```python\n(.*?)^```(?:[^`]*?^```text\n(.*?)^```)?", flags=re.DOTALL | re.MULTILINE)
+COMPILED = pytest.mark.slow  # the README compiles, too
 EXAMPLES = [
-    pytest.param(*found.groups(), id=f"{page.stem}-{i}")
+    pytest.param(*found.groups(), id=f"{page.stem}-{i}", marks=[COMPILED] if "torch.compile(" in found[1] else [])
     for page in PAGES
     for i, found in enumerate(EXAMPLE.finditer(page.read_text()))
 ]
 COMMAND = re.compile(r"(?:python -m|torchrun .*-m) tvm_ref\.(\w+) ?(.*)")
 CONFIGS: dict[str, Any] = {
-    "ema": EmaSettings, "encode": EncodeConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
-    "sample": SampleConfig,
+    "convert": ConvertConfig, "ema": EmaSettings, "encode": EncodeConfig, "evaluate": EvaluateConfig,
+    "export": ExportConfig, "sample": SampleConfig,
 }  # fmt: skip
 
 
@@ -71,7 +74,7 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {module for module, _ in commands()} == {"train", "convert", *CONFIGS}
+    assert {module for module, _ in commands()} == {"train", "experiments", *CONFIGS}
 
 
 @pytest.mark.parametrize(("module", "arguments"), commands())
@@ -80,8 +83,7 @@ def test_commands_are_accepted(module: str, arguments: str, monkeypatch: pytest.
     if module == "train":
         monkeypatch.setattr(train, "with_yaml", lambda config, _: config)  # of a run that is not there
         train.parse(words)
-    elif module == "convert":
-        monkeypatch.setattr(convert, "convert", lambda *_: None)
-        convert.cli(words)
+    elif module == "experiments":
+        experiments.parse(words)
     else:
         tyro.cli(CONFIGS[module], args=words)

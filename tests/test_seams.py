@@ -17,7 +17,7 @@ SEAMS = {
 }
 # Each is of one test of that very file, or of what judges it.
 OF_ITS_OWN_FILE = {
-    "flashjvp.kernels.launch.selfcheck": {"_checked", "SUBJECT", "_THREAD.checks"},
+    "flashjvp.kernels.launch.selfcheck": {"_checked", "_checked_card", "SUBJECT", "_THREAD.checks"},
     "flashjvp.kernels.launch.driver": {"_MOST_ENCODED"},
     "flashjvp.kernels.launch.replay": {"TensorKeyedCache.find", "CapturedCall.replay"},
     "flashjvp.kernels.launch.schedule": {"input_precision", "ARCHITECTURES"},

@@ -1,6 +1,7 @@
 """What the fast tier runs: `make test` takes a part of the long tests, `make test-all` takes everything.
 
-Three marks say which part. Each keeps some of every kind of check, and none concerns tests marked `gpu`.
+Three marks say which part. Each keeps some of every kind of check, and none concerns tests marked `gpu`. Tests of
+hypothesis that take long ask `examples` how many to draw.
 
 - `slow`: nothing, for a test that only repeats at full length what a faster one checks.
 - `pairwise`: parameters in which every pair of features occurs that occurs at all. A parameter is a feature; one that
@@ -14,6 +15,7 @@ import functools
 import hashlib
 import heapq
 import itertools
+import math
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from typing import Any
 import pytest
 
 MOST_VALUES_OF_A_FEATURE = 8
+is_fast = False  # conftest.py sets it before it imports any test
 Features = dict[str, str]
 
 
@@ -33,6 +36,11 @@ def left_out(items: Sequence[pytest.Item]) -> set[str]:
         if not item.get_closest_marker("gpu"):
             tests[item.nodeid.partition("[")[0]].append(item)
     return {name for test in tests.values() for name in _left_out_of_test(test)}
+
+
+def examples(number: int) -> int:
+    """How many hypothesis draws of `number`: a third in the fast tier."""
+    return math.ceil(number / 3) if is_fast else number
 
 
 def _left_out_of_test(items: Sequence[pytest.Item]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """The reference trainer for Terminal Velocity Matching, built on flashjvp.
 
 Commands, run as `python -m tvm_ref.NAME`: train, sample, evaluate, encode (images to VAE latents), convert (published
-weights), ema (averaged weights of any length), export (weights for others). Packages: data (data sets), model (the
-network), objective (losses), training (the training loop and checkpoints), sampling (the sampler) and quality (FID and
-other metrics). The module unfinished keeps the finished parts of long work.
+weights), ema (averaged weights of any length), export (weights for others), experiments. Packages: data (data sets),
+model (the network), objective (losses), training (the training loop and checkpoints), sampling (the sampler), quality
+(FID and other metrics) and experiments. The module unfinished keeps the finished parts of long work.
 """
 
 import os

@@ -3,21 +3,25 @@
 import contextlib
 import io
 import math
+import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.arguments import SEEDS, a_device_name
+from flashjvp_commands.arguments import GIVEN_TWICE, MOST, SEEDS, a_device_name
+from flashjvp_commands.entry import program
 
 T = TypeVar("T")
+NARROWEST = 20  # columns that tyro can print help into; it takes forever with one
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -39,28 +43,61 @@ Numbers = Annotated[
 ]
 
 
-def parsed(parse: Callable[[], T]) -> T:
+def parsed(kind: type[T], module: str, arguments: Sequence[str] | None) -> T:
+    """The settings of the command in `module`, a dataclass, from the command line: as `parsed_by`. None are empty."""
+
+    def parse(words: Sequence[str]) -> T:
+        for before, word in zip(["", *words], words, strict=False):
+            if not word.strip() or (word.startswith("--") and word.endswith("=")):
+                name = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+                raise SystemExit(f"{name}: expected a value, got nothing")
+        return tyro.cli(kind, prog=program(module), args=words)
+
+    return parsed_by(parse, arguments)
+
+
+def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | None) -> T:
     """What `parse` makes of the command line. What is wrong with that is said in one line, with exit status 2.
 
-    The help that tyro prints is wrapped where it is wider than the terminal.
+    An option that is given twice is refused, of which tyro would take the last. The help that tyro prints is wrapped
+    where it is wider than the terminal. arguments: None means those of the process.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    names = [_name(word) for word in words if word.startswith("--") and word != "--help"]
+    if again := [name for place, name in enumerate(names) if name in names[:place]]:
+        print(f"error: {again[0]}: {GIVEN_TWICE}", file=sys.stderr)
+        raise SystemExit(ending.UNUSABLE)
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
     said, helped = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(helped):
-            return parse()
+            return parse(words)
     except SystemExit as end:
         if end.code in (0, None):
             helped.seek(0)
             print(*map(_wrapped, helped.read().splitlines()), sep="\n")
             raise
+        if isinstance(end.code, str):
+            said.write(end.code)
     without_box = re.sub(r"(?m)[\u2500-\u257f]|-{4,}|^[|+]|[|+]$", " ", said.getvalue())
     text = " ".join(without_box.split())
-    text = re.sub(r"For full helptext,? (?:see|run) (.*)$", r"(\1 lists what there is)", text)
-    text = re.sub(
-        r"^-* *(?:Value error|Parsing error|Missing argument) (?:Error parsing \S+: (?=[a-z_.]+: ))?", "", text
-    )
+    text = re.sub(r"For full helptext,? (?:see|run:?) (.*)$", r"(\1 lists what there is)", text)
+    text = re.sub(r"\[/?bold\]", "", text)
+    text = re.sub(r"^-* *(?:Value error|Parsing error|Missing argument|Required options) ", "", text)
+    text = re.sub(r" Got errors: - <class 'NoneType'>: \[.*?\] does not match choices \('None',\) -", "", text)
+    text = re.sub(r" (?:typing\.Annotated|tuple)\[.*?\]: (?=\w)", " ", text)  # names of Python's types
+    text = re.sub(r"no type matching (.*?) could be instantiated from", r"expected \1, got", text)
+    text = re.sub(r"^Error parsing (?:__tyro\S*: |\S+: (?=[a-z_.]+: ))", "", text)
+    text = re.sub(r"(?i)^([a-z ]+?):? \1", r"\1", text)  # a heading that the text repeats
+    text = re.sub(r"(Unrecognized options:) (?=\(|Available)", r"\1 '' ", text)
     print(f"error: {text}", file=sys.stderr)
     raise SystemExit(ending.UNUSABLE)
+
+
+def _name(word: str) -> str:
+    """The option in a word of the command line, as it is listed: "--run.evaluate" for "--run.no_evaluate=..."."""
+    return re.sub(r"(^--|\.)no-", r"\1", word.partition("=")[0].replace("_", "-"))
 
 
 def _wrapped(line: str) -> str:
@@ -74,8 +111,11 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, width, break_on_hyphens=False)
 
 
-def check_common(*, device: str, seed: int = 0, **at_least_one: int | None) -> None:
-    """Checks the device, which must be there, the seed, and counts. Raises ValueError that names the option."""
+def check_common(*, device: str, seed: int = 0, **counts: int | None) -> None:
+    """Checks the device, which must be there, the seed, and counts. Raises ValueError that names the option.
+
+    counts: None, or from 1 to `MOST`.
+    """
     if a_device_name(device) is None:
         raise ValueError(f"device: expected cpu, cuda, cuda:0, cuda:1, ..., got {device!r}")
     on = torch.device(device)
@@ -83,9 +123,9 @@ def check_common(*, device: str, seed: int = 0, **at_least_one: int | None) -> N
         raise ValueError(f"device: {device} is not there: torch finds {torch.cuda.device_count()} GPUs")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed: expected a number in [0, 2^32), got {seed}")
-    for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= MOST:
+            raise ValueError(f"{name}: expected {'at least 1' if value < 1 else f'at most {MOST}'}, got {value}")
 
 
 def check_guidance(w: float | None) -> None:
@@ -94,9 +134,9 @@ def check_guidance(w: float | None) -> None:
         raise ValueError(f"w: expected a positive number that is finite, got {w}")
 
 
-def check_out(path: Path, *endings: str) -> None:
+def check_out(path: Path, *endings: str, option: str = "out") -> None:
     """Raises ValueError for a path that is neither a folder nor a file with one of these endings."""
     try:
         outputs.checked_name(path, endings)
     except outputs.OutputError as error:
-        raise ValueError(f"out: {error}") from error
+        raise ValueError(f"{option}: {error}") from error

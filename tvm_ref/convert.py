@@ -6,29 +6,30 @@ called, the source code is ignored, and only the tensors are kept.
 """
 
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from safetensors import SafetensorError
 from torch import Tensor
 
-from flashjvp_commands import ending
-from flashjvp_commands.entry import program
+from flashjvp_commands import ending, outputs
 
+from .arguments import check_out, parsed
 from .data.safe_pickle import PYTHON_2, Record, SafeUnpickler, UnsafePickleError, load
 from .data.safetensors_file import write_safetensors
+from .data.safetensors_header import read_header
 from .data.untrusted import one_line
+from .model.config import MOST_BLOCKS
 from .model.dit import DiT, DiTConfig
 from .training.converted import as_metadata, settings_of
+from .training.files import write_atomically
 
-__all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "cli", "convert", "network_config", "tensors_of"]
+__all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "convert", "main", "network_config", "tensors_of"]
 
 # Names that may become a record: classes of modules, of their settings and of the compiler (whose bound methods are
 # pickled as calls of getattr), and the function that would execute the source code.
@@ -41,7 +42,6 @@ METADATA = "dit_config"
 TABLE = "y_embedder.embedding_table.weight"
 # Tensors that the settings are inferred from, with their numbers of axes.
 NEEDED = {"pos_embed": 3, "x_embedder.proj.weight": 4, "blocks.0.attn.q_norm.weight": 1, "blocks.0.mlp.fc1.weight": 2}
-MOST_BLOCKS = 1000
 MOST_MODULES = 100_000
 MOST_NAME = 1000  # characters
 
@@ -84,12 +84,7 @@ def convert(network: Path, weights: Path, settings: str | None = None) -> DiTCon
     metadata = {METADATA: json.dumps(asdict(config))}
     if settings is not None:
         metadata |= as_metadata(settings_of(config, settings))
-    temporary = weights.with_name(f".{weights.name}.{os.getpid()}")
-    try:
-        write_safetensors(tensors, temporary, metadata)
-        os.replace(temporary, weights)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(weights, lambda draft: write_safetensors(tensors, draft, metadata))
     return config
 
 
@@ -182,29 +177,38 @@ def _walk(module: Any) -> list[tuple[str, Tensor]]:
     return tensors
 
 
-def main(
-    network: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
-    weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")],
-    settings: str | None = None,
-) -> None:
-    """Convert published weights to safetensors, without executing their pickle.
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Convert published weights to safetensors, without executing their pickle."""
 
-    Args:
-        network: the published .pkl file
-        weights: the .safetensors file to write
-        settings: preset or config.json of the run, such as imagenet256-w2, which sampling and training need
-    """
-    config = convert(network, weights, settings)
+    network: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")]
+    """The published .pkl file."""
+    weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
+    """The .safetensors file to write, or a folder for weights.safetensors. Only such files are replaced."""
+    settings: str | None = None
+    """Preset or config.json of the run, such as imagenet256-w2, which sampling and training need."""
+
+    def __post_init__(self) -> None:
+        check_out(self.weights, ".safetensors", option="weights")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command. None means the arguments of the process."""
+    try:
+        given = parsed(ConvertConfig, "tvm_ref.convert", arguments)
+        weights = outputs.prepared(given.weights, "weights.safetensors", (".safetensors",), _is_converted)
+        config = convert(given.network, weights, given.settings)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise SystemExit(f"error: {one_line(error)}") from error
     print(f"{weights}: {config}")
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command. None means the arguments of the process."""
+def _is_converted(path: Path) -> bool:
     try:
-        tyro.cli(main, prog=program("tvm_ref.convert"), args=arguments)
-    except (OSError, ValueError, RecursionError, MemoryError, SafetensorError) as error:
-        raise SystemExit(f"error: {one_line(error)}") from error
+        return METADATA in read_header(path).get("__metadata__", {})
+    except (OSError, ValueError):
+        return False
 
 
 if __name__ == "__main__":
-    sys.exit(ending.run(cli))
+    sys.exit(ending.run(main))

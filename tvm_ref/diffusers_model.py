@@ -43,6 +43,7 @@ class TVMTransformer2DModel(ModelMixin, ConfigMixin):
         norm: Literal["rms", "layer"] = "rms",
         qk_norm: bool = True,
         modulation_norm: bool = True,
+        modulation_eps: float = 1e-6,
         attention_backend: Literal["triton", "tiled", "reference"] | None = None,
         scaled: bool = True,
         w: float | None = None,
@@ -51,7 +52,7 @@ class TVMTransformer2DModel(ModelMixin, ConfigMixin):
         settings = DiTConfig(
             image_size=image_size, channels=channels, width=width, depth=depth, heads=heads, patch=patch,
             num_classes=num_classes, guidance=guidance, mlp_ratio=mlp_ratio, norm=norm, qk_norm=qk_norm,
-            modulation_norm=modulation_norm, attention_backend=attention_backend,
+            modulation_norm=modulation_norm, modulation_eps=modulation_eps, attention_backend=attention_backend,
         )  # fmt: skip
         with torch.device("meta"):
             self.dit = DiT(settings)

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import torch
 import tyro
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import parsed
+from .data.safetensors_file import write_safetensors
 from .data.safetensors_header import read_header
 from .model.power_ema import Combination, Profile, combine, gamma_of
 from .training.checkpoint import CheckpointError
@@ -94,10 +93,10 @@ def _combined(used: Sequence[Snapshot], how: Combination) -> dict[str, Tensor]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(EmaSettings, prog=program("tvm_ref.ema"), args=arguments))
+        settings = parsed(EmaSettings, "tvm_ref.ema", arguments)
         out = outputs.prepared(settings.out, "weights.safetensors", (".safetensors",), _is_weights)
         weights, metadata, how = average(settings.run, settings.sigma_rel, settings.step)
-        write_atomically(out, lambda draft: save_file(weights, draft, metadata=metadata))
+        write_atomically(out, lambda draft: write_safetensors(weights, draft, metadata))
     except (OSError, ValueError, CheckpointError, SafetensorError) as error:
         raise SystemExit(f"error: {error}") from error
     if how.error > LARGE_ERROR:

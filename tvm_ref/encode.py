@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import check_common, check_out, parsed
 from .data.archive import LABEL_FILE, MOST_PIXELS, DatasetError, LatentArchive, checked_labels
@@ -33,6 +32,7 @@ from .training.parallel import World, leave, world_on
 from .training.run_lock import RunLockedError
 from .unfinished import Tensors, Unfinished, beside, is_delivered, remove, together
 
+MOST_SIZE = 8192  # height and width of an image of MOST_PIXELS
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -64,7 +64,9 @@ class EncodeConfig:
     """Device that the VAE runs on: cpu, cuda, cuda:1. With torchrun, cuda is a GPU for each process."""
 
     def __post_init__(self) -> None:
-        check_common(device=self.device)
+        check_common(device=self.device, batch=self.batch)
+        if not (8 <= self.size <= MOST_SIZE and self.size % 8 == 0):
+            raise ValueError(f"size: expected a multiple of 8, from 8 to {MOST_SIZE}, got {self.size}")
         if self.max_bad < 0:
             raise ValueError(f"max_bad: expected at least 0, got {self.max_bad}")
         check_out(self.out, ".zip")
@@ -133,13 +135,9 @@ class Encoded(NamedTuple):
 def encode_folder(config: EncodeConfig, world: World = ALONE) -> Encoded:
     """Writes the archive. The file appears under its name once it is complete. Every process of `world` calls it.
 
-    Raises FileExistsError if it exists already, ValueError for a bad size, DatasetError for a bad image too many,
-    UnfinishedError for unfinished work with other settings, and RunLockedError.
+    Raises FileExistsError if it exists already, DatasetError for a bad image too many, UnfinishedError for unfinished
+    work with other settings, and RunLockedError.
     """
-    if config.size < 8 or config.size % 8 or config.batch < 1:
-        raise ValueError(
-            f"expected size to be a positive multiple of 8 and batch >= 1, got size {config.size}, batch {config.batch}"
-        )
     names, labels = list_images(config.images)
     if together(world, lambda: _is_finished(config.out)):
         images = len(LatentArchive(config.out, 0, "imagenet256"))
@@ -173,7 +171,7 @@ def encode_folder(config: EncodeConfig, world: World = ALONE) -> Encoded:
             work.remove()
             return encoded
 
-        work.complete(parts, make, title="encoding")
+        work.complete(parts, make, title="batches")
         return together(world, finish)
 
 
@@ -269,7 +267,7 @@ def _write(path: Path, work: Unfinished, parts: list[str], labels: list[int] | N
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        config = parsed(lambda: tyro.cli(EncodeConfig, prog=program("tvm_ref.encode"), args=arguments))
+        config = parsed(EncodeConfig, "tvm_ref.encode", arguments)
         with world_on(config.device) as this:
             delivered = lambda path: is_delivered(beside(path), path)  # noqa: E731
             out = outputs.prepared(config.out, "latents.zip", (".zip",), delivered)

@@ -18,15 +18,16 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 
 from flashjvp_commands import ending, outputs, terminal
-from flashjvp_commands.entry import program
+from flashjvp_commands.arguments import MOST
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.dataset import open_dataset
 from .data.fingerprint import digest_of_weights, fingerprint
 from .model.dit import DiT
-from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_toy
+from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_fashion, evaluate_squares, evaluate_toy
 from .quality.images import ImageFiles, ImageJudge, evaluate_images, path_of_images
 from .sampling.generate import guidance_scale, untrained
+from .sampling.sampler import steps_of
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
 from .training.converted import load_model
@@ -40,7 +41,8 @@ class EvaluateConfig:
     """Compare the samples of a checkpoint with its data, for each number of function evaluations (NFE).
 
     2-D toys: exact 2-Wasserstein distance to fresh points, with that between two fresh sets for reference. Digits:
-    class accuracy, and squared Frechet distance on pixels in [0, 1]. Archives: FID, and, given reference images,
+    class accuracy, and squared Frechet distance on pixels in [0, 1]. Fashion: the same on features of a classifier that
+    is trained first, and coverage. Archives: FID, and, given reference images,
     precision and recall, by the Inception weights; the same by a network of the DINOv2 family, whose Frechet distance
     is called fd_vit. All: cycle error x0 -> x_t -> x0.
 
@@ -55,7 +57,8 @@ class EvaluateConfig:
     w: float | None = None
     """Guidance scale; None: that of training."""
     samples: int | None = None
-    """Number of samples; None: 2048 points, 1797 digits (as many as there are real ones) or 50000 images."""
+    """Number of samples; None: 2048 points or squares, 1797 digits (as many as there are real ones), 10000 images of
+    fashion or 50000 of an archive."""
     seed: int = 0
     """Seed of noise and labels: the same seed gives the same results."""
     batch: int = 256
@@ -77,7 +80,7 @@ class EvaluateConfig:
     save_images: Path | None = None
     """Zip file or new folder for the samples; with several NFEs, one for each: NAME-nfe-2.zip (archives only)."""
     data: str | None = None
-    """Path of the training archive; None: the path used in training (archives only)."""
+    """Path of the training archive, or of the files of fashion; None: the path used in training."""
     out: Path | None = None
     """JSON file for the results, or a folder for quality.json; folders are made, and only such files replaced."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,7 +88,13 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_common(device=self.device, seed=self.seed, batch=self.batch)
+        for nfe in self.nfe:
+            check_common(device=self.device, nfe=nfe)
         check_guidance(self.w)
+        if self.samples is not None and not 2 <= self.samples <= MOST:
+            raise ValueError(f"samples: expected at least 2 and at most {MOST}, got {self.samples}")
+        if len(set(self.nfe)) < len(self.nfe):
+            raise ValueError(f"nfe: expected each number once, got {','.join(map(str, self.nfe))}")
         if self.out is not None:
             check_out(self.out, ".json")
         if self.save_images is not None:
@@ -93,7 +102,7 @@ class EvaluateConfig:
 
 
 Done = Callable[[Evaluation], None]
-IMAGES = 50_000
+IMAGES, FASHION_IMAGES = 50_000, 10_000
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
@@ -128,15 +137,14 @@ def evaluate_together(
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
     if world.first and (warning := untrained(config.loss, w)):
         print(warning, file=sys.stderr)
-    sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch)
-    if settings.samples is not None and settings.samples < 2:
-        raise ValueError(f"samples: expected at least 2, got {settings.samples}")
+    kind = steps_of(config.loss.objective)
+    sampling = Sampling(w=w, scaled=config.loss.scaled, seed=settings.seed, batch=settings.batch, kind=kind)
     if config.data.name == "archive":
-        if any(nfe < 1 for nfe in settings.nfe):
-            raise ValueError(f"nfe: expected numbers of at least 1, got {settings.nfe}")
         _evaluate_archive(model, config, settings, sampling, world, done, stop, scratch)
         return
-    archive_only = [*(field.name for field in dataclasses.fields(ImageFiles)), "data", "save_images"]
+    archive_only = [*(field.name for field in dataclasses.fields(ImageFiles)), "save_images"]
+    if config.data.name != "fashion":
+        archive_only.append("data")
     if given := [name for name in archive_only if getattr(settings, name) is not None]:
         raise ValueError(f"{', '.join(given)}: only for networks of archives, and this one is of {config.data.name}")
     is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -144,6 +152,11 @@ def evaluate_together(
         return
     if config.data.name == "digits":
         result = evaluate_digits(model, settings.nfe, settings.samples or 1797, sampling)
+    elif config.data.name == "squares":
+        result = evaluate_squares(model, settings.nfe, settings.samples or 2048, sampling)
+    elif config.data.name == "fashion":
+        data = dataclasses.replace(config.data, path=settings.data or config.data.path)
+        result = evaluate_fashion(model, data, settings.nfe, settings.samples or FASHION_IMAGES, sampling)
     else:
         result = evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling)
     if world.first:
@@ -213,7 +226,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(EvaluateConfig, prog=program("tvm_ref.evaluate"), args=arguments))
+        settings = parsed(EvaluateConfig, "tvm_ref.evaluate", arguments)
         ours = outputs.starts_with(b'{\n  "samples": ')
         out = None if settings.out is None else outputs.prepared(settings.out, "quality.json", (".json",), ours)
 

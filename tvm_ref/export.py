@@ -10,7 +10,6 @@ import torch
 import tyro
 
 from flashjvp_commands import ending, extras, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import parsed
 from .training.checkpoint import CheckpointError
@@ -43,7 +42,7 @@ class ExportConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(ExportConfig, prog=program("tvm_ref.export"), args=arguments))
+        settings = parsed(ExportConfig, "tvm_ref.export", arguments)
         if settings.layout == "diffusers" and (text := extras.advice("latents")):
             raise SystemExit(text)
         settings = replace(settings, out=outputs.new(settings.out))

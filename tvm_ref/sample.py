@@ -11,7 +11,6 @@ import tyro
 from torch import Tensor
 
 from flashjvp_commands import ending, outputs
-from flashjvp_commands.entry import program
 
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.vae import load_vae
@@ -19,6 +18,7 @@ from .model.dit import DiT
 from .sampling.generate import generate, guidance_scale, untrained
 from .sampling.grids import decoded, is_grid, tiles, to_uint8, write_grid
 from .sampling.image_files import write_images
+from .sampling.sampler import steps_of
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
 from .training.converted import load_model
@@ -57,7 +57,7 @@ class SampleConfig:
     """Device that the network runs on: cpu, cuda, cuda:1."""
 
     def __post_init__(self) -> None:
-        check_common(device=self.device, seed=self.seed, per_class=self.per_class)
+        check_common(device=self.device, seed=self.seed, per_class=self.per_class, nfe=self.nfe)
         check_guidance(self.w)
         check_out(self.out, ".png", ".zip")
 
@@ -80,7 +80,7 @@ def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class:
 def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
     """Draws and writes the samples. Raises ValueError for settings that do not match the network."""
     as_grid = settings.out.suffix == ".png"
-    points = model.config.image_size == 1
+    points = model.config.channels == 2
     per_class = settings.per_class if settings.per_class is not None else (DEFAULT_POINTS if points else 8)
     labels = labels_of_rows(model.config.num_classes, settings.classes, per_class)
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
@@ -100,6 +100,7 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
         scaled=config.loss.scaled,
         seed=settings.seed,
         batch=DEFAULT_POINTS if points else BATCH,
+        kind=steps_of(config.loss.objective),
     )
     samples = torch.cat([batch.cpu() for batch in batches])
     if not as_grid:
@@ -121,7 +122,7 @@ def checked_out(out: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
-        settings = parsed(lambda: tyro.cli(SampleConfig, prog=program("tvm_ref.sample"), args=arguments))
+        settings = parsed(SampleConfig, "tvm_ref.sample", arguments)
         settings = replace(settings, out=checked_out(settings.out))
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)

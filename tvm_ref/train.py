@@ -14,7 +14,7 @@ from rich.console import Console
 from flashjvp_commands import ending
 from flashjvp_commands.entry import program
 
-from .arguments import parsed
+from .arguments import parsed_by
 from .training.checkpoint import CheckpointError
 from .training.config import ConfigError, TrainConfig
 from .training.logger import MetricsError
@@ -47,9 +47,11 @@ def parse(arguments: list[str]) -> TrainConfig:
     if file is not None and arguments[0] in presets:
         about, config = presets[arguments[0]]
         presets[arguments[0]] = about, with_yaml(config, file)
-    words = [part for word in arguments for part in (word.split(",") if PAIR.fullmatch(word) else [word])]
+    split = [part for word in arguments for part in (word.split(",") if PAIR.fullmatch(word) else [word])]
     prog = program("tvm_ref.train")
-    return parsed(lambda: tyro.extras.overridable_config_cli(presets, prog=prog, description=DESCRIPTION, args=words))
+    return parsed_by(
+        lambda words: tyro.extras.overridable_config_cli(presets, prog=prog, description=DESCRIPTION, args=words), split
+    )
 
 
 def without_config(arguments: list[str]) -> tuple[list[str], Path | None]:

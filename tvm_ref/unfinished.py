@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor
+
+from flashjvp_commands.terminal import Bar
 
 from .data.fingerprint import changes
 from .data.untrusted import read_settings
@@ -223,14 +224,11 @@ class Unfinished:
     def _shown(self, title: str, places: range, missing: int, total: int) -> Iterator[int]:
         """The places, with a bar in the first process's terminal."""
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
-        left = (TimeRemainingColumn(), TextColumn("left"))
         hidden = not (self._world.first and console.is_terminal)
-        with Progress(*columns, *left, console=console, disable=hidden) as bar:
-            task = bar.add_task(title, total=total, completed=total - missing)
+        with Bar(console, title, total, done=total - missing, hidden=hidden) as bar:
             for place in places:
                 yield place
-                bar.update(task, completed=total - max(missing - place - self._world.size, 0))
+                bar.advance_by(min(self._world.size, missing - place))
 
 
 def _made(out: Path | None, lasts: bool) -> str:

@@ -102,10 +102,10 @@ class _Blocks(_Partial):
 
 
 def band(left: int, right: int, queries: int, keys: int, is_causal: bool) -> Band:
-    """The differences n - m that a window allows; -1: any on this side."""
+    """The differences n - m that a window allows, of those that there are; -1: any on this side."""
     shift = keys - queries  # mutate: shift
-    low = shift - left if left >= 0 else -queries
-    high = shift + right if right >= 0 else keys
+    low = max(shift - left, -queries) if left >= 0 else -queries
+    high = min(shift + right, keys) if right >= 0 else keys
     return Band(low, min(high, 0) if is_causal else high)  # mutate: return Band
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import environment
+from .. import environment, support
 from ..errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from ..performance import warn_once
 
@@ -22,12 +22,13 @@ _TOO_WIDE = f"expected head dims of at most {MAX_HEAD_DIM}, got a wider one (use
 COMPOSED: dict[str, Any] = {}
 """Backends that are built on these, by a name that says how. The public functions do not take their names."""
 
+_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype, bool], ModuleType] = environment.kept({})
+
 
 FAMILIES: dict[str, Callable[[str], Any]] = {}
 """Others, of which there is one for each name `family:...`: what makes it from the rest of its name."""
 
 
-@cache
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype, wide: bool = False) -> ModuleType:
     """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled.
 
@@ -35,22 +36,34 @@ def resolve(name: str | None, device: torch.device, dtype: torch.dtype, wide: bo
 
     Warns where a GPU gets tiled, but for its dtype, which is the user's choice.
     """
+    found = _RESOLVED.get((name, device, dtype, wide))
+    if found is None:
+        found, is_final = _resolved(name, device, dtype, wide)
+        if is_final:
+            _RESOLVED[name, device, dtype, wide] = found
+    return found
+
+
+def _resolved(name: str | None, device: torch.device, dtype: torch.dtype, wide: bool) -> tuple[ModuleType, bool]:
+    """The module, and whether the answer is the same next time: not where a card could not be checked."""
+    is_final = True
     if name is None:
         name = choose(device, dtype, wide)
         if name == "tiled" and device.type == "cuda" and dtype != torch.float64:
             reason = obstacle("triton", device, dtype, wide)
             warn_once(f"{device} runs attention in plain PyTorch (tiled), without its kernels: {reason}")
+            is_final = not _is_postponed(device)
     if name == "triton":
         from . import triton as kernels
 
-        return kernels
+        return kernels, is_final
     if name == "tiled":
         from . import tiled
 
-        return tiled
+        return tiled, is_final
     from . import reference
 
-    return reference
+    return reference, is_final
 
 
 def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
@@ -102,7 +115,26 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, wide: bool = F
         return None
     if dtype == torch.float64:
         return "expected float16, bfloat16 or float32, got float64 (use 'tiled' or 'reference')"
-    return _triton_obstacle(device.type, device.index, dtype == torch.bfloat16)
+    reason = _triton_obstacle(device.type, device.index, dtype == torch.bfloat16)
+    if reason is None and device.type == "cuda" and _is_unmeasured(device):
+        from ..kernels.launch import selfcheck
+
+        return selfcheck.why_not_on(device, dtype)
+    return reason
+
+
+def _is_unmeasured(device: torch.device) -> bool:
+    """Whether nobody ran the kernels on such a card."""
+    return support.tried(environment.capability(device.index)) == support.COMPILED
+
+
+def _is_postponed(device: torch.device) -> bool:
+    """Whether a card has still to be checked and cannot be now."""
+    if device.type != "cuda" or not environment.has_triton() or not _is_unmeasured(device):
+        return False
+    from ..kernels.launch import selfcheck
+
+    return selfcheck.is_postponed()
 
 
 def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str | None:
@@ -119,6 +151,7 @@ def _triton_obstacle(device_type: str, index: int | None, bfloat16: bool) -> str
     if environment.is_amd():
         return "expected an NVIDIA GPU, got an AMD one, for which there are no kernels"
     capability = environment.capability(index)
-    if capability != (8, 0) and capability[0] not in (9, 10):  # those with the shared memory that the tiles need
-        return f"expected compute capability 8.0, 9.x or 10.x, got {capability}"
+    if support.tried(capability) is None:
+        *others, last = (card.capability for card in support.CARDS)
+        return f"expected compute capability {', '.join(others)} or {last}, got {capability}"
     return None

@@ -10,6 +10,7 @@ from ..kernels.hopper import eligibility
 from ..kernels.launch import call as launches
 from ..kernels.launch import schedule, selfcheck
 from ..kernels.launch.call import Call, Maybe
+from ..kernels.launch.compilation import side_by_side
 from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_bias import launch_backward_bias
 from ..kernels.portable.backward_key import launch_backward_key
@@ -26,6 +27,7 @@ selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 
 
 @captured(PlainOperands)
+@side_by_side
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
     pattern: Band | Listed | None = None,
@@ -40,6 +42,7 @@ def forward(
 
 
 @captured(Operands)
+@side_by_side
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
     is_causal: bool, scale: float, dropout_p: float, pattern: Band | Listed | None = None,
@@ -55,6 +58,7 @@ def forward_jvp(
 
 
 @captured(PlainBackwardOperands)
+@side_by_side
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
     scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool], pattern: Band | Listed | None = None,
@@ -69,6 +73,7 @@ def backward(
 
 
 @captured(BackwardOperands)
+@side_by_side
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
@@ -90,17 +95,11 @@ def backward_jvp(
     if d_o_t is None:  # no product then involves a tangent of q, k or v
         inputs = Inputs(q, k, v)
         computed = Inputs(asked.q, asked.k, asked.v, False, False, False)
-    complete = all(asked) if d_o_t is not None else asked.q and asked.k and asked.v
     d_mask: Maybe = None
     d_mask_t: Maybe = None
-    if (
-        d_o is not None
-        and complete
-        and not of_mask
-        and not of_mask_t
-        and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None
-    ):
-        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale)
+    served = any(computed) and not of_mask and not of_mask_t
+    if served and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale, computed)
     else:
         row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
@@ -140,7 +139,7 @@ def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> Mod
 def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> None:
     """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
     has_tiles = schedule.has_pipelines(call.device, call.precision, call.width)
-    if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
+    if not has_tiles or eligibility.unwritten(call, scale) is not None:
         return
     reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
     reason = reason or eligibility.misfit(call, inputs, cotangents)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.launch.call import Call
+from ..kernels.launch.compilation import side_by_side
 from ..kernels.launch.replay import captured
 from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.varlen import Sequences
@@ -17,6 +18,7 @@ Maybe = Tensor | None
 
 
 @captured(PlainOperands)
+@side_by_side
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cu: Tensor, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor]:
@@ -26,6 +28,7 @@ def forward(
 
 
 @captured(Operands)
+@side_by_side
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, cu: Tensor, cu_t: None, seed: Maybe,
     is_causal: bool, scale: float, dropout_p: float,
@@ -47,6 +50,7 @@ def _forward(x: Inputs, cu: Tensor, is_causal: bool, scale: float, jvp: bool) ->
 
 
 @captured(PlainBackwardOperands)
+@side_by_side
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, cu: Tensor, seed: Maybe, is_causal: bool,
     scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
@@ -61,6 +65,7 @@ def backward(
 
 
 @captured(BackwardOperands)
+@side_by_side
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, cu: Tensor, cu_t: None, seed: Maybe, is_causal: bool, scale: float,

@@ -34,11 +34,11 @@ class Operand(NamedTuple):
     """A tensor [*batch, heads, rows, width] of unit column stride.
 
     Its strides are (row, head, *batch from last to first), all `odd` but the row's, which does not depend on the number
-    of rows and is the one that inner loops read.
+    of rows and is the one that inner loops read. Seeds of dropout have other numbers there (portable/dropout.py).
     """
 
     ptr: Any
-    strides: tuple[int, ...]
+    strides: tuple[int | float, ...]
 
 
 @triton.jit

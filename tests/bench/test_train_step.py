@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import train_step
+from bench.step_trace import GROUPS
 from flashjvp_commands.ending import status_of
 from reports.training_tables import STEP_COLUMNS, step_table
 from tests.tvm_ref.runs import together
@@ -26,6 +27,11 @@ def measured(out: Path, *arguments: str) -> pd.DataFrame:
 def in_each(out: Path) -> None:
     """As the work of a child."""
     assert train_step.main([*SMALL, "--parallel", "ddp,fsdp", "--out", str(out)]) == 0
+
+
+def profiled(out: Path) -> None:
+    """As the work of a child, or alone: a row of the cheapest preset, and where its time goes."""
+    assert train_step.main([*SMALL, "--preset", "toy2d", "--profile", str(out)]) == 0
 
 
 def assert_agree(rows: pd.DataFrame) -> None:
@@ -54,6 +60,21 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     two, one = pd.read_csv(tmp_path / "two.csv"), measured(tmp_path / "one.csv")
     assert list(two["parallel"]) == ["ddp", "fsdp"] and list(two["gpus"]) == [2, 2]
     assert_agree(pd.concat([one, two]))
+
+
+def test_a_step_is_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profiled(tmp_path / "profile.csv")
+    rows = pd.read_csv(tmp_path / "profile.csv").set_index("group")
+    assert list(rows.index) == list(GROUPS) and (rows["ms"].drop("communication") > 0).all()
+    assert rows["ms"]["communication"] == 0 and (tmp_path / "profile.png").exists()
+    assert "| elementwise backward |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_time_in_communication_is_measured(tmp_path: Path) -> None:
+    together(2, profiled, tmp_path / "profile.csv")
+    rows = pd.read_csv(tmp_path / "profile.csv").set_index("group")
+    assert rows["ms"]["communication"] > 0 and rows["gpus"].unique().tolist() == [2]
 
 
 def test_the_objective_is_the_one_asked_for(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from bench import tune
+from bench.tile_cost import cost
 from bench.trials import candidates, read_trials, winners, write_trials
 
 # A worker that answers without compiling anything: what it says of a candidate depends on its key rows.
@@ -27,11 +28,11 @@ sys.stdin.read()
 """
 
 
-def run_fake(tmp_path: Path, *arguments: str) -> int:
+def run_fake(tmp_path: Path, *arguments: str, family: str = "forward") -> int:
     path = tmp_path / "worker.py"
     path.write_text(FAKE)
     out = ["--log", str(tmp_path / "log.csv"), "--out", str(tmp_path / "tables.py")]
-    options = ["--family", "forward", "--head-dim", "64", *out, *arguments]
+    options = ["--family", family, "--head-dim", "64", *out, *arguments]
     return tune.main(options, worker=(sys.executable, str(path)))
 
 
@@ -76,10 +77,22 @@ def test_what_compiled_is_timed_and_the_fastest_goes_into_the_table(tmp_path: Pa
     assert "x".join(map(str, tile)) in line
 
 
+def test_by_count_the_cheapest_that_compiles_well_is_chosen_and_nothing_dearer_compiled(tmp_path: Path) -> None:
+    """The worker refuses tiles of 16 key rows, and dies of those of 128."""
+    assert run_fake(tmp_path, "--arch", "sm_86", "--by-count") == 0
+    places = [cost("sm_86", "half", "forward", 64, x.candidate.tile) for x in read_trials(tmp_path / "log.csv")]
+    known = [x for x in places if x is not None]
+    assert known == sorted(known) and len(known) == len(places)
+    chosen = {x.candidate.tile for x in read_trials(tmp_path / "log.csv") if x.status == "compiled"}
+    (tile,) = chosen
+    assert f"64: {tile}" in (tmp_path / "tables.py").read_text().split('"sm_86"')[1].split('"tf32"')[0]
+    assert run_fake(tmp_path, "--kind", "plain", "--by-count") == 2
+
+
 def test_a_search_without_a_gpu_of_the_architecture_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert run_fake(tmp_path, "--family", "backward_preprocess") == 1
+    assert run_fake(tmp_path, family="backward_preprocess") == 1
     assert "timing needs a GPU of sm_90" in capsys.readouterr().out
     assert {x.status for x in read_trials(tmp_path / "log.csv")} == {"compiled"}
 

@@ -16,7 +16,10 @@ from verify.budget import tolerance
 from verify.emulator.gluon import emulated
 from verify.oracles import attention as oracles
 
-FAMILIES = ("forward", "backward_preprocess", "backward_query", "backward_key", "backward_value", "backward_key_value")
+FAMILIES = (
+    "forward", "backward_preprocess", "backward_query", "backward_key", "backward_value", "backward_key_value",
+    "backward_bias",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -78,6 +78,7 @@ def test_values_and_all_derivatives_are_those_of_dense_attention(
         assert_close(one.double(), other, **tolerance(backend))
 
 
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_reverse_mode_alone_and_of_the_mask_alone(backend: str, shape: tuple[int, ...]) -> None:

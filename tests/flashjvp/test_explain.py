@@ -91,11 +91,10 @@ def test_the_version_of_triton_is_explained(machine: Callable[..., None]) -> Non
 
 def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
     q, k, v = qkv(2, 4, 100, 64, **HALF)
-    wide = torch.empty(2, 4, 100, 128, **HALF)
-    yield "tangents", {"q_t": q}, "k_t and v_t came as None"
+    odd = torch.empty(2, 4, 100, 70, **HALF)
     yield "mask", {"attn_mask": torch.empty(100, 100, device="meta")}, "an additive mask"
     yield "scale", {"scale": -0.3}, "not positive, -0.3"
-    yield "head dims", {"v": wide}, "head dims differ (D=64, Dv=128)"
+    yield "values", {"v": odd}, "Dv=70 is not a positive multiple of 8"
     yield "multiple of 8", dict(zip("qkv", qkv(2, 4, 100, 70, **HALF), strict=True)), "D=70 is not a multiple of 8"
     yield "batch dims", {name: x[None] for name, x in zip("qkv", (q, k, v), strict=True)}, "2 batch dims"
     yield "columns", {"k": k.mT.contiguous().mT}, "k is not contiguous, its stride is 100: k.contiguous() mends it"
@@ -125,8 +124,7 @@ def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
 
 def test_several_reasons_are_all_named(machine: Callable[..., None]) -> None:
     machine(triton_release=(3, 5))
-    tangent = torch.empty(2, 4, 100, 64, **HALF)
-    found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), q_t=tangent, backend="triton")
+    found = flashjvp.explain(*qkv(2, 4, 100, 64, **HALF), scale=-0.3, backend="triton")
     assert ["Triton" in reason for reason in found.why_not_faster] == [True, False]
 
 

@@ -67,7 +67,7 @@ def test_there_are_samples_of_unequal_ranks_and_with_a_mask() -> None:
     assert any(isinstance(options.get("attn_mask"), Tensor) for _, options in SAMPLES)
 
 
-@pytest.mark.sampled(of=4)
+@pytest.mark.sampled(of=8)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("number", range(len(SAMPLES)))

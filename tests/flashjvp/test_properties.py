@@ -8,6 +8,7 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.tiers import examples
 from verify.budget.tolerance import Identity, assert_within, same_results
 from verify.cases.case import Case
 from verify.cases.inputs import make_inputs
@@ -28,7 +29,7 @@ def assert_holds(identities: list[Identity]) -> None:
     assert [identity for identity in identities if not identity.ok] == []
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(cases(), seeds, dtypes)
 def test_tiled_is_exact_within_its_budget(case: Case, seed: int, dtype: torch.dtype) -> None:
     inputs = make_inputs(case, dtype, seed=seed)
@@ -36,7 +37,7 @@ def test_tiled_is_exact_within_its_budget(case: Case, seed: int, dtype: torch.dt
 
 
 @interpreted
-@settings(max_examples=15, phases=unshrunk)
+@settings(max_examples=examples(15), phases=unshrunk)
 @given(cases(), seeds, st.sampled_from((torch.float32, torch.float16)))
 def test_triton_is_exact_within_its_budget(case: Case, seed: int, dtype: torch.dtype) -> None:
     inputs = make_inputs(case, dtype, seed=seed)
@@ -46,20 +47,20 @@ def test_triton_is_exact_within_its_budget(case: Case, seed: int, dtype: torch.d
 factors = st.sampled_from((1.0, -1.0, 0.5, 3.0))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(tangent_cases, seeds, factors, factors)
 def test_tangents_enter_linearly(case: Case, seed: int, a: float, b: float) -> None:
     assert_holds(identities.linear_in_tangents(make_inputs(case, torch.float32, seed=seed), TILED, a, b))
 
 
 @interpreted
-@settings(max_examples=5, phases=unshrunk)
+@settings(max_examples=examples(5), phases=unshrunk)
 @given(tangent_cases, seeds, factors, factors)
 def test_tangents_enter_linearly_triton(case: Case, seed: int, a: float, b: float) -> None:
     assert_holds(identities.linear_in_tangents(make_inputs(case, torch.float32, seed=seed), TRITON, a, b))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(tangent_cases, seeds)
 def test_forward_and_reverse_mode_are_adjoint(case: Case, seed: int) -> None:
     case = replace(case, cotangents=("o_t",))
@@ -67,14 +68,14 @@ def test_forward_and_reverse_mode_are_adjoint(case: Case, seed: int) -> None:
 
 
 @interpreted
-@settings(max_examples=5, phases=unshrunk)
+@settings(max_examples=examples(5), phases=unshrunk)
 @given(tangent_cases, seeds)
 def test_forward_and_reverse_mode_are_adjoint_triton(case: Case, seed: int) -> None:
     case = replace(case, cotangents=("o_t",))
     assert_holds(identities.adjoint(make_inputs(case, torch.float32, seed=seed), TRITON))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(cases(), seeds, st.randoms(use_true_random=False))
 def test_keys_may_be_permuted(case: Case, seed: int, random: random.Random) -> None:
     order = list(range(case.n))
@@ -82,20 +83,20 @@ def test_keys_may_be_permuted(case: Case, seed: int, random: random.Random) -> N
     assert_holds(identities.permuted_keys(make_inputs(case, torch.float32, seed=seed), TILED, order))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(cases(), seeds, dtypes)
 def test_keys_may_be_split_and_merged(case: Case, seed: int, dtype: torch.dtype) -> None:
     assert_holds(identities.merged_keys(make_inputs(case, dtype, seed=seed), TILED))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(cases(), seeds)
 def test_a_constant_added_to_a_row_of_scores_changes_nothing(case: Case, seed: int) -> None:
     case = replace(case, mask="additive_float32", mask_shape=case.mask_shape if case.mask else "full")
     assert_holds(identities.shifted_rows(make_inputs(case, torch.float32, seed=seed), TILED))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(cases(), seeds, st.data())
 def test_heads_and_batch_elements_are_independent(case: Case, seed: int, data: st.DataObject) -> None:
     assume(0 not in case.batch)
@@ -105,14 +106,14 @@ def test_heads_and_batch_elements_are_independent(case: Case, seed: int, data: s
     assert_holds(identities.independent_heads(inputs, TILED, (batch, head)))
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(cases(), seeds, dtypes)
 def test_derivatives_are_limits_of_differences(case: Case, seed: int, dtype: torch.dtype) -> None:
     case = replace(case, magnitude=1.0, kind="normal")  # a step is small against what the derivatives vary over
     assert_holds(identities.finite_differences(make_inputs(case, dtype, seed=seed), TILED))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(cases(), seeds)
 def test_strides_do_not_matter(case: Case, seed: int) -> None:
     inputs = make_inputs(case, torch.float32, seed=seed)
@@ -121,7 +122,7 @@ def test_strides_do_not_matter(case: Case, seed: int) -> None:
 
 
 @interpreted
-@settings(max_examples=5, phases=unshrunk)
+@settings(max_examples=examples(5), phases=unshrunk)
 @given(cases(), seeds)
 def test_strides_change_no_bit_in_the_kernels(case: Case, seed: int) -> None:
     inputs = make_inputs(case, torch.float32, seed=seed)

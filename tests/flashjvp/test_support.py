@@ -11,7 +11,7 @@ import torch
 
 from flashjvp import __main__ as command
 from flashjvp import support
-from flashjvp.kernels.launch import hopper_tables
+from flashjvp.kernels.launch import hopper_tables, selfcheck
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_readme_shows_the_table() -> None:
     """If not: paste what `python -c "from flashjvp import support; print(support.markdown())"` prints."""
     assert support.markdown() in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_and_the_reference_name_the_cards() -> None:
+    """If not: paste what `support.cards_in_words()` and `support.markdown_of_cards()` return."""
+    assert support.cards_in_words() in (ROOT / "README.md").read_text()
+    assert support.markdown_of_cards() in (ROOT / "docs" / "reference.md").read_text()
 
 
 def test_releases_are_in_order() -> None:
@@ -82,16 +88,24 @@ def test_the_command_has_help() -> None:
         ((9, 0), True, "warp-specialised kernels for head dims padded to 64, 80, 96, 128"),
         ((9, 0), False, "portable kernels, since the warp-specialised kernels need Triton 3.6 or newer"),
         ((8, 0), True, "portable kernels, since warp-specialised kernels are written for sm_90"),
-        ((8, 6), True, "tiled: plain PyTorch, since triton expected compute capability"),
+        ((12, 0), True, "portable kernels, since warp-specialised kernels are written for sm_90"),
+        ((7, 5), True, "tiled: plain PyTorch, since triton expected compute capability"),
     ],
 )
 def test_gpus_are_described(
     capability: tuple[int, int], verified: bool, expected: str, monkeypatch: pytest.MonkeyPatch,
-    machine: Callable[..., None], capsys: pytest.CaptureFixture[str],
+    machine: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    machine(capability=capability, device_name="a GPU", triton_release=(3, 6) if verified else (3, 5))
+    monkeypatch.setattr(selfcheck, "_checked_card", lambda device, dtype: None)
+    machine(
+        capability=capability,
+        device_name="a GPU",
+        is_capturing=False,
+        triton_cache=tmp_path,
+        triton_release=(3, 6) if verified else (3, 5),
+    )
     assert command.main([]) == 0
     printed = capsys.readouterr().out
     assert f"cuda:0: a GPU, compute capability {capability[0]}.{capability[1]}" in printed

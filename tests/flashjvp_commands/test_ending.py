@@ -1,9 +1,11 @@
 """How a command ends: the exit status of whatever it does, and of a signal at any moment, also between its parts."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,43 @@ sys.exit(ending.run(work))
     assert done.returncode == 130 and "a second one stops at once" in done.stderr, done
 
 
+def test_a_signal_is_acknowledged_while_c_code_holds_pythons_lock() -> None:
+    script = """
+import ctypes, os, signal, sys
+from flashjvp_commands import ending
+seen, told = os.pipe()
+def work():
+    signal.siginterrupt(signal.SIGINT, False)  # the system goes on with the call
+    print("ready", flush=True)
+    ctypes.PyDLL(None).read(seen, ctypes.create_string_buffer(1), 1)  # for ever
+sys.exit(ending.run(work))
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert select.select([process.stderr], [], [], 60)[0]
+            assert b"SIGINT: stopping" in os.read(process.stderr.fileno(), 100)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def test_without_a_process_that_acknowledges_signals_a_command_runs() -> None:
+    done = ended("""
+def refused(*words, **options): raise BlockingIOError("no more processes")
+ending.subprocess.Popen = refused
+def work():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+sys.exit(ending.run(work))
+""")
+    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM\n")
+
+
 @pytest.mark.parametrize("how", ["> /dev/full", ">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 def test_standard_streams_that_take_nothing(how: str) -> None:
     script = "import sys; from flashjvp_commands import ending; sys.exit(ending.run(lambda: print('x')))"
@@ -125,6 +164,18 @@ def test_no_file_is_opened_in_place_of_a_closed_stream(tmp_path: Path) -> None:
     )
     subprocess.run(["bash", "-c", '"$0" -c "$1" >&-', sys.executable, script], cwd=ROOT, check=True)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_unexpected_error_on_a_full_disk_is_one_line() -> None:
+    """There is no room for its traceback."""
+    done = ended("""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+def work(): raise LookupError("odd")
+sys.exit(ending.run(work))
+""")
+    assert done.returncode == 1, done
+    assert "LookupError: odd" in done.stderr and len(done.stderr.splitlines()) == 1, done
 
 
 def test_dev_mode_prints_the_traceback() -> None:

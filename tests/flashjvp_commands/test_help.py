@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "reports.build": ("reports.build",),
     "reports.api": ("reports.api",),
     **{f"tvm_ref.{name}": (f"tvm_ref.{name}",) for name in ("train", "sample", "evaluate", "encode", "convert")},
+    "tvm_ref.experiments": ("tvm_ref.experiments.__main__",),
     **{f"tvm_ref.train {preset}": ("tvm_ref.train", preset) for preset in ("digits", "imagenet256-w2")},
 }
 WIDTH = 80

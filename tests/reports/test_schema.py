@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from reports.schema import (
     COLUMNS,
+    COLUMNS_2,
     DamagedError,
     Row,
     SchemaError,
@@ -161,7 +162,7 @@ def set_cell(line: int, column: str, value: str) -> Any:
     [
         (cut_last_line, 4, DamagedError, "torn"),
         (lambda text: text.replace("8192,", "", 1), 2, DamagedError, "cells, expected"),
-        (lambda text: text + "2,short\n", 5, DamagedError, "2 cells"),
+        (lambda text: text + "3,short\n", 5, DamagedError, "2 cells"),
         (lambda text: text + "\n", 5, DamagedError, "0 cells"),
         (lambda text: text.replace("latency_p50_ms", "latency", 1), 1, DamagedError, "header"),
         (lambda text: "", 1, DamagedError, "header"),
@@ -170,6 +171,7 @@ def set_cell(line: int, column: str, value: str) -> Any:
         (set_cell(4, "heads", ""), 4, DamagedError, "column heads"),
         (set_cell(2, "status", "splendid"), 2, DamagedError, "status must be one of"),
         (set_cell(3, "machine", '"open'), 3, DamagedError, "end of data"),
+        (set_cell(3, "schema_version", "2"), 3, VersionError, "schema version 2, an older one"),
         (set_cell(3, "schema_version", "1"), 3, VersionError, "schema version 1, an older one"),
         (set_cell(3, "schema_version", "9"), 3, VersionError, "schema version 9, a newer one"),
         (lambda text: "schema_version,provider\n1,flashjvp\n", 1, VersionError, "schema version 1, an older one"),
@@ -185,6 +187,26 @@ def test_an_older_or_damaged_file_names_its_line(
         read_rows(path)
     assert caught.value.line == line
     assert str(caught.value).startswith(f"{path}, line {line}: ")
+
+
+def test_rows_of_version_2_are_read_and_not_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [make_row(), make_row(mode="bwd")]
+    write_rows(path, rows, COLUMNS_2)
+    lines = path.read_text().splitlines()
+    cells = [dict(zip(COLUMNS, line.split(","), strict=True)) for line in _whole(path, rows)]
+    older = [",".join(["2", *(cell[name] for name in COLUMNS_2[1:])]) for cell in cells]
+    path.write_text("\n".join([lines[0], *older]) + "\n")
+    assert read_rows(path) == rows
+    with pytest.raises(VersionError, match="schema version 2, an older one"):
+        append_row(path, rows[0])
+
+
+def _whole(path: Path, rows: list[Row]) -> list[str]:
+    """The lines of rows in a file of this version."""
+    other = path.with_name("other.csv")
+    write_rows(other, rows)
+    return other.read_text().splitlines()[1:]
 
 
 def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from tvm_ref.convert import ModuleUnpickler, SafeUnpickler, UnsafePickleError, cli, convert
+from tvm_ref.convert import ModuleUnpickler, SafeUnpickler, UnsafePickleError, convert, main
 from tvm_ref.data.safe_pickle import load
 from tvm_ref.model.dit import DiT
 from verify.oracles.network import tiny, trained
@@ -134,7 +134,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 def test_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        cli(["--help"])
+        main(["--help"])
     shown = capsys.readouterr().out
     assert exit_.value.code == 0 and "python -m tvm_ref.convert" in shown and "published .pkl" in shown
 

@@ -157,7 +157,7 @@ def test_a_snapshot_that_cannot_be_written_or_is_not_finite_ends_the_run(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "write_safetensors", full)
     with pytest.raises(CheckpointError, match=r"snapshot .*step-00000002-0\.05\.safetensors could not be .*No space"):
         train(tracking(toy(tmp_path / "a")))
     assert not list((tmp_path / "a/ema").iterdir())

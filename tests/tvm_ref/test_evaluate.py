@@ -250,8 +250,8 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SystemExit, match="error: no checkpoint in"):
         run(monkeypatch, tmp_path)
     checkpoint = save_run(tmp_path / "run", network(2, 1, 0), DataConfig(name="moons"))
-    with pytest.raises(SystemExit, match="error: steps: expected at least 1"):
-        run(monkeypatch, checkpoint, "--nfe", "0", "--samples", "8")
+    with pytest.raises(SystemExit, match="error: vae: only for networks of archives"):
+        run(monkeypatch, checkpoint, "--samples", "8", "--vae", tmp_path)
 
 
 def test_help_names_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

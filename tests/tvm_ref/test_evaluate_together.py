@@ -83,10 +83,12 @@ def folder(tmp_path: Path) -> Path:
 
 def arguments(folder: Path, name: str, *others: str, checkpoint: str = "run") -> list[str]:
     """A command that writes NAME.json, and its samples into NAME-nfe-1.zip and NAME-nfe-2.zip."""
-    words = [str(folder / checkpoint), "--nfe", "1,2", "--samples", str(SAMPLES), "--batch", str(BATCH)]
-    words += ["--inception", str(folder / "detector.pt"), "--features", str(folder / "vit.safetensors")]
-    words += ["--reference-images", str(folder / "images"), "--device", "cpu", "--out", str(folder / f"{name}.json")]
-    return [*words, "--save-images", str(folder / f"{name}.zip"), *others]
+    given = {
+        "--nfe": "1,2", "--samples": str(SAMPLES), "--batch": str(BATCH), "--inception": str(folder / "detector.pt"),
+        "--features": str(folder / "vit.safetensors"), "--reference-images": str(folder / "images"), "--device": "cpu",
+        "--out": str(folder / f"{name}.json"), "--save-images": str(folder / f"{name}.zip"),
+    } | dict(zip(others[::2], others[1::2], strict=True))  # fmt: skip
+    return [str(folder / checkpoint), *(word for option in given.items() for word in option)]
 
 
 def evaluated(words: list[str], counter: Any = None, last: int = -1) -> None:
@@ -261,8 +263,8 @@ def test_a_signal_keeps_what_was_finished_and_names_it(folder: Path, number: sig
     ("words", "status", "said"),
     [
         ("--save-images {here}/a.jpg", 2, "ends with"),
-        ("--nfe 1,0", 1, "nfe: expected numbers of at least 1"),
-        ("--samples 1", 1, "samples: expected at least 2"),
+        ("--nfe 1,0", 2, "nfe: expected at least 1"),
+        ("--samples 1", 2, "samples: expected at least 2"),
         ("--features {here}/none.safetensors", 1, "no feature network at"),
         ("--features {here}/detector.pt", 1, "expected safetensors"),
         ("--features-reference {here}/none.npz", 1, "no reference statistics at"),
@@ -275,7 +277,7 @@ def test_a_bad_input_is_said_in_one_line(
     words: str, status: int, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(folder.rglob("*"))
-    given = [*arguments(folder, "a"), *words.format(here=folder).split()]
+    given = arguments(folder, "a", *words.format(here=folder).split())
     assert status_of(lambda: command.main(given)) == status
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1 and sorted(folder.rglob("*")) == before

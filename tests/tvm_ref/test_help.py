@@ -23,7 +23,7 @@ def shown(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     monkeypatch.setattr("sys.argv", [name, *rest, "--help"])
     with pytest.raises(SystemExit) as end:
-        (command.cli if name == "convert" else command.main)()
+        command.main()
     assert end.value.code == 0
     return capsys.readouterr().out
 
@@ -52,3 +52,14 @@ def test_the_help_without_a_preset_says_how_to_see_every_setting(
     assert "python -m tvm_ref.train digits --help lists every setting" in text
     assert all(preset in text for preset in PRESETS)
     assert train.DEFAULT in PRESETS
+
+
+@pytest.mark.parametrize("columns", ["1", "-1", "0", "x"])
+def test_help_ends_in_a_terminal_of_no_width(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.argv", ["convert", "--help"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("tvm_ref.convert").main()
+    assert end.value.code == 0 and "NETWORK" in capsys.readouterr().out

@@ -1,8 +1,11 @@
 """Work in parts by several processes: every part is made once, whoever makes it, and what is finished is kept."""
 
+import io
 import json
+import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +16,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from tvm_ref import unfinished
 from tvm_ref.training.checkpoint import ALONE
 from tvm_ref.training.parallel import World
 from tvm_ref.training.run_lock import RunLockedError
@@ -172,6 +177,22 @@ def test_what_is_kept_is_said_and_an_empty_folder_is_removed(
         work.write("part-0", content("part-0"))
         raise KeyboardInterrupt
     assert not work.folder.exists() and capsys.readouterr().err == ""
+
+
+def test_a_bar_shows_parts_total_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of work that goes on, too: parts of earlier runs are counted, but not in the rate."""
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
+    monkeypatch.setattr(unfinished, "Console", lambda **_: screen)
+    names = [f"part-{i}" for i in range(12)]
+    with Unfinished(tmp_path / "x.json", {}, ALONE) as work:
+        work.complete(names[:5], content, title="parts")
+        assert isinstance(screen.file, io.StringIO)
+        screen.file.truncate(0)
+        work.complete(names, lambda name: (time.sleep(0.02), content(name))[1], title="parts")
+    lines = re.split(r"[\r\n]", screen.file.getvalue())
+    found = [match for line in lines if (match := re.search(r"parts +(\d+)/12 .* ([\d.]+)/s +\d+:\d\d +left", line))]
+    assert found and {int(match[1]) for match in found} <= {*range(5, 13)}
+    assert all(0 < float(match[2]) <= 1 / 0.02 for match in found), lines
 
 
 def test_a_result_is_delivered_at_once_and_known_afterwards(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from .archive import ImageArchive, LatentArchive
 from .digits import Digits
+from .fashion import Fashion
 from .latents import LATENT_STATISTICS, LatentStatisticsName
+from .point_sets import Squares
 from .toys import Toy, ToyName
 
-DataName = Literal["eight_gaussians", "moons", "checkerboard", "digits", "archive"]
+DataName = Literal["eight_gaussians", "moons", "checkerboard", "squares", "digits", "fashion", "archive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,9 @@ class DataConfig:
         ValueError: for unknown names and for settings that do not belong together.
     """
 
-    name: DataName = "digits"  # 2-D points, scikit-learn's handwritten digits, or an archive of images or latents
-    path: str = ""  # archive only: an uncompressed zip file or a folder
+    name: DataName = "digits"  # 2-D points, squares of four points, scikit-learn's handwritten digits, Fashion-MNIST,
+    # or an archive of images or latents
+    path: str = ""  # archive: an uncompressed zip file or a folder; fashion: the folder with its four .gz files
     latents: LatentStatisticsName | None = None  # archive only: how latents are normalised; None: RGB images
     num_classes: int = 0  # archive only: labels lie in [0, num_classes); 0: labels are not read
     flip: bool = False  # archive only: mirror each image or latent from left to right with probability 1/2
@@ -47,8 +50,10 @@ class DataConfig:
             raise ValueError(f"max_bad must not be negative, got {self.max_bad}")
         if self.name == "archive" and not self.path:
             raise ValueError("data 'archive' needs a path to a zip file or a folder, got none")
-        only = ("path", "latents", "num_classes", "max_bad", "flip")
-        if self.name != "archive" and any(getattr(self, name) not in ("", None, 0) for name in only):
+        if self.path and self.name not in ("archive", "fashion"):
+            raise ValueError(f"path belongs to data 'archive' and 'fashion', not to {self.name!r}")
+        only = ("latents", "num_classes", "max_bad", "flip")
+        if self.name != "archive" and any(getattr(self, name) not in (None, 0) for name in only):
             raise ValueError(f"{', '.join(only[:-1])} and flip belong to data 'archive', not to {self.name!r}")
 
 
@@ -78,7 +83,7 @@ class Dataset(Protocol):
 def open_dataset(config: DataConfig) -> Dataset:
     """Opens the data set that `config` describes. Of an archive, the listing, labels and first item are checked.
 
-    Raises DatasetError (a ValueError) that names the bad file, and FileNotFoundError for a missing archive.
+    Raises DatasetError (a ValueError) that names the bad file, and FileNotFoundError for missing files.
     """
     if config.name == "archive":
         path = Path(config.path)
@@ -87,6 +92,10 @@ def open_dataset(config: DataConfig) -> Dataset:
         return LatentArchive(path, config.num_classes, config.latents)
     if config.name == "digits":
         return Digits()
+    if config.name == "squares":
+        return Squares()
+    if config.name == "fashion":
+        return Fashion(Path(config.path))
     name: ToyName = config.name
     return Toy(name)
 

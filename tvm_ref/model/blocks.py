@@ -30,7 +30,7 @@ class DiTBlock(nn.Module):
         self.attn = Attention(config)
         self.mlp = Mlp(config)
         self.adaLN_modulation = modulation(config, 6)
-        self.modulation_norm = config.modulation_norm
+        self.modulation_eps = config.modulation_eps if config.modulation_norm else None
 
     def forward(
         self, x: Tensor, c: Tensor, x_t: Maybe = None, c_t: Maybe = None, detach: bool = False
@@ -41,7 +41,7 @@ class DiTBlock(nn.Module):
         detach: no gradient flows through the tangent.
         """
         tokens = Dual(x, x_t)
-        vectors = modulation_vectors(Dual(c, c_t), self.adaLN_modulation, 6, self.modulation_norm)
+        vectors = modulation_vectors(Dual(c, c_t), self.adaLN_modulation, 6, self.modulation_eps)
         for branch, (shift, scale, gate) in zip((self.attn, self.mlp), (vectors[:3], vectors[3:]), strict=True):
             inner = dual.modulate(_norm(tokens, self.norm), shift, scale)
             tokens = dual.gated_residual(tokens, gate, branch(inner, detach))
@@ -113,11 +113,11 @@ class FinalLayer(nn.Module):
         self.norm = config.norm
         self.linear = zero(nn.Linear(config.width, config.patch**2 * config.channels))
         self.adaLN_modulation = modulation(config, 2)
-        self.modulation_norm = config.modulation_norm
+        self.modulation_eps = config.modulation_eps if config.modulation_norm else None
 
     def forward(self, x: Dual, c: Dual) -> Dual:
         """Returns the patches, with a tangent if x or c has one."""
-        shift, scale = modulation_vectors(c, self.adaLN_modulation, 2, self.modulation_norm)
+        shift, scale = modulation_vectors(c, self.adaLN_modulation, 2, self.modulation_eps)
         return dual.linear(dual.modulate(_norm(x, self.norm), shift, scale), self.linear.weight, self.linear.bias)
 
 
@@ -126,14 +126,14 @@ def modulation(config: DiTConfig, vectors: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), zero(nn.Linear(config.width, vectors * config.width)))
 
 
-def modulation_vectors(c: Dual, layers: nn.Sequential, count: int, normalise: bool) -> list[Dual]:
-    """Maps a condition [B, width] to `count` vectors [B, 1, width], each RMS-normalised if `normalise`."""
+def modulation_vectors(c: Dual, layers: nn.Sequential, count: int, eps: float | None) -> list[Dual]:
+    """Maps a condition [B, width] to `count` vectors [B, 1, width], each RMS-normalised with `eps` if it is given."""
     layer = layers[1]
     assert isinstance(layer, nn.Linear)
     packed = dual.linear(dual.silu(c), layer.weight, layer.bias)
     stacked = packed.map(lambda part: part.unflatten(-1, (count, 1, -1)))
-    if normalise:
-        stacked = dual.rms_norm(stacked, eps=EPS)
+    if eps is not None:
+        stacked = dual.rms_norm(stacked, eps=eps)
     return [stacked.map(partial(torch.select, dim=1, index=i)) for i in range(count)]
 
 

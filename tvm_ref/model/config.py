@@ -6,6 +6,8 @@ from typing import Literal
 from ..finite import require_finite
 
 MAX_HEAD_DIM = 256
+MOST_BLOCKS = 1000
+MOST = 10**9  # of any size: what is larger is a slip, and would end in an error that names nothing
 ATTENTION_BACKENDS = (None, "triton", "tiled", "reference")
 
 SIZES: dict[str, dict[str, int]] = {
@@ -37,6 +39,7 @@ class DiTConfig:
     norm: Literal["rms", "layer"] = "rms"  # norm of the tokens: RMSNorm, or LayerNorm as in a plain DiT
     qk_norm: bool = True  # RMSNorm of queries and keys over the head dim
     modulation_norm: bool = True  # RMS-normalise the modulation vectors
+    modulation_eps: float = 1e-6  # eps of that norm; their weights start at zero, where its slope is 1 / sqrt(eps)
     spectral_time_mlp: bool = False  # initialise the MLPs of scalar embeddings spectrally; otherwise N(0, 0.02)
     attention_backend: Literal["triton", "tiled", "reference"] | None = None  # None: the fastest available
 
@@ -44,14 +47,18 @@ class DiTConfig:
         require_finite(self)
         for name in ("image_size", "channels", "patch", "width", "depth", "heads"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            most = MOST_BLOCKS if name == "depth" else MOST
+            require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
         require(self.image_size % self.patch == 0, "image_size", f"a multiple of patch = {self.patch}", self.image_size)
         require(self.width % self.heads == 0, "width", f"a multiple of heads = {self.heads}", self.width)
         require(self.width % 4 == 0, "width", "a multiple of 4 (a sine and a cosine for each axis)", self.width)
         require(self.head_dim <= MAX_HEAD_DIM, "width / heads", f"at most {MAX_HEAD_DIM}", self.head_dim)
-        require(self.num_classes >= 0, "num_classes", "at least 0", self.num_classes)
-        require(self.hidden >= 1, "mlp_ratio", "a hidden layer of at least one unit", self.mlp_ratio)
+        require(0 <= self.num_classes <= MOST, "num_classes", f"a number from 0 to {MOST}", self.num_classes)
+        expected = f"a hidden layer of at least one unit, and at most {MOST}"
+        require(self.mlp_ratio < MOST and 1 <= self.hidden <= MOST, "mlp_ratio", expected, self.mlp_ratio)
         backend = self.attention_backend
         require(backend in ATTENTION_BACKENDS, "attention_backend", f"one of {ATTENTION_BACKENDS}", backend)
+        require(self.modulation_eps > 0, "modulation_eps", "more than 0", self.modulation_eps)
         require(self.norm in ("rms", "layer"), "norm", "'rms' or 'layer'", self.norm)
 
     @property

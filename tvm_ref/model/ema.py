@@ -33,4 +33,9 @@ class Average:
 
 def local_weights(module: nn.Module) -> list[torch.Tensor]:
     """The weights of a module, of sharded ones the part of this process. They share memory with the module."""
-    return [p.to_local() if isinstance(p, DTensor) else p.detach() for p in module.parameters()]
+    return [local(p) for p in module.parameters()]
+
+
+def local(x: torch.Tensor) -> torch.Tensor:
+    """A tensor without its graph, of a sharded one the part of this process. It shares memory with it."""
+    return x.to_local().detach() if isinstance(x, DTensor) else x.detach()

@@ -1,63 +1,42 @@
-"""The objectives: Terminal Velocity Matching, flow matching and MeanFlow, one function each.
+"""Which objective a run has, the batch it gets, and the objectives of flow maps: TVM, flow matching and MeanFlow.
 
-A network F(x, t, s, label, beta) gives the displacement f = (s - t) a F from time t to time s <= t, with a = w in the
-scaled form and a = 1 else, so that u(x, s) = a F(x, s, s) is its velocity; beta = 1/w. A star marks the target network,
-which gets no gradient. |.|^2 is a mean over the elements of an image. Every term carries the factor 1/w^2.
-
-Non-finite numbers go out as they are: the trainer names them and stops.
+What a, u, a star and |.|^2 mean is said in parts.py. Non-finite numbers go out as they are: the trainer names them and
+stops.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor
 
 from ..finite import require_finite
 from . import path
+from .consistency import consistency_loss
+from .improved_meanflow import improved_meanflow_loss
+from .parts import (
+    Batch,
+    Call,
+    Network,
+    Terms,
+    adaptively_weighted,
+    beta_of,
+    factor,
+    guided_of,
+    guided_velocity,
+    mean_square,
+    split_by_time,
+    unguided,
+    velocities,
+)
 from .path import per_image
+from .shortcut import shortcut_loss
 from .time_sampling import TimeConfig, sample_times
 
-Maybe = Tensor | None
-OBJECTIVES = ("tvm", "flow", "meanflow")
-
-
-class Network(Protocol):
-    """A `dit.DiT`, or anything that is called like one."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        labels: Tensor,
-        beta: Maybe = None,
-        tangents: tuple[Maybe, Maybe, Maybe] | None = None,
-        detach: bool = False,
-    ) -> Any:
-        """F, or (F, F_t) with tangents."""
-
-
-class Terms(NamedTuple):
-    """A loss for each image, [B], = velocity (terminal-velocity term) + flow (flow-matching term)."""
-
-    loss: Tensor
-    velocity: Tensor
-    flow: Tensor
-
-
-class Batch(NamedTuple):
-    """What a loss needs: data x0 and noise x1 [B, C, H, W], and for each image [B] its label (after dropout), guidance
-    w (1 where the label was dropped), times t, s, s2 and the label that means "no class"."""
-
-    x0: Tensor
-    x1: Tensor
-    labels: Tensor
-    w: Tensor
-    t: Tensor
-    s: Tensor
-    s2: Tensor
-    no_class: Tensor
+# Terminal Velocity Matching, flow matching, MeanFlow, improved MeanFlow, continuous-time consistency, shortcut models
+Objective = Literal["tvm", "flow", "meanflow", "imf", "scm", "shortcut"]
+OBJECTIVES = get_args(Objective)
+AT_T = OBJECTIVES[2:]  # their flow terms are at time t, where t = s; s' is not used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +47,16 @@ class LossConfig:
         ValueError: for a value out of range.
     """
 
-    objective: Literal["tvm", "flow", "meanflow"] = "tvm"  # Terminal Velocity Matching, flow matching, MeanFlow
+    objective: Objective = "tvm"  # Terminal Velocity Matching, flow matching, MeanFlow, improved MeanFlow,
+    # continuous-time consistency or shortcut models
     w: float = 2.0  # guidance; 1 is none
     w_random: tuple[float, float] | None = None  # w_min,w_max: guidance drawn for each image, `w` unused
-    w_uniform: Literal["beta", "w"] = "beta"  # what is uniform there: beta = 1/w in [1/w_max, 1/w_min], or w itself
+    w_uniform: Literal["beta", "w", "balanced"] = "beta"  # what is uniform there: beta = 1/w in [1/w_max, 1/w_min], w
+    # itself, or the weight that w gets in the loss
     scaled: bool = True  # whether the displacement is (s - t) w F, or (s - t) F
     detach: bool = False  # whether no gradient flows through dF/ds (tvm only)
+    adaptive_power: float = 0.0  # the loss is divided by (itself + 0.001) to this power, without gradient (meanflow
+    # and imf only); 0: it is not
     label_dropout: float = 0.1  # probability of training an image without its class and with w = 1
 
     def __post_init__(self) -> None:
@@ -84,10 +67,19 @@ class LossConfig:
             raise ValueError(f"w: expected a positive number, got {self.w!r}")
         if self.w_random is not None and not 0 < self.w_random[0] <= self.w_random[1]:
             raise ValueError(f"w_random: expected 0 < w_min <= w_max, got {self.w_random!r}")
-        if self.w_uniform not in ("beta", "w"):
-            raise ValueError(f"w_uniform: expected 'beta' or 'w', got {self.w_uniform!r}")
+        if self.w_uniform not in ("beta", "w", "balanced"):
+            raise ValueError(f"w_uniform: expected 'beta', 'w' or 'balanced', got {self.w_uniform!r}")
+        if self.adaptive_power < 0:
+            raise ValueError(f"adaptive_power: expected at least 0, got {self.adaptive_power!r}")
+        if self.adaptive_power and self.objective not in ("meanflow", "imf"):
+            raise ValueError(f"adaptive_power: expected 0 for objective {self.objective!r}, got {self.adaptive_power}")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout: expected a probability in [0, 1], got {self.label_dropout!r}")
+
+    @property
+    def guides(self) -> bool:
+        """Whether any image may have w != 1, and so needs an unguided velocity."""
+        return self.w != 1 if self.w_random is None else self.w_random != (1, 1)
 
 
 def make_batch(
@@ -119,6 +111,8 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
 
     1/w = 1/w_max + (1/w_min - 1/w_max) U    (w_uniform = "beta": density of w proportional to 1/w^2)
     w   = w_min + (w_max - w_min) U          (w_uniform = "w": as the published code of arXiv 2511.19797 draws it)
+    w^3 = w_min^3 + (w_max^3 - w_min^3) U    (w_uniform = "balanced": density proportional to w^2, which the factor
+                                              1/w^2 of the loss makes uniform)
     """
     if config.w_random is None:
         return torch.full((count,), config.w, dtype=torch.float64)
@@ -126,20 +120,33 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
     uniform = torch.rand(count, dtype=torch.float64, generator=generator)
     if config.w_uniform == "w":
         return least + (most - least) * uniform
+    if config.w_uniform == "balanced":
+        return (least**3 + (most**3 - least**3) * uniform) ** (1 / 3)
     return 1 / (1 / most + (1 / least - 1 / most) * uniform)
 
 
 def terms(network: Network, target: Network, batch: Batch, config: LossConfig, *, guidance: bool = True) -> Terms:
     """The objective that `config` names; `guidance`: whether the networks take beta."""
-    if config.objective == "tvm":
-        return tvm_loss(network, target, batch, scaled=config.scaled, detach=config.detach, guidance=guidance)
-    loss = flow_loss if config.objective == "flow" else meanflow_loss
-    return loss(network, target, batch, scaled=config.scaled, guidance=guidance)
+    options = {"scaled": config.scaled, "guidance": guidance, "guided": config.guides}
+    match config.objective:
+        case "tvm":
+            return tvm_loss(network, target, batch, detach=config.detach, **options)
+        case "flow":
+            return flow_loss(network, target, batch, **options)
+        case "meanflow":
+            return meanflow_loss(network, target, batch, adaptive_power=config.adaptive_power, **options)
+        case "imf":
+            return improved_meanflow_loss(network, target, batch, adaptive_power=config.adaptive_power, **options)
+        case "scm":
+            return consistency_loss(network, target, batch, **options)
+        case "shortcut":
+            return shortcut_loss(network, target, batch, **options)
 
 
 def tvm_loss(
-    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True
-) -> Terms:
+    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True,
+    guided: bool = True,
+) -> Terms:  # fmt: skip
     """Terminal Velocity Matching; Zhou et al., arXiv 2511.19797:
 
         1/w^2 ( |df/ds(x_t, t, s) - sg u*(x_t + sg f, s)|^2 1[t != s] + flow ),   df/ds = a (F + (s - t) dF/ds)
@@ -152,10 +159,13 @@ def tvm_loss(
         scaled: a = w, else a = 1.
         detach: no gradient flows through dF/ds.
         guidance: whether the networks take beta.
+        guided: False says that w = 1 for every image. Then no unguided velocity is computed, which counts for nothing.
+
+    The target is called once, with the images of both terms.
 
     Returns: Terms, each [B], differentiable once in reverse through `network`.
     """
-    beta, a = _beta(batch, guidance), _factor(batch, scaled)
+    beta, a = beta_of(batch, guidance), factor(batch, scaled)
     gap = per_image(batch.s - batch.t)
     x_t = path.point(batch.x0, batch.x1, batch.t)
     tangents = (None, None, torch.ones_like(batch.s))
@@ -163,64 +173,53 @@ def tvm_loss(
     df_ds = a * (F + gap * dF_ds)
     with torch.no_grad():
         end = x_t + gap * a * F
-        velocity_at_end = a * target(end, batch.s, batch.s, batch.labels, beta)
-    velocity = _mean_square(df_ds - velocity_at_end) * (batch.t != batch.s) / batch.w.square()
-    flow = _flow_term(network, target, batch, scaled=scaled, guidance=guidance)
+        x = path.point(batch.x0, batch.x1, batch.s2)
+        at_end: Call = (end, batch.s, batch.labels, beta)
+        of_target = velocities(target, at_end, *[unguided(batch, x, batch.s2, guidance)] * guided)
+        velocity_at_end = a * of_target[0]
+        goal = guided_of(batch, of_target[1] if guided else None)
+    velocity = mean_square(df_ds - velocity_at_end) * (batch.t != batch.s) / batch.w.square()
+    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
     return Terms(velocity + flow, velocity, flow)
 
 
-def flow_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def flow_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True, guided: bool = True
+) -> Terms:
     """Guided flow matching at time s'; Lipman et al., arXiv 2210.02747, Tang et al., arXiv 2502.12154:
 
         1/w^2 |u(x_s', s') - (w v + (1 - w) sg u*(x_s', s', no class, w = 1))|^2
 
     Arguments and result as in `tvm_loss`, with a velocity term of zero.
     """
-    flow = _flow_term(network, target, batch, scaled=scaled, guidance=guidance)
+    x = path.point(batch.x0, batch.x1, batch.s2)
+    goal = guided_velocity(target, batch, x, batch.s2, guidance, guided)
+    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
     return Terms(flow, torch.zeros_like(flow), flow)
 
 
-def meanflow_loss(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool = True) -> Terms:
+def meanflow_loss(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, adaptive_power: float = 0.0,
+    guidance: bool = True, guided: bool = True,
+) -> Terms:  # fmt: skip
     """MeanFlow with guidance; Geng et al., arXiv 2505.13447:
 
         1/w^2 |a F - sg( v_w - (t - s) a dF/dt )|^2,   v_w = w v + (1 - w) u*(x_t, t, no class, w = 1)
 
-    where dF/dt is taken along (x_t, t, s) = (v_w, 1, 0). Without their adaptive weights. Arguments and result as in
-    `tvm_loss`; the loss counts as flow term where t = s, and as velocity term elsewhere.
+    where dF/dt is taken along (x_t, t, s) = (v_w, 1, 0). adaptive_power: as in `adaptively_weighted`; theirs is 1.
+    Their share of t = s is `TimeConfig.equal_share`, 0.75. Other arguments and result as in `tvm_loss`; the loss is a
+    flow term where t = s, and a velocity term elsewhere.
     """
-    beta, a = _beta(batch, guidance), _factor(batch, scaled)
+    beta, a = beta_of(batch, guidance), factor(batch, scaled)
     x_t = path.point(batch.x0, batch.x1, batch.t)
-    v = _guided_velocity(target, batch, x_t, batch.t, guidance)
+    v = guided_velocity(target, batch, x_t, batch.t, guidance, guided)
     F, dF_dt = network(x_t, batch.t, batch.s, batch.labels, beta, (v, torch.ones_like(batch.t), None), True)
     goal = v - per_image(batch.t - batch.s) * a * dF_dt
-    loss = _mean_square(a * F - goal.detach()) / batch.w.square()
-    is_flow = batch.t == batch.s
-    return Terms(loss, loss * ~is_flow, loss * is_flow)
+    loss = mean_square(a * F - goal.detach()) / batch.w.square()
+    return split_by_time(adaptively_weighted(loss, adaptive_power), batch)
 
 
-def _flow_term(network: Network, target: Network, batch: Batch, *, scaled: bool, guidance: bool) -> Tensor:
-    x = path.point(batch.x0, batch.x1, batch.s2)
-    u = _factor(batch, scaled) * network(x, batch.s2, batch.s2, batch.labels, _beta(batch, guidance))
-    return _mean_square(u - _guided_velocity(target, batch, x, batch.s2, guidance)) / batch.w.square()
-
-
-def _guided_velocity(target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool) -> Tensor:
-    """w v + (1 - w) u*(x, time, no class, w = 1), without gradient."""
-    with torch.no_grad():
-        unguided = target(x, time, time, batch.no_class, torch.ones_like(batch.w) if guidance else None)
-        w = per_image(batch.w)
-        return w * path.velocity(batch.x0, batch.x1) + (1 - w) * unguided
-
-
-def _beta(batch: Batch, guidance: bool) -> Maybe:
-    return 1 / batch.w if guidance else None
-
-
-def _factor(batch: Batch, scaled: bool) -> Tensor:
-    """a as [B, 1, 1, 1]."""
-    return per_image(batch.w if scaled else torch.ones_like(batch.w))
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    """The mean of x^2 over an image, [B]."""
-    return x.square().flatten(1).mean(1)
+def _flow_term(network: Network, batch: Batch, x: Tensor, goal: Tensor, *, scaled: bool, guidance: bool) -> Tensor:
+    """1/w^2 |u(x, s') - goal|^2."""
+    u = factor(batch, scaled) * network(x, batch.s2, batch.s2, batch.labels, beta_of(batch, guidance))
+    return mean_square(u - goal) / batch.w.square()

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import point_sets
 from ..data.dataset import BatchOrder, DataConfig, Dataset, open_dataset
 from ..data.digits import real_digits
+from ..data.point_sets import as_sets, misfit, squares
 from ..data.toys import TRAINING_SEED, ToyName, nearest_gaussian, toy_points
 from ..model.dit import DiT
 from ..sampling.generate import generate
-from ..sampling.sampler import cycle_error
+from ..sampling.sampler import Steps, cycle_error
 from .digit_classifier import DigitJudge
 from .diversity import variance_ratio
+from .feature_judge import feature_judge
 from .metrics import precision_recall, wasserstein2
 
 CYCLE_TIMES = (0.25, 0.5, 1.0)
@@ -25,18 +28,21 @@ CYCLE_STEPS = 16  # steps of Heun's method from the data to time t
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How samples are drawn: guidance scale w, LossConfig.scaled, seed of noise and labels, batch size."""
+    """How samples are drawn: guidance scale w, LossConfig.scaled, seed of noise and labels, batch size, and the kind of
+    steps that the network was trained for."""
 
     w: float
     scaled: bool
     seed: int
     batch: int
+    kind: Steps = "jumps"
 
     def draw(self, model: DiT, labels: Tensor, nfe: int, start: int = 0) -> Iterator[Tensor]:
         """Yields batches with one sample for each of `labels`; see `generate`."""
         return generate(
-            model, labels, w=self.w, steps=nfe, scaled=self.scaled, seed=self.seed, batch=self.batch, start=start
-        )
+            model, labels, w=self.w, steps=nfe, scaled=self.scaled, seed=self.seed, batch=self.batch, start=start,
+            kind=self.kind,
+        )  # fmt: skip
 
 
 class Evaluation(NamedTuple):
@@ -74,6 +80,45 @@ def toy_figures(name: ToyName, points: Tensor, fresh: Tensor) -> dict[str, float
     if name == "eight_gaussians":
         figures["variance"] = variance_ratio(points, nearest_gaussian(points), fresh, nearest_gaussian(fresh))
     return figures
+
+
+def evaluate_squares(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
+    """Evaluates a network of sets of four points: the figures of `square_figures`; context as in `evaluate_toy`."""
+    one, two = (torch.from_numpy(squares(count, point_sets.TRAINING_SEED + 1 + i)) for i in range(2))
+    labels = torch.zeros(count, dtype=torch.int64)
+    by_nfe = {
+        nfe: square_figures(as_sets(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)])), one)
+        for nfe in nfes
+    }
+    context = {f"{figure}_fresh": value for figure, value in square_figures(two, one).items()}
+    context |= cycle_errors(model, open_dataset(DataConfig(name="squares")), sampling)
+    return Evaluation(count, by_nfe, context)
+
+
+def square_figures(sets: Tensor, fresh: Tensor) -> dict[str, float]:
+    """Compares sets of four points [n, 4, 2] with fresh squares, as vectors [n, 8]. w2: exact 2-Wasserstein distance;
+    precision and recall; misfit: the RMS distance of the points from the corners of squares."""
+    figures = {"w2": wasserstein2(sets.flatten(1), fresh.flatten(1))}
+    return figures | precision_recall(sets.flatten(1), fresh.flatten(1))._asdict() | {"misfit": misfit(sets)}
+
+
+def evaluate_fashion(model: DiT, data: DataConfig, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:
+    """Evaluates a network of Fashion-MNIST: the figures of `FeatureJudge` for `count` samples.
+
+    Context: the classifier's accuracy on the test set; the figures of real images drawn with replacement; and the cycle
+    errors. Raises as `open_dataset`.
+    """
+    judge = feature_judge(data, next(model.parameters()).device)
+    labels = torch.from_numpy(np.resize(judge.labels.numpy(), count))
+    by_nfe = {
+        nfe: judge.judge(torch.cat([x.cpu() for x in sampling.draw(model, labels, nfe)]), labels)._asdict()
+        for nfe in nfes
+    }
+    context = {"judge_accuracy": judge.held_out_accuracy}
+    real = judge.bootstrap(count, sampling.seed)._asdict()
+    context |= {f"{figure}_bootstrap": value for figure, value in real.items() if figure != "accuracy"}
+    context |= cycle_errors(model, open_dataset(data), sampling)
+    return Evaluation(count, by_nfe, context)
 
 
 def evaluate_digits(model: DiT, nfes: tuple[int, ...], count: int, sampling: Sampling) -> Evaluation:

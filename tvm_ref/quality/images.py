@@ -180,7 +180,8 @@ def evaluate_images(
     real = [f"real-{first:08d}" for first in range(0, len(chosen), sampling.batch)]
     drawn = {nfe: [f"nfe-{nfe}-{first:08d}" for first in range(0, count, sampling.batch)] for nfe in nfes}
     # One kind after the other: parts of one kind call the network equally often, as sharded weights need.
-    for title, names in (("real images", real), *((f"{nfe} NFE", names) for nfe, names in drawn.items())):
+    kinds = {"batches of real images": real} | {f"batches at {nfe} NFE": names for nfe, names in drawn.items()}
+    for title, names in kinds.items():
         if not work.complete(names, make, stop=stop, title=title):
             return None
     if not world.first:

@@ -1,4 +1,4 @@
-"""Metrics of sample quality: Frechet distance (FID), exact 2-Wasserstein distance, precision and recall.
+"""Metrics of sample quality: Frechet distance (FID), exact 2-Wasserstein distance, precision, recall and coverage.
 
 All of them compare two sets of vectors (points, pixels or Inception features), one vector per row.
 """
@@ -113,6 +113,23 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> Pr
         recalled |= (distance <= radius_g[first : first + len(distance), None]).any(axis=0)
         first += len(distance)
     return PrecisionRecall(float(np.concatenate(precise).mean()), float(recalled.mean()))
+
+
+def coverage(generated: Tensor, real: Tensor, neighbours: int = 5) -> float:
+    """The fraction of real vectors [m, d] that have a generated one [n, d] in their ball, whose radius is the distance
+    to the `neighbours`-th nearest other real vector (Naeem et al., arXiv 2002.09797, Eq. 9). In [0, 1].
+
+    Unlike recall it does not grow by generated vectors that lie far out. Raises as `precision_recall`.
+    """
+    for name, vectors in (("generated", generated), ("real", real)):
+        _rows(name, vectors)
+    if len(real) <= neighbours:
+        raise ValueError(f"real: expected more than {neighbours} vectors, got {len(real)}")
+    if generated.shape[1] != real.shape[1]:
+        raise ValueError(f"expected vectors of one length, got {generated.shape[1]} and {real.shape[1]}")
+    g, r = generated.cpu().numpy(), real.cpu().numpy()
+    nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(g).kneighbors(r)[0][:, 0]
+    return float((nearest <= _radii(r, neighbours)).mean())
 
 
 def _radii(vectors: np.ndarray, neighbours: int) -> np.ndarray:

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from flashjvp_commands.arguments import SEEDS
+
 from ..data.noise import indexed_normals
 from ..model.dit import DiT
 from ..objective.loss import LossConfig
-from .sampler import sample
+from .sampler import Steps, sample
 
 
 def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) -> float:
@@ -43,12 +45,21 @@ def untrained(config: LossConfig, w: float) -> str | None:
 
 
 def generate(
-    model: DiT, labels: Tensor, *, w: float, steps: int, scaled: bool, seed: int, batch: int, start: int = 0
+    model: DiT,
+    labels: Tensor,
+    *,
+    w: float,
+    steps: int,
+    scaled: bool,
+    seed: int,
+    batch: int,
+    start: int = 0,
+    kind: Steps = "jumps",
 ) -> Iterator[Tensor]:
     """Yields one sample for each of `labels` int64 [n], in order, as float32 [<= batch, C, H, W] on model's device.
 
-    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled; start: number i of the first sample.
-    The noise is the same on every device and for every batch size.
+    steps: network evaluations for each sample (NFE); scaled: LossConfig.scaled; start: number i of the first sample;
+    kind: as in `sample`, `steps_of` the objective. The noise is the same on every device and for every batch size.
 
     Raises ValueError for labels that the network does not have.
     """
@@ -64,5 +75,12 @@ def generate(
     shape = (config.channels, config.image_size, config.image_size)
     for first in range(0, len(labels), batch):
         chunk = labels[first : first + batch]
-        noise = indexed_normals(seed, range(start + first, start + first + len(chunk)), shape).to(device)
-        yield sample(model, noise, chunk.to(device), w, steps, scaled, guidance=config.guidance)
+        here = range(start + first, start + first + len(chunk))
+
+        def noise(number: int, here: range = here) -> Tensor:
+            return indexed_normals(seed + SEEDS * number, here, shape).to(device)
+
+        labels_here = chunk.to(device)
+        yield sample(
+            model, noise(0), labels_here, w, steps, scaled, guidance=config.guidance, kind=kind, new_noise=noise
+        )

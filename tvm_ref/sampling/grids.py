@@ -23,25 +23,27 @@ DENSITY_BINS = 128
 DENSITY_RANGE = 3.0
 SOFTWARE = "flashjvp"  # says in a PNG file which program made it
 GAP = 2
+POINTS = ((2, 1, 1), (2, 2, 2))  # shapes of a point, and of a set of four
 DECODED_AT_ONCE = 16
 
 
 def tiles(samples: Tensor, latents: LatentStatisticsName | None = None, vae: AutoencoderKL | None = None) -> Tensor:
     """Turns samples float32 [n, C, H, W] into pictures uint8 [m, 3, h, w]; values outside the range are clipped.
 
-    Images (C = 1 or 3, values in [-1, 1]) give one picture each. Points (C = 2, H = W = 1) give one picture in all,
-    their density over [-3, 3]^2. Latents (`latents` names their normalisation) are decoded by `vae`; without it, their
-    first three channels are shown as colours, with [-3, 3] as dark to bright. Raises ValueError for other channels.
+    Images (C = 1 or 3, values in [-1, 1]) give one picture each. Points (C = 2), alone or in fours, give one picture
+    in all, their density over [-3, 3]^2. Latents (`latents` names their normalisation) are decoded by `vae`; without
+    it, their first three channels are shown as colours, with [-3, 3] as dark to bright. Raises ValueError for other
+    channels.
     """
     samples = samples.detach()
     if latents is not None:
         images = samples[:, :3] / 3 if vae is None else decoded(samples, latents, vae)
-    elif samples.shape[1:] == (2, 1, 1):
-        return _density(samples.flatten(1).cpu().numpy())
+    elif samples.shape[1:] in POINTS:
+        return _density(samples.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
     elif samples.ndim == 4 and samples.shape[1] in (1, 3):
         images = samples
     else:
-        raise ValueError(f"expected grey or RGB images, points [n, 2, 1, 1] or latents, got {list(samples.shape)}")
+        raise ValueError(f"expected grey or RGB images, points [n, 2, h, w] or latents, got {list(samples.shape)}")
     images = images.expand(-1, 3, -1, -1)
     enlarge = -(-LEAST_EDGE // min(images.shape[2:]))
     return to_uint8(images).repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3).cpu()

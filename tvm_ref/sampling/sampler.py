@@ -1,30 +1,61 @@
 """The few-step sampler, and the cycle error, which compares the network's jumps with its own velocity."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..objective.loss import Network
+from ..objective.loss import Network, Objective
+
+Steps = Literal["jumps", "velocity", "restarts"]
+
+
+def steps_of(objective: Objective) -> Steps:
+    """The kind of steps that an objective trains a network for."""
+    return "velocity" if objective == "flow" else "restarts" if objective == "scm" else "jumps"
 
 
 def sample(
-    network: Network, noise: Tensor, labels: Tensor, w: float, steps: int, scaled: bool, *, guidance: bool = True
+    network: Network,
+    noise: Tensor,
+    labels: Tensor,
+    w: float,
+    steps: int,
+    scaled: bool,
+    *,
+    guidance: bool = True,
+    kind: Steps = "jumps",
+    new_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """Maps noise [B, C, H, W] with labels int64 [B] to images of the same shape and dtype, in `steps` evaluations:
+    """Maps noise [B, C, H, W] with labels int64 [B] to images of the same shape and dtype, in `steps` evaluations, for
+    neighbours t > s of linspace(1, 0, steps + 1):
 
-        x <- x + (s - t) a F(x, t, s, label, 1/w)   for neighbours t > s of linspace(1, 0, steps + 1)
+        x <- x + (s - t) a F(x, t, s, label, 1/w)                      jumps; Zhou et al., arXiv 2511.19797
+        x <- x + (s - t) a F(x, t, t, label, 1/w)                      velocity: Euler's method; arXiv 2210.02747
+        x <- (1 - s) (x - t a F(x, t, 0, label, 1/w)) + s noise_s      restarts: with new noise; arXiv 2303.01469
 
     with a = w in the scaled form, otherwise a = 1. The state x is float64. `guidance`: whether the network takes beta.
-    Not differentiable. Raises ValueError for fewer than one step or w <= 0. Zhou et al., arXiv 2511.19797.
+    `new_noise`: gives noise like the first for the steps 1, 2, ... of restarts. Not differentiable. Raises ValueError
+    for fewer than one step, w <= 0, or restarts without new noise.
     """
     flow = _Flow(network, labels, w, scaled, guidance, noise.dtype)
     _check_steps(steps)
+    if kind == "restarts" and new_noise is None:
+        raise ValueError("new_noise: expected a function for restarts, got None")
     x = noise.double()
     with torch.no_grad():
-        for t, s in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
-            x = flow.jump(x, t, s)
+        for number, (t, s) in enumerate(pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64))):
+            if kind == "jumps":
+                x = flow.jump(x, t, s)
+            elif kind == "velocity":
+                x = x + (s - t) * flow.velocity(x, t)
+            else:
+                x = flow.jump(x, t, torch.zeros_like(s))
+                if s > 0 and new_noise is not None:
+                    x = (1 - s) * x + s * new_noise(number + 1).double()
     return x.to(noise.dtype)
 
 

@@ -17,6 +17,8 @@ from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 
 T = TypeVar("T")
+MOST_STEPS = 99_999_999  # names of checkpoints have eight digits; also of other counts
+MOST = {"threads": 1024, "loss_bins": 10_000}
 
 
 class ConfigError(ValueError):
@@ -50,8 +52,8 @@ class OptimConfig:
         _require(self.eps > 0, "optim.eps", "more than 0", self.eps)
         _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
         _require(self.clip is None or self.clip > 0, "optim.clip", "more than 0, or None", self.clip)
-        _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
-        _require(self.decay_steps >= 1, "optim.decay_steps", "at least 1", self.decay_steps)
+        _require_count("optim.warmup_steps", 0, self.warmup_steps)
+        _require_count("optim.decay_steps", 1, self.decay_steps)
         for name in ("target_ema", "ema"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name}", "a number in [0, 1)", getattr(self, name))
 
@@ -73,7 +75,7 @@ class EmaConfig:
         widths = self.sigma_rels or (WIDEST / 3, WIDEST / 2)
         expected = f"two numbers above 0 and below {WIDEST:.4g}, the smaller one first, or None"
         _require(0 < widths[0] < widths[1] < WIDEST, "ema.sigma_rels", expected, self.sigma_rels)
-        _require(self.every >= 1, "ema.every", "at least 1", self.every)
+        _require_count("ema.every", 1, self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +124,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulate", "context_parallel", "save_every", "keep", "sample_every", "log_every")
         for name in counts:
-            _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every"):
-            _require(getattr(self, name) >= 0, f"run.{name}", "at least 0", getattr(self, name))
+            _require_count(f"run.{name}", 1, getattr(self, name))
+        for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every", "evaluate_samples"):
+            _require_count(f"run.{name}", 0, getattr(self, name), MOST.get(name, MOST_STEPS))
         count = self.evaluate_samples
         _require(count == 0 or count >= 2, "run.evaluate_samples", "at least 2, or 0", count)
         first, last = self.profile or (1, 1)
@@ -164,6 +166,11 @@ class TrainConfig:
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
         raise ConfigError(f"{name}: expected {expected}, got {got!r}")
+
+
+def _require_count(name: str, least: int, got: int, most: int = MOST_STEPS) -> None:
+    _require(got >= least, name, f"at least {least}", got)
+    _require(got <= most, name, f"at most {most}", got)
 
 
 # Settings that may change when a run is resumed, because they do not change the results of a step.

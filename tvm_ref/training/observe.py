@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from ..model.dit import DiT
 from ..model.dual import Dual
-from ..objective.loss import Batch, Terms
+from ..objective.loss import AT_T, Batch, Terms
 from .config import TrainConfig
 from .parallel import World
 
@@ -40,7 +40,8 @@ class NormRow(NamedTuple):
 class BinRow(NamedTuple):
     """Mean loss terms over the steps since the last such row, of images whose time is in [low, high).
 
-    The time of the terminal-velocity term is t, that of the flow-matching term s'; for MeanFlow it is t for both.
+    The time of the terminal-velocity term is t, that of the flow-matching term s'; for objectives other than
+    these two it is t for both.
     NaN: no image.
     """
 
@@ -59,7 +60,7 @@ class Observations:
     def __init__(self, config: TrainConfig, network: DiT, world: World) -> None:
         """network: after it was sharded, if it is."""
         self._run, self._world, self._network = config.run, world, network
-        self._flow_at_t = config.loss.objective == "meanflow"
+        self._flow_at_t = config.loss.objective in AT_T
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:

@@ -10,9 +10,11 @@ from ..model.dit import DiT, DiTConfig
 from ..objective.loss import LossConfig
 from ..sampling.generate import generate
 from ..sampling.grids import tiles, write_grid
+from ..sampling.sampler import steps_of
 from .checkpoint import load_model
 from .config import TrainConfig
 
+SUMMARY = "summary.json"
 NFE = (1, 2, 4)
 POINTS = 2048
 PER_CLASS = 10
@@ -38,10 +40,19 @@ def sample_grids(model: DiT, config: TrainConfig, step: int, *, write: bool) -> 
     """
     vae = load_vae(Path(config.run.vae), next(model.parameters()).device) if config.run.vae and write else None
     labels = _labels(config.model)
-    at_once = POINTS if config.model.image_size == 1 else AT_ONCE
+    at_once = POINTS if config.model.channels == 2 else AT_ONCE
     w = scale_to_sample_with(config.loss)
     for nfe in NFE:
-        batches = generate(model, labels, w=w, steps=nfe, scaled=config.loss.scaled, seed=SEED, batch=at_once)
+        batches = generate(
+            model,
+            labels,
+            w=w,
+            steps=nfe,
+            scaled=config.loss.scaled,
+            seed=SEED,
+            batch=at_once,
+            kind=steps_of(config.loss.objective),
+        )
         samples = torch.cat(list(batches))
         if write:
             path = _grid(config, step, nfe)
@@ -57,7 +68,7 @@ def scale_to_sample_with(config: LossConfig) -> float:
 def _labels(config: DiTConfig) -> torch.Tensor:
     """Labels of a grid whose rows show one class each, spread evenly if there are many. All zero without classes."""
     if config.num_classes == 0:
-        return torch.zeros(POINTS if config.image_size == 1 else MOST_IMAGES, dtype=torch.int64)
+        return torch.zeros(POINTS if config.channels == 2 else MOST_IMAGES, dtype=torch.int64)
     rows = min(config.num_classes, MOST_IMAGES // PER_CLASS)
     return (torch.arange(rows) * config.num_classes // rows).repeat_interleave(PER_CLASS)
 
@@ -69,4 +80,4 @@ def final_figures(path: Path, config: TrainConfig, device: torch.device, console
     settings = EvaluateConfig(checkpoint=path, w=scale_to_sample_with(config.loss))
     figures = evaluate(load_model(path, device=device).model, config, settings)
     print_table(figures, console)
-    write_json(figures, Path(config.run.out) / "summary.json")
+    write_json(figures, Path(config.run.out) / SUMMARY)

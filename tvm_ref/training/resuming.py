@@ -24,6 +24,13 @@ def check_starts(config: TrainConfig, folder: Path) -> None:
             raise checkpoint.CheckpointError(f"{name}: expected an existing path, got {given}")
 
 
+def check_place(config: TrainConfig) -> None:
+    """Raises ConfigError for a folder of the run among the data, whose images would become items."""
+    data, out = Path(config.data.path or "."), Path(config.run.out)
+    if config.data.path and out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(f"run.out: expected a folder outside of the data set {data}, got {out}")
+
+
 def start_from(config: TrainConfig, folder: Path, world: World) -> Path | None:
     """The checkpoint that run.resume names, or the newest whole one of the run that it names, or our newest.
 

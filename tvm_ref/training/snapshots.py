@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from ..data.safetensors_file import write_safetensors
 from . import files
 from .checkpoint import CheckpointError
 from .config import TrainConfig
@@ -72,7 +72,7 @@ def _write(path: Path, weights: dict[str, torch.Tensor], config: TrainConfig) ->
         return NonFiniteError(f"{path.name}: expected finite weights in {config.ema.precision}, got others in {bad}")
     try:
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, lambda draft: save_file(weights, draft, metadata=as_metadata(config)))
-    except Exception as error:  # safetensors raises one of its own for a full disk
+        write_atomically(path, lambda draft: write_safetensors(weights, draft, as_metadata(config)))
+    except OSError as error:
         return CheckpointError(f"snapshot {path} could not be written: {' '.join(str(error).split())}")
     return None

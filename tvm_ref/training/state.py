@@ -1,9 +1,12 @@
 """The training state that a checkpoint holds: the network, its averages, the optimizer and the step number."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+from flashjvp.environment import has_triton
 
 from ..model import ema
 from ..model.dit import DiT
@@ -14,6 +17,9 @@ from .config import OptimConfig, TrainConfig
 from .parallel import World
 from .schedule import learning_rate
 from .step import Objective
+
+if TYPE_CHECKING:
+    from .update import FusedUpdate
 
 
 class State:
@@ -54,19 +60,61 @@ class State:
         self.objective = objective if run.parallel == "fsdp" else parallel.replicate(objective, world)
         self.step = 0
         self._optim, self._steps = config.optim, run.steps
+        self._may_fuse = fuses(self)
+        self._fused: FusedUpdate | None = None  # once the optimizer has its moments
 
-    def advance(self) -> float:
-        """Makes an optimizer step with the gradients in the parameters, updates the EMAs; returns the learning rate."""
+    def advance(self, finite: Tensor | None = None) -> float:
+        """Makes an optimizer step with the gradients in the parameters, updates the EMAs; returns the learning rate.
+
+        finite: bool [], on the device: False leaves every tensor as it is, and only counts the step. The device is not
+            waited for where one kernel updates all: on a GPU with Triton, after the first step, without post-hoc EMA.
+        """
         rate = learning_rate(self._optim, self.step, self._steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
-        for average in self.averages:
-            average.update()
         self.step += 1
-        for power_average in self._power_averages:
-            power_average.update(self.step)
+        gradients = [ema.local(p.grad) for p in self.parameters if p.grad is not None]
+        whole = len(gradients) == len(self.parameters) and all(x.is_contiguous() for x in gradients)
+        if self._may_fuse and whole and len(self.optimizer.state) == len(self.parameters):
+            self._advance_fused(gradients, rate, finite)
+        elif finite is None or bool(finite):
+            self.optimizer.step()
+            for average in self.averages:
+                average.update()
+            for power_average in self._power_averages:
+                power_average.update(self.step)
         return rate
+
+    def take_back(self) -> None:
+        """After `advance` by a gradient that was not finite: the step does not count."""
+        self.step -= 1
+
+    def _one_kernel(self) -> "FusedUpdate":
+        from .update import FusedUpdate
+
+        learned = [i for i, p in enumerate(self.network.parameters()) if p.requires_grad]
+        copies = [list(module.parameters()) for module in (self.target, self.average)]
+        moments = [[self.optimizer.state[p][name] for p in self.parameters] for name in ("exp_avg", "exp_avg_sq")]
+        lists = [self.parameters, *moments, *([of[i] for i in learned] for of in copies)]
+        return FusedUpdate(*([ema.local(x) for x in of] for of in lists))
+
+    def _advance_fused(self, gradients: list[Tensor], rate: float, finite: Tensor | None) -> None:
+        from .update import Rates
+
+        fused = self._fused = self._fused or self._one_kernel()
+        optim = self._optim
+        if finite is None:
+            finite = torch.ones((), dtype=torch.bool, device=fused.device)
+        counts = [self.optimizer.state[p]["step"] for p in self.parameters]
+        torch._foreach_add_(counts, finite.to(counts[0]))
+        fused(
+            gradients,
+            Rates(
+                rate, *optim.betas, optim.eps, optim.weight_decay, self.step,
+                target_rate=optim.target_ema, average_rate=optim.ema,
+            ),
+            finite,
+        )  # fmt: skip
 
     def checkpoint_bytes(self) -> int:
         """The size of the tensors of a checkpoint: network, target, averages, and two moments of every parameter."""
@@ -86,6 +134,14 @@ class State:
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         optimizer: dict[str, Any] = get_optimizer_state_dict(self.network, self.optimizer, options=options)
         return tensors | {f"optimizer.{name}": x for name, x in optimizer.items() if name.startswith("state.")}
+
+
+def fuses(state: State) -> bool:
+    """Whether the kernel of update.py may update all: contiguous float32 on a GPU, without post-hoc EMA."""
+    modules = (state.network, state.target, state.average)
+    weights = [ema.local(p) for module in modules for p in module.parameters()]
+    fit = all(x.device.type == "cuda" and x.dtype == torch.float32 and x.is_contiguous() for x in weights)
+    return fit and has_triton() and not state.post_hoc
 
 
 def initialised(config: TrainConfig, world: World) -> DiT:

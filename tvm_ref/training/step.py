@@ -3,10 +3,10 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -60,7 +60,44 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite."""
 
 
-def gradient(
+class Queued:
+    """A step whose work is queued on the device, and whose results are on their way to the host.
+
+    finite: bool [], on the device: whether losses and gradient are, on every process.
+    """
+
+    def __init__(self, figures: Tensor, batches: Sequence[Batch], results: Sequence[Terms], world: World) -> None:
+        """figures: loss, its two terms, processes asked to stop (a share), and gradient norm."""
+        self.finite = figures.isfinite().all()
+        self._batches, self._results, self._world = batches, results, world
+        self._arrived: torch.cuda.Event | None = None
+        self._figures = figures
+        if figures.device.type == "cuda":
+            self._figures = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+            self._figures.copy_(figures, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def outcome(self) -> Outcome:
+        """Waits for the results, but not for what was queued after them.
+
+        Raises NonFiniteError on every process, naming loss term, images and times.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, velocity, flow, asked, size = self._figures.tolist()
+        outcome = Outcome(loss, velocity, flow, size, asked > 0)
+        if not all(map(math.isfinite, outcome)):
+            raise NonFiniteError(_blame(self._batches, self._results, outcome, self._world))
+        return outcome
+
+
+def gradient(objective: nn.Module, target: DiT, batches: Sequence[Batch], world: World, **options: Any) -> Outcome:
+    """`queue_gradient`, waited for. Raises NonFiniteError on every process, naming loss term, images and times."""
+    return queue_gradient(objective, target, batches, world, **options).outcome()
+
+
+def queue_gradient(
     objective: nn.Module,
     target: DiT,
     batches: Sequence[Batch],
@@ -69,7 +106,7 @@ def gradient(
     clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
-) -> Outcome:
+) -> Queued:
     """Computes the gradient of the mean loss over the global batch, and leaves it in the parameters of `objective`.
 
     objective: an `Objective`; for several processes, wrapped so that gradients are averaged (DDP or FSDP).
@@ -78,7 +115,7 @@ def gradient(
     stop: tells whether this process was asked to stop. It is called when the work of the step has been queued.
     observer: is told of the terms of each micro-batch, and when the gradient is there.
 
-    Synchronises with the device once. Raises NonFiniteError on every process, naming loss term, images and times.
+    Does not wait for the device.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -97,13 +134,9 @@ def gradient(
     mean = world.sum(torch.stack([*means, means[0].new_tensor(float(stop()))])) / world.size
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    loss, velocity, flow, asked, size = torch.cat([mean, norm.reshape(1)]).tolist()
-    outcome = Outcome(loss, velocity, flow, size, asked > 0)
-    if not all(map(math.isfinite, outcome)):
-        raise NonFiniteError(_blame(batches, results, outcome, world))
     if clip is not None:
         clip_grads_with_norm_(parameters, clip, norm)
-    return outcome
+    return Queued(torch.cat([mean, norm.reshape(1)]), batches, results, world)
 
 
 def _average_later(objective: nn.Module) -> contextlib.AbstractContextManager:

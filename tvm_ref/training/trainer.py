@@ -17,7 +17,7 @@ from ..data.dataset import open_dataset
 from ..data.fingerprint import fingerprint
 from ..data.tolerant import Tolerant
 from ..objective.loss import Batch
-from . import checkpoint, checkpoint_folder, preflight, snapshots
+from . import checkpoint, checkpoint_folder, files, preflight, snapshots
 from .batches import Batches, Steps
 from .config import ConfigError, TrainConfig
 from .evaluations import Evaluations
@@ -25,13 +25,13 @@ from .logger import Row
 from .observe import Observations
 from .outputs import Outputs
 from .parallel import World
-from .report import final_figures, has_grids, sample_grids
-from .resuming import check_data, check_settings, check_starts, given_network, start_from
+from .report import SUMMARY, final_figures, has_grids, sample_grids
+from .resuming import check_data, check_place, check_settings, check_starts, given_network, start_from
 from .run_lock import RunLock
 from .saver import Saver
 from .snapshots import save_snapshots
 from .state import State
-from .step import NonFiniteError, gradient
+from .step import NonFiniteError, queue_gradient
 from .tracing import Tracing
 from .yaml_config import NAME, write_yaml
 
@@ -56,6 +56,7 @@ class Trainer:
             )
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
+        check_place(config)
         check_starts(config, self._folder)
         self._lock = RunLock(Path(config.run.out), world)
         try:
@@ -91,6 +92,9 @@ class Trainer:
         try:
             if self.world.first:
                 write_yaml(self.config, Path(self.config.run.out) / NAME)
+                summary = Path(self.config.run.out) / SUMMARY
+                if self.state.step < self.config.run.steps and summary.exists():
+                    files.set_aside(summary)  # of an earlier end, which is not the one of this run
             return self._finish() if self._train() else False
         finally:
             self._saver.close()
@@ -153,22 +157,24 @@ class Trainer:
             tracing.before(number)
         self._observations.begin(number)
         batches = [Batch(*(x.to(device, non_blocking=True) for x in batch)) for batch in steps.take()]
+        queued = queue_gradient(
+            state.objective,
+            state.target,
+            batches,
+            self.world,
+            clip=self.config.optim.clip,
+            stop=lambda: bool(self.signal) or self._saver.failed or steps.error() is not None,
+            observer=self._observations,
+        )
+        rate = state.advance(queued.finite)  # before its results are waited for, so that the device goes on
         try:
-            outcome = gradient(
-                state.objective,
-                state.target,
-                batches,
-                self.world,
-                clip=self.config.optim.clip,
-                stop=lambda: bool(self.signal) or self._saver.failed or steps.error() is not None,
-                observer=self._observations,
-            )
+            outcome = queued.outcome()
         except NonFiniteError as error:
+            state.take_back()
             if state.step:
                 self._save(outputs, last=True)
             where = f"the weights before it are in {self._saver.saved}" if state.step else "no step was made before it"
             raise NonFiniteError(f"step {number}: {error}. It changed nothing; {where}.") from error
-        rate = state.advance()
         norms, bins = self._observations.rows(number)
         if outputs:
             outputs.write(Row(number, *outcome[:4], rate), norms, bins)

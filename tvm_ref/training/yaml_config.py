@@ -55,8 +55,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """In double quotes where a line separator of Unicode would else be written as it is, and read as a space."""
+        style = '"' if {*text} & {"\x85", "\u2028", "\u2029"} else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 for _kind in (_Loader, _Dumper):
     _kind.yaml_implicit_resolvers = {}
@@ -67,7 +72,7 @@ for _kind in (_Loader, _Dumper):
 def write_yaml(config: TrainConfig, path: Path) -> None:
     """Writes every setting. The file is complete or absent."""
     text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    write_atomically(path, lambda draft: draft.write_text(text))
+    write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def with_yaml(config: TrainConfig, path: Path) -> TrainConfig:

@@ -1,14 +1,16 @@
 """Compiles the kernels for every supported architecture, without a GPU, and shows what came out: registers, spills,
 shared memory, tensor-core instructions and instruction set.
 
-A kernel fails if it does not compile or wants more shared memory than a block of the architecture has. On sm_90 it also
-fails if its inner loops touch spilled registers (local memory), with any Triton: not at all in the default
-configuration of each head dim and type, in PyTorch's deterministic mode neither, and in at most OPTION_SPILLS of a
-loop's instructions with a mask, causal or grouped, where the few tiles that need less were measured to be slower. What
-is left with one release is named in KNOWN_SPILLS. Spills outside of the loops cost nothing and are only shown, like
-those of rows that do not start at multiples of 16 bytes, which are slow whatever the tile.
+A kernel fails if it does not compile, if the compiler gives up and leaves a trap in its place, or if it wants more
+shared memory than a block of the architecture has. On sm_90 it also fails if its inner loops touch spilled registers
+(local memory), with any Triton: not at all in the default configuration of each head dim and type, in PyTorch's
+deterministic mode neither, and in at most OPTION_SPILLS of a loop's instructions with a mask, causal or grouped, where
+the few tiles that need less were measured to be slower. What is left with one release is named in KNOWN_SPILLS. On the
+other architectures, whose tiles nobody timed, UNMEASURED_SPILLS are the most. Spills outside of the loops cost nothing
+and are only shown, like those of rows that do not start at multiples of 16 bytes, which are slow whatever the tile.
 
-By default a sample is compiled, with --all the full product of head dims, types and options (configuration.py).
+By default a sample is compiled, with --all the full product of head dims, types and options (configuration.py), with
+--of-sample so many of the sample, others at each commit.
 Triton's cache is used where TRITON_CACHE_DIR says; without it, the cache is temporary.
 """
 
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -33,17 +36,21 @@ from flashjvp_commands import arguments as types
 from flashjvp_commands import children, outputs, terminal
 from flashjvp_commands.ending import stopped_status
 from flashjvp_commands.entry import program
+from reports.environment import commit
 from reports.schema import write_rows
 
 from .configuration import COLUMNS, PARTIAL, Configuration, Kernel, product, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 # architecture -> bytes of shared memory that a block may have
-SHARED_BYTES = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}
+SHARED_BYTES = {
+    "sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376,
+}  # fmt: skip
 OPTION_SPILLS = 1 / 128
 # With learned masks, dropout, windows and blocks, whose tiles are those of calls without them: 1.5 % was found, and no
 # tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
+UNMEASURED_SPILLS = 1 / 32
 # release of Triton -> (input precision, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},
@@ -63,10 +70,18 @@ KNOWN_SPILLS = {
         ("half", 128, "backward_value"): 1 / 128,
         ("half", 256, "backward_query"): 1 / 32,
         ("tf32", 64, "backward_key"): 1 / 16,
+        ("tf32", 96, "backward_value"): 1 / 128,
         ("tf32", 128, "backward_value"): 1 / 256,
+        ("tf32", 160, "backward_query"): 1 / 256,
+        ("tf32", 160, "backward_key"): 1 / 256,
+        ("tf32", 192, "backward_query"): 1 / 256,
         ("tf32", 256, "backward_query"): 1 / 256,
         ("tf32", 256, "backward_value"): 1 / 256,
         ("tf32", 256, "backward_key"): 1 / 256,
+        ("ieee", 192, "backward_query"): 1 / 256,
+        ("ieee", 192, "backward_value"): 1 / 256,
+        ("ieee", 64, "forward"): 1 / 128,
+        ("ieee", 64, "backward_key"): 1 / 64,
         ("ieee", 256, "backward_query"): 1 / 256,
     },
 }
@@ -137,12 +152,18 @@ def fault(kernel: Kernel, triton_version: str) -> str:
     if kernel.shared_bytes > SHARED_BYTES[kernel.architecture]:
         return f"shared memory: at most {SHARED_BYTES[kernel.architecture]} bytes"
     default = not (kernel.causal or kernel.mask or kernel.group > 1)
+    if kernel.architecture != "sm_90":
+        return _of_spills(kernel, UNMEASURED_SPILLS)
     known = KNOWN_SPILLS.get(".".join(triton_version.split(".")[:2]), {})
     allowed = known.get((kernel.kind, max(kernel.d, kernel.dv), kernel.family.split(",")[0]), 0.0)
     options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout", *PARTIAL) else OPTION_SPILLS
     allowed = allowed if default else max(allowed, options)
+    return _of_spills(kernel, allowed)
+
+
+def _of_spills(kernel: Kernel, allowed: float) -> str:
     aligned = all(width * (2 if kernel.kind == "half" else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
-    if kernel.architecture == "sm_90" and aligned and kernel.loop_spill_share > allowed:
+    if aligned and kernel.loop_spill_share > allowed:
         return f"spills: {kernel.loop_spill_share:.1%} of a loop's instructions, at most {allowed:.1%}"
     return ""
 
@@ -177,6 +198,8 @@ def run(options: argparse.Namespace, out: Path | None) -> int:
 
     choose = product if options.all else sample
     plan = [configuration for architecture in options.arch for configuration in choose(architecture)]
+    if options.of_sample:
+        plan = random.Random(commit()).sample(plan, min(options.of_sample, len(plan)))
     console = terminal.console()
     found: list[list[Kernel]] = []
     stop = None
@@ -210,6 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"targets, out of {', '.join(known)} (all)",
     )  # fmt: skip
     parser.add_argument("--all", action="store_true", help="every combination, not the sample (hours)")
+    parser.add_argument(
+        "--of-sample", type=types.whole(1), metavar="N", help="so many of the sample, chosen by the commit's hash"
+    )
     out_help = f"for the rows: {outputs.HELP % '.csv'}"
     parser.add_argument("--out", type=outputs.path_with(".csv"), metavar="PATH", help=out_help)
     options = parser.parse_args(arguments)

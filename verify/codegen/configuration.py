@@ -6,7 +6,7 @@ from typing import Any
 
 KINDS = ("half", "tf32", "ieee")
 PARTIAL = ("window", "blocks", "packed")
-HEAD_DIMS = (40, 64, 72, 96, 128, 192, 256)
+HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a head dim by chunks, and their largest
 
 
 @dataclass(frozen=True)

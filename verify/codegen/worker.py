@@ -31,8 +31,11 @@ from .configuration import PARTIAL, Configuration, Kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
 }
 META = torch.device("meta")
 BATCH, HEADS, ROWS = 2, 24, 4000
@@ -180,8 +183,14 @@ def of_sass(text: str) -> dict[str, Any]:
         "loop_spills": spills,
         "loop_spill_share": share,
         "tensor_core": count(code, r"\b(?:HGMMA|HMMA|QGMMA|UTC[A-Z]*MMA)\b"),
-        "failure": "a loop overwrites an operand that it is to keep in registers" if overwritten(loops) else "",
+        "failure": _failure(loops),
     }
+
+
+def _failure(code: Code) -> str:
+    if count(code, r"\bBPT\.TRAP\b"):
+        return "nothing but a trap: on sm_100, more tensor memory than there is"
+    return "a loop overwrites an operand that it is to keep in registers" if overwritten(code) else ""
 
 
 def overwritten(code: Code) -> list[str]:

@@ -149,20 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = [field.name for field in fields(Verdict)]
     names = [fault.name for fault in FAULTS]
     parser = types.parser(f"{program('verify')} faults", (__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", type=str, metavar="NAME,...", help="plant these faults alone")
+    parser.add_argument("--only", type=types.names_out_of(names), metavar="NAME,...", help="plant these faults alone")
     parser.add_argument("--seed", type=types.seed, default=0, metavar="N", help="seed of the cases' numbers (0)")
     parser.add_argument(
         "--out", type=outputs.path_with(".csv"), metavar="PATH", help=f"for the rows: {outputs.HELP % '.csv'}"
     )
     options = parser.parse_args(arguments)
-    only = None if options.only is None else options.only.split(",")
-    if unknown := [name for name in only or [] if name not in names]:
-        parser.error(f"--only: no fault is called {', '.join(map(repr, unknown))}; there are: {', '.join(names)}")
     try:
         out = options.out and outputs.prepared(options.out, "faults.csv", (".csv",), outputs.has_columns(columns))
     except outputs.OutputError as error:
         parser.error(f"--out: {error}")
-    faults = [fault for fault in FAULTS if only is None or fault.name in only]
+    faults = [fault for fault in FAULTS if options.only is None or fault.name in options.only]
     console = terminal.console()
     plan = planned(faults)
     found: list[Verdict] = []

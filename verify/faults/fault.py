@@ -42,6 +42,7 @@ HOPPER_CASES = (
     Case("hopper_mask_empty_rows", **_ONE, m=70, n=80, d=64, dv=64, mask="bool", mask_shape="empty_rows"),
     Case("hopper_sequence_major", batch=(1,), m=33, n=65, d=64, dv=64, layout="sequence_major"),
     Case("hopper_cotangent_o", **_ONE, m=40, n=50, d=64, dv=64, cotangents=("o",)),
+    Case("hopper_q_t_alone", **_ONE, m=40, n=50, d=64, dv=64, tangents=("q",)),
     Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
     Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
 )  # fmt: skip

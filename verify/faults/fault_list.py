@@ -93,7 +93,7 @@ _OF_KERNELS = [
     Fault(
         "stale statistic: row_a of the previous row", "key side", KEY, "ds",
         "ds = score_gradients(p, v, v_t, G, T, (row_a, first, tl.maximum(row - 1, 0), inside), (row_delta, "
-        "first, row, inside), kept, True, DROPOUT, PRECISION)",
+        "first, row, inside), kept, True, PRECISION)",
     ),
     Fault("lse of an empty row left at -inf", "both sides", TILE, "lse2", "lse2 = lse2", "mask_bool_empty_rows"),
     # Query-side backward
@@ -182,8 +182,8 @@ _OF_KERNELS = [
         "layout_sequence_major",
     ),
     Fault(
-        "mask read at its first key alone", "launch", "kernels/launch/call.py", "return argument column",
-        "return argument, (0, False, additive)", "mask_bool_full",
+        "mask read at its first key alone", "launch", "kernels/launch/call.py", "return found column",
+        "return found, (0, False, additive)", "mask_bool_full",
     ),
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS, "return x torch",
@@ -298,11 +298,11 @@ _OF_WIRING = [
 _OF_SITUATIONS = [
     # Cotangents or tangents that are mapped alone
     Fault(
-        "expanded statistics read as contiguous", "launch", "kernels/launch/call.py", "x",
+        "expanded statistics read as contiguous", "launch", "kernels/launch/argument.py", "x",
         "pass", "causal_33_80", "func.vjp-mapped",
     ),
     Fault(
-        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch/call.py", "x",
+        "expanded statistics of an additive mask read as contiguous", "launch", "kernels/launch/argument.py", "x",
         "pass", "gqa_short", "vectorized",
     ),
     Fault(
@@ -353,7 +353,7 @@ _OF_SITUATIONS = [
     # Dropout
     Fault(
         "another mask of dropout in the kernels", "both sides", DROPOUT, "return word",
-        "return (((word >> 1) ^ (1 << 29)).to(tl.int32) >= THRESHOLD,)", "gqa_short", "dropout",
+        "return (((word >> 1) ^ (1 << 29)).to(tl.int32) >= threshold, factor)", "gqa_short", "dropout",
     ),
     Fault(
         "dropout forgotten in o", "forward", FORWARD, "p",

@@ -68,6 +68,10 @@ OF_PIPELINES = [
         "s_t = zero if s_t.result is None else s_t.result",
         "hopper_64",
     ),
+    _pipeline(
+        "a missing tangent is not zero", HOPPER + "absent.py", "return like new_zeros",
+        "return like.new_ones(1, 1, 1, 8)", "hopper_q_t_alone",
+    ),
     # Query-side backward
     _pipeline("mu dropped", QUERY, "b", "b = (s_t * program.scale) * centred - delta"),
     _pipeline("delta dropped", QUERY, "b", "b = (s_t * program.scale - mu) * centred", "hopper_72"),

@@ -81,10 +81,10 @@ def embed(p: Weights, name: str, scalar: Tensor) -> Tensor:
         return affine(p, name + ".mlp.2", hidden / (1 + torch.exp(-hidden)))
 
 
-def rms(x: Tensor) -> Tensor:
+def rms(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x over its root mean square."""
     x = x if x.dtype == torch.float64 else x.float()
-    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6)
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
 
 
 def norm(config: DiTConfig, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def norm(config: DiTConfig, x: Tensor) -> Tensor:
 def modulation(p: Weights, name: str, config: DiTConfig, c: Tensor, count: int) -> list[Tensor]:
     """`count` vectors [B, 1, width]."""
     vectors = affine(p, name + ".adaLN_modulation.1", c * torch.sigmoid(c)).chunk(count, dim=-1)
-    return [(rms(vector) if config.modulation_norm else vector)[:, None] for vector in vectors]
+    return [(rms(vector, config.modulation_eps) if config.modulation_norm else vector)[:, None] for vector in vectors]
 
 
 def attention(p: Weights, name: str, config: DiTConfig, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..tiles import scale_rows, select_head, store_rows
 from .scales import D_Q, D_Q_T, SOFTMAX_SCALE
@@ -57,16 +58,19 @@ def postprocess_kernel(
         factor = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q), tl.float32)
         # mutate: factor_t
         factor_t = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q_T), tl.float32)
-    value = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor)
-    store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
-    # mutate: value_t
-    value_t = scale_rows(load_dq_accum(dq_t_accum + first, ROWS, FIRST, REST), factor_t)
-    store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
+    if d_q is not None:
+        value = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor)
+        store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
+    if d_q_t is not None:
+        # mutate: value_t
+        value_t = scale_rows(load_dq_accum(dq_t_accum + first, ROWS, FIRST, REST), factor_t)
+        store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
 
 
 def dq_columns(call: Call) -> int:
     """Columns of the accumulators: the padded head dim, less half of its second chunk where that is padding."""
-    d, first, *rest = call.k_columns
+    first, *rest = schedule.chunk_widths(call.width, "half")
+    d, *_ = call.k_columns
     return call.width - rest[0] // 2 if rest and d <= first + rest[0] // 2 else call.width
 
 
@@ -78,5 +82,7 @@ def launch_postprocess(
     args = (*dq_accum, *call.operands(d_q, d_q_t), tensor_scales)
     columns = dq_columns(call)
     rows = of_d_q.shape[-1] // columns
-    tile: dict[str, Any] = {"stages": 1, "ROWS": rows, "DQ_COLUMNS": columns}
+    d, *_ = call.k_columns
+    padded = (d, *schedule.chunk_widths(call.width, "half"))
+    tile: dict[str, Any] = {"stages": 1, "ROWS": rows, "DQ_COLUMNS": columns, "K_COLUMNS": padded}
     call.launch(postprocess_kernel, "backward_postprocess", call.query_programs(rows), args, scale, **tile)

@@ -17,7 +17,8 @@ def preprocess_kernel(
     d_o, d_o_t, o, o_t, lse, mu, stats, tensor_scales, scale, batch_shape, M, N, heads, group,
     V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: lse * log2(e), mu, a (11) and delta (12) of 128 rows of one head; zeros beyond the last row.
+    """One program: lse * log2(e), mu, a (11) and delta (12) of 128 rows of one head; zeros beyond the last row. A
+    missing cotangent is zero.
 
     Under per-tensor scaling the cotangents are scaled, o, o_t and mu are not, and so are scaled here; lse is shifted so
     that P comes out 2^P_EXPONENT times as large.
@@ -31,11 +32,15 @@ def preprocess_kernel(
     number = batch.to(tl.int64) * heads + head
     place = number * (4 * ROWS * tiles) + rows
 
-    G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
+    if d_o is not None:
+        G = load_rows(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
     o_rows = load_rows(select_head(o, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
-    delta = row_dot(G, o_rows)
-    if tensor_scales is not None:
-        delta *= tl.load(tensor_scales + INVERSE_O)  # mutate: delta (1)
+    if d_o is None:
+        delta = tl.zeros([ROWS], tl.float32)
+    else:
+        delta = row_dot(G, o_rows)
+        if tensor_scales is not None:
+            delta *= tl.load(tensor_scales + INVERSE_O)  # mutate: delta (1)
     # mutate: lse_rows (1)
     lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0) * 1.4426950408889634
     if d_o_t is not None:
@@ -58,7 +63,7 @@ def preprocess_kernel(
 
 
 def launch_preprocess(
-    call: Call, d_o: Tensor, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, tensor_scales: Maybe
+    call: Call, d_o: Maybe, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, tensor_scales: Maybe
 ) -> Tensor:
     """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
     rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads

@@ -12,30 +12,25 @@ BLOCK = 128  # queries and keys of a mask that a program packs
 def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    `inputs` are q, k, v and, all or none, their tangents. One batch dim at most, equal head dims, no mask but a boolean
-    one, a positive scale, tensors that TMA can address: the inputs, unless they are scaled (per_tensor_scaling.py),
-    and the results, whose rows are packed.
+    One batch dim at most, head dims that 8 divides, no mask but a boolean one, a positive scale, tensors that TMA can
+    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed.
     """
-    return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
+    return unwritten(call, scale) or misfit(call, inputs, cotangents)
 
 
-def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
+def unwritten(call: Call, scale: float) -> str | None:
     """What of a call the kernels are not written for, however its tensors lie in memory."""
-    tangents = {"q_t": inputs.q_t, "k_t": inputs.k_t, "v_t": inputs.v_t}
-    complete = all(x is None for x in tangents.values()) or all(x is not None for x in tangents.values())
     (width, *_), (value_width, *_) = call.k_columns, call.v_columns
+    aligned = width % 8 == 0 and value_width % 8 == 0 and value_width > 0
     maskable = call.mask is None or can_pack(call)
     if call.seed is not None:
         return "dropout"
-    if complete and width == value_width and width % 8 == 0 and maskable and len(call.batch_shape) == 1 and scale > 0:
+    if aligned and maskable and len(call.batch_shape) == 1 and scale > 0:
         return None
-    if not complete:
-        missing = [name for name, x in tangents.items() if x is None]
-        return f"some of q, k, v have a tangent, but {' and '.join(missing)} came as None: give zeros, or no tangent"
-    if width != value_width:
-        return f"head dims differ (D={width}, Dv={value_width})"
     if width % 8 != 0:
         return f"D={width} is not a multiple of 8: pad q, k, v with zeros (and give scale=D**-0.5)"
+    if value_width % 8 != 0 or value_width == 0:
+        return f"Dv={value_width} is not a positive multiple of 8: pad v with zeros"
     if not maskable:
         return "a mask of too many queries and keys" if _is_boolean(call.mask_tensor) else "an additive mask"
     if len(call.batch_shape) != 1:

@@ -9,6 +9,7 @@ from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Pipeline
+from .absent import unwanted, with_zeros, zero
 from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
 from .backward_postprocess import dq_columns, launch_postprocess
@@ -28,12 +29,13 @@ CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu (o_t and mu None without tangents)."""
-    like, given = inputs.q, _as_read(call, inputs, (), scale)
-    call, (q, k, v, q_t, k_t, v_t) = given.call, given.inputs
-    jvp = q_t is not None
+    like, jvp = inputs.q, any(x is not None for x in (inputs.q_t, inputs.k_t, inputs.v_t))
+    width = inputs.v.shape[-1]
+    given = _as_read(call, inputs, (), scale)
+    call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
     tile = _pipelines(call, jvp)["forward"]
-    o, lse = empty_rows(like, like.shape[-1]), empty_statistic(like)
-    o_t, mu = (empty_rows(like, like.shape[-1]), empty_statistic(like)) if jvp else (None, None)
+    o, lse = empty_rows(like, width), empty_statistic(like)
+    o_t, mu = (empty_rows(like, width), empty_statistic(like)) if jvp else (None, None)
     resident, outs = _described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed, packed_mask = (
         _described(call, tile.block_rows, k, v, k_t, v_t),
@@ -48,37 +50,52 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
 
 
 def backward(
-    call: Call, inputs: Inputs, cotangents: tuple[Tensor, Maybe], results: tuple[Maybe, ...], scale: float
-) -> Inputs:
-    """d_q, d_k, d_v, d_q_t, d_k_t, d_v_t; the last three None without tangents. `results` are o, o_t, lse and mu.
+    call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], results: tuple[Maybe, ...], scale: float,
+    wanted: Inputs,
+) -> Inputs:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. `results` are o, o_t, lse and mu.
 
     A head dim without registers for four accumulators has `backward_value`. Where d_q and d_q_t are
     accumulated, the kernel of d_k and d_k_t does so, in float32 and in any order.
     """
     o, o_t, lse, mu = results
-    d_o, d_o_t = cotangents
     assert o is not None and lse is not None
     given = _as_read(call, inputs, cotangents, scale)
     call, (d_o, d_o_t) = given.call, given.cotangents
-    assert d_o is not None
     stats = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
-    tiles = _pipelines(call, d_o_t is not None)
-    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
-    packed_mask = pack(call, by_keys=not summed, by_queries=True)
-    grads = Inputs(*[None if x is None else empty_rows(x, x.shape[-1]) for x in inputs])
+    jvp = d_o_t is not None
+    tiles = _pipelines(call, jvp)
+    of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
+    apart = "backward_value" in tiles
+    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, of_queries and of_keys)
+    packed_mask = pack(call, by_keys=of_queries and not summed, by_queries=of_keys or of_values)
+    grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
-    work = _Backward(given, stats, packed_mask, grads, dq_accum, scale)
-    if family == "backward_pairs":
+    if d_o_t is not None:
+        given = given._replace(inputs=with_zeros(given.inputs), cotangents=(zero(d_o_t) if d_o is None else d_o, d_o_t))
+    written = _written_to(inputs.q, grads, jvp)
+    # Kernels that read nothing of the one before start early if that one has waited for the statistics.
+    waited = of_keys or (of_values and not apart)
+    work = _Backward(given, stats, packed_mask, written, dq_accum, scale, waited)
+    if family == "backward_pairs" and of_keys:
         work.pairs(tiles[family])
-    else:
-        work.keys(family, tiles[family], "backward_value" not in tiles)
-    if "backward_value" in tiles:
+    elif waited:
+        work.keys(family, tiles[family], not apart)
+    if apart and of_values:
         work.values(tiles["backward_value"])
     if dq_accum is not None:
         launch_postprocess(call, dq_accum, grads.q, grads.q_t, given.tensor_scales, scale)
-    else:
+    elif of_queries:
         work.queries(tiles["backward_query"])
     return grads
+
+
+def _written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
+    """The gradients that the kernels write: all of them, or all but those of tangents."""
+    if all(x is not None for x in grads[: 6 if jvp else 3]):
+        return grads
+    nobody = unwanted(like)
+    return Inputs(*[nobody if x is None and i < (6 if jvp else 3) else x for i, x in enumerate(grads)])
 
 
 def _zero_dq_accum(call: Call, stats: Tensor, tile: Pipeline) -> DqAccum:
@@ -96,6 +113,7 @@ class _Backward(NamedTuple):
     grads: Inputs
     dq_accum: DqAccum | None
     scale: float
+    waited: bool  # the kernel of the keys' gradients is launched, which waits for the statistics
 
     def pairs(self, tile: Pipeline) -> None:
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
@@ -164,7 +182,7 @@ class _Backward(NamedTuple):
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: Any) -> None:
         flags["VARIES"] = self.packed_mask.varies
         args = (*args, self.given.tensor_scales)
-        self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=True, **flags)
+        self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
         return _described(self.given.call, rows, *tensors)
@@ -187,7 +205,7 @@ def _pipelines(call: Call, jvp: bool) -> Families:
 
 def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    _, *widths = call.k_columns
+    widths = schedule.chunk_widths(call.width, "half")
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else rows_descriptors(x, rows, widths)
@@ -199,7 +217,7 @@ def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
     if given.tensor_scales is None:
         return _described(given.call, CONSUMER_ROWS, *tensors)
-    _, *widths = given.call.k_columns
+    widths = schedule.chunk_widths(given.call.width, "half")
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])

@@ -124,20 +124,18 @@ def _raise_to_longest(norms, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.con
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def row_norms_kernel(
     x0, x1, x2, x3, norms, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: the longest of some rows of q, q_t, d_o, d_o_t, or of k, v, k_t, v_t. An absent one is None."""
     batch, head, first, rows = _block_of(M, N, heads, group, ROWS, KEYS)
     place = norms + (4 if KEYS else 0)
+    SECOND: tl.constexpr = V_COLUMNS if KEYS else K_COLUMNS
+    THIRD: tl.constexpr = K_COLUMNS if KEYS else V_COLUMNS
     _raise_to_longest(place, select_head(x0, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR)
+    _raise_to_longest(place + 1, select_head(x1, batch, head, batch_shape, REGULAR), first, rows, ROWS, SECOND, REGULAR)
+    _raise_to_longest(place + 2, select_head(x2, batch, head, batch_shape, REGULAR), first, rows, ROWS, THIRD, REGULAR)
     _raise_to_longest(
-        place + 1, select_head(x1, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
-    )
-    _raise_to_longest(
-        place + 2, select_head(x2, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
-    )
-    _raise_to_longest(
-        place + 3, select_head(x3, batch, head, batch_shape, REGULAR), first, rows, ROWS, K_COLUMNS, REGULAR
+        place + 3, select_head(x3, batch, head, batch_shape, REGULAR), first, rows, ROWS, V_COLUMNS, REGULAR
     )
 
 
@@ -222,7 +220,7 @@ def _scale(operand, factor, first, rows, ROWS: tl.constexpr, COLUMNS: tl.constex
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def scale_kernel(
     x0, x1, x2, x3, out0, out1, out2, out3, tensor_scales, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: some rows of q, q_t, d_o and d_o_t, or of k, v, k_t and v_t, divided by their scales."""
     batch, head, first, rows = _block_of(M, N, heads, group, ROWS, KEYS)
@@ -232,6 +230,6 @@ def scale_kernel(
     c = select_head(x2, batch, head, batch_shape, REGULAR), select_head(out2, batch, head, batch_shape, REGULAR)
     d = select_head(x3, batch, head, batch_shape, REGULAR), select_head(out3, batch, head, batch_shape, REGULAR)
     _scale(a, factor, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _scale(b, factor + 1, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _scale(c, factor + 2, first, rows, ROWS, K_COLUMNS, REGULAR)
-    _scale(d, factor + 3, first, rows, ROWS, K_COLUMNS, REGULAR)
+    _scale(b, factor + 1, first, rows, ROWS, V_COLUMNS if KEYS else K_COLUMNS, REGULAR)
+    _scale(c, factor + 2, first, rows, ROWS, K_COLUMNS if KEYS else V_COLUMNS, REGULAR)
+    _scale(d, factor + 3, first, rows, ROWS, V_COLUMNS, REGULAR)

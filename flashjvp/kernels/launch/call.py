@@ -13,10 +13,10 @@ from ... import environment
 from ...backends import philox
 from ...backends.patterns import Band, Listed
 from ...layout import is_additive
-from ..tiles import Operand
-from . import schedule
+from . import compilation, schedule
+from .argument import ABSENT, Argument, address_of, argument, examples, interpreted, seed_operand
 from .driver import index_of, on_device
-from .geometry import geometry, in_one_chunk, layout, token
+from .geometry import geometry, in_one_chunk, layout
 from .replay import active_capture
 
 Maybe = Tensor | None
@@ -24,17 +24,7 @@ Maybe = Tensor | None
 # Products are fused with the sums that they enter, whatever Triton's default: 3.10 changes it.
 FUSED = {"enable_fp_fusion": True}
 
-# What of an argument changes with the tensors of a call: an address, and the strides or the descriptor that go with it.
-Address = tuple[int, tuple[int, ...] | None, Any]
-
-
-# An argument of a kernel: the tensor, or a descriptor of one; what a launch of the compiled kernel takes; what Triton
-# specializes on. A launch takes addresses (and the strides of an Operand) in place of tensors, and so need not ask the
-# driver about them. A plain tuple, since a launch makes up to 20, and a record takes eight times as long to make.
-Argument = tuple[Any, Any, object]
-_ABSENT: Argument = (None, None, None)
-
-# What Triton compiled for each kernel, device, constants and specialization of the arguments: finding it here costs a
+# What Triton compiled for each kernel, device, constants and classes of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
 _COMPILED: dict[tuple[object, ...], Any] = environment.kept({})
 # What `_parameters` found, by the function that a kernel is made of.
@@ -51,6 +41,8 @@ class Call:
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self._index, self._shape = index_of(self.device), q.shape
         self.precision = schedule.input_precision(self._dtype, self.device)
+        if self.precision == "ieee":
+            self.precision = schedule.float32_products(self.device, max(q.shape[-1], v.shape[-1]))
         (
             self.sizes, self.kv_heads, self.programs, self.batch_shape, self.k_columns, self.v_columns, self.width,
             self.is_empty, self._special,
@@ -72,11 +64,12 @@ class Call:
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask)
         self.mask_t = None if mask_t is None else self.bias_operand(mask_t)
-        self.seed: Tensor | None = None
-        self.dropout: tuple[int | float, ...] = ()
+        self.seed: Argument | None = None
+        self.dropout: tuple[int, ...] = ()
         if seed is not None:
-            self.seed = seed.expand(self._shape[: seed.ndim]).contiguous()
-            self.dropout = (philox.threshold(dropout_p), philox.factor(dropout_p), seed.ndim)
+            seeds = seed.expand(self._shape[: seed.ndim]).contiguous()
+            self.seed = seed_operand(seeds, philox.threshold(dropout_p), philox.factor(dropout_p))
+            self.dropout = (seed.ndim,)
 
     def operands(self, *tensors: Maybe) -> tuple[Argument | None, ...]:
         """Kernel arguments. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
@@ -92,11 +85,10 @@ class Call:
         # mutate: packed, _, is_regular, special
         packed, _, is_regular, special = layout(strides, x.dtype)
         address = x.data_ptr()
-        aligned = address % 16 == 0
-        if not (aligned and is_regular):
+        if not (is_regular and address % 16 == 0):
             self._is_regular = False
-        self._arguments[id(given)] = argument = x, (address, packed), special[aligned]
-        return argument
+        self._arguments[id(given)] = found = x, (address, packed), special
+        return found
 
     def _mask_operand(self, mask: Tensor) -> tuple[Argument, tuple[int, bool, bool, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
@@ -110,13 +102,13 @@ class Call:
         address = mask.data_ptr()
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
-        argument = mask, (address, packed), special[address % 16 == 0]
-        return argument, (column, aligned, additive, True)  # mutate: return argument column
+        found = mask, (address, packed), special
+        return found, (column, aligned, additive, True)  # mutate: return found column
 
     @property
     def mask_tensor(self) -> Maybe:
         """The mask, a boolean one as bytes."""
-        tensor, _, _ = self.mask or _ABSENT
+        tensor, _, _ = self.mask or ABSENT
         return tensor
 
     def bias_operand(self, x: Maybe) -> Argument | None:
@@ -126,8 +118,7 @@ class Call:
         if x.shape[-1] != 1 and x.stride(-1) != 1:
             x = x.contiguous()
         packed, _, _, special = layout(x.expand(*self._shape[:-1], self.sizes.keys).stride(), x.dtype)
-        address = x.data_ptr()
-        return x, (address, packed), special[address % 16 == 0]
+        return x, (x.data_ptr(), packed), special
 
     def tile(self, family: str) -> schedule.Tile:
         """What schedule.py holds for a family of portable kernels."""
@@ -169,31 +160,41 @@ class Call:
         for who watches launches. With `launch_pdl` programs may start as soon as all of the kernel before this one
         have, if that one allows it.
         """
-        arguments = [_ABSENT if x is None else x if type(x) is tuple else _argument(x) for x in args]
-        tensors, raw, special = zip(*arguments, strict=True)
+        arguments = [ABSENT if x is None else x if type(x) is tuple else argument(x) for x in args]
+        tensors, raw, classes = zip(*arguments, strict=True)
         names, has_batch_shape, takes_band = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
         taken = [*map(self.constants(constants).__getitem__, names)]
         key = (
-            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken, *special
+            kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken, *classes
         )  # fmt: skip
-        compiled = _COMPILED.get(key)
+        compiled, seen = _COMPILED.get(key), active_capture()
         band = self.band if takes_band else ()
         rest = (scale, self.batch_shape, *band, *self.sizes) if has_batch_shape else (scale, *self.sizes)
-        with on_device(self._index):
-            if compiled is not None:
-                compiled[(programs, 1, 1)](*raw, *rest, *taken)
+        if compiled is None:
+            if not constants.keys() <= {*names}:
+                raise TypeError(f"the kernel takes no {', '.join(constants.keys() - {*names})}")
+            options: dict[str, Any] = dict(zip(names, taken, strict=True), num_warps=warps, **FUSED)
+            options |= {"num_stages": stages} if stages is not None else {}
+            options |= {"launch_pdl": True} if launch_pdl else {}
+            if compilation.is_compiled(kernel):
+                # A band takes as many bits as the sizes that bound it. Of the group, the last of the sizes, only
+                # whether it is 1 makes a difference.
+                bounds = (max(self.sizes.queries, self.sizes.keys),) * len(band)
+                numbers = (*rest[: -len(self.sizes) - len(band)], *bounds, *self.sizes[:-1])
+                given = [*examples(tensors, classes), *numbers, 1 if self.sizes.group == 1 else 3]
+                wanted = compilation.Wanted(self._index, kernel, given, options, _COMPILED, key)
+                again = seen is None and self.device.type != "meta"  # where nothing is launched
+                compiled = compilation.compiled(wanted, may_break_off=again)
             else:
-                if not constants.keys() <= {*names}:
-                    raise TypeError(f"the kernel takes no {', '.join(constants.keys() - {*names})}")
-                given = map(_as_compiled_for, tensors, raw)
-                options: dict[str, Any] = dict(zip(names, taken, strict=True), num_warps=warps, **FUSED)
-                options |= {"num_stages": stages} if stages is not None else {}
-                options |= {"launch_pdl": True} if launch_pdl else {}
-                compiled = kernel[(programs,)](*given, *rest, **options)
-                if compiled is not None:  # the interpreter compiles nothing
-                    _COMPILED[key] = compiled
-        if (seen := active_capture()) is not None:
-            seen.launch(compiled, programs, (*rest, *taken), [*map(_address_of, raw)])
+                with on_device(self._index):
+                    found = kernel[(programs,)](*map(interpreted, tensors, raw), *rest, **options)
+                if found is not None:  # the interpreter compiles nothing
+                    _COMPILED[key] = found
+        if compiled is not None and compilation.THREAD.collected is None:
+            with on_device(self._index):
+                compiled[(programs, 1, 1)](*raw, *rest, *taken)
+        if seen is not None:
+            seen.launch(_COMPILED.get(key), programs, (*rest, *taken), [*map(address_of, raw)])
 
     def constants(self, given: dict[str, object]) -> dict[str, object]:
         """The constants of every call, and those `given`."""
@@ -202,7 +203,7 @@ class Call:
             k_columns, v_columns = in_one_chunk(k_columns), in_one_chunk(v_columns)
         return {
             "K_COLUMNS": k_columns, "V_COLUMNS": v_columns, "CAUSAL": self.is_causal, "MASK_LAYOUT": self.mask_layout,
-            "DROPOUT": self.dropout, "PRECISION": "tf32" if self.precision == "tf32" else "ieee",
+            "DROPOUT": self.dropout, "PRECISION": "ieee" if self.precision == "half" else self.precision,
             "REGULAR": self._is_regular, **given,
         }  # fmt: skip
 
@@ -213,37 +214,3 @@ def _parameters(kernel: Any) -> tuple[tuple[str, ...], bool, bool]:
     found = tuple(names[names.index("group") + 1 :]), "batch_shape" in names, "low" in names
     _PARAMETERS[kernel.fn] = found
     return found
-
-
-def _argument(x: Any) -> Argument:
-    """What a launch takes of a tensor or a descriptor."""
-    if isinstance(x, Tensor):
-        return _statistic(x)
-    return x, x, tuple(x.block_shape)  # a descriptor, whose layout follows from the type and the tile
-
-
-def _statistic(x: Tensor) -> Argument:
-    """A row statistic, which kernels read as contiguous: one that vmap expanded is copied."""
-    x = x if x.is_contiguous() else x.contiguous()  # mutate: x
-    address = x.data_ptr()
-    return x, address, token(address % 16 == 0, x.dtype)
-
-
-def _address_of(raw: Any) -> Address | None:
-    """The address that a launch takes, and the strides of an Operand or the descriptor beside it."""
-    if raw is None:
-        return None
-    if isinstance(raw, int):
-        return raw, None, None
-    if isinstance(raw, tuple):
-        address, strides = raw
-        return address, strides, None
-    return raw.base.data_ptr(), None, raw
-
-
-def _as_compiled_for(tensor: Any, raw: Any) -> Any:
-    """An argument as Triton compiles for it."""
-    if isinstance(raw, tuple):
-        _, strides = raw
-        return Operand(tensor, strides)
-    return tensor

@@ -7,6 +7,7 @@ import torch
 
 from ..tiles import odd
 from . import schedule
+from .argument import LONG, Special, special
 
 
 class Sizes(NamedTuple):
@@ -27,18 +28,18 @@ class Geometry(NamedTuple):
     batch_shape: tuple[int, ...]  # of odd sizes, from last to first
     k_columns: tuple[int, ...]
     v_columns: tuple[int, ...]
-    width: int  # the larger head dim, padded as tensor cores of the half types have it
+    width: int  # the larger head dim, padded: schedule.padded_width
     is_empty: bool  # nothing to launch: no query, or no key to see
     special: object  # what Triton compiles for
 
 
 class Layout(NamedTuple):
-    """What the strides and the type of a tensor say about an Operand."""
+    """What the strides, the width and the type of a tensor say about an Operand."""
 
     strides: tuple[int, ...]  # of the Operand
     bits: int  # that any stride but the column's has
     is_regular: bool  # rows start at multiples of 16 bytes, and 32 bits hold the offsets in a tile
-    special: tuple[object, object]  # what Triton specializes on, without and with an address that 16 divides
+    special: Special
 
 
 @lru_cache(1 << 14)
@@ -53,18 +54,15 @@ def geometry(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], precisi
     sizes = Sizes(m, n, heads, heads // max(kv_heads, 1))
     k_columns = (d, *schedule.chunk_widths(d, precision))
     v_columns = (dv, *schedule.chunk_widths(dv, precision))
-    width = max(sum(schedule.chunk_widths(columns, "half")) for columns in (d, dv))
-    compiled_for = token(precision, k_columns, v_columns, sizes.group, *_long((*batch_shape, *sizes)))
+    width = schedule.padded_width(max(d, dv))
+    compiled_for = _token(precision, k_columns, v_columns, sizes.group == 1, *_long((*batch_shape, *sizes)))
     is_empty = programs * heads * m * n * d == 0
     return Geometry(sizes, kv_heads, programs, batch_shape, k_columns, v_columns, width, is_empty, compiled_for)
 
 
 @lru_cache(1 << 14)
 def layout(strides: tuple[int, ...], dtype: torch.dtype) -> Layout:
-    """Of [*batch, head, row, column] strides (without batch dims, one of 0).
-
-    Triton specializes on a row stride of 1 or a multiple of 16, and on which integers are long.
-    """
+    """Of [*batch, head, row, column] strides; without batch dims, one of 0."""
     *batch, head, row, _ = strides
     # mutate: packed
     packed = (row, odd(head), *(map(odd, reversed(batch)) if batch else (odd(0),)))
@@ -72,8 +70,7 @@ def layout(strides: tuple[int, ...], dtype: torch.dtype) -> Layout:
     for stride in strides[:-1]:
         bits |= stride
     is_regular = bits * dtype.itemsize % 16 == 0 and row < 1 << 23
-    compiled_for = (dtype, row == 1, row % 16 == 0, *_long(packed))
-    return Layout(packed, bits, is_regular, (token(False, *compiled_for), token(True, *compiled_for)))
+    return Layout(packed, bits, is_regular, special(dtype, len(packed), False, any(_long(packed))))
 
 
 def in_one_chunk(columns: tuple[int, ...]) -> tuple[int, int]:
@@ -84,11 +81,11 @@ def in_one_chunk(columns: tuple[int, ...]) -> tuple[int, int]:
 
 
 @cache
-def token(*what: object) -> object:
+def _token(*what: object) -> object:
     """Stands for `what` in the keys of compiled kernels, cheap to hash. There are few, unlike sizes and strides."""
     return object()
 
 
 def _long(integers: tuple[int, ...]) -> tuple[bool, ...]:
     """Which integers need 64 bits, and so their number."""
-    return tuple([x >= 1 << 31 for x in integers])
+    return tuple([x >= LONG for x in integers])

@@ -1,5 +1,5 @@
 """The tile table of the warp-specialised kernels in hopper/, by architecture, padded head dim (80 = 64 + 16 serves 72,
-too), with or without tangents, and family.
+too; D and Dv are padded to that of the larger one), with or without tangents, and family.
 
 Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_dq_accum` is the kernel of
 `backward_key` where it also accumulates d_q and d_q_t in global memory; `backward_pairs` can do so, too. Both then

@@ -17,6 +17,7 @@ from torch import Tensor
 from ... import _torch
 from ..._torch.guards import TensorKeyedCache
 from . import schedule
+from .compilation import THREAD
 from .driver import Launch, Place, current_stream, index_of, is_current
 
 Maybe = Tensor | None
@@ -176,6 +177,8 @@ def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, 
 
         @functools.wraps(function)
         def replay_or_run(*args: P.args, **none: P.kwargs) -> Results:
+            if THREAD.collected is not None:
+                return function(*args, **none)
             tensors: tuple[Any, ...] = args[:count]
             key, given, known = kept(tensors, args[count:])
             if known is not None:

@@ -1,8 +1,9 @@
 """Tile tables: block sizes, warps and stages of each kernel family by architecture, input precision and head dim.
 
 Registers decide: a tile that spills loses more than a larger one gains. `python -m verify codegen` shows what every
-entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `ieee` float32
-without them: there a thread holds rows of both operands, so tiles are small.
+entry compiles to. `half` is float16 and bfloat16 on tensor cores, `tf32` float32 rounded for them, `bf16x6` float32 in
+six products of bfloat16 parts, with errors like those of float32 products, `ieee` float32 without tensor cores: there a
+thread holds rows of both operands, so tiles are small.
 """
 
 from typing import NamedTuple
@@ -36,17 +37,22 @@ Table = dict[str, dict[int, Tile]]
 # architecture -> input precision -> family -> largest padded head dim -> tile
 TABLES: dict[str, dict[str, Table]] = {
     arch: {
-        precision: {family: {width: Tile(*tile) for width, tile in tiles.items()} for family, tiles in table.items()}
+        precision: {
+            family: {width: Tile(*tile) for width, tile in sorted(tiles.items())} for family, tiles in table.items()
+        }
         for precision, table in precisions.items()
     }
     for arch, precisions in TILES.items()
 }
 # The same with dropout or a tangent of the mask, where these would spill with the tile above.
 WITH_OPTIONS: dict[tuple[str, str, str, int], Tile] = {
-    (arch, "half", "forward", 128): Tile(128, 32, 8, 2) for arch in ("sm_90", "sm_100")
+    ("sm_90", "half", "forward", 128): Tile(128, 32, 8, 2),
+    ("sm_100", "half", "backward_query", 256): Tile(16, 32, 8, 2),
 }
 # device -> key of TABLES, filled at first use
 ARCHITECTURES: dict[torch.device, str] = environment.kept({})
+# The input precisions of products whose operands have at most 11 significant bits.
+ROUNDED = ("half", "tf32")
 _IEEE_CHUNK = 32
 
 
@@ -62,7 +68,8 @@ def _detect(device: torch.device) -> str:
     """The interpreter (CPU tensors) takes the tiles of sm_90."""
     if device.type != "cuda":
         return "sm_90"
-    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}[environment.capability(device.index)[0]]
+    major, minor = environment.capability(device.index)
+    return {9: "sm_90", 10: "sm_100"}.get(major, f"sm_{major}{minor}")
 
 
 def input_precision(dtype: torch.dtype, device: torch.device) -> str:
@@ -72,14 +79,20 @@ def input_precision(dtype: torch.dtype, device: torch.device) -> str:
     """
     if dtype != torch.float32 or device.type == "cpu":
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return selfcheck.precision() or ("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
+
+
+def float32_products(device: torch.device, head_dim: int) -> str:
+    """How float32 products are computed where TF32 is not allowed: on tensor cores, where there are tiles for it."""
+    return "bf16x6" if head_dim <= 64 and "bf16x6" in TABLES[architecture(device)] else "ieee"
 
 
 def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     """Powers of two, at least 16, that cover a head dim.
 
-    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16), or (64, 32) in TF32, where narrower ones
-    spill. IEEE products take many narrow ones, because a thread holds a row of a chunk.
+    Tensor-core tiles take at most two, with the least padding: 72 -> (64, 16). Narrower ones spill in float32, where it
+    is (64, 32), and beside 128 columns, where it is (128, 64). IEEE products take many narrow ones, because a thread
+    holds a row of a chunk.
     """
     if width <= 16:
         return (16,)
@@ -88,15 +101,24 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
     top = 1 << (width.bit_length() - 1)
     if width == top:
         return (top,)
-    rest = max(32 if precision == "tf32" else 16, 1 << (width - top - 1).bit_length())
+    least = 64 if top >= 128 else 16 if precision == "half" else 32
+    rest = max(least, 1 << (width - top - 1).bit_length())
     return (2 * top,) if rest >= top else (top, rest)
+
+
+def padded_width(head_dim: int) -> int:
+    """A head dim as the tables of the half types have it: padded to the columns of its chunks, and from 33 to 64."""
+    width = sum(chunk_widths(head_dim, "half"))
+    return 64 if 32 < width <= 64 else width
 
 
 def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
     """The tile of a kernel family for head dims padded to `width`; `options`: with dropout or a tangent of the mask."""
-    arch, bucket = architecture(device), _bucket(width)
-    tile = TABLES[arch][precision][family][bucket]
-    return WITH_OPTIONS.get((arch, precision, family, bucket), tile) if options else tile
+    arch = architecture(device)
+    for largest, tile in TABLES[arch][precision][family].items():
+        if largest >= width:
+            return WITH_OPTIONS.get((arch, precision, family, largest), tile) if options else tile
+    raise KeyError(f"{family} has no tile for head dims padded to {width}")
 
 
 def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:
@@ -109,7 +131,7 @@ def why_not_pipelines(device: torch.device, precision: str, width: int) -> str |
     """Why the warp-specialised kernels do not serve this input precision and this padded head dim; None if they do."""
     if device.type == "cpu":
         return "the warp-specialised kernels need a GPU: the interpreter does not run them"
-    if precision == "ieee":
+    if precision not in ROUNDED:
         setting = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
         return f"float32 without TF32: {setting} allows it, with products of 11 significant bits; so do half types"
     widths = _TILES.get(_architecture_of_pipelines(device, precision), {})
@@ -122,7 +144,7 @@ def why_not_pipelines(device: torch.device, precision: str, width: int) -> str |
 
 def _architecture_of_pipelines(device: torch.device, precision: str) -> str:
     """The interpreter (CPU tensors) does not run them. They multiply float32 numbers where these may be rounded."""
-    return "" if precision == "ieee" or device.type == "cpu" else architecture(device)
+    return "" if precision not in ROUNDED or device.type == "cpu" else architecture(device)
 
 
 def _why_not_triton(device: torch.device) -> str | None:
@@ -154,23 +176,19 @@ _TILES = {arch: _tiles(widths, environment.triton_release()) for arch, widths in
 
 def has_pipelines(device: torch.device, precision: str, width: int) -> bool:
     """Whether there are such tiles, in use with this Triton or not."""
-    return precision != "ieee" and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
-
-
-def _bucket(width: int) -> int:
-    return 64 if width <= 64 else 128 if width <= 128 else 256
+    return precision in ROUNDED and device.type != "cpu" and width in PIPELINES.get(architecture(device), {})
 
 
 def key_side_launches(
-    outputs: tuple[object, object, object, object], width: int
+    outputs: tuple[object, object, object, object], width: int, precision: str
 ) -> list[tuple[str, tuple[object, ...]]]:
     """How the key-side gradients (d_k, d_v, d_k_t, d_v_t) are split into launches: (family, outputs of that launch).
 
-    Four accumulators fit the registers up to a head dim of 64.
+    Four accumulators fit the registers up to a head dim of 64, but not beside operands in three parts.
     """
     d_k, d_v, d_k_t, d_v_t = outputs
     keys, values = d_k is not None or d_k_t is not None, d_v is not None or d_v_t is not None
-    if keys and values and width <= 64:
+    if keys and values and width <= 64 and precision != "bf16x6":
         return [("backward_key_value", outputs)]
     launches: list[tuple[str, tuple[object, ...]]] = []
     if values:
@@ -180,12 +198,13 @@ def key_side_launches(
     return launches
 
 
-def key_side_pipeline(tiles: Families, width: int, queries: int) -> tuple[str, bool]:
+def key_side_pipeline(tiles: Families, width: int, queries: int, both_wanted: bool = True) -> tuple[str, bool]:
     """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
 
-    Where the table has a family for it: from DQ_ACCUM_FROM rows of queries on, except in PyTorch's deterministic mode.
+    Where the table has a family for it, and gradients of both sides are wanted: from DQ_ACCUM_FROM rows of queries on,
+    except in PyTorch's deterministic mode.
     """
     family = next(name for name in ("backward_pairs", "backward_dq_accum", "backward_key") if name in tiles)
     is_long = queries >= tables_of_pipelines.DQ_ACCUM_FROM.get(width, 1)
-    summed = family != "backward_key" and is_long and not torch.are_deterministic_algorithms_enabled()
+    summed = family != "backward_key" and both_wanted and is_long and not torch.are_deterministic_algorithms_enabled()
     return ("backward_key" if family == "backward_dq_accum" and not summed else family), summed

@@ -1,10 +1,11 @@
-"""Whether the warp-specialised kernels may serve with a Triton that they were not measured with.
+"""Whether the warp-specialised kernels may serve with a Triton that they were not measured with, and the portable ones
+on a card that nobody measured.
 
-On first use a few small calls are made, once a process and card: their results must be as near to float64 as bfloat16
-allows, and their kernels may spill little more than those that were measured. (The driver tells how many registers a
-kernel spills, not whether in a loop; a disassembler, which tells, is not always there.) Otherwise the portable kernels
-serve, and a warning says why. The answer is kept on disk for this card, Triton, PyTorch and source, so that a check
-takes a millisecond; the first takes as long as its kernels take to compile.
+On first use a few small calls are made, once a process and card: their results must be as near to float64 as their type
+allows. The kernels of another Triton may also spill little more than those that were measured. (The driver tells how
+many registers a kernel spills, not whether in a loop; a disassembler, which tells, is not always there.) Otherwise what
+is slower serves, and a warning says why. The answer is kept on disk for this card, Triton, PyTorch and source, so that
+a check takes a millisecond; the first takes as long as its kernels take to compile.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import json
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +30,12 @@ from .hopper_tables import MEASURED, Release
 
 # Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
 CALLS = ((64, 192, True), (64, 192, False), (128, 192, True), (128, 2048, True))
-MOST_ERROR = 2.0  # of a result's norm, in units of bfloat16's precision: results that are right have 0.6
+# The same, of portable kernels.
+CALLS_OF_CARD = ((64, 200, True), (64, 200, False), (128, 200, True))
+# Of a result's norm, in units of the precision of the products: results that are right have 0.6 in bfloat16, and 5 in
+# float32 without TF32, which also has exponentials of 22 bits.
+MOST_ERROR = 2.0
+MOST_ERROR_IEEE = 32.0
 MOST_SPILLED = 24  # registers of a thread: of measured kernels at most 18; 32 in one that was a third slower for them
 
 # What is checked: the functions of the backend, and call.py, which keeps what Triton compiles for them, by keys that
@@ -37,7 +44,7 @@ SUBJECT: list[tuple[Any, Any]] = []
 
 _LOCK = threading.Lock()
 _THREAD = threading.local()
-_FOUND: dict[str, str | None] = environment.kept({})  # by card
+_FOUND: dict[tuple[str, str], str | None] = environment.kept({})  # by card and what is checked
 
 
 def why_not(release: Release, device: torch.device) -> str | None:
@@ -47,15 +54,38 @@ def why_not(release: Release, device: torch.device) -> str | None:
         return _with_remedy(f"the warp-specialised kernels need Triton {oldest} or newer, not {triton.__version__}")
     if device.type != "cuda" or getattr(_THREAD, "checks", False):
         return None  # they are only compiled, or being checked
-    card = environment.device_name(device)
-    if card not in _FOUND:
-        if torch.compiler.is_compiling() or environment.is_capturing():
+    found = _answer(device, "", lambda: _checked(device))
+    return None if found is None else _with_remedy(f"with Triton {triton.__version__}, which they do not know, {found}")
+
+
+def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the portable kernels do not serve tensors of a type on a card that was not measured; None if they do."""
+    if getattr(_THREAD, "checks", False):
+        return None
+    found = _answer(device, str(dtype), lambda: _checked_card(device, dtype))
+    return None if found is None else f"expected kernels that are right on this card, which nobody measured: {found}"
+
+
+def is_postponed() -> bool:
+    """Whether nothing can be checked now: the answer of `why_not_on` is then no answer for later calls."""
+    return torch.compiler.is_compiling() or environment.is_capturing()
+
+
+def precision() -> str | None:
+    """The kind of float32 products that this thread checks, whatever PyTorch's setting."""
+    return getattr(_THREAD, "precision", None)
+
+
+def _answer(device: torch.device, what: str, check: Callable[[], str | None]) -> str | None:
+    """What is known of a card, or what a check finds now."""
+    key = environment.device_name(device), what
+    if key not in _FOUND:
+        if is_postponed():
             return f"Triton {triton.__version__} is checked on first use, which may be no capture of a graph"
         with _LOCK:
-            if card not in _FOUND:
-                _FOUND[card] = _remembered(card, device)
-    found = _FOUND[card]
-    return None if found is None else _with_remedy(f"with Triton {triton.__version__}, which they do not know, {found}")
+            if key not in _FOUND:
+                _FOUND[key] = _remembered(*key, check)
+    return _FOUND[key]
 
 
 def _with_remedy(reason: str) -> str:
@@ -64,9 +94,9 @@ def _with_remedy(reason: str) -> str:
     return f"{reason}. Install a Triton that they were measured with ({names}), or a newer flashjvp"
 
 
-def _remembered(card: str, device: torch.device) -> str | None:
+def _remembered(card: str, what: str, check: Callable[[], str | None]) -> str | None:
     """What an earlier process found, or what is found now. What a check raised is forgotten with the process."""
-    path = _path(card)
+    path = _path(card, what)
     try:
         found = json.loads(path.read_text())["reason"]
         if found is None or isinstance(found, str):
@@ -76,19 +106,19 @@ def _remembered(card: str, device: torch.device) -> str | None:
     try:
         # A thread of its own has no modes, transforms or stream of the caller.
         with ThreadPoolExecutor(1) as thread:
-            reason = thread.submit(_checked, device).result()
+            reason = thread.submit(check).result()
     except Exception as error:  # whatever a compiler or a driver raises
         return f"a check raised {type(error).__name__}: {str(error).strip()[:200]}"
     _remember(path, reason)
     return reason
 
 
-def _path(card: str) -> Path:
+def _path(card: str, what: str = "") -> Path:
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     mode = torch.are_deterministic_algorithms_enabled()
-    digest.update(repr((triton.__version__, torch.__version__, card, mode)).encode())
+    digest.update(repr((triton.__version__, torch.__version__, card, mode, what)).encode())
     return environment.triton_cache() / f"flashjvp-{digest.hexdigest()[:32]}.json"
 
 
@@ -119,22 +149,39 @@ def _checked(device: torch.device) -> str | None:
     return None
 
 
-def _wrong(kernels: ModuleType, device: torch.device, width: int, rows: int, jvp: bool) -> str | None:
+def _checked_card(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the portable kernels should not serve a type, or None."""
+    ((kernels, _),) = SUBJECT
+    _THREAD.checks = True
+    with on_device(index_of(device)):
+        for _THREAD.precision in ("tf32", "ieee") if dtype == torch.float32 else (None,):
+            for width, rows, jvp in CALLS_OF_CARD:
+                if (reason := _wrong(kernels, device, width, rows, jvp, dtype)) is not None:
+                    return reason
+    return None
+
+
+def _wrong(
+    kernels: ModuleType, device: torch.device, width: int, rows: int, jvp: bool, dtype: torch.dtype = torch.bfloat16
+) -> str | None:
     """Which result is wrong, if one is."""
-    inputs = _inputs(device, width, rows)
+    inputs = _inputs(device, width, rows, dtype)
     found, exact = _results(kernels, inputs, jvp), _results(reference, [x.double() for x in inputs], jvp)
+    # TF32 has as many significant bits as float16.
+    rounding = torch.finfo(torch.float16 if precision() == "tf32" else dtype).eps
+    most = MOST_ERROR_IEEE if precision() == "ieee" else MOST_ERROR
     for name in exact:
-        error = float((found[name] - exact[name]).norm() / exact[name].norm()) / torch.finfo(inputs[0].dtype).eps
-        if not error <= MOST_ERROR:
+        error = float((found[name] - exact[name]).norm() / exact[name].norm()) / rounding
+        if not error <= most:
             return f"{name} is wrong (D = {width}, {rows} rows): {error:.1f} times the precision of its type"
     return None
 
 
-def _inputs(device: torch.device, width: int, rows: int) -> list[Tensor]:
+def _inputs(device: torch.device, width: int, rows: int, dtype: torch.dtype) -> list[Tensor]:
     """q, k, v, their tangents and the cotangents, from a generator of their own."""
     generator = torch.Generator().manual_seed(width + rows)
     shape = (1, 1, rows, width)
-    return [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for _ in range(8)]
+    return [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(8)]
 
 
 def _results(backend: ModuleType, tensors: list[Tensor], jvp: bool) -> dict[str, Tensor]:

@@ -137,10 +137,10 @@ def bias_tile(
             G = _rows_of(d_o, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
             T = _rows_of(d_o_t, batch, head, batch_shape, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
             drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
-            kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
+            kept = kept_tile(drop, m0, n0, row[:, None], column[None, :])
             ds = score_gradients(
                 p, v_rows, v_t_rows, G, T, load_statistic(row_a, base, rows, inside),
-                load_statistic(row_delta, base, rows, inside), kept, False, DROPOUT, PRECISION,
+                load_statistic(row_delta, base, rows, inside), kept, False, PRECISION,
             )  # fmt: skip
             if d_mask is not None:
                 total += ds[0]  # mutate: total
@@ -177,7 +177,7 @@ def launch_backward_bias(
     """The wanted ones of d_mask and d_mask_t. `statistics` are lse, mu, row_a, row_delta."""
     d_mask, d_mask_t = (empty_bias(mask) if want else None for want in wanted)
     *batch, heads, queries, keys = mask.shape
-    owns = (queries > 1, heads > 1, *([size > 1 for size in reversed(batch)] or [True]))
+    owns = (queries > 1, heads > 1, *([size > 1 for size in reversed(batch)] or [False]))
     tile = call.tile("backward_bias")
     programs = mask.numel() // (queries * keys) * -(-queries // tile.block_m) * -(-keys // tile.block_n)
     args = (

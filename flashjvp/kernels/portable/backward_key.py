@@ -22,7 +22,7 @@ from .visible import queries_at, queries_of
 def _key_tile(
     state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, only, n0, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one query tile's part of d_k / c, d_v, d_k_t / c, d_v_t to the accumulators that are not empty."""
@@ -42,8 +42,8 @@ def _key_tile(
     )  # fmt: skip
     G = load_operand(d_o_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     T = load_operand(d_o_t_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    kept = kept_tile(drop, m0, n0, row[None, :], column[:, None], DROPOUT)
-    rp = both_dropped(p, kept, DROPOUT)  # mutate: rp
+    kept = kept_tile(drop, m0, n0, row[None, :], column[:, None])
+    rp = both_dropped(p, kept)  # mutate: rp
     if len(acc_v) > 0 and len(G) > 0:  # (17), (31)
         acc_v = add_product(acc_v, rp[0], G, PRECISION)
     if len(acc_v) > 0 and len(T) > 0 and len(p) > 1:
@@ -61,7 +61,6 @@ def _key_tile(
             (row_delta, first, row, inside),
             kept,
             True,
-            DROPOUT,
             PRECISION,
         )  # mutate: ds
         if len(acc_k) > 0:  # (16)
@@ -125,8 +124,7 @@ def key_rows(
             m0, at_border, only = queries_at(i, full, seen_of_head)
             state = _key_tile(
                 state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, at_border, only,
-                n0 - shift, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION,
-                REGULAR,
+                n0 - shift, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
             )  # fmt: skip
 
     acc_k, acc_v, acc_k_t, acc_v_t = state
@@ -189,7 +187,7 @@ def launch_backward_key(
     grads = tuple([empty_rows(x, x.shape[-1]) if want and x is not None else None for x, want in sources])
     operands = call.operands(*inputs, *cotangents)
     d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
-    for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
+    for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width, call.precision):
         args = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics, *call.plan)
         tile = call.tile(family)
         call.launch(

@@ -22,8 +22,7 @@ def row_dot(x, y):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def preprocess_kernel(
     d_o, d_o_t, o, o_t, row_a, row_delta, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
-    MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+    V_COLUMNS: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one head. A missing cotangent is zero."""
     BLOCK_M: tl.constexpr = TILE[0]

@@ -17,7 +17,7 @@ from .visible import keys_at
 def _query_tile(
     acc_q, acc_q_t, query, statistics, key, mask, mask_t, drop, scale, m0, n0, at_border, only, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile's part of d_q / c and d_q_t / c to the accumulators."""
@@ -33,8 +33,8 @@ def _query_tile(
     )  # fmt: skip
     v = load_operand(v_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     v_t = load_operand(v_t_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
-    kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
-    ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, kept, False, DROPOUT, PRECISION)
+    kept = kept_tile(drop, m0, n0, row[:, None], column[None, :])
+    ds = score_gradients(p, v, v_t, G, T, row_a, row_delta, kept, False, PRECISION)
     acc_q = add_product(acc_q, ds[0], k, PRECISION)  # (15)
     if len(ds) > 1 and len(k_t) > 0:
         acc_q = add_product(acc_q, ds[1], k_t, PRECISION)  # mutate: acc_q
@@ -90,7 +90,7 @@ def query_rows(
         n0, at_border, only = keys_at(i, full, seen)
         acc_q, acc_q_t = _query_tile(
             acc_q, acc_q_t, query, statistics, key, head_mask, head_mask_t, drop, scale, m0 + shift, n0, at_border,
-            only, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+            only, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
         )  # fmt: skip
 
     factor = tl.zeros([BLOCK_M], tl.float32) + scale  # mutate: factor

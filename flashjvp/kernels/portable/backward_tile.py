@@ -134,9 +134,7 @@ def probabilities(
 
 
 @triton.jit
-def score_gradients(
-    p, v, v_t, G, T, row_a, row_delta, kept, KEYS_FIRST: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr
-):
+def score_gradients(p, v, v_t, G, T, row_a, row_delta, kept, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):
     """(dS, dS_t), or (dS,) without a cotangent of o_t; (13), (14), (29), (30).
 
     `p` is what `probabilities` returns, `kept` what `kept_tile` does.
@@ -153,9 +151,9 @@ def score_gradients(
         if FIRST + SECOND > 0:
             b = _products(G, v, T, v_t, FIRST, SECOND, KEYS_FIRST, PRECISION)
     if len(kept) > 0:
-        b = dropped(b, kept, DROPOUT)  # mutate: b
+        b = dropped(b, kept)  # mutate: b
         if len(T) > 0:
-            centred = dropped(centred, kept, DROPOUT)
+            centred = dropped(centred, kept)
     ds = p[0] * (b - _statistic(row_delta, KEYS_FIRST))  # mutate: ds (1)
     if len(T) == 0:
         return (ds,)

@@ -32,7 +32,7 @@ from .visible import hide, keys_at
 def _forward_tile(
     state, q_rows, q_t_rows, k, v, k_t, v_t, mask, mask_t, drop, scale, m0, n0, at_border, only, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, JVP: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, JVP: tl.constexpr,
     PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One key tile of the stream: the state (acc_o, acc_o_t, m, l, mean) after it; (7'')."""
@@ -74,9 +74,10 @@ def _forward_tile(
         step = tl.sum(p * s_t, 1) / tl.where(l == 0.0, 1.0, l)  # mutate: step
         mean += step  # mutate: mean
         acc_o_t = add_scaled_rows(acc_o_t, acc_o, -step * alpha)  # mutate: acc_o_t (2)
-    kept = kept_tile(drop, m0, n0, row[:, None], column[None, :], DROPOUT)
+    kept = kept_tile(drop, m0, n0, row[:, None], column[None, :])
     if len(kept) > 0:
-        p = tl.where(kept[0], p, 0.0)  # mutate: p
+        is_kept, _ = kept
+        p = tl.where(is_kept, p, 0.0)  # mutate: p
     if FIRST + SECOND + len(mask_t) > 0:
         # mutate: acc_o_t (3)
         acc_o_t = add_product(acc_o_t, p * (s_t - step[:, None]), v_rows, PRECISION)
@@ -130,7 +131,7 @@ def forward_rows(
         state = _forward_tile(
             state, q_rows, q_t_rows, k_head, v_head, k_t_head, v_t_head, head_mask, head_mask_t, drop, scale,
             m0 + shift, n0, at_border, only, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT,
-            DROPOUT, JVP, PRECISION, REGULAR,
+            JVP, PRECISION, REGULAR,
         )  # fmt: skip
 
     acc_o, acc_o_t, m, l, mean = state
@@ -144,8 +145,9 @@ def forward_rows(
     else:
         # mutate: tl.store (3)
         tl.store(lse + statistic, (m - tl.log2(norm)) * 0.6931471805599453, mask=rows < M)
-    if len(DROPOUT) > 0:
-        norm *= DROPOUT[1]  # mutate: norm
+    if len(drop) > 0:
+        _, _, _, _, factor = drop
+        norm *= factor  # mutate: norm
     o_head = select_rows(o, batch, head, batch_shape, start_q, REGULAR)
     store_rows(o_head, scale_rows(acc_o, norm), m0, M, V_COLUMNS, REGULAR)
     if JVP:

@@ -175,7 +175,7 @@ class Sequences:
         """Writes d_k, d_v, d_k_t, d_v_t, where they are given."""
         call = self._call
         d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
-        for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width):
+        for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width, call.precision):
             tile = call.tile(family)
             args = (*call.operands(*inputs, *cotangents), self._cu, *outputs, *statistics)
             tiles = call.sizes.keys // tile.block_n + self._count

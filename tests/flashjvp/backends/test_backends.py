@@ -32,7 +32,11 @@ STRUCTURES = ("square", "packed_causal_padded_tangents", "mask_bool_empty_rows",
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter serves machines without a GPU")
 
-OF_KERNELS = [case for case in CASES if max(case.d, case.dv) <= select.MAX_HEAD_DIM]
+OF_KERNELS = [
+    pytest.param(case, id=str(case), marks=[pytest.mark.slow] if case.m * case.n > 2**19 else [])
+    for case in CASES
+    if max(case.d, case.dv) <= select.MAX_HEAD_DIM
+]
 
 
 def dtype_id(value: object) -> str | None:
@@ -78,7 +82,7 @@ def test_torch_backends(backend: Backend, case: Case, dtype: torch.dtype) -> Non
 
 @interpreted
 @pytest.mark.sampled(of=3)
-@pytest.mark.parametrize("case", OF_KERNELS, ids=str)
+@pytest.mark.parametrize("case", OF_KERNELS)
 def test_triton_interpreted(case: Case) -> None:
     judge(case, torch.float32, "triton")
 
@@ -153,7 +157,7 @@ LARGE = (
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", GPU_FLOATS, ids=dtype_id)
-@pytest.mark.parametrize("case", OF_KERNELS, ids=str)
+@pytest.mark.parametrize("case", OF_KERNELS)
 def test_triton_on_a_gpu(case: Case, dtype: torch.dtype) -> None:
     judge(case, dtype, "triton", "cuda")
 

@@ -18,7 +18,7 @@ from verify.cases.case import Case
 from verify.cases.inputs import make_inputs
 from verify.oracles.attention import run
 
-BACKENDS = ("reference", "tiled", pytest.param("triton", marks=pytest.mark.sampled(of=3)))  # the interpreter is slow
+BACKENDS = ("reference", "tiled", pytest.param("triton", marks=pytest.mark.sampled(of=6)))  # the interpreter is slow
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter serves machines without a GPU")
 
 

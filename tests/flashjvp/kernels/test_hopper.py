@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flashjvp.kernels.launch.hopper_tables import PIPELINES as TABLES
-from flashjvp.kernels.launch.schedule import chunk_widths
+from flashjvp.kernels.launch.schedule import padded_width
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
@@ -65,6 +65,19 @@ CASES = (
     Case("padded_56", batch=(1,), q_heads=1, kv_heads=1, m=100, n=150, d=56, dv=56),
     Case("padded_120", batch=(1,), q_heads=1, kv_heads=1, m=100, n=150, d=120, dv=120),
     Case("scores_1e4", batch=(1,), q_heads=1, kv_heads=1, m=64, n=150, d=64, dv=64, magnitude=1e4),
+    Case("padded_40", batch=(2,), q_heads=2, kv_heads=1, m=130, n=150, d=40, dv=40),
+    Case("padded_48_plain", batch=(1,), m=130, n=150, d=48, dv=48, **PLAIN),
+    Case("values_wider", batch=(1,), q_heads=2, kv_heads=1, m=100, n=150, d=64, dv=128),
+    Case("values_narrower", batch=(1,), m=100, n=150, d=128, dv=64),
+    Case("values_narrower_80", batch=(1,), m=70, n=150, d=80, dv=40),
+    Case("values_wider_96", batch=(2,), m=70, n=150, d=56, dv=96, is_causal=True),
+    Case("values_narrower_plain", batch=(1,), m=70, n=150, d=72, dv=8, **PLAIN),
+    Case("q_t_alone", batch=(1,), m=130, n=150, d=64, dv=64, tangents=("q",)),
+    Case("k_t_alone_72", batch=(2,), q_heads=2, kv_heads=1, m=130, n=70, d=72, dv=72, tangents=("k",)),
+    Case("v_t_alone_128", batch=(1,), m=70, n=150, d=128, dv=128, tangents=("v",)),
+    Case("two_tangents_96", batch=(1,), m=70, n=150, d=96, dv=96, tangents=("q", "v"), is_causal=True),
+    Case("cotangent_o_t", batch=(2,), q_heads=2, kv_heads=1, m=130, n=150, d=64, dv=64, cotangents=("o_t",)),
+    Case("cotangent_o_t_128", batch=(1,), m=70, n=150, d=128, dv=128, cotangents=("o_t",), tangents=("q",)),
     Case("mask_64", batch=(2,), q_heads=2, kv_heads=2, m=200, n=150, d=64, dv=64, mask="bool"),
     Case("mask_128", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=128, dv=128, mask="bool"),
     Case("mask_72", batch=(1,), q_heads=1, kv_heads=1, m=150, n=133, d=72, dv=72, mask="bool"),
@@ -94,10 +107,9 @@ CASES = (
 NOT_SERVED = (
     Case("negative_scale", batch=(1,), m=64, n=70, d=64, dv=64, scale=-0.3),
     Case("additive_mask", batch=(1,), m=64, n=64, d=64, dv=64, mask="additive"),
-    Case("other_width", batch=(1,), m=64, n=64, d=40, dv=40),
+    Case("other_width", batch=(1,), m=64, n=64, d=24, dv=24),
     Case("unaligned_rows", batch=(1,), m=64, n=64, d=62, dv=62),
-    Case("unequal_widths", batch=(1,), m=64, n=64, d=64, dv=128),
-    Case("a_tangent_alone", batch=(1,), m=64, n=64, d=64, dv=64, tangents=("q",)),
+    Case("unaligned_values", batch=(1,), m=64, n=64, d=64, dv=62),
     Case("two_batch_dims", batch=(1, 2), m=64, n=64, d=64, dv=64),
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
@@ -134,7 +146,7 @@ def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") ->
 
 def expected(inputs: Inputs, ordered: bool) -> set[str]:
     """The families that serve a call."""
-    columns = sum(chunk_widths(inputs.q.shape[-1], "half"))
+    columns = padded_width(max(inputs.q.shape[-1], inputs.v.shape[-1]))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
     if ordered or not families & {"backward_pairs", "backward_dq_accum"}:
         return families - {"backward_dq_accum"}

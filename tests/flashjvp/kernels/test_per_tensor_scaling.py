@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.flashjvp.kernels.test_hopper import CASES, NOT_SERVED, expected, pipelines_in_use
+from tests.tiers import examples
 from verify.budget.arithmetic import to_11_bits
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
@@ -47,7 +48,7 @@ def judge(case: Case, ordered: bool, dense: Callable[[Inputs], Results], device:
 
 
 @ON_CPU
-@pytest.mark.sampled(of=24)
+@pytest.mark.sampled(of=48)
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
 @pytest.mark.parametrize("case", [*CASES, *LAYOUTS], ids=str)
 def test_emulated(case: Case, ordered: bool) -> None:
@@ -96,7 +97,7 @@ def times(x: Tensor | None, exponent: int) -> Tensor | None:
 
 
 @ON_CPU
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(
     queries=st.integers(-25, 25), values=st.integers(-25, 25), tangents=st.integers(-25, 25),
     cotangents=st.integers(-25, 25), seed=st.integers(0, 99),
@@ -122,7 +123,7 @@ def test_units_change_no_bit(queries: int, values: int, tangents: int, cotangent
 
 
 @ON_CPU
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     exponents=st.fixed_dictionaries(
         {name: st.integers(-30, 30) for name in ("q", "k", "v", "q_t", "k_t", "v_t", "d_o", "d_o_t")}

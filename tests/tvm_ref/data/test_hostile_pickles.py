@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tvm_ref.convert import cli, convert
+from tvm_ref.convert import convert, main
 from tvm_ref.data.safe_pickle import SafeUnpickler, UnsafePickleError, load
 from verify.oracles.network import tiny, trained
 
@@ -160,7 +160,7 @@ def test_weights_that_are_no_network_are_refused_in_one_line(
     path = tmp_path / "network.pkl"
     path.write_bytes(pickle.dumps(state() | change))
     with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
-        cli([str(path), str(tmp_path / "weights.safetensors")])
+        main([str(path), str(tmp_path / "weights.safetensors")])
     assert [file.name for file in tmp_path.iterdir()] == ["network.pkl"]
 
 

@@ -58,6 +58,7 @@ def test_every_size_is_a_network(size: str) -> None:
         ({"width": 1028, "heads": 4}, "width / heads"),
         ({"norm": "batch"}, "norm"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
+        ({"modulation_eps": 0.0}, "modulation_eps"),
         ({"attention_backend": "fast"}, "attention_backend"),
     ],
 )

@@ -26,7 +26,7 @@ CONFIGS = {
     "without guidance": tiny(guidance=False),
     "neither": tiny(num_classes=0, guidance=False),
     "layer norm": tiny(norm="layer"),
-    "no qk norm": tiny(qk_norm=False),
+    "no qk norm, modulation eps": tiny(qk_norm=False, modulation_eps=0.3),
     "no modulation norm": tiny(modulation_norm=False),
     "as a plain DiT": tiny(norm="layer", qk_norm=False, modulation_norm=False),
     "one token": tiny(image_size=1, patch=1, channels=2),

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tvm_ref.objective.loss import OBJECTIVES
 from tvm_ref.objective.path import per_image
-from tvm_ref.sampling.sampler import cycle_error, sample
+from tvm_ref.sampling.sampler import cycle_error, sample, steps_of
 from verify.budget.network_tolerance import accumulated_rounding, relative_error
 
 SIGMA = 0.5
@@ -103,3 +104,39 @@ def test_what_is_no_sampling_is_refused(w: float, steps: int, named: str) -> Non
 def test_a_cycle_needs_a_time(t: float) -> None:
     with pytest.raises(ValueError, match=r"^t: expected .*, got "):
         cycle_error(Exact(), noise(), LABELS, 1.0, t, 2, True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["jumps", "velocity", "restarts"])
+def test_each_kind_of_steps_asks_for_what_its_objective_trains(kind: Any) -> None:
+    network: Any = Exact()
+    sample(network, noise(), LABELS, 1.0, 2, False, kind=kind, new_noise=lambda n: noise())
+    ends = {"jumps": [0.5, 0.0], "velocity": [1.0, 0.5], "restarts": [0.0, 0.0]}[kind]
+    assert [call[:2] for call in network.calls] == list(zip([1.0, 0.5], ends, strict=True))
+
+
+def test_steps_along_the_velocity_and_restarts_end_where_they_should() -> None:
+    """Of the exact flow map: an Euler step by hand; a restart keeps the jump's end and adds the new noise."""
+    network: Any = Exact()
+    x, again = noise(), noise().flip(0)
+    slope = ((1 - 0.5) * -(SIGMA**2) + 0.5) / ((1 - 0.5) ** 2 * SIGMA**2 + 0.25)
+    expected = (x - 0.5 * x) * (1 - 0.5 * slope)  # the velocity at t = 1 is x itself
+    found = sample(network, x, LABELS, 1.0, 2, False, kind="velocity")
+    asked: list[int] = []
+
+    def new_noise(number: int) -> Tensor:
+        asked.append(number)
+        return again
+
+    restarted = sample(network, x, LABELS, 1.0, 2, False, kind="restarts", new_noise=new_noise)
+    from_half = SIGMA / width(torch.tensor(0.5, dtype=torch.float64))
+    back = (0.5 * SIGMA * x + 0.5 * again) * from_half
+    assert relative_error([found, restarted], [expected, back]) <= accumulated_rounding(48, torch.float64)
+    assert asked == [1]
+    with pytest.raises(ValueError, match="new_noise"):
+        sample(network, x, LABELS, 1.0, 2, False, kind="restarts")
+
+
+def test_every_objective_has_its_kind_of_steps() -> None:
+    kinds = {objective: steps_of(objective) for objective in OBJECTIVES}
+    others = dict.fromkeys(("tvm", "meanflow", "imf", "shortcut"), "jumps")
+    assert kinds == {"flow": "velocity", "scm": "restarts", **others}

@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from rich.console import Console
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from tests.tvm_ref.runs import (
@@ -58,7 +60,9 @@ def train_in_float64(config: TrainConfig) -> None:
 def train_compiled_in_float64(config: TrainConfig) -> None:
     """The same with compiled blocks, but without code generation, which is slow."""
     torch.compile = functools.partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    counters.clear()
     train_in_float64(config)
+    assert not counters["graph_break"], dict(counters["graph_break"])
 
 
 def results(out: Path, rank: int) -> list[torch.Tensor]:
@@ -84,6 +88,19 @@ def test_two_processes_train_like_one(one: Path, tmp_path: Path, parallel: str, 
         pair = [list(network.parameters()) for network in networks]
         # Read into float32: one rounding of each number is added.
         assert relative_error(*pair) <= training_budget() + torch.finfo(torch.float32).eps
+
+
+def train_without_synchronisation(config: TrainConfig) -> None:
+    """The same with a fault: no process averages its gradients with the others."""
+    with patch("tvm_ref.training.state.parallel.replicate", lambda objective, world: objective):
+        train_in_float64(config)
+
+
+def test_gradients_that_are_not_averaged_are_seen(one: Path, tmp_path: Path) -> None:
+    """What the test above holds would fail by orders of magnitude, and the processes would differ."""
+    together(2, train_without_synchronisation, digits(tmp_path))
+    assert relative_error(results(tmp_path, 0), results(one, 0)) > 1e3 * training_budget()
+    assert (tmp_path / "0.json").read_text() != (tmp_path / "1.json").read_text()
 
 
 @pytest.mark.parametrize(

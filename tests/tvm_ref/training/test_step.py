@@ -20,7 +20,7 @@ from tvm_ref.training.batches import Batches
 from tvm_ref.training.config import TrainConfig
 from tvm_ref.training.parallel import World
 from tvm_ref.training.state import State
-from tvm_ref.training.step import Outcome, gradient
+from tvm_ref.training.step import Outcome, gradient, queue_gradient
 from verify.budget.network_tolerance import relative_error, training_budget
 
 CONFIG = digits(Path("run"))
@@ -143,6 +143,28 @@ def test_bfloat16_is_autocast_of_the_same_loss() -> None:
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in state.parameters)
     error = relative_error([torch.tensor(outcomes["bfloat16"].loss)], [torch.tensor(outcomes["float32"].loss)])
     assert 0 < error <= training_budget(torch.bfloat16)
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what waits for a device: numbers read by the host."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name()
+        if name.startswith(("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero")):
+            raise AssertionError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["tvm", "flow", "meanflow"])
+def test_the_work_of_a_step_is_queued_without_waiting_for_the_device(objective: Any) -> None:
+    config = dataclasses.replace(CONFIG, loss=dataclasses.replace(CONFIG.loss, objective=objective))
+    state, batches = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
+    with Waits():
+        queued = queue_gradient(state.objective, state.target, batches, ALONE, clip=config.optim.clip)
+    assert bool(queued.finite)
+    with pytest.raises(AssertionError, match="waits for the device"), Waits():
+        bool(queued.finite)
+    assert queued.outcome() == gradient(state.objective, state.target, batches, ALONE, clip=config.optim.clip)
 
 
 def test_a_stop_is_seen_after_the_step() -> None:

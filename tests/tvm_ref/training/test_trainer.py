@@ -1,14 +1,17 @@
 """The files that a run writes into its folder, and how it is resumed."""
 
 import dataclasses
+import io
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from tests.tvm_ref.runs import change, digits, toy, train
 from tvm_ref.data.dataset import DataConfig
@@ -20,7 +23,9 @@ from tvm_ref.objective.loss import LossConfig
 from tvm_ref.sampling.grids import DENSITY_BINS, tiles, write_grid
 from tvm_ref.sampling.sampler import sample
 from tvm_ref.training.checkpoint import CheckpointError, checkpoints, load_model, read_step
+from tvm_ref.training.parallel import world
 from tvm_ref.training.report import MOST_IMAGES, PER_CLASS, SEED
+from tvm_ref.training.trainer import Trainer
 
 
 def rows(out: Path) -> list[str]:
@@ -40,6 +45,23 @@ def test_a_run_leaves_metrics_checkpoints_grids_and_a_summary(tmp_path: Path) ->
     assert set(summary["nfe"]) == {"1", "2", "4"}
     assert all(figures["w2"] > 0 for figures in summary["nfe"].values())
     assert "w2_fresh" in printed and "done: 5 steps" in printed
+
+
+def test_a_finished_run_that_goes_on_has_no_figures_until_it_ends_again(tmp_path: Path) -> None:
+    """Else those of the earlier end would be taken for those of a run that was stopped."""
+    config = toy(tmp_path, steps=1, evaluate=True)
+    train(config)
+    earlier = (tmp_path / "summary.json").read_bytes()
+    train(config)
+    assert (tmp_path / "summary.json").read_bytes() == earlier  # nothing was left to do
+    with world("cpu") as this:
+        longer = Trainer(change(config, steps=99), this, Console(file=io.StringIO()))
+        longer.signal = signal.SIGTERM
+        assert not longer.run()
+    assert not (tmp_path / "summary.json").exists()
+    assert (tmp_path / "aside-summary.json").read_bytes() == earlier
+    train(change(config, steps=3))
+    assert json.loads((tmp_path / "summary.json").read_text()) != json.loads(earlier)
 
 
 def test_grids_of_classes_have_a_row_for_each(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def kernel_model(inputs: Inputs, fault: str = "") -> Results:
     return Results(**{name: results[name].to(dtype) if name in results else None for name in NAMES})
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("case", [case for case in CASES if 0 not in (*case.batch, case.n)], ids=str)
 def test_a_correct_kernel_keeps_the_budget(case: Case, dtype: torch.dtype) -> None:

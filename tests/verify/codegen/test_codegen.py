@@ -50,7 +50,9 @@ SASS = """
         ({"loop_spills": 9, "loop_spill_share": 1 / 100, "family": "backward_key, warp-specialised"}, "3.9.1", ""),
         ({"loop_spill_share": 1 / 1000, "family": "forward, warp-specialised"}, "3.6.0", "spills"),
         ({"loop_spill_share": 1 / 1000, "ordered": True}, "3.6.0", "spills"),
-        ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "architecture": "sm_100"}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 33, "architecture": "sm_100"}, "3.6.0", ""),
+        ({"loop_spills": 1, "loop_spill_share": 1 / 31, "architecture": "sm_89"}, "3.6.0", "spills"),
+        ({"architecture": "sm_120", "shared_bytes": 101_377}, "3.6.0", "shared memory"),
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36}, "3.6.0", ""),
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "d": 36, "kind": "ieee"}, "3.6.0", "spills"),
     ],
@@ -59,6 +61,10 @@ def test_what_fails(changes: dict[str, object], version: str, reason: str) -> No
     found = fault(replace(GOOD, **changes), version)  # type: ignore[arg-type]
     assert reason in found
     assert bool(found) == bool(reason)
+
+
+def test_a_trap_in_the_place_of_a_kernel_is_seen() -> None:
+    assert "trap" in of_sass(SASS.replace("MOV R1, c[0x0][0x28]", "BPT.TRAP 0x1"))["failure"]
 
 
 def test_sass_is_read() -> None:
@@ -102,7 +108,7 @@ def test_the_sample_has_every_head_dim_kind_and_option() -> None:
 
 
 @pytest.mark.sampled(of=2)
-@pytest.mark.parametrize("architecture", ["sm_90", "sm_80"])
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_120"])
 def test_kernels_compile_without_a_gpu(architecture: str) -> None:
     (kernels,) = compiled([Configuration(architecture, "half", 16, 16, group=2)])
     assert [kernel.family for kernel in kernels] == [

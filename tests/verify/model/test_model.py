@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tvm_ref.model import dual
 from tvm_ref.model.dual import Dual
-from tvm_ref.objective import loss
+from tvm_ref.objective import loss, parts
 from verify.model.cases import PARTS, SMALL, ModelCase
 from verify.model.judge import judge_model
 from verify.model.stock_norms import stock_norms
@@ -119,12 +119,13 @@ def test_difference_quotients_catch_wrong_gradients_without_the_dense_network(
 
 
 def test_a_planted_bug_of_the_objective_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = loss._guided_velocity
+    right = parts.guided_of
 
-    def slightly_off(target: Any, batch: Any, x: Tensor, *rest: Any) -> Tensor:
-        return right(target, batch, x, *rest) + 1e-6 * x
+    def slightly_off(batch: Any, velocity: Any) -> Tensor:
+        return right(batch, velocity) + 1e-6 * batch.x1
 
-    monkeypatch.setattr(loss, "_guided_velocity", slightly_off)
+    for module in (parts, loss):
+        monkeypatch.setattr(module, "guided_of", slightly_off)
     for case in (ModelCase("tvm"), ModelCase("meanflow")):
         assert not all(row.ok for row in judge_model(case, "cpu", 0))
 

@@ -1,0 +1,86 @@
+"""What is measured of a trained network: quality of samples for numbers of evaluations and scales of guidance."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import point_sets, toys
+from ..data.dataset import DataConfig, open_dataset
+from ..quality.evaluation import Sampling, cycle_errors, square_figures, toy_figures
+from ..quality.feature_judge import feature_judge
+from ..sampling.sampler import steps_of
+from ..training.parallel import World
+from ..training.report import scale_to_sample_with
+from .training import Measure, Measured, Trained
+
+AT_ONCE = 1000
+FRESH = 1000  # added to a seed for fresh points that are neither training data nor those of another seed
+
+
+def quality(nfes: Sequence[int], samples: int, scales: Sequence[float] | None = None) -> Measure:
+    """Quality of `samples` samples for each of some numbers of network evaluations, and scales w of guidance.
+
+    scales: None: that of training. The noise has the seed of the run, so seeds differ in all that is random.
+    """
+
+    def measure(trained: Trained) -> Iterator[Measured]:
+        for w in scales or [scale_to_sample_with(trained.config.loss)]:
+            for nfe in nfes:
+                labels = _labels(trained.config.data, samples, trained.world)
+                drawn = torch.cat([x.cpu() for x in sampling_of(trained, w).draw(trained.model, labels, nfe)])
+                found = _figures(trained.config.data, drawn, labels, trained.config.run.seed, trained.world)
+                yield from (Measured(name, value, nfe, w) for name, value in found.items())
+
+    return measure
+
+
+def cycles(trained: Trained) -> Iterator[Measured]:
+    """The cycle errors, figure `cycle_error_t0.5` and so on."""
+    sampling = sampling_of(trained, scale_to_sample_with(trained.config.loss))
+    found = cycle_errors(trained.model, open_dataset(trained.config.data), sampling)
+    yield from (Measured(name, value) for name, value in found.items())
+
+
+def sampling_of(trained: Trained, w: float) -> Sampling:
+    """How the network is sampled."""
+    loss = trained.config.loss
+    kind = steps_of(loss.objective)
+    return Sampling(w=w, scaled=loss.scaled, seed=trained.config.run.seed, batch=AT_ONCE, kind=kind)
+
+
+def real_quality(data: DataConfig, samples: int, seed: int, world: World) -> Iterator[Measured]:
+    """What as many real samples get: drawn with replacement from the images, or fresh points."""
+    if data.name in ("digits", "fashion"):
+        found = feature_judge(data, world.device).bootstrap(samples, seed)._asdict()
+    elif data.name == "squares":
+        other = torch.from_numpy(point_sets.squares(samples, 2 * FRESH + seed))
+        found = square_figures(other, _fresh_squares(samples, seed))
+    else:
+        other = torch.from_numpy(toys.toy_points("eight_gaussians", samples, 2 * FRESH + seed))
+        found = toy_figures("eight_gaussians", other, _fresh_points(samples, seed))
+    yield from (Measured(name, value) for name, value in found.items())
+
+
+def _figures(data: DataConfig, drawn: Tensor, labels: Tensor, seed: int, world: World) -> dict[str, float]:
+    if data.name in ("digits", "fashion"):
+        return feature_judge(data, world.device).judge(drawn, labels)._asdict()
+    if data.name == "squares":
+        return square_figures(point_sets.as_sets(drawn), _fresh_squares(len(drawn), seed))
+    return toy_figures("eight_gaussians", drawn.flatten(1), _fresh_points(len(drawn), seed))
+
+
+def _labels(data: DataConfig, samples: int, world: World) -> Tensor:
+    """Labels in the proportions of the real images; zeros for data without classes."""
+    if data.name not in ("digits", "fashion"):
+        return torch.zeros(samples, dtype=torch.int64)
+    return torch.from_numpy(np.resize(feature_judge(data, world.device).labels.numpy(), samples))
+
+
+def _fresh_squares(count: int, seed: int) -> Tensor:
+    return torch.from_numpy(point_sets.squares(count, FRESH + seed))
+
+
+def _fresh_points(count: int, seed: int) -> Tensor:
+    return torch.from_numpy(toys.toy_points("eight_gaussians", count, FRESH + seed))
