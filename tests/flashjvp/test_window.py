@@ -14,7 +14,7 @@ from tests.flashjvp.forms import normal
 
 H, D = 4, 8
 Window = tuple[int | None, int | None]
-WINDOWS: list[Window] = [(3, 2), (None, 0), (5, None), (0, 0), (-1, 4), (100, 100)]
+WINDOWS: list[Window] = [(3, 2), (None, 0), (5, None), (0, 0), (-1, 4), (100, 2**31 - 1)]
 
 
 def tensors(m: int, n: int, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -71,7 +71,7 @@ def test_with_masks_and_dropout(backend: str) -> None:
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("mask", [None, "additive"])
-@pytest.mark.parametrize("window", [(20, 9), (None, 5)])
+@pytest.mark.parametrize("window", [(20, 9), (None, 5), (2**31 - 1, 2**31 - 1)])
 @pytest.mark.parametrize(("m", "n"), [(70, 20), (20, 80)])
 def test_kernels(m: int, n: int, window: Window, mask: str | None) -> None:
     """Tiles before, at and behind both ends of the window, also in the gradient of a mask."""
