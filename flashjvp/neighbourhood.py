@@ -31,8 +31,9 @@ def neighbourhood(
 
         s(i) = min(max(p(i) - kernel_size // 2, 0), count(i) - kernel_size)     count(i): how many j = i (mod dilation)
 
-    so that at an edge the neighbourhood is moved inwards, and is as large as elsewhere. On a causal axis they are those
-    from p(i) - kernel_size + 1 to p(i), and fewer at the first edge. A key is seen if it is along every axis.
+    so that at an edge the neighbourhood is moved inwards, and is as large as elsewhere. An even one has one key more
+    before the query than after it. On a causal axis they are those from p(i) - kernel_size + 1 to p(i), and fewer at
+    the first edge. A key is seen if it is along every axis. These are the neighbourhoods of NATTEN, with a stride of 1.
 
     Args:
         sizes: of the grid: (length,), (height, width) or (depth, height, width). Tokens are in row-major order: the

@@ -183,6 +183,9 @@ options = (None, None, False, 0.25, 0.0)
 for args in (None, *options, Band(-100, 7)), (None, *options, Band(0, 1)), (plan, *options, Listed()):
     print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *args)))
 print(len(compilation.kernels_of(triton_varlen.forward_jvp, x, y, x, y, x, y, cu, *options)))
+x = x[:, :, :1].expand(3, 8, 1 << 31, 16)
+(wanted,) = compilation.kernels_of(kernels.forward, x, x, x, None, None, False, 0.25, 0.0, Band(-1, 0))
+print(*(wanted.args[wanted.kernel.arg_names.index(name)] >> 31 for name in ("low", "high", "M", "N")))
 """
 )
 
@@ -190,8 +193,8 @@ print(len(compilation.kernels_of(triton_varlen.forward_jvp, x, y, x, y, x, y, cu
 # The last three: with dropout, for which one kernel is there; then other rates.
 MASKED = ["4", "0", "4", "0", "1", "3", "0", "0"]
 # Of windows, block masks and packed sequences: without and with is_causal, in which only the last ones differ; there
-# the kernel of row sums is there already.
-OTHERS = ["4", "0", "3", "0", "3", "3", "0", "0", "0", "0"]
+# the kernel of row sums is there already. The last four: bounds of a window are as wide as the sizes.
+OTHERS = ["4", "0", "3", "0", "3", "3", "0", "0", "0", "0", "1", "1", "1", "1"]
 
 
 @pytest.mark.sampled(of=2)
