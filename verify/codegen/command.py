@@ -83,6 +83,10 @@ KNOWN_SPILLS = {
         ("ieee", 64, "forward"): 1 / 128,
         ("ieee", 64, "backward_key"): 1 / 64,
         ("ieee", 256, "backward_query"): 1 / 256,
+        ("half", 64, "partial_backward_query"): 1 / 32,
+        ("half", 128, "partial_forward"): 1 / 12,
+        ("half", 128, "partial_backward_query"): 1 / 32,
+        ("half", 128, "partial_backward_key"): 1 / 32,
     },
 }
 PROCESSES = len(os.sched_getaffinity(0))
