@@ -13,6 +13,7 @@ COMMANDS = {
     "train-quality": "sample quality and training time of presets",
     "interleaved": "calls beside what the device can do at the clocks it then has",
     "ring": "one sequence on several GPUs, under torchrun",
+    "partial": "packed sequences, windows and block masks against dense calls",
     "host": "where the host's time of a call goes",
     "tune": "searches tiles for an architecture",
     "measure-card": "verifies, sweeps and tunes on a card that nobody measured, into a folder to send in",

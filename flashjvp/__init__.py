@@ -15,9 +15,11 @@ from .errors import (
 )
 from .explain import Explanation, explain
 from .integrations.replaced import install, replaced, uninstall
+from .neighbourhood import neighbourhood
 from .norms import batch_norm, layer_norm
 from .precompile import precompile
-from .varlen import varlen
+from .varlen import attention_varlen, attention_varlen_jvp
+from .varlen import varlen as varlen
 
 __version__ = "0.1.0"
 
@@ -35,14 +37,16 @@ __all__ = [
     "UnsupportedError",
     "attention",
     "attention_jvp",
+    "attention_varlen",
+    "attention_varlen_jvp",
     "batch_norm",
     "check",
     "checkpoint",
     "explain",
     "install",
     "layer_norm",
+    "neighbourhood",
     "precompile",
     "replaced",
     "uninstall",
-    "varlen",
 ]

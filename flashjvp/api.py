@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import call_forms, causal_bias, checks
+from . import call_forms, causal_bias, checks, partial
 from .canonical import canonical
 from .dispatch import derivatives, fast_path, func_jvp
 from .dispatch.schema import FORWARD, FORWARD_JVP
@@ -25,6 +25,7 @@ def attention(
     scale: float | Tensor | None = None,
     enable_gqa: bool = False,
     *,
+    window: tuple[int | None, int | None] | None = None,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -50,7 +51,9 @@ def attention(
             `enable_gqa`). Any size may be 0: without keys o is zeros, with D = 0 the mean of v.
         attn_mask: a tensor on q's device that broadcasts, aligned at the right, to [*batch, Hq, M, N]. bool: True = the
             key takes part. float32 or q's dtype: added to S after scaling, in its unit (nats); any finite number, also
-            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`.
+            -1e9 for all keys of a query, or -inf. Or a causal bias of `torch.nn.attention.bias`. Or a `BlockMask` of
+            `torch.nn.attention.flex_attention` of M queries and N keys on q's device: blocks that it does not list cost
+            nothing. Its function is evaluated once for each such object, in blocks that are not full.
         dropout_p: a probability p in [0, 1]. Above 0, P @ v is (Z * P / (1 - p)) @ v, Z drawn by PyTorch's generator of
             the device: after `torch.manual_seed` the same on every backend. A 0-dim tensor is read, as for `scale`.
         is_causal: True lets query m see keys n <= m only, aligned at the top left also where M != N. With `attn_mask`
@@ -59,6 +62,9 @@ def attention(
             read, which waits for the device that it is on; it must have no gradient and no tangent.
         enable_gqa: True lets Hq be a multiple of Hkv: query head h takes part with key head h // (Hq // Hkv). k and v
             may have different numbers, which are then repeated in memory to the least common multiple.
+        window: (left, right), as flash_attn has it: query m sees keys m + N - M - left <= n <= m + N - M + right, so
+            that the last query is aligned with the last key. None or -1 does not bound a side. Applies together with
+            `is_causal` (which is aligned at the top left) and `attn_mask`. Keys outside of it cost nothing.
         backend: "triton", "tiled" (plain PyTorch, tile by tile), "reference" (dense, O(M N) memory), or None = triton
             on a GPU, for a dtype and head dims that it supports, else tiled. A backend asked for by name serves the
             call or raises.
@@ -96,32 +102,42 @@ def attention(
         and float32 masks are left alone.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23), (24)-(32).
+        FlashAttention-2 (arXiv 2307.08691); flashjvp/kernels/MATH.md (1)-(3), (9)-(17), TF32 (21)-(23), (24)-(33).
     """
     if query is not None or key is not None or value is not None:
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
     if layout != "bhmd":
         q, k, v = call_forms.heads_first(layout, q=q, k=k, v=v)
-        return attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=backend).transpose(-2, -3)
+        return attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, window=window, backend=backend
+        ).transpose(-2, -3)  # fmt: skip
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
+    serving, block_mask = backend, None
+    if window is not None:
+        window = partial.window_of(window)
+        serving = partial.name_of(backend, window)
     if attn_mask is not None and type(attn_mask) is not Tensor:
-        attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, attn_mask, None), (is_causal, scale, backend)
+        if partial.is_block_mask(attn_mask):
+            block_mask, attn_mask = attn_mask, partial.plan_of(attn_mask, q, k, window, is_causal)
+            serving, is_causal = partial.name_of_blocks(backend), is_causal if is_causal is not True else False
+        else:
+            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
+    given, options = (q, k, v, attn_mask, None), (is_causal, scale, serving)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
-        o: Tensor = run(given)[0]
-        return o
+        result: Tensor = run(given)[0]
+        return result
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     if attn_mask is None:
         below = functools.partial(
             attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p,
-            backend=backend,
+            window=window, backend=backend,
         )  # fmt: skip
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
     operands = Operands._make((q, k, v, None, None, None, attn_mask, None, None))
-    operands = _seeded(canonical(operands, enable_gqa, backend), dropout_p)
-    o = derivatives.attention(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
+    operands = _seeded(_canonical(operands, enable_gqa, backend, block_mask), dropout_p)
+    o = derivatives.attention(operands, Options(is_causal, _scale(scale), serving, float(dropout_p)))
     if operands.seed is None:
         fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
     return _result(o, operands, q, k, v)
@@ -141,6 +157,7 @@ def attention_jvp(
     *,
     attn_mask_t: Maybe = None,
     dropout_p: float | Tensor = 0.0,
+    window: tuple[int | None, int | None] | None = None,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -166,12 +183,14 @@ def attention_jvp(
             dtype and device of q, with strides of its own. None = zero, and costs nothing.
         k_t: tangent of k, likewise.
         v_t: tangent of v, likewise.
-        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), or a causal bias.
+        attn_mask: as in `attention`: bool (True = take part), float32 or q's dtype (added to S), a causal bias, or a
+            `BlockMask`.
         is_causal: as in `attention`: n <= m, aligned at the top left; applies together with `attn_mask`.
         scale: as in `attention`: c, a finite real number without unit; None = D**-0.5. It has no tangent.
         enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
         attn_mask_t: tangent of a float `attn_mask`, of its shape, dtype and device, which S_t gets added. None = zero.
         dropout_p: as in `attention`: o_t is then the tangent of the o that is returned.
+        window: as in `attention`: (left, right), the keys around a query that it sees.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
         layout: as in `attention`: "bhmd" or "bmhd", of q, k, v, their tangents, o and o_t.
         query: another name of q.
@@ -201,7 +220,7 @@ def attention_jvp(
         unless `torch.are_deterministic_algorithms_enabled()`.
 
     Source:
-        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(32).
+        FlashAttention-2 (arXiv 2307.08691) for the streaming softmax; flashjvp/kernels/MATH.md (1)-(33).
     """
     if query is not None or key is not None or value is not None:
         q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
@@ -209,25 +228,43 @@ def attention_jvp(
         q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
         o, o_t = attention_jvp(
             q, k, v, q_t, k_t, v_t, attn_mask, is_causal, scale, enable_gqa, attn_mask_t=attn_mask_t,
-            dropout_p=dropout_p, backend=backend,
+            dropout_p=dropout_p, window=window, backend=backend,
         )  # fmt: skip
         return o.transpose(-2, -3), o_t.transpose(-2, -3)
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
+    serving, block_mask = backend, None
+    if window is not None:
+        window = partial.window_of(window)
+        serving = partial.name_of(backend, window)
     if attn_mask is not None and type(attn_mask) is not Tensor:
-        attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, backend)
+        if partial.is_block_mask(attn_mask):
+            block_mask, attn_mask = attn_mask, partial.plan_of(attn_mask, q, k, window, is_causal)
+            serving, is_causal = partial.name_of_blocks(backend), is_causal if is_causal is not True else False
+        else:
+            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
+    given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, serving)
     is_dropped = type(dropout_p) is not float or dropout_p != 0.0
     if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
         o, o_t, _, _ = run(given)
         return o, o_t
     checks.options(dropout_p, is_causal, scale, enable_gqa)
-    operands = _seeded(canonical(Operands._make(given), enable_gqa, backend), dropout_p)
+    operands = _seeded(_canonical(Operands._make(given), enable_gqa, backend, block_mask), dropout_p)
     # mutate: o, o_t
-    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), backend, float(dropout_p)))
+    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), serving, float(dropout_p)))
     if operands.has_tangents and operands.seed is None:
         fast_path.keep(FORWARD_JVP, given, options, enable_gqa, operands)
     return _result(o, operands, q, k, v), _result(o_t, operands, q, k, v)
+
+
+def _canonical(x: Operands, enable_gqa: bool, backend: str | None, block_mask: Any) -> Operands:
+    """Checked operands, as operators take them. In place of a block mask its plan is among them."""
+    if block_mask is None:
+        return canonical(x, enable_gqa, backend)
+    plan = x.mask
+    x = canonical(x._replace(mask=None), enable_gqa, backend)
+    partial.check_entries(block_mask, x.q)
+    return x._replace(mask=plan)
 
 
 def _result(o: Tensor, operands: Operands, q: Any, k: Any, v: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, api, call_forms, checks, environment, support
+from . import _torch, api, call_forms, checks, environment, partial, support
 from .backends import select
 from .canonical import canonical
 from .operands import Operands, Options
@@ -76,6 +76,7 @@ def explain(
     *,
     attn_mask_t: Maybe = None,
     dropout_p: float | Tensor = 0.0,
+    window: tuple[int | None, int | None] | None = None,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -94,12 +95,16 @@ def explain(
     q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
     if layout != "bhmd":
         q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
-    attn_mask, is_causal = api._plain_mask(attn_mask, is_causal, q, k)
+    window = partial.window_of(window)
+    block_mask = attn_mask if partial.is_block_mask(attn_mask) else None
+    attn_mask, is_causal = (None, is_causal) if block_mask else api._plain_mask(attn_mask, is_causal, q, k)
+    what_is_seen = "a block mask" if block_mask else "a window" if window else ""
     dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     with _WithoutCopies():
         operands = canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t), enable_gqa, backend)
-        served = _served(operands, Options(is_causal, api._scale(scale), backend, float(dropout_p)))
+        options = Options(is_causal, api._scale(scale), backend, float(dropout_p))
+        served = _served(operands, options, what_is_seen)
     explanation = _explanation(served, operands.q, backend)
     print(explanation)
     return explanation
@@ -129,8 +134,8 @@ class _Served(NamedTuple):
     wide: bool = False
 
 
-def _served(operands: Operands, options: Options) -> _Served:
-    """Of canonical operands."""
+def _served(operands: Operands, options: Options, what_is_seen: str) -> _Served:
+    """Of canonical operands. `what_is_seen` names what chooses keys besides masks, if anything does."""
     q, k, v, mask = operands.q, operands.k, operands.v, operands.mask
     is_causal, scale, dropout_p = options.of_backend(q)
     wide = select.is_wide(q, v)
@@ -155,7 +160,7 @@ def _served(operands: Operands, options: Options) -> _Served:
     jvp = operands.has_tangents
     reasons = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
     if schedule.has_pipelines(call.device, call.precision, call.width):
-        reasons.append(eligibility.obstacle(call, operands.inputs, (), scale))
+        reasons.append(what_is_seen or eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)

@@ -24,6 +24,14 @@ def empty_rows(like: Tensor, width: int) -> Tensor:
     return _empty_rows(like, width)
 
 
+def zero_rows(like: Tensor, width: int) -> Tensor:
+    """Zeros, laid out by `empty_rows(like, width)`."""
+    if like.ndim >= 3 and like.stride(-3) < like.stride(-2):
+        *batch, heads, length, _ = like.shape
+        return like.new_zeros(*batch, length, heads, width).transpose(-2, -3)
+    return like.new_zeros(*like.shape[:-1], width)
+
+
 def _empty_rows(like: Tensor, width: int) -> Tensor:
     shape = (*like.shape[:-1], width)
     if like.ndim >= 3 and like.stride(-3) < like.stride(-2):
@@ -77,4 +85,4 @@ def empty_bias(mask: Tensor) -> Tensor:
 
 def is_additive(mask: Tensor | None) -> bool:
     """Whether a mask is a bias on the scores, rather than a choice of keys."""
-    return mask is not None and mask.dtype != torch.bool
+    return mask is not None and mask.is_floating_point()

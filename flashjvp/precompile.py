@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from .backends import select
+from .backends.patterns import Band, Listed
 from .errors import ArgumentTypeError, ArgumentValueError
 from .layout import empty_lse, empty_statistic
 
-MASKS = ("bool", "additive")
+MASKS = ("bool", "additive", "blocks")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -26,6 +27,8 @@ class Call(NamedTuple):
     tangents: str
     mask: str | None
     is_causal: bool
+    window: bool
+    packed: bool
     dropout: bool
     backward: bool
 
@@ -39,6 +42,8 @@ def precompile(
     backward: bool = True,
     attn_mask: str | None = None,
     is_causal: bool = False,
+    window: bool = False,
+    packed: bool = False,
     enable_gqa: bool = False,
     dropout: bool = False,
     tokens: int = 4096,
@@ -58,21 +63,29 @@ def precompile(
         value_dim: Dv of v; D by default.
         tangents: which of q, k and v have a tangent, as letters; "" is plain `attention`.
         backward: whether to compile the backward pass, too, with every gradient of these inputs.
-        attn_mask: None, "bool" or "additive" (of the type of q), a mask of [M, N] without a gradient.
+        attn_mask: None, "bool" or "additive" (of the type of q), a mask of [M, N] without a gradient, or "blocks", a
+            BlockMask.
         is_causal: as of `attention`.
+        window: whether there is a window; its numbers make no difference.
+        packed: True for the kernels of `attention_varlen`, without mask, window and dropout.
         enable_gqa: whether a key head serves several query heads.
         dropout: whether there is dropout; its rate makes no difference.
         tokens: queries, and as many keys.
         device: the GPU.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: an argument is of another type, or none of those above.
+        ArgumentTypeError, ArgumentValueError: an argument is of another type, none of those above, or not beside
+            others.
         UnsupportedError: no kernels serve this type on this device.
     """
     value_dim = head_dim if value_dim is None else value_dim
     _check_sizes(head_dim=head_dim, value_dim=value_dim, tokens=tokens)
-    _check_flags(is_causal=is_causal, enable_gqa=enable_gqa, dropout=dropout, backward=backward)
+    _check_flags(
+        is_causal=is_causal, window=window, packed=packed, enable_gqa=enable_gqa, dropout=dropout, backward=backward
+    )
     _check(dtype, tangents, attn_mask)
+    if packed and (attn_mask is not None or window or dropout):
+        raise ArgumentValueError("packed: expected no mask, window or dropout beside it, got one")
     found = _gpu(device)
     select.check("triton", found, dtype)
     from .kernels.launch import compilation
@@ -87,6 +100,8 @@ def precompile(
         tangents,
         attn_mask,
         is_causal,
+        window,
+        packed,
         dropout,
         backward,
     )
@@ -122,7 +137,7 @@ def _check(dtype: object, tangents: object, mask: object) -> None:
     if set(tangents) - set("qkv"):
         raise ArgumentValueError(f"tangents: expected letters of 'qkv', got {tangents!r}")
     if mask is not None and mask not in MASKS:
-        raise ArgumentValueError(f"attn_mask: expected None, {' or '.join(map(repr, MASKS))}, got {mask!r}")
+        raise ArgumentValueError(f"attn_mask: expected None, 'bool', 'additive' or 'blocks', got {mask!r}")
 
 
 def _gpu(device: torch.device | str) -> torch.device:
@@ -139,8 +154,9 @@ def _gpu(device: torch.device | str) -> torch.device:
 
 def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Functions of the backend and their arguments, tensors that nobody has written."""
-    from .backends import triton as kernels
+    from .backends import triton, triton_varlen
 
+    kernels: Any = triton_varlen if like.packed else triton
     heads = {"q": like.group, "k": 1, "v": 1, "o": like.group}
 
     def empty(name: str) -> Tensor:
@@ -148,21 +164,33 @@ def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         return torch.empty(1, heads[name], like.tokens, width, dtype=like.dtype, device=like.device)
 
     q, k, v, o, d_o = (empty(name) for name in "qkvoo")
-    mask = seed = None
-    if like.mask is not None:
-        dtype = torch.bool if like.mask == "bool" else like.dtype
-        mask = torch.empty(like.tokens, like.tokens, dtype=dtype, device=like.device)[None, None]
-    if like.dropout:
-        seed = torch.empty((), dtype=torch.int64, device=like.device)
-    options = like.is_causal, like.head_dim**-0.5, 0.5 if like.dropout else 0.0
+    mask, pattern = _seen(like)
+    seed = torch.empty((), dtype=torch.int64, device=like.device) if like.dropout else None
+    options = like.is_causal and not pattern, like.head_dim**-0.5, 0.5 if like.dropout else 0.0
     lse = empty_lse(q, mask)
     if not like.tangents:
-        yield kernels.forward, (q, k, v, mask, seed, *options)
+        yield kernels.forward, (q, k, v, mask, seed, *options, *pattern)
         if like.backward:
-            yield kernels.backward, (d_o, q, k, v, o, lse, mask, seed, *options, (True, True, True, False))
+            yield kernels.backward, (d_o, q, k, v, o, lse, mask, seed, *options, (True, True, True, False), *pattern)
         return
     q_t, k_t, v_t = (empty(name) if name in like.tangents else None for name in "qkv")
-    yield kernels.forward_jvp, (q, k, v, q_t, k_t, v_t, mask, None, seed, *options)
+    yield kernels.forward_jvp, (q, k, v, q_t, k_t, v_t, mask, None, seed, *options, *pattern)
     if like.backward:
         given = d_o, d_o, q, k, v, q_t, k_t, v_t, o, o, lse, empty_statistic(q), mask, None, seed
-        yield kernels.backward_jvp, (*given, *options, (*(True,) * 6, False, False))
+        yield kernels.backward_jvp, (*given, *options, (*(True,) * 6, False, False), *pattern)
+
+
+def _seen(like: Call) -> tuple[Tensor | None, tuple[Band | Listed, ...]]:
+    """What comes in the mask's place, and the pattern beside it, if there is one."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    if like.packed:
+        return empty(2, 2, dtype=torch.int32), ()
+    if like.mask == "blocks":
+        return empty(1, dtype=torch.int32), (Listed(),)
+    mask = None
+    if like.mask is not None:
+        mask = empty(1, 1, like.tokens, like.tokens, dtype=torch.bool if like.mask == "bool" else like.dtype)
+    return mask, (Band(-1, 1),) if like.window else ()

@@ -1,23 +1,27 @@
-"""Attention of packed sequences, which lie one after the other without padding: groups of equal lengths are calls."""
+"""Attention of packed sequences, which lie one after the other without padding."""
 
 import itertools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import call_forms, checks
-from .api import attention
+from . import _torch, call_forms, checks, jagged
+from .backends import varlen as composed  # importing it registers the backends
+from .canonical import canonical
+from .dispatch import derivatives
 from .errors import ArgumentTypeError, ArgumentValueError
+from .operands import Inputs, Operands, Options
+
+Maybe = Tensor | None
 
 
-def varlen(
+def attention_varlen(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
+    cu_q: Tensor | None = None,
+    cu_k: Tensor | None = None,
     max_q: int | None = None,
     max_k: int | None = None,
     *,
@@ -32,68 +36,177 @@ def varlen(
 
         S = c * q @ k.T      P = softmax(S)      o = P @ v
 
-    It is built of calls of `attention`, one for all sequences of the same two lengths, which are copied into a batch,
-    and so are the results. What it costs beyond that: the host reads `cu_q` and `cu_k`, which waits for the device
-    unless they are on the CPU (also where `max_q` and `max_k` are given), and as many launches as there are different
-    pairs of lengths. torch.compile breaks its graph where it reads.
+    On a GPU with kernels it is one launch, in which each program finds its sequence: nothing is padded, and the host
+    neither reads the lengths nor waits for them. Otherwise one sequence is computed after the other.
 
     Args:
-        q: queries [total_q, Hq, D], of any dtype that `attention` takes.
+        q: queries [total_q, Hq, D], of any dtype that `attention` takes. Or all of q, k, v are nested tensors of layout
+            torch.jagged, [B, rows, H, D] or [B, H, rows, D], without `cu_q` and `cu_k`.
         k: keys [total_k, Hkv, D]; the dtype and device of q.
         v: values [total_k, Hkv, Dv]; the dtype and device of q.
         cu_q: where sequences of queries start, and where the last one ends: [B + 1], int32 or int64, 0 at first, then
-            never less than before, total_q at last. On q's device or the CPU. A sequence may be empty.
+            never less than before, total_q at last. On q's device or the CPU. A sequence may be empty. Numbers on the
+            CPU are checked. Those on another device are not: there rows of no sequence get zeros.
         cu_k: the same for keys and values, which end at total_k.
-        max_q: at least the number of rows of the longest sequence of queries; None = any. Nothing else follows from it.
+        max_q: at least the number of rows of the longest sequence of queries; None = any. Nothing follows from it.
         max_k: the same for keys.
         is_causal: True aligns the last query of a sequence with its last key, as flash_attn does: query m of M sees
-            keys n <= m + N - M of N. (`attention` aligns the first ones; that is the same where M = N.) Where the
-            lengths differ, that takes a mask of M * N bytes for each pair of lengths.
+            keys n <= m + N - M of N. (`attention` aligns the first ones; that is the same where M = N.)
         scale: as in `attention`: c, a finite real number without unit; None = D**-0.5.
         enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
 
     Returns:
-        o [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key.
+        o [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key. Of nested tensors a nested
+        one, with dims in the order of q's.
 
     Derivatives:
         Those of `attention` in q, k, v: reverse mode, forward mode (`torch.func.jvp`, `torch.autograd.forward_ad`), and
-        reverse mode through both.
+        reverse mode through both. Nested tensors have no forward mode in PyTorch: `attention_varlen_jvp` takes theirs.
 
     Raises:
         ArgumentTypeError: as `attention`, and for cumulated lengths of another type.
         ArgumentValueError: as `attention`, and for cumulated lengths that do not start at 0, decrease, end elsewhere
-            than the tensors, or have a sequence longer than `max_q` or `max_k`.
-        UnsupportedError: as `attention`.
+            than the tensors, or have a sequence longer than `max_q` or `max_k`; for nested tensors whose lengths
+            differ.
+        UnsupportedError: as `attention`, and for lengths that differ along a dim of `torch.func.vmap`.
         SecondOrderError: as `attention`.
 
     Numerics:
-        Those of `attention`: the bits are those of a call for each group.
+        Those of `attention`: the bits are those of each sequence alone.
 
     Source:
         The arguments are those of flash_attn_varlen_func (FlashAttention-2, arXiv 2307.08691).
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _packed(name, x)
-    scale = call_forms.number("scale", scale, q)
+    o, _ = _attention(Inputs(q, k, v), (cu_q, cu_k), (max_q, max_k), is_causal, scale, enable_gqa, backend, jvp=False)
+    return o
+
+
+def attention_varlen_jvp(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor | None = None,
+    cu_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
+    q_t: Tensor | None = None,
+    k_t: Tensor | None = None,
+    v_t: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    enable_gqa: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention_varlen` and its JVP, from tangents that are given: what `attention_jvp` is to `attention`.
+
+    For each sequence and head, with c the scale::
+
+        S   = c * q @ k.T                       P  = softmax(S)         o   = P @ v
+        S_t = c * (q_t @ k.T + q @ k_t.T)       mu = rowsum(P * S_t)    o_t = (P * (S_t - mu)) @ v + P @ v_t
+
+    Args:
+        q: queries [total_q, Hq, D], as in `attention_varlen`. Or all tensors are nested, without `cu_q` and `cu_k`.
+        k: keys [total_k, Hkv, D]; the dtype and device of q.
+        v: values [total_k, Hkv, Dv]; the dtype and device of q.
+        cu_q: where sequences of queries start and end, as in `attention_varlen`.
+        cu_k: the same for keys and values.
+        max_q: as in `attention_varlen`.
+        max_k: as in `attention_varlen`.
+        q_t: tangent of q, of its shape, dtype and device; None = zero, and costs nothing.
+        k_t: tangent of k, likewise.
+        v_t: tangent of v, likewise.
+        is_causal: as in `attention_varlen`: the last query of a sequence sees its last key.
+        scale: as in `attention`; it has no tangent.
+        enable_gqa: as in `attention`: True lets Hq be a multiple of Hkv.
+        backend: as in `attention`: "triton", "tiled", "reference" or None.
+
+    Returns:
+        o and o_t, each [total_q, Hq, Dv], of q's dtype and device. Zeros for a query that may see no key. Nested, if q
+        is.
+
+    Derivatives:
+        Reverse mode in q, k, v and their tangents, through o and o_t together. Forward mode raises.
+
+    Raises:
+        ArgumentTypeError: as `attention_varlen`, and for a tangent of another dtype.
+        ArgumentValueError: as `attention_varlen`, and for a tangent without its primal's shape or on another device.
+        UnsupportedError: as `attention_varlen`.
+        SecondOrderError: forward mode, or reverse mode through the gradients.
+
+    Numerics:
+        Those of `attention_jvp`: the bits are those of each sequence alone.
+
+    Source:
+        flashjvp/kernels/MATH.md (1)-(20), of each sequence.
+    """
+    o, o_t = _attention(
+        Inputs(q, k, v, q_t, k_t, v_t), (cu_q, cu_k), (max_q, max_k), is_causal, scale, enable_gqa, backend, jvp=True
+    )
+    assert o_t is not None
+    return o, o_t
+
+
+varlen = attention_varlen
+
+
+def _attention(
+    x: Inputs, cu: tuple[Maybe, Maybe], longest: tuple[Any, Any], is_causal: Any, scale: Any, enable_gqa: Any,
+    backend: Any, *, jvp: bool,
+) -> tuple[Tensor, Maybe]:  # fmt: skip
+    """o and, with `jvp`, o_t."""
+    x, cu, nested = jagged.packed(x, cu)
+    for name, tensor in zip(x._fields, x, strict=True):
+        if tensor is not None or name in ("q", "k", "v"):
+            _packed(name, tensor)
+    scale = call_forms.number("scale", scale, x.q)
     checks.options(0.0, is_causal, scale, enable_gqa)
-    of_q, of_k = _lengths("cu_q", cu_q, q, "max_q", max_q), _lengths("cu_k", cu_k, k, "max_k", max_k)
-    if len(of_q) != len(of_k):
+    starts = _starts(x, cu, longest)
+    heads_first = [None if tensor is None else tensor.transpose(0, 1).unsqueeze(0) for tensor in x]
+    operands = canonical(Operands._make([*heads_first, None, None, None]), enable_gqa, backend)._replace(mask=starts)
+    options = Options(is_causal, None if scale is None else float(scale), composed.name_of(backend))
+    o_t: Maybe = None
+    if jvp:
+        o, o_t = derivatives.attention_jvp(operands, options)
+    else:
+        o = derivatives.attention(operands, options)
+    width = x.v.shape[-1]
+
+    def as_given(rows: Tensor) -> Tensor:
+        return nested(rows[..., :width].squeeze(0).transpose(0, 1))
+
+    return as_given(o), None if o_t is None else as_given(o_t)
+
+
+def _starts(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> Tensor:
+    """Both cumulated lengths as the backend takes them, int32 [2, B + 1] on the device of q."""
+    for name, lengths, rows in (("cu_q", cu[0], x.q), ("cu_k", cu[1], x.k)):
+        _check_lengths(name, lengths, rows)
+    _check_limit("max_q", longest[0])
+    _check_limit("max_k", longest[1])
+    of_q, of_k = cu
+    for name, lengths, rows, limit, most in (
+        ("cu_q", of_q, x.q, "max_q", longest[0]), ("cu_k", of_k, x.k, "max_k", longest[1])
+    ):  # fmt: skip
+        if _is_readable(lengths):
+            _check_numbers(name, lengths, rows, limit, most)
+    if of_q.shape[-1] != of_k.shape[-1]:
         raise ArgumentValueError(
-            f"cu_k: expected as many sequences as cu_q, {len(of_q)}, got cumulated lengths of {len(of_k)}"
+            f"cu_k: expected as many sequences as cu_q, {of_q.shape[-1] - 1}, got cumulated lengths of "
+            f"{of_k.shape[-1] - 1}"
         )
-    if v.shape[0] != k.shape[0]:
-        raise ArgumentValueError(f"v: expected as many rows as k, {k.shape[0]}, got shape {list(v.shape)}")
-    if not of_q:  # no sequence is as good as an empty one, which records derivatives
-        of_q = of_k = [0]
-    rows, keys, values = q.split(of_q), k.split(of_k), v.split(of_k)
-    results: dict[int, Tensor] = {}
-    for group in _groups(of_q, of_k):
-        q_b, k_b, v_b = (torch.stack([x[b] for b in group]) for x in (rows, keys, values))
-        mask, causal = _causal(of_q[group[0]], of_k[group[0]], q.device) if is_causal else (None, False)
-        o = attention(q_b, k_b, v_b, mask, 0.0, causal, scale, enable_gqa, backend=backend, layout="bmhd")
-        results.update(zip(group, o.unbind(), strict=True))
-    return torch.cat([results[b] for b in range(len(of_q))])
+    if x.v.shape[0] != x.k.shape[0]:
+        raise ArgumentValueError(f"v: expected as many rows as k, {x.k.shape[0]}, got shape {list(x.v.shape)}")
+    both = [lengths.to(device=x.q.device, dtype=torch.int32) for lengths in cu]
+    return torch.stack(both)
+
+
+def _is_readable(lengths: Tensor) -> bool:
+    """Whether the numbers are on the host, and no stand-ins of a transform or a compiler."""
+    if torch.compiler.is_compiling() or type(lengths) is not Tensor or lengths.device.type != "cpu":
+        return False
+    return not _torch.is_wrapped(lengths)
 
 
 def _packed(name: str, x: object) -> None:
@@ -103,8 +216,7 @@ def _packed(name: str, x: object) -> None:
         raise ArgumentValueError(f"{name}: expected 3 dims, [total rows, H, D], got shape {list(x.shape)}")
 
 
-def _lengths(name: str, cu: Any, x: Tensor, limit: str, longest: Any) -> list[int]:
-    """The length of each sequence, from where they start and end in x."""
+def _check_lengths(name: str, cu: Any, x: Tensor) -> None:
     if not isinstance(cu, Tensor):
         raise ArgumentTypeError(f"{name}: expected a tensor, got an object of type {type(cu).__name__}")
     if cu.dtype not in (torch.int32, torch.int64):
@@ -113,6 +225,14 @@ def _lengths(name: str, cu: Any, x: Tensor, limit: str, longest: Any) -> list[in
         raise ArgumentValueError(f"{name}: expected shape [B + 1], got shape {list(cu.shape)}")
     if cu.device.type == "meta" or (cu.device.type != "cpu" and cu.device != x.device):
         raise ArgumentValueError(f"{name}: expected a tensor on the device of q or on the cpu, got one on {cu.device}")
+
+
+def _check_limit(name: str, longest: Any) -> None:
+    if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool)):
+        raise ArgumentTypeError(f"{name}: expected an int or None, got an object of type {type(longest).__name__}")
+
+
+def _check_numbers(name: str, cu: Tensor, x: Tensor, limit: str, most: int | None) -> None:
     ends = cu.tolist()
     if ends[0] != 0:
         raise ArgumentValueError(f"{name}: expected cumulated lengths that start at 0, got {ends[0]} at first")
@@ -122,30 +242,7 @@ def _lengths(name: str, cu: Any, x: Tensor, limit: str, longest: Any) -> list[in
             raise ArgumentValueError(f"{name}: expected cumulated lengths, got {ends[b + 1]} after {ends[b]}")
     if ends[-1] != x.shape[0]:
         raise ArgumentValueError(f"{name}: expected cumulated lengths that end at {x.shape[0]}, got {ends[-1]} at last")
-    if longest is not None:
-        _limit(limit, longest, max(lengths, default=0))
-    return lengths
-
-
-def _limit(name: str, limit: Any, longest: int) -> None:
-    if not isinstance(limit, int) or isinstance(limit, bool):
-        raise ArgumentTypeError(f"{name}: expected an int or None, got an object of type {type(limit).__name__}")
-    if limit < longest:
-        raise ArgumentValueError(f"{name}: expected at least the {longest} rows of the longest sequence, got {limit}")
-
-
-def _groups(of_q: Sequence[int], of_k: Sequence[int]) -> Iterator[list[int]]:
-    """The sequences of each pair of lengths."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for b, pair in enumerate(zip(of_q, of_k, strict=True)):
-        found.setdefault(pair, []).append(b)
-    yield from found.values()
-
-
-def _causal(rows: int, keys: int, device: torch.device) -> tuple[Tensor | None, bool]:
-    """The mask and `is_causal` that align the last query with the last key."""
-    if rows == keys:
-        return None, True
-    if rows <= 1:  # a query that is the last one sees every key
-        return None, False
-    return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows), False
+    if most is not None and most < max(lengths, default=0):
+        raise ArgumentValueError(
+            f"{limit}: expected at least the {max(lengths)} rows of the longest sequence, got {most}"
+        )

@@ -14,26 +14,28 @@ from torch import Tensor
 
 from ..layout import STATISTIC_DTYPE, empty_bias, is_additive, rows
 from . import philox
+from .patterns import Pattern
 
 Maybe = Tensor | None
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
+    pattern: Pattern | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse; MATH.md (1)-(3), (27)."""
-    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, None, seed, is_causal, scale, dropout_p)
+    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, None, seed, is_causal, scale, dropout_p, pattern)
     return o, lse
 
 
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
-    is_causal: bool, scale: float, dropout_p: float,
+    is_causal: bool, scale: float, dropout_p: float, pattern: Pattern | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, o_t, lse and mu; MATH.md (1)-(7), (24), (27), (28)."""
     heads = q.shape[-3]
     q_, k_, v_, q_t_, k_t_, v_t_ = _widen(heads, q, k, v, q_t, k_t, v_t)
-    P, lse = _softmax(_scores(q_, k_, mask, is_causal, scale), is_additive(mask))
+    P, lse = _softmax(_scores(q_, k_, mask, is_causal, scale, pattern), is_additive(mask))
     S_t = _score_tangent(q_, k_, q_t_, k_t_, mask_t, scale, P)
     mu = (P * S_t).sum(-1)  # (5)
     P_t = P * (S_t - mu[..., None])  # (6)
@@ -45,14 +47,14 @@ def forward_jvp(
 
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
-    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool], pattern: Pattern | None = None,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_mask; MATH.md (9)-(17), (25) with no tangent."""
     mu = q.new_zeros(q.shape[:-1], dtype=lse.dtype)
     of_q, of_k, of_v, of_mask = wanted
     d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
         d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, None, seed, is_causal, scale, dropout_p,
-        (of_q, of_k, of_v, False, False, False, of_mask, False),
+        (of_q, of_k, of_v, False, False, False, of_mask, False), pattern,
     )  # fmt: skip
     return d_q, d_k, d_v, d_mask
 
@@ -60,7 +62,7 @@ def backward(
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor, o_t:
     Maybe, lse: Tensor, mu: Tensor, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
-    dropout_p: float, wanted: tuple[bool, ...],
+    dropout_p: float, wanted: tuple[bool, ...], pattern: Pattern | None = None,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t; MATH.md (9)-(20), (25), (29)-(32).
 
@@ -69,7 +71,7 @@ def backward_jvp(
     heads, kv_heads = q.shape[-3], k.shape[-3]
     q_, k_, v_, q_t_, k_t_, v_t_ = _widen(heads, q, k, v, q_t, k_t, v_t)
     G, T, O, O_t = _widen(heads, d_o, d_o_t, o, o_t)
-    P = _probabilities(_scores(q_, k_, mask, is_causal, scale), lse)
+    P = _probabilities(_scores(q_, k_, mask, is_causal, scale, pattern), lse)
     S_t = _score_tangent(q_, k_, q_t_, k_t_, mask_t, scale, P)
     P_t = P * (S_t - mu[..., None])  # (6)
     R = _dropout(seed, P, dropout_p)
@@ -121,8 +123,14 @@ def _dropout(seed: Maybe, P: Tensor, dropout_p: float) -> Any:
     return philox.factor(dropout_p) * philox.kept_everywhere(seed, P.shape, dropout_p).to(P.dtype)
 
 
-def _scores(q: Tensor, k: Tensor, mask: Maybe, is_causal: bool, scale: float) -> Tensor:
+def _scores(
+    q: Tensor, k: Tensor, mask: Maybe, is_causal: bool, scale: float, pattern: Pattern | None
+) -> Tensor:  # fmt: skip
     S = scale * (q @ k.mT)  # (1)
+    if pattern is not None:
+        seen = pattern.visible(slice(0, S.shape[-2]), slice(0, S.shape[-1]), S.device)  # (33)
+        if seen is not None:
+            S = S.masked_fill(~(seen if S.ndim > 3 else seen[0]), -torch.inf)
     if is_causal:
         keep = torch.ones(S.shape[-2:], dtype=torch.bool, device=S.device).tril()
         S = S.masked_fill(~keep, -torch.inf)

@@ -1,6 +1,8 @@
 """Which backend serves a call: a name, or None for the best one that the device and the dtype allow."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +23,10 @@ COMPOSED: dict[str, Any] = {}
 """Backends that are built on these, by a name that says how. The public functions do not take their names."""
 
 _RESOLVED: dict[tuple[str | None, torch.device, torch.dtype, bool], ModuleType] = environment.kept({})
+
+
+FAMILIES: dict[str, Callable[[str], Any]] = {}
+"""Others, of which there is one for each name `family:...`: what makes it from the rest of its name."""
 
 
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype, wide: bool = False) -> ModuleType:
@@ -63,7 +69,15 @@ def _resolved(name: str | None, device: torch.device, dtype: torch.dtype, wide: 
 def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
     """What implements backend `name` for these tensors: the composed one of this name, or a module."""
     composed = COMPOSED.get(name) if name is not None else None
+    if composed is None and name is not None and ":" in name:
+        return _of_family(name)
     return resolve(name, q.device, q.dtype, is_wide(q, v)) if composed is None else composed
+
+
+@cache
+def _of_family(name: str) -> Any:
+    family, _, rest = name.partition(":")
+    return FAMILIES[family](rest)
 
 
 def is_wide(q: Tensor, v: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_lse, empty_rows, empty_statistic, is_additive
+from .patterns import Pattern
 from .tiled_backward import backward as backward
 from .tiled_backward import backward_jvp as backward_jvp
 from .tiled_grid import Box, Grid
@@ -19,19 +20,20 @@ Maybe = Tensor | None
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
+    pattern: Pattern | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse; MATH.md (1)-(3), (27)."""
-    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, None, seed, is_causal, scale, dropout_p)
+    o, _, lse, _ = forward_jvp(q, k, v, None, None, None, mask, None, seed, is_causal, scale, dropout_p, pattern)
     return o, lse
 
 
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
-    is_causal: bool, scale: float, dropout_p: float,
+    is_causal: bool, scale: float, dropout_p: float, pattern: Pattern | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, o_t, lse and mu; MATH.md (1)-(7), (24), (27), (28)."""
-    grid = Grid.of(q, k, mask, is_causal, mask_t, seed, dropout_p)
+    grid = Grid.of(q, k, mask, is_causal, mask_t, seed, dropout_p, pattern)
     o, o_t = empty_rows(q, v.shape[-1]), empty_rows(q, v.shape[-1])
     lse, mu = empty_lse(q, mask), empty_statistic(q)
     workspace = grid.workspace(3, like=q)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..layout import empty_bias, empty_rows, empty_statistic, is_additive
+from .patterns import Pattern
 from .tiled_grid import Box, Grid
 from .tiled_products import add_product_, dropped_, finite, products_, row_product, scaled, take
 
@@ -11,14 +12,14 @@ Maybe = Tensor | None
 
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
-    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool], pattern: Pattern | None = None,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_mask; MATH.md (9)-(17), (25) with no tangent."""
     mu = empty_statistic(q)  # which nothing reads without tangents
     of_q, of_k, of_v, of_mask = wanted
     d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
         d_o, None, q, k, v, None, None, None, o, None, lse, mu, mask, None, seed, is_causal, scale, dropout_p,
-        (of_q, of_k, of_v, False, False, False, of_mask, False),
+        (of_q, of_k, of_v, False, False, False, of_mask, False), pattern,
     )  # fmt: skip
     return d_q, d_k, d_v, d_mask
 
@@ -26,13 +27,13 @@ def backward(
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe,
     o: Tensor, o_t: Maybe, lse: Tensor, mu: Tensor, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool,
-    scale: float, dropout_p: float, wanted: tuple[bool, ...],
+    scale: float, dropout_p: float, wanted: tuple[bool, ...], pattern: Pattern | None = None,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t; MATH.md (9)-(20), (25), (29)-(32).
 
     A missing cotangent is zero.
     """
-    grid = Grid.of(q, k, mask, is_causal, mask_t, seed, dropout_p)
+    grid = Grid.of(q, k, mask, is_causal, mask_t, seed, dropout_p, pattern)
     *wanted_of_inputs, of_mask, of_mask_t = wanted
     grads = tuple(
         empty_rows(like, like.shape[-1]) if want and like is not None else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..layout import STATISTIC_DTYPE
 from . import philox
+from .patterns import BLOCK, Band, Pattern
 
 Maybe = Tensor | None
 Box = tuple[slice, ...]
@@ -35,6 +36,7 @@ class Grid:
     masks and results of any strides and any number of batch dims are read and written in place.
     lead: the batch sizes, then the number of key heads. dtype: the type of computation.
     mask, mask_t: None or [*batch, Hkv, group, M, N], any of these dims 1. seed, dropout_p: of dropout (philox.py).
+    pattern: which keys a query sees (patterns.py).
     """
 
     lead: tuple[int, ...]
@@ -50,18 +52,22 @@ class Grid:
     mask_t: Maybe = None
     seed: Maybe = None
     dropout_p: float = 0.0
+    pattern: Pattern | None = None
 
     @staticmethod
     def of(
         q: Tensor, k: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
-        dropout_p: float = 0.0,
+        dropout_p: float = 0.0, pattern: Pattern | None = None,
     ) -> "Grid":  # fmt: skip
         """The grid of q [*batch, Hq, M, D] and k [*batch, Hkv, N, D]: a short dim leaves room to others."""
         *lead, keys, width = k.shape
         group, queries = q.shape[-3] // max(lead[-1], 1), q.shape[-2]
         most_rows, most_keys = CPU_TILE if q.device.type == "cpu" else DEVICE_TILE
         room = most_rows * most_keys // max(group, 1)
-        rows_to_fill = most_rows // max(group, 1) if is_causal else room // max(width, min(keys, most_keys))
+        if pattern is not None and not isinstance(pattern, Band):
+            most_rows = BLOCK
+        is_partial = is_causal or pattern is not None
+        rows_to_fill = most_rows // max(group, 1) if is_partial else room // max(width, min(keys, most_keys))
         tile_queries = _clamp(rows_to_fill, queries)
         tile_keys = _clamp(room // tile_queries, keys)
         tile_pairs = _clamp(room // tile_queries // max(width, tile_keys), math.prod(lead))
@@ -71,7 +77,7 @@ class Grid:
         )
         return Grid(
             tuple(lead), group, queries, keys, tile_queries, tile_keys, tile_pairs, STATISTIC_DTYPE[q.dtype], mask,
-            is_causal, mask_t, seed, dropout_p,
+            is_causal, mask_t, seed, dropout_p, pattern,
         )  # fmt: skip
 
     def boxes(self) -> Iterator[Box]:
@@ -88,6 +94,9 @@ class Grid:
 
     def key_tiles(self, rows: slice) -> list[slice]:
         """The tiles of keys that any of the query rows may take part with."""
+        if self.pattern is not None:
+            runs = self.pattern.runs(rows, min(self.keys, rows.stop) if self.is_causal else self.keys)
+            return [part for run in runs for part in _slices(run.stop, self.tile_keys, run.start)]
         # mutate: return _slices min
         return _slices(min(self.keys, rows.stop) if self.is_causal else self.keys, self.tile_keys)
 
@@ -108,6 +117,8 @@ class Grid:
             m = torch.arange(rows.start, rows.stop, device=S.device)
             n = torch.arange(keys.start, keys.stop, device=S.device)
             S_heads.masked_fill_(n > m[:, None], -torch.inf)
+        if self.pattern is not None and (seen := self.pattern.visible(rows, keys, S.device)) is not None:
+            S_heads.masked_fill_(~self._of_box(seen, box), -torch.inf)
         if self.mask is not None:
             tile = _tile_of(self.mask, box, rows, keys)
             if tile.dtype == torch.bool:
@@ -151,6 +162,12 @@ class Grid:
     def _of_heads(self, tile: Tensor, box: Box, rows: slice, keys: slice) -> Tensor:
         """A contiguous tile [Z, R, K] by batch dims, heads, queries and keys."""
         return tile.view(*_lengths(box), self.group, _length(rows), _length(keys))
+
+    def _of_box(self, seen: Tensor, box: Box) -> Tensor:
+        """The part of [entries or 1, heads or 1, R, K] for a box, by batch dims, heads, queries and keys."""
+        seen = seen.unsqueeze(-3) if seen.shape[-3] == 1 else seen.unflatten(-3, (self.lead[-1], self.group))
+        seen = seen[0] if len(self.lead) == 1 else seen[(None,) * (len(self.lead) - 2)]
+        return _tile_of(seen, box, slice(None), slice(None))
 
     @overload
     def load_keys(self, x: Tensor, box: Box) -> Tensor: ...
@@ -216,5 +233,5 @@ def _lengths(box: Box) -> list[int]:
     return [_length(part) for part in box]
 
 
-def _slices(size: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+def _slices(size: int, step: int, first: int = 0) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(first, size, step)]

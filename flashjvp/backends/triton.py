@@ -17,9 +17,11 @@ from ..kernels.portable.backward_key import launch_backward_key
 from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.backward_query import launch_backward_query
 from ..kernels.portable.forward import launch_forward
+from ..kernels.portable.partial import DENSE, PARTIAL, Kernels
 from ..layout import empty_bias, empty_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
+from .patterns import Band, Listed
 
 selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 
@@ -27,14 +29,15 @@ selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 @captured(PlainOperands)
 @side_by_side
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
+    pattern: Band | Listed | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse."""
-    call, inputs = Call(q, k, v, mask, is_causal, None, seed, dropout_p), Inputs(q, k, v)
+    call, inputs = Call(q, k, v, mask, is_causal, None, seed, dropout_p, pattern), Inputs(q, k, v)
     if (hopper := _hopper(call, scale, inputs)) is not None:
         o, _, lse, _ = hopper.forward(call, inputs, scale)
         return o, lse
-    o, _, lse, _ = launch_forward(call, inputs, mask, scale, jvp=False)
+    o, _, lse, _ = launch_forward(call, inputs, mask, scale, jvp=False, kernel=_kernels(call).forward)
     return o, lse
 
 
@@ -42,14 +45,14 @@ def forward(
 @side_by_side
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
-    is_causal: bool, scale: float, dropout_p: float,
+    is_causal: bool, scale: float, dropout_p: float, pattern: Band | Listed | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, o_t, lse and mu."""
-    call, inputs = Call(q, k, v, mask, is_causal, mask_t, seed, dropout_p), Inputs(q, k, v, q_t, k_t, v_t)
+    call, inputs = Call(q, k, v, mask, is_causal, mask_t, seed, dropout_p, pattern), Inputs(q, k, v, q_t, k_t, v_t)
     if (hopper := _hopper(call, scale, inputs)) is not None:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, inputs, scale)
         return results
-    o, o_t, lse, mu = launch_forward(call, inputs, mask, scale, jvp=True)
+    o, o_t, lse, mu = launch_forward(call, inputs, mask, scale, jvp=True, kernel=_kernels(call).forward)
     assert o_t is not None and mu is not None
     return o, o_t, lse, mu
 
@@ -58,13 +61,13 @@ def forward_jvp(
 @side_by_side
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
-    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool], pattern: Band | Listed | None = None,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_mask."""
     of_q, of_k, of_v, of_mask = wanted
     d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
         d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, None, seed, is_causal, scale, dropout_p,
-        (of_q, of_k, of_v, False, False, False, of_mask, False),
+        (of_q, of_k, of_v, False, False, False, of_mask, False), pattern,
     )  # fmt: skip
     return d_q, d_k, d_v, d_mask
 
@@ -74,7 +77,7 @@ def backward(
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
-    dropout_p: float, wanted: tuple[bool, ...],
+    dropout_p: float, wanted: tuple[bool, ...], pattern: Band | Listed | None = None,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t.
 
@@ -84,7 +87,7 @@ def backward_jvp(
     *wanted_of_inputs, of_mask, of_mask_t = wanted
     asked = Inputs(*[want and x is not None for want, x in zip(wanted_of_inputs, given, strict=True)])
     of_mask, of_mask_t = of_mask and mask is not None, of_mask_t and mask_t is not None
-    call = Call(q, k, v, mask, is_causal, None if d_o_t is None else mask_t, seed, dropout_p)
+    call = Call(q, k, v, mask, is_causal, None if d_o_t is None else mask_t, seed, dropout_p, pattern)
     if call.is_empty:
         of_masks = _zeros_of_mask(mask, of_mask), _zeros_of_mask(mask_t, of_mask_t)
         return *[_zeros_like(x) if want else None for x, want in zip(given, asked, strict=True)], *of_masks
@@ -100,21 +103,28 @@ def backward_jvp(
     else:
         row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
-        d_q, d_q_t = launch_backward_query(call, inputs, (d_o, d_o_t), statistics, scale, computed)
-        d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, (d_o, d_o_t), statistics, scale, computed)
+        kernels, cotangents = _kernels(call), (d_o, d_o_t)
+        d_q, d_q_t = launch_backward_query(call, inputs, cotangents, statistics, scale, computed, kernels.query)
+        d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, cotangents, statistics, scale, computed, kernels.key)
         grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
         if mask is not None and (of_mask or (of_mask_t and d_o_t is not None)):
             d_mask, d_mask_t = launch_backward_bias(
-                call, inputs, (d_o, d_o_t), statistics, scale, mask, (of_mask, of_mask_t and d_o_t is not None)
-            )
+                call, inputs, cotangents, statistics, scale, mask, (of_mask, of_mask_t and d_o_t is not None),
+                kernels.bias,
+            )  # fmt: skip
     if d_o_t is not None:
         return *grads, d_mask, d_mask_t
     return *_with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked), d_mask, _zeros_of_mask(mask_t, of_mask_t)
 
 
+def _kernels(call: Call) -> Kernels:
+    """The portable kernels of a call."""
+    return DENSE if call.pattern is None else PARTIAL
+
+
 def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
     """The launches of the warp-specialised kernels, if they serve the call."""
-    if call.is_empty:
+    if call.is_empty or call.pattern is not None:
         return None
     in_use = schedule.pipelines(call.device, call.precision, call.width)
     if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:

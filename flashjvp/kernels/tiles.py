@@ -5,9 +5,8 @@ padded), because a Triton tensor has power-of-two sides and padding 72 to 128 wo
 `COLUMNS` is the head dim followed by the widths: (72, 64, 16). A missing operand is None in a kernel's arguments and an
 empty tuple from there on, since a jit function cannot return None.
 
-Offsets of heads and tiles are 64-bit, so that tensors beyond 2^31 elements are addressed right. REGULAR promises that
-every row starts at a multiple of 16 bytes and that rows are less than 2^23 elements apart, which makes loads wide and
-offsets inside a tile 32-bit.
+Offsets of heads and tiles are 64-bit, for tensors beyond 2^31 elements. REGULAR promises that every row starts at a
+multiple of 16 bytes and that rows are less than 2^23 elements apart: loads are then wide, offsets in a tile 32-bit.
 """
 
 from typing import Any, NamedTuple
@@ -240,7 +239,8 @@ def load_mask(mask, m0, n0, row, column, M, N, MASK_LAYOUT: tl.constexpr):
     """A tile of a mask from query m0 and key n0 on, 0 beyond query M and key N; `row` and `column` count from there.
 
     `mask` is (pointer, row stride) and MASK_LAYOUT its column stride, 0 or 1, whether its rows start and end at
-    multiples of 16 elements less than 2^23 apart, which makes its loads wide, and whether it is additive.
+    multiples of 16 elements less than 2^23 apart, which makes its loads wide, whether it is additive, and whether a
+    row may be without a key, by a mask or otherwise.
     """
     COLUMN_STRIDE: tl.constexpr = MASK_LAYOUT[0]
     ALIGNED: tl.constexpr = MASK_LAYOUT[1]

@@ -140,7 +140,15 @@ def test_shapes_are_inferred_on_the_meta_device(backend: str | None) -> None:
 
 def test_what_the_package_exports() -> None:
     errors = {"FlashJVPError", "ArgumentTypeError", "ArgumentValueError", "UnsupportedError", "SecondOrderError"}
-    others = {"attention", "attention_jvp", "explain", "Explanation", "FlashJVPPerformanceWarning", "varlen"}
+    others = {
+        "attention",
+        "attention_jvp",
+        "explain",
+        "Explanation",
+        "FlashJVPPerformanceWarning",
+        "attention_varlen",
+        "attention_varlen_jvp",
+    }
     in_models = {"replaced", "install", "uninstall", "layer_norm", "batch_norm", "checkpoint"}
     of_check = {"check", "CheckReport", "Comparison", "Diagnosis", "Finding"}
     assert set(flashjvp.__all__) == {*others, *in_models, *of_check, *errors}

@@ -119,9 +119,17 @@ def test_nothing_is_launched_where_kernels_are_asked_for() -> None:
         ({"dtype": torch.float64}, ArgumentTypeError, "dtype: expected float16, bfloat16 or float32"),
         ({"tangents": ("q",)}, ArgumentTypeError, "tangents: expected a str, got tuple"),
         ({"tangents": "qx"}, ArgumentValueError, "tangents: expected letters of 'qkv', got 'qx'"),
-        ({"attn_mask": "causal"}, ArgumentValueError, "attn_mask: expected None, 'bool' or 'additive', got 'causal'"),
+        ({"attn_mask": "causal"}, ArgumentValueError, "attn_mask: expected None, 'bool', 'additive' or 'blocks', got"),
         ({"attn_mask": True}, ArgumentValueError, "attn_mask: expected None"),
         ({"is_causal": 1}, ArgumentTypeError, "is_causal: expected a bool, got int"),
+        ({"window": (3, 2)}, ArgumentTypeError, "window: expected a bool, got tuple"),
+        (
+            {"packed": True, "dropout": True},
+            ArgumentValueError,
+            "packed: expected no mask, window or dropout beside it",
+        ),
+        ({"packed": True, "attn_mask": "blocks"}, ArgumentValueError, "packed: expected no mask"),
+        ({"packed": True, "window": True}, ArgumentValueError, "packed: expected no mask"),
         ({"backward": None}, ArgumentTypeError, "backward: expected a bool, got NoneType"),
         ({"device": "no such"}, ArgumentValueError, "device: expected a CUDA device, got 'no such'"),
         ({"device": "cpu"}, ArgumentValueError, "device: expected a CUDA device, got 'cpu'"),
@@ -143,7 +151,8 @@ import sys, torch
 from triton.runtime import driver
 from verify.codegen.worker import META, Driver
 import flashjvp
-from flashjvp.backends import triton as kernels
+from flashjvp.backends import triton as kernels, triton_varlen
+from flashjvp.backends.patterns import Band, Listed
 from flashjvp.kernels.launch import compilation, schedule
 driver.set_active(Driver("sm_86"))
 schedule.ARCHITECTURES[META] = "sm_86"
@@ -162,28 +171,54 @@ for rate in (0.1, 1.0):
     print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *options)))
 """
 
+PROGRAM_OF_OTHERS = (
+    PROGRAM[: PROGRAM.index("print")]
+    + """
+for options in {"window": True}, {"attn_mask": "blocks"}, {"packed": True}:
+    print(*(flashjvp.precompile(16, torch.bfloat16, is_causal=x, device="meta", **options) for x in (False, True)))
+x = torch.empty(3, 8, 100, 16, dtype=torch.bfloat16, device=META)
+y = torch.empty(3, 100, 8, 16, dtype=torch.bfloat16, device=META).transpose(1, 2)
+plan, cu = (torch.empty(shape, dtype=torch.int32, device=META) for shape in ((1000,), (2, 5)))
+options = (None, None, False, 0.25, 0.0)
+for args in (None, *options, Band(-100, 7)), (None, *options, Band(0, 1)), (plan, *options, Listed()):
+    print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *args)))
+print(len(compilation.kernels_of(triton_varlen.forward_jvp, x, y, x, y, x, y, cu, *options)))
+x = x[:, :, :1].expand(3, 8, 1 << 31, 16)
+(wanted,) = compilation.kernels_of(kernels.forward, x, x, x, None, None, False, 0.25, 0.0, Band(-1, 0))
+print(*(wanted.args[wanted.kernel.arg_names.index(name)] >> 31 for name in ("low", "high", "M", "N")))
+"""
+)
+
+
+# The last three: with dropout, for which one kernel is there; then other rates.
+MASKED = ["4", "0", "4", "0", "1", "3", "0", "0"]
+# Of windows, block masks and packed sequences: without and with is_causal, in which only the last ones differ; there
+# the kernel of row sums is there already. The last four: bounds of a window are as wide as the sizes.
+OTHERS = ["4", "0", "3", "0", "3", "3", "0", "0", "0", "0", "1", "1", "1", "1"]
+
 
 @pytest.mark.sampled(of=2)
-@pytest.mark.parametrize("of", ["sm_86"])
-def test_a_call_finds_what_was_compiled_for_its_like(of: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("program", "counts"), [(PROGRAM, MASKED), (PROGRAM_OF_OTHERS, OTHERS)])
+def test_a_call_finds_what_was_compiled_for_its_like(program: str, counts: list[str], tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=variables | {"TRITON_CACHE_DIR": str(tmp_path)},
+        [sys.executable, "-c", program], cwd=ROOT, env=variables | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    # The last three: with dropout, for which one kernel is there; then other rates.
-    assert done.stdout.split() == ["4", "0", "4", "0", "1", "3", "0", "0"]
+    assert done.stdout.split() == counts
 
 
 # Sizes, batch dims, layouts, the rate of dropout and the scale differ; so does where a mask is broadcast. Portable
 # kernels have a code for masks whose rows they read in pieces of 16, and one for others; the warp-specialised ones have
 # one for each of whether a mask differs between heads and between batch entries.
 MOST_COMPILATIONS = {"none": 1, "grouped": 1, "dropout": 1, "bool": 2, "additive": 2, "learned": 2}
+# Which have kernels of their own, and where those are; the warp-specialised ones serve none of them.
+OTHERS_AT = {"window": "partial", "blocks": "partial", "packed": "varlen"}
 
 
 @pytest.mark.sampled(of=4)
-@pytest.mark.parametrize("kind", MOST_COMPILATIONS)
+@pytest.mark.parametrize("kind", [*MOST_COMPILATIONS, *OTHERS_AT])
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"])
 def test_of_random_calls_each_kernel_is_compiled_once(architecture: str, kind: str) -> None:
     done = subprocess.run(
@@ -193,9 +228,14 @@ def test_of_random_calls_each_kernel_is_compiled_once(architecture: str, kind: s
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
+    files = {name.rpartition(".")[0] for name in found}
+    if kind in OTHERS_AT:
+        assert files == {"portable.backward_preprocess", f"portable.{OTHERS_AT[kind]}"}
+        assert [*found.values()] == [1] * 4
+        return
     portable = {"forward", "backward_preprocess", "backward_query", "backward_key"}
-    assert {f"portable.{name}" for name in portable} <= found.keys()
-    assert ("hopper.forward" in found) == (architecture == "sm_90" and kind in ("none", "grouped", "bool"))
+    assert {f"portable.{name}" for name in portable} <= files
+    assert ("hopper.forward" in files) == (architecture == "sm_90" and kind in ("none", "grouped", "bool"))
     for name, count in found.items():
-        most = 1 if name.endswith("preprocess") else MOST_COMPILATIONS[kind]
+        most = 1 if name.endswith("preprocess_kernel") else MOST_COMPILATIONS[kind]
         assert count <= (4 if kind == "bool" and name.startswith("hopper") else most), found

@@ -10,8 +10,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import flashjvp
-from flashjvp import ArgumentTypeError, ArgumentValueError, FlashJVPError, varlen
+from flashjvp import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    FlashJVPError,
+    UnsupportedError,
+    attention_varlen,
+    attention_varlen_jvp,
+    varlen,
+)
 from flashjvp.dispatch import derivatives
+from flashjvp.kernels.launch import replaced
 from flashjvp.operands import Operands, Options
 from tests.flashjvp.forms import normal
 
@@ -21,6 +30,7 @@ LENGTHS: dict[str, tuple[list[int], list[int]]] = {
     "equal": ([4, 4, 4], [6, 6, 6]),
     "groups": ([3, 5, 3, 5, 3], [4, 2, 4, 2, 1]),
     "empty ones": ([0, 3, 0, 2, 0], [2, 0, 0, 3, 5]),
+    "many": ([2, 1] * 3, [3, 2] * 3),
     "one": ([6], [5]),
     "none": ([], []),
 }
@@ -77,18 +87,57 @@ def test_each_sequence_is_as_it_is_alone(name: str, kv_heads: int, is_causal: bo
     assert torch.equal(call(*inputs), found[0])
 
 
-def test_equal_lengths_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = []
-    attention = derivatives.attention
+@pytest.mark.pairwise
+@pytest.mark.parametrize("backend", ["tiled", "triton"])
+@pytest.mark.parametrize("name", ["different", "empty ones", "many"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_bits_are_those_of_a_sequence_alone(is_causal: bool, name: str, backend: str) -> None:
+    """Of o, o_t and all gradients. Causal sequences have as many queries as keys here."""
+    of_q, of_k = LENGTHS[name]
+    of_k = of_q if is_causal else of_k
+    inputs = [x.float().requires_grad_() for x in packed(of_q, of_k)]
+    tangents = [normal(*x.shape, seed=7 + i).float().requires_grad_() for i, x in enumerate(inputs)]
+    options: dict[str, Any] = {"is_causal": is_causal, "backend": backend}
+    found = attention_varlen_jvp(*inputs, cumulated(of_q), cumulated(of_k), None, None, *tangents, **options)
+    leaves = [*inputs, *tangents]
+    grads = torch.autograd.grad(found, leaves, [x.detach().sin() for x in found])
+    starts = list(zip([0, *accumulate(of_q)], of_q, [0, *accumulate(of_k)], of_k, strict=False))
+    for first_q, rows, first_k, columns in starts[: len(of_q)]:
+        places = [slice(first_q, first_q + rows), slice(first_k, first_k + columns), slice(first_k, first_k + columns)]
+        alone = [x.detach()[rows].requires_grad_() for x, rows in zip(leaves, places * 2, strict=True)]
+        results = flashjvp.attention_jvp(*[x.transpose(0, 1) for x in alone], **options)
+        expected = [x.transpose(0, 1) for x in results]
+        assert all(torch.equal(x[places[0]], y) for x, y in zip(found, expected, strict=True))
+        of_alone = torch.autograd.grad(expected, alone, [x.detach().sin() for x in expected])
+        assert all(torch.equal(x[place], y) for x, place, y in zip(grads, places * 2, of_alone, strict=True))
 
-    def watched(operands: Operands, options: Options) -> Tensor:
-        shapes.append(tuple(operands.q.shape))
-        return attention(operands, options)
 
-    monkeypatch.setattr(derivatives, "attention", watched)
-    of_q, of_k = LENGTHS["groups"]
-    varlen(*packed(of_q, of_k), cumulated(of_q), cumulated(of_k))
-    assert sorted(shapes) == [(1, H, 3, D), (2, H, 3, D), (2, H, 5, D)]
+def test_a_packed_call_is_one_launch() -> None:
+    of_q, of_k = LENGTHS["many"]
+    launched = []
+    with replaced.launch(lambda original, call, kernel, family, *rest, **options: launched.append(family)):
+        attention_varlen(*[x.float() for x in packed(of_q, of_k)], cumulated(of_q), cumulated(of_k), backend="triton")
+    assert launched == ["varlen_forward"]
+
+
+@pytest.mark.parametrize("backend", ["tiled", "triton"])
+def test_rows_of_no_sequence_are_zeros_where_lengths_are_not_read(backend: str) -> None:
+    """As on a GPU, whose numbers nobody reads."""
+    q, k, v = (x.float() for x in packed([3, 2], [4, 1]))
+    operands = Operands(*[x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)], mask=torch.tensor([[0, 3], [0, 4]]).int())
+    o = derivatives.attention(operands, Options(False, None, f"varlen:{backend}"))
+    assert o[..., 3:, :].eq(0).all() and o[..., :3, :].ne(0).all()
+
+
+def test_mapped_calls_share_their_lengths() -> None:
+    of_q, of_k = LENGTHS["different"]
+    q, k, v = packed(of_q, of_k)
+    cu = cumulated(of_q), cumulated(of_k)
+    several = torch.stack([q, 2 * q, -q])
+    found = torch.vmap(lambda x: attention_varlen(x, k, v, *cu))(several)
+    assert_close(found, torch.stack([attention_varlen(x, k, v, *cu) for x in several]))
+    with pytest.raises(UnsupportedError, match="cu_q: expected the same lengths for all entries"):
+        torch.vmap(lambda x, y: attention_varlen(q, k, v, x, y))(*[torch.stack([x, x]) for x in cu])
 
 
 def test_options_reach_attention() -> None:
@@ -100,11 +149,66 @@ def test_options_reach_attention() -> None:
     assert_close(varlen(q, k, v, *cu, scale=0.5), varlen(q * 0.5 * D**0.5, k, v, *cu))
 
 
-def test_a_compiled_caller_breaks_its_graph_and_is_right() -> None:
-    of_q, of_k = LENGTHS["groups"]
-    inputs, cu = packed(of_q, of_k), (cumulated(of_q), cumulated(of_k))
+def test_a_compiled_caller_has_one_graph_and_other_lengths_are_right() -> None:
     torch._dynamo.reset()
-    assert_close(torch.compile(varlen, backend="eager")(*inputs, *cu), varlen(*inputs, *cu))
+    compiled = torch.compile(attention_varlen, backend="eager", fullgraph=True)
+    for of_q, of_k in (LENGTHS["different"], ([2, 6, 4, 4], [5, 3, 2, 7])):
+        inputs, cu = packed(of_q, of_k), (cumulated(of_q), cumulated(of_k))
+        assert_close(compiled(*inputs, *cu), attention_varlen(*inputs, *cu))
+    with pytest.raises(ArgumentValueError, match="cu_q: expected cumulated lengths"):
+        compiled(*inputs, cu[0].flip(0), cu[1])
+
+
+def jagged(lengths: Sequence[int], heads: int, width: int, seed: int) -> Tensor:
+    rows = normal(sum(lengths), heads, width, seed=seed)
+    return torch.nested.nested_tensor_from_jagged(rows, cumulated(lengths, torch.int64))
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_jagged_nested_tensors(heads_first: bool) -> None:
+    """Results, tangents and gradients are those of their rows, and nested with the dims of q."""
+    of_q, of_k = LENGTHS["different"]
+    q, k = jagged(of_q, H, D, 1).requires_grad_(), jagged(of_k, 2, D, 2)
+    v = torch.nested.nested_tensor_from_jagged(normal(sum(of_k), 2, DV, seed=3), k.offsets())
+    given = [x.transpose(1, 2) if heads_first else x for x in (q, k, v)]
+    o, o_t = attention_varlen_jvp(*given, q_t=given[0].detach(), is_causal=True, enable_gqa=True)
+    assert torch.equal(attention_varlen(*given, is_causal=True, enable_gqa=True).values(), o.values())
+    assert o.shape[:3] == given[0].shape[:3] and o.shape[3] == DV
+    rows, rows_t = (x.transpose(1, 2).values() if heads_first else x.values() for x in (o, o_t))
+    flat = [x.values().detach() for x in (q, k, v)]
+    leaf = flat[0].requires_grad_()
+    cu = cumulated(of_q), cumulated(of_k)
+    expected = attention_varlen_jvp(
+        *(leaf, *flat[1:]), *cu, q_t=flat[0].detach(), is_causal=True, enable_gqa=True
+    )  # fmt: skip
+    assert torch.equal(rows, expected[0]) and torch.equal(rows_t, expected[1])
+    (rows.sum() + rows_t.sin().sum()).backward()
+    assert q.grad is not None
+    assert torch.equal(q.grad.values(), torch.autograd.grad(expected[0].sum() + expected[1].sin().sum(), leaf)[0])
+
+
+def test_bad_nested_tensors() -> None:
+    q, k = jagged([3, 2], H, D, 1), jagged([4, 1], H, D, 2)
+    good: dict[str, Any] = {"q": q, "k": k, "v": k}
+    strided = torch.nested.nested_tensor([normal(3, H, D), normal(2, H, D)], layout=torch.strided)
+    for change, error, message in (
+        ({"v": V}, ArgumentTypeError, "v: expected a nested tensor, as q is"),
+        ({"cu_k": CU_K}, ArgumentValueError, "cu_k: expected None with nested tensors"),
+        ({"v": jagged([3, 2], H, D, 2)}, ArgumentValueError, "v: expected the lengths of k, 2 sequences of 5 rows"),
+        ({"q": strided}, UnsupportedError, "q: expected a nested tensor of layout torch.jagged"),
+        (
+            {"k": jagged([4, 1, 2], H, D, 2), "v": jagged([4, 1, 2], H, D, 2)},
+            ArgumentValueError,
+            "cu_k: expected as many",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            varlen(**{**good, **change})
+        assert str(caught.value).startswith(message)
+
+
+def test_one_function_by_two_names() -> None:
+    assert varlen is attention_varlen
 
 
 Q, K, V = packed([3, 2], [4, 1])

@@ -11,6 +11,8 @@ from .distributed import divided
 from .dropout import dropped
 from .finite_masks import finite_masks
 from .masks import causal_biases
+from .packed import packed
+from .partial import block_masks, windows
 from .repeated import repeated, stateless
 from .threads import beside_other_threads
 from .transforms import dual_level, func_grad, func_jvp, mapped, outer_level, second_order
@@ -27,6 +29,9 @@ SITUATIONS: dict[str, Check] = {
     "threads": beside_other_threads,
     "compiled-duals": compiled_duals,
     "divided": divided,
+    "packed": packed,
+    "windows": windows,
+    "block-masks": block_masks,
 }
 """What may surround a call: `python -m verify` runs these too, on few cases."""
 IN_PYTORCH: dict[str, Check] = {

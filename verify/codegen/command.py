@@ -41,7 +41,7 @@ from flashjvp_commands.entry import program
 from reports.environment import commit
 from reports.schema import write_rows
 
-from .configuration import COLUMNS, Configuration, Kernel, product, sample
+from .configuration import COLUMNS, PARTIAL, Configuration, Kernel, product, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 # architecture -> bytes of shared memory that a block may have
@@ -49,7 +49,8 @@ SHARED_BYTES = {
     "sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376,
 }  # fmt: skip
 OPTION_SPILLS = 1 / 128
-# With learned masks and dropout, whose tiles are those of calls without them: 1.5 % was found, and no tile tuned yet.
+# With learned masks, dropout, windows and blocks, whose tiles are those of calls without them: 1.5 % was found, and no
+# tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
 UNMEASURED_SPILLS = 1 / 32
 # (input precision, padded head dim, family) -> spills of tiles that were measured to be faster than any without. On an
@@ -93,6 +94,10 @@ KNOWN_SPILLS = {
         ("ieee", 64, "forward"): 1 / 128,
         ("ieee", 64, "backward_key"): 1 / 64,
         ("ieee", 256, "backward_query"): 1 / 256,
+        ("half", 64, "partial_backward_query"): 1 / 32,
+        ("half", 128, "partial_forward"): 1 / 12,
+        ("half", 128, "partial_backward_query"): 1 / 32,
+        ("half", 128, "partial_backward_key"): 1 / 32,
     },
 }
 PROCESSES = len(os.sched_getaffinity(0))
@@ -175,8 +180,8 @@ def fault(kernel: Kernel, triton_version: str) -> str:
     family = kernel.family.split(",")[0]
     allowed = known.get((kernel.kind, max(kernel.d, kernel.dv), family), 0.0)
     columns = padded_width(max(kernel.d, kernel.dv))
-    allowed = max(allowed, FASTER_SPILLS.get((kernel.kind, columns, family), 0.0))
-    options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout") else OPTION_SPILLS
+    allowed = max(allowed, FASTER_SPILLS.get((kernel.kind, columns, family.removeprefix("partial_")), 0.0))
+    options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout", *PARTIAL) else OPTION_SPILLS
     allowed = allowed if default else max(allowed, options)
     return _of_spills(kernel, allowed)
 

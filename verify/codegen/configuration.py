@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 KINDS = ("half", "tf32", "ieee")
+PARTIAL = ("window", "blocks", "packed")
 HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a head dim by chunks, and their largest
 
 
@@ -13,8 +14,9 @@ class Configuration:
     """One call of attention, forward and backward: the input precision (half is bfloat16), head dims and options.
 
     `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "learned" (with
-    a gradient, and a tangent where there are any) or "dropout" (of probabilities, without a mask), `group` the query
-    heads of a key head, `ordered` PyTorch's deterministic mode.
+    a gradient, and a tangent where there are any), "dropout" (of probabilities, without a mask), or which kernels of
+    their own serve the call: "window", "blocks" (a block mask), "packed" (sequences). `group` are the query heads of a
+    key head, `ordered` is PyTorch's deterministic mode.
     """
 
     architecture: str
@@ -75,6 +77,10 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, "ieee", 128, 128, mask=mask) for mask in ("learned", "dropout")]
     extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
     extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
+    extra += [Configuration(architecture, "half", d, d, mask=kind) for kind in PARTIAL for d in (64, 72, 128)]
+    extra += [Configuration(architecture, "tf32", 64, 64, mask=kind) for kind in PARTIAL]
+    extra += [Configuration(architecture, "half", 64, 64, "", mask=kind) for kind in PARTIAL]
+    extra += [Configuration(architecture, "half", 64, 64, causal=True, mask="packed")]
     return bases + extra
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -23,9 +23,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from flashjvp.backends import triton as kernels
+from flashjvp.backends import triton_varlen
+from flashjvp.backends.patterns import Band, Listed
 from flashjvp.kernels.launch import replaced, schedule
 
-from .configuration import Configuration, Kernel
+from .configuration import PARTIAL, Configuration, Kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -108,7 +110,10 @@ def call(configuration: Configuration) -> None:
     q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
     d_o = torch.empty(BATCH, HEADS, ROWS, configuration.dv, dtype=dtype, device=META)
     mask = mask_t = seed = None
-    if configuration.mask not in ("", "dropout"):
+    of_partial = _partial(configuration.mask)
+    if of_partial is not None:
+        mask = of_partial.in_place_of_mask
+    elif configuration.mask not in ("", "dropout"):
         mask = torch.empty(1, 1, ROWS, ROWS, dtype=torch.bool if configuration.mask == "bool" else dtype, device=META)
     learned, dropout = configuration.mask == "learned", configuration.mask == "dropout"
     if mask is not None and learned and configuration.tangents:
@@ -116,13 +121,34 @@ def call(configuration: Configuration) -> None:
     if dropout:
         seed = torch.empty((), dtype=torch.int64, device=META)
     options = (configuration.causal, 0.125, 0.5 if dropout else 0.0)
+    of: Any = kernels if of_partial is None else of_partial.functions
+    seen = () if of_partial is None else of_partial.pattern
     if configuration.tangents:
-        o, o_t, lse, mu = kernels.forward_jvp(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, *options)
+        o, o_t, lse, mu = of.forward_jvp(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, *options, *seen)
         given, wanted = (q, k, v, q_t, k_t, v_t, o, o_t, lse, mu), (*(True,) * 6, learned, learned)
-        kernels.backward_jvp(d_o, d_o, *given, mask, mask_t, seed, *options, wanted)
+        of.backward_jvp(d_o, d_o, *given, mask, mask_t, seed, *options, wanted, *seen)
     else:
-        o, lse = kernels.forward(q, k, v, mask, seed, *options)
-        kernels.backward(d_o, q, k, v, o, lse, mask, seed, *options, (*(True,) * 3, learned))
+        o, lse = of.forward(q, k, v, mask, seed, *options, *seen)
+        of.backward(d_o, q, k, v, o, lse, mask, seed, *options, (*(True,) * 3, learned), *seen)
+
+
+class _OfPartial(NamedTuple):
+    """Functions with kernels of their own, what comes in the mask's place, and the pattern that they are given."""
+
+    functions: Any
+    in_place_of_mask: Tensor | None
+    pattern: tuple[Band | Listed, ...] = ()
+
+
+def _partial(mask: str) -> _OfPartial | None:
+    """What PARTIAL calls so; None for another mask."""
+    if mask not in PARTIAL:
+        return None
+    if mask == "window":
+        return _OfPartial(kernels, None, (Band(-512, 512),))
+    if mask == "blocks":
+        return _OfPartial(kernels, torch.empty(1 << 16, dtype=torch.int32, device=META), (Listed(),))
+    return _OfPartial(triton_varlen, torch.empty(2, 8, dtype=torch.int32, device=META))
 
 
 def measure(compiled: Any) -> dict[str, Any]:

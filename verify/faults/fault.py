@@ -8,7 +8,7 @@ from ..cases.catalogue import CASES
 
 Stage = Literal[
     "forward", "jvp", "preprocess", "both sides", "query side", "key side", "tiles", "launch", "tiled", "wiring",
-    "reference", "pipelines", "repeated calls", "several processes",
+    "reference", "pipelines", "repeated calls", "several processes", "packed sequences", "windows, block masks",
 ]  # fmt: skip
 
 # Checks of checks/emulated.py. They always run on the CPU, since a planted race could hang a GPU.

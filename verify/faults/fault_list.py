@@ -3,6 +3,8 @@
 from .fault import Fault
 from .fault_list_distributed import OF_SEVERAL_PROCESSES
 from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
+from .fault_list_packed import OF_PACKED_SEQUENCES
+from .fault_list_partial import OF_PARTIAL
 from .fault_list_tiled import OF_TILED, TILED
 
 FORWARD, PREPROCESS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
@@ -36,8 +38,8 @@ _OF_KERNELS = [
     Fault("guard of empty rows dropped", "forward", FORWARD, "m_safe", "m_safe = m_new", "mask_bool_empty_rows"),
     Fault("last key tile dropped", "forward", FORWARD, "end", "end = (N // BLOCK_N) * BLOCK_N", "lengths_33_257"),
     Fault(
-        "GQA head mapped wrongly", "forward", FORWARD, "k_head",
-        "k_head = select_head(k, batch, head % (heads // group), batch_shape, REGULAR)", "mask_gqa_per_head",
+        "GQA head mapped wrongly", "forward", FORWARD, "kv_head", "kv_head = head % (heads // group)",
+        "mask_gqa_per_head",
     ),
     Fault("running mean not moved", "jvp", FORWARD, "mean", "mean += step * 0.0", "lengths_33_257"),
     Fault("alpha not applied to acc_o_t", "jvp", FORWARD, "acc_o_t (1)", "acc_o_t = acc_o_t", "lengths_33_257"),
@@ -122,7 +124,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "statistics of the wrong head", "key side", KEY, "base",
-        "base = (batch.to(tl.int64) * heads + kv_head) * M", "mask_gqa_per_head",
+        "base = statistics_start + kv_head * statistics_step", "mask_gqa_per_head",
     ),
     Fault(
         "mask of the wrong head", "key side", KEY, "head_mask",
@@ -418,5 +420,5 @@ _OF_SITUATIONS = [
 
 FAULTS = (
     *_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
-    *OF_SEVERAL_PROCESSES,
+    *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL,
 )  # fmt: skip

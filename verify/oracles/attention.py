@@ -152,17 +152,20 @@ def dense_same_type(inputs: Inputs) -> Results:
         return differentiate(attention, inputs)
 
 
-def run(inputs: Inputs, backend: Backend | None = None) -> Results:
-    """flashjvp on a backend: attention_jvp, or attention where no input has a tangent, and the gradients of it."""
+def run(inputs: Inputs, backend: Backend | None = None, **options: Any) -> Results:
+    """flashjvp on a backend: attention_jvp, or attention where no input has a tangent, and the gradients of it.
+
+    `options` are those of flashjvp that the inputs have no field for.
+    """
     q, k, v, q_t, k_t, v_t = leaves = [x if x is None else x.detach().requires_grad_() for x in operands(inputs)]
     assert q is not None and k is not None and v is not None
     gqa = q.shape[-3] != k.shape[-3]
     if inputs.has_tangent:
         o, o_t = flashjvp.attention_jvp(
-            q, k, v, q_t, k_t, v_t, inputs.mask, inputs.is_causal, inputs.scale, gqa, backend=backend
+            q, k, v, q_t, k_t, v_t, inputs.mask, inputs.is_causal, inputs.scale, gqa, backend=backend, **options
         )
         return _collect(o, o_t, leaves, inputs)
-    o = flashjvp.attention(q, k, v, inputs.mask, 0.0, inputs.is_causal, inputs.scale, gqa, backend=backend)
+    o = flashjvp.attention(q, k, v, inputs.mask, 0.0, inputs.is_causal, inputs.scale, gqa, backend=backend, **options)
     return _collect(o, None, leaves, inputs)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import environment
 from ...backends import philox
+from ...backends.patterns import Band, Listed
 from ...layout import is_additive
 from . import compilation, schedule
 from .argument import ABSENT, Argument, address_of, argument, examples, interpreted, seed_operand
@@ -27,7 +28,7 @@ FUSED = {"enable_fp_fusion": True}
 # tenth of finding it by Triton's own means.
 _COMPILED: dict[tuple[object, ...], Any] = environment.kept({})
 # What `_parameters` found, by the function that a kernel is made of.
-_PARAMETERS: dict[object, tuple[tuple[str, ...], bool]] = environment.kept({})
+_PARAMETERS: dict[object, tuple[tuple[str, ...], bool, bool]] = environment.kept({})
 
 
 class Call:
@@ -35,7 +36,7 @@ class Call:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
-        dropout_p: float = 0.0,
+        dropout_p: float = 0.0, pattern: Band | Listed | None = None,
     ) -> None:  # fmt: skip
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self._index, self._shape = index_of(self.device), q.shape
@@ -50,7 +51,16 @@ class Call:
         self._arguments: dict[int, Argument] = {}
         self._copied: list[Tensor] = []
         self.mask: Argument | None = None
-        self.mask_layout = (0, False, False)
+        self.mask_layout = (0, False, False, False)
+        self.pattern = pattern
+        self.plan: tuple[Maybe, ...] = ()
+        self.band: tuple[int, ...] = ()
+        if isinstance(pattern, Listed):
+            self.plan, self.band, mask = (mask,), (0, 0), None
+        elif pattern is not None:
+            self.plan, self.band = (None,), pattern
+        if pattern is not None:
+            self.mask_layout = (0, False, False, True)
         if mask is not None:
             self.mask, self.mask_layout = self._mask_operand(mask)
         self.mask_t = None if mask_t is None else self.bias_operand(mask_t)
@@ -80,7 +90,7 @@ class Call:
         self._arguments[id(given)] = found = x, (address, packed), special
         return found
 
-    def _mask_operand(self, mask: Tensor) -> tuple[Argument, tuple[int, bool, bool]]:
+    def _mask_operand(self, mask: Tensor) -> tuple[Argument, tuple[int, bool, bool, bool]]:
         """The mask, copied only where its last dim is strided, and the MASK_LAYOUT of `tiles.apply_mask`."""
         column = int(mask.shape[-1] != 1)
         if column and mask.stride(-1) != 1:
@@ -93,7 +103,7 @@ class Call:
         bits |= address // mask.element_size() | keys
         aligned = column == 1 and bits % 16 == 0 and packed[0] < 1 << 23
         found = mask, (address, packed), special
-        return found, (column, aligned, additive)  # mutate: return found column
+        return found, (column, aligned, additive, True)  # mutate: return found column
 
     @property
     def mask_tensor(self) -> Maybe:
@@ -117,6 +127,10 @@ class Call:
             width = max(sum(in_one_chunk(columns)[1:]) for columns in (self.k_columns, self.v_columns))
         return schedule.lookup(self.device, self.precision, family, width, self.has_options)
 
+    def family(self, name: str) -> str:
+        """What a launch of a family of portable kernels is called."""
+        return name if self.pattern is None else f"partial_{name}"
+
     @property
     def has_options(self) -> bool:
         """Whether the call has dropout or a tangent of its mask."""
@@ -139,7 +153,7 @@ class Call:
         self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, *, warps: int = 4,
         stages: int | None = None, launch_pdl: bool = False, **constants: object,
     ) -> None:  # fmt: skip
-        """Runs `kernel(*args, scale, [batch_shape,] *sizes, *constants)` in so many programs.
+        """Runs `kernel(*args, scale, [batch_shape, [low, high,]] *sizes, *constants)` in so many programs.
 
         `args` come from `operands`, or are contiguous tensors, descriptors of tensors of q's dtype, and None. Of the
         constants given here and those of every call, the kernel takes those that it names, last. `family` is a name
@@ -148,13 +162,14 @@ class Call:
         """
         arguments = [ABSENT if x is None else x if type(x) is tuple else argument(x) for x in args]
         tensors, raw, classes = zip(*arguments, strict=True)
-        names, has_batch_shape = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
+        names, has_batch_shape, takes_band = _PARAMETERS.get(kernel.fn) or _parameters(kernel)
         taken = [*map(self.constants(constants).__getitem__, names)]
         key = (
             kernel.fn, self.device, self._dtype, self._special, warps, stages, launch_pdl, *taken, *classes
         )  # fmt: skip
         compiled, seen = _COMPILED.get(key), active_capture()
-        rest = (scale, self.batch_shape, *self.sizes) if has_batch_shape else (scale, *self.sizes)
+        band = self.band if takes_band else ()
+        rest = (scale, self.batch_shape, *band, *self.sizes) if has_batch_shape else (scale, *self.sizes)
         if compiled is None:
             if not constants.keys() <= {*names}:
                 raise TypeError(f"the kernel takes no {', '.join(constants.keys() - {*names})}")
@@ -162,8 +177,11 @@ class Call:
             options |= {"num_stages": stages} if stages is not None else {}
             options |= {"launch_pdl": True} if launch_pdl else {}
             if compilation.is_compiled(kernel):
-                # Of the group, the last of the sizes, only whether it is 1 makes a difference.
-                given = [*examples(tensors, classes), *rest[:-1], 1 if self.sizes.group == 1 else 3]
+                # A band takes as many bits as the sizes that bound it. Of the group, the last of the sizes, only
+                # whether it is 1 makes a difference.
+                bounds = (max(self.sizes.queries, self.sizes.keys),) * len(band)
+                numbers = (*rest[: -len(self.sizes) - len(band)], *bounds, *self.sizes[:-1])
+                given = [*examples(tensors, classes), *numbers, 1 if self.sizes.group == 1 else 3]
                 wanted = compilation.Wanted(self._index, kernel, given, options, _COMPILED, key)
                 again = seen is None and self.device.type != "meta"  # where nothing is launched
                 compiled = compilation.compiled(wanted, may_break_off=again)
@@ -190,9 +208,9 @@ class Call:
         }  # fmt: skip
 
 
-def _parameters(kernel: Any) -> tuple[tuple[str, ...], bool]:
-    """The names of the constants that a kernel takes, after its sizes, and whether it takes the batch dims."""
+def _parameters(kernel: Any) -> tuple[tuple[str, ...], bool, bool]:
+    """The names of the constants that a kernel takes, after its sizes, and whether it takes batch dims and a band."""
     names = kernel.arg_names
-    found = tuple(names[names.index("group") + 1 :]), "batch_shape" in names
+    found = tuple(names[names.index("group") + 1 :]), "batch_shape" in names, "low" in names
     _PARAMETERS[kernel.fn] = found
     return found

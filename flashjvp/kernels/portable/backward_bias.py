@@ -15,6 +15,7 @@ from ..launch.call import Call, Maybe
 from ..tiles import from_odd, load_operand, select_head
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
 from .dropout import kept_tile, select_seed
+from .visible import in_band
 
 
 @triton.jit
@@ -74,14 +75,15 @@ def _rows_of(
     return load_operand(head_rows, start, end, ROWS, COLUMNS, REGULAR, PRECISION)
 
 
-@triton.jit(do_not_specialize=["M", "N", "heads"])
-def backward_bias_kernel(
+@triton.jit
+def bias_tile(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_mask, d_mask_t, lse, mu, row_a, row_delta, scale,
-    batch_shape, M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    batch_shape, band, M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, OWNS: tl.constexpr,
     PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of the mask. OWNS: which of its dims are not broadcast: rows, heads, batch from the last."""
+    """Writes the gradients of the tile of the mask that is this program's. OWNS: which of its dims are not broadcast:
+    rows, heads, batch from the last. `band` is (), or the differences n - m of visible.py."""
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
     m_tiles = tl.cdiv(M, BLOCK_M)
@@ -114,8 +116,8 @@ def backward_bias_kernel(
         m0 = (own_m + i // summed_n % summed_m) * BLOCK_M
         head = own_head + i // summed_n // summed_m % summed_heads
         batch = _batch_of(pid, i // summed_n // summed_m // summed_heads, batch_shape, OWNS)
-        # Nothing but zeros where all keys come after all queries.
-        if not CAUSAL or n0 < m0 + BLOCK_M:
+        # Nothing but zeros where all keys come after all queries, or outside of the band.
+        if (not CAUSAL or n0 < m0 + BLOCK_M) and in_band(band, m0, n0, BLOCK_M, BLOCK_N):
             kv_head = head // group
             q_rows = _rows_of(q, batch, head, batch_shape, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
             q_t_rows = _rows_of(q_t, batch, head, batch_shape, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
@@ -128,7 +130,7 @@ def backward_bias_kernel(
                 q_rows, k_rows, q_t_rows, k_t_rows, load_lse(lse, base, rows, inside, MASK_LAYOUT[2]),
                 load_statistic(mu, base, rows, inside), select_head(mask, batch, head, batch_shape, False),
                 select_head(mask_t, batch, head, batch_shape, False), scale, m0, n0, row[:, None], column[None, :],
-                M, N, True, False, MASK_LAYOUT, True, CAUSAL, PRECISION,
+                M, N, True, band, False, MASK_LAYOUT, True, CAUSAL, PRECISION,
             )  # fmt: skip
             v_rows = _rows_of(v, batch, kv_head, batch_shape, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
             v_t_rows = _rows_of(v_t, batch, kv_head, batch_shape, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
@@ -153,9 +155,24 @@ def backward_bias_kernel(
         _store(d_mask_t, total_t, batch, own_head, batch_shape, m0, n0, M, N, OWNS, MASK_LAYOUT)
 
 
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def backward_bias_kernel(
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_mask, d_mask_t, lse, mu, row_a, row_delta, scale,
+    batch_shape, M, N, heads, group, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, OWNS: tl.constexpr,
+    PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """One program: a tile of the mask."""
+    bias_tile(
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_mask, d_mask_t, lse, mu, row_a, row_delta, scale,
+        batch_shape, (), M, N, heads, group, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, OWNS, PRECISION,
+        REGULAR,
+    )  # fmt: skip
+
+
 def launch_backward_bias(
     call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    mask: Tensor, wanted: tuple[bool, bool],
+    mask: Tensor, wanted: tuple[bool, bool], kernel: object = backward_bias_kernel,
 ) -> tuple[Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_mask and d_mask_t. `statistics` are lse, mu, row_a, row_delta."""
     d_mask, d_mask_t = (empty_bias(mask) if want else None for want in wanted)
@@ -165,10 +182,10 @@ def launch_backward_bias(
     programs = mask.numel() // (queries * keys) * -(-queries // tile.block_m) * -(-keys // tile.block_n)
     args = (
         *call.operands(*inputs, *cotangents), call.mask, call.mask_t, call.seed, call.bias_operand(d_mask),
-        call.bias_operand(d_mask_t), *statistics,
+        call.bias_operand(d_mask_t), *statistics, *call.plan,
     )  # fmt: skip
     call.launch(
-        backward_bias_kernel, "backward_bias", programs, args, scale, warps=tile.warps, stages=tile.stages,
+        kernel, call.family("backward_bias"), programs, args, scale, warps=tile.warps, stages=tile.stages,
         TILE=tile.block, OWNS=owns,
     )  # fmt: skip
     return d_mask, d_mask_t

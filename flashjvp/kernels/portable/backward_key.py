@@ -14,11 +14,13 @@ from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import probabilities, score_gradients
 from .dropout import both_dropped, kept_tile, select_seed
+from .rows import select_rows
+from .visible import queries_at, queries_of
 
 
 @triton.jit
 def _key_tile(
-    state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, n0, M, N,
+    state, key, query, statistics, base, mask, mask_t, drop, scale, m0, at_border, only, n0, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
@@ -35,7 +37,8 @@ def _key_tile(
     q_t = load_operand(q_t_head, m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, (lse, first, row, inside), (mu, first, row, inside), mask, mask_t, scale, m0, n0,
-        row[None, :], column[:, None], M, N, at_border, True, MASK_LAYOUT, False, CAUSAL, PRECISION,
+        row[None, :], column[:, None], M, N, at_border, only, True, MASK_LAYOUT, False, CAUSAL,
+        PRECISION,
     )  # fmt: skip
     G = load_operand(d_o_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
     T = load_operand(d_o_t_head, m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
@@ -69,6 +72,77 @@ def _key_tile(
     return acc_k, acc_v, acc_k_t, acc_v_t
 
 
+@triton.jit
+def key_rows(
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
+    batch_shape, batch, kv_head, group, statistics_start, statistics_step, start_q, start_k, n0, first, last, full,
+    shift, seen, M, N, K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradients that are given of a tile of key rows, from n0 of N on, from its queries of M.
+
+    These are those from `first` to `last` (or what visible.py counts so); before `full` they cross a border. The
+    statistics of the batch entry start at `statistics_start`, those of its heads are `statistics_step` apart; the rest
+    is as in forward_rows.
+    """
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    k_rows = load_operand(
+        select_rows(k, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
+    )
+    k_t_rows = load_operand(
+        select_rows(k_t, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
+    )
+    v_rows = load_operand(
+        select_rows(v, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
+    )
+    v_t_rows = load_operand(
+        select_rows(v_t, batch, kv_head, batch_shape, start_k, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
+    )
+    key = (k_rows, k_t_rows, v_rows, v_t_rows)
+    state = (
+        zero_rows(BLOCK_N, K_COLUMNS, d_k is not None),
+        zero_rows(BLOCK_N, V_COLUMNS, d_v is not None),
+        zero_rows(BLOCK_N, K_COLUMNS, d_k_t is not None),
+        zero_rows(BLOCK_N, V_COLUMNS, d_v_t is not None),
+    )
+    statistics = (lse, mu, row_a, row_delta)
+    for member in range(group):  # mutate: for member range
+        head = kv_head * group + member
+        base = statistics_start + head * statistics_step  # mutate: base
+        query = (
+            select_rows(q, batch, head, batch_shape, start_q, REGULAR),
+            select_rows(q_t, batch, head, batch_shape, start_q, REGULAR),
+            select_rows(d_o, batch, head, batch_shape, start_q, REGULAR),
+            select_rows(d_o_t, batch, head, batch_shape, start_q, REGULAR),
+        )
+        head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
+        head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
+        drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
+        begin, end, seen_of_head = queries_of(first, last, seen, batch, head, M, N)
+        for i in range(begin, end, BLOCK_M):
+            m0, at_border, only = queries_at(i, full, seen_of_head)
+            state = _key_tile(
+                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, at_border, only,
+                n0 - shift, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
+            )  # fmt: skip
+
+    acc_k, acc_v, acc_k_t, acc_v_t = state
+    factor = tl.zeros([BLOCK_N], tl.float32) + scale
+    if d_k is not None:
+        d_k_head = select_rows(d_k, batch, kv_head, batch_shape, start_k, REGULAR)
+        store_rows(d_k_head, scale_rows(acc_k, factor), n0, N, K_COLUMNS, REGULAR)
+    if d_v is not None:
+        store_rows(select_rows(d_v, batch, kv_head, batch_shape, start_k, REGULAR), acc_v, n0, N, V_COLUMNS, REGULAR)
+    if d_k_t is not None:
+        d_k_t_head = select_rows(d_k_t, batch, kv_head, batch_shape, start_k, REGULAR)
+        # mutate: store_rows
+        store_rows(d_k_t_head, scale_rows(acc_k_t, factor), n0, N, K_COLUMNS, REGULAR)
+    if d_v_t is not None:
+        d_v_t_head = select_rows(d_v_t, batch, kv_head, batch_shape, start_k, REGULAR)
+        store_rows(d_v_t_head, acc_v_t, n0, N, V_COLUMNS, REGULAR)
+
+
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta, scale,
@@ -85,21 +159,6 @@ def backward_key_kernel(
     n0 = (pid % tiles) * BLOCK_N
     kv_head = (pid // tiles) % kv_heads
     batch = pid // tiles // kv_heads
-
-    k_rows = load_operand(
-        select_head(k, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-    )
-    k_t_rows = load_operand(
-        select_head(k_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION
-    )
-    v_rows = load_operand(
-        select_head(v, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-    )
-    v_t_rows = load_operand(
-        select_head(v_t, batch, kv_head, batch_shape, REGULAR), n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION
-    )
-    key = (k_rows, k_t_rows, v_rows, v_t_rows)
-
     # Query tiles from `first` to `full` cross the causal diagonal. A ragged last tile needs no mask: its missing rows
     # load as zeros.
     first = 0
@@ -107,49 +166,17 @@ def backward_key_kernel(
     if CAUSAL:
         first = (n0 // BLOCK_M) * BLOCK_M  # mutate: first
         full = tl.minimum(tl.cdiv(n0 + BLOCK_N - 1, BLOCK_M) * BLOCK_M, M)
-    state = (
-        zero_rows(BLOCK_N, K_COLUMNS, d_k is not None),
-        zero_rows(BLOCK_N, V_COLUMNS, d_v is not None),
-        zero_rows(BLOCK_N, K_COLUMNS, d_k_t is not None),
-        zero_rows(BLOCK_N, V_COLUMNS, d_v_t is not None),
-    )
-    statistics = (lse, mu, row_a, row_delta)
-    for member in range(group):  # mutate: for member range
-        head = kv_head * group + member
-        base = (batch.to(tl.int64) * heads + head) * M  # mutate: base
-        query = (
-            select_head(q, batch, head, batch_shape, REGULAR),
-            select_head(q_t, batch, head, batch_shape, REGULAR),
-            select_head(d_o, batch, head, batch_shape, REGULAR),
-            select_head(d_o_t, batch, head, batch_shape, REGULAR),
-        )
-        head_mask = select_head(mask, batch, head, batch_shape, False)  # mutate: head_mask
-        head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
-        drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
-        for m0 in range(first, M, BLOCK_M):
-            state = _key_tile(
-                state, key, query, statistics, base, head_mask, head_mask_t, drop, scale, m0, m0 < full, n0, M, N,
-                K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
-            )  # fmt: skip
-
-    acc_k, acc_v, acc_k_t, acc_v_t = state
-    factor = tl.zeros([BLOCK_N], tl.float32) + scale
-    if d_k is not None:
-        d_k_head = select_head(d_k, batch, kv_head, batch_shape, REGULAR)
-        store_rows(d_k_head, scale_rows(acc_k, factor), n0, N, K_COLUMNS, REGULAR)
-    if d_v is not None:
-        store_rows(select_head(d_v, batch, kv_head, batch_shape, REGULAR), acc_v, n0, N, V_COLUMNS, REGULAR)
-    if d_k_t is not None:
-        d_k_t_head = select_head(d_k_t, batch, kv_head, batch_shape, REGULAR)
-        # mutate: store_rows
-        store_rows(d_k_t_head, scale_rows(acc_k_t, factor), n0, N, K_COLUMNS, REGULAR)
-    if d_v_t is not None:
-        store_rows(select_head(d_v_t, batch, kv_head, batch_shape, REGULAR), acc_v_t, n0, N, V_COLUMNS, REGULAR)
+    rows = M.to(tl.int64)
+    key_rows(
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_k, d_v, d_k_t, d_v_t, lse, mu, row_a, row_delta,
+        scale, batch_shape, batch, kv_head, group, batch * heads * rows, rows, 0, 0, n0, first, M, full, 0, (),
+        M, N, K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+    )  # fmt: skip
 
 
 def launch_backward_key(
     call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    wanted: Inputs,
+    wanted: Inputs, kernel: object = backward_key_kernel,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_k, d_v, d_k_t, d_v_t.
 
@@ -161,9 +188,10 @@ def launch_backward_key(
     operands = call.operands(*inputs, *cotangents)
     d_k, d_v, d_k_t, d_v_t = call.operands(*grads)
     for family, outputs in schedule.key_side_launches((d_k, d_v, d_k_t, d_v_t), call.width, call.precision):
-        args, tile = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics), call.tile(family)
+        args = (*operands, call.mask, call.mask_t, call.seed, *outputs, *statistics, *call.plan)
+        tile = call.tile(family)
         call.launch(
-            backward_key_kernel, family, call.key_programs(tile.block_n), args, scale, warps=tile.warps,
+            kernel, call.family(family), call.key_programs(tile.block_n), args, scale, warps=tile.warps,
             stages=tile.stages, TILE=tile.block,
         )  # fmt: skip
     return grads

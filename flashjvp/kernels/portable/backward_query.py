@@ -9,11 +9,13 @@ from ..launch.call import Call, Maybe
 from ..tiles import add_product, load_operand, scale_rows, select_head, store_rows, zero_rows
 from .backward_tile import load_lse, load_statistic, probabilities, score_gradients
 from .dropout import kept_tile, select_seed
+from .rows import select_rows
+from .visible import keys_at
 
 
 @triton.jit
 def _query_tile(
-    acc_q, acc_q_t, query, statistics, key, mask, mask_t, drop, scale, m0, n0, at_border, M, N,
+    acc_q, acc_q_t, query, statistics, key, mask, mask_t, drop, scale, m0, n0, at_border, only, M, N,
     K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
     REGULAR: tl.constexpr,
@@ -27,7 +29,7 @@ def _query_tile(
     k_t = load_operand(k_t_head, n0, N, BLOCK_N, K_COLUMNS, REGULAR, PRECISION)
     p = probabilities(
         q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row[:, None], column[None, :], M, N, at_border,
-        False, MASK_LAYOUT, True, CAUSAL, PRECISION,
+        only, False, MASK_LAYOUT, True, CAUSAL, PRECISION,
     )  # fmt: skip
     v = load_operand(v_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
     v_t = load_operand(v_t_head, n0, N, BLOCK_N, V_COLUMNS, REGULAR, PRECISION)
@@ -39,6 +41,65 @@ def _query_tile(
     if len(acc_q_t) > 0:
         acc_q_t = add_product(acc_q_t, ds[1], k, PRECISION)  # (18)
     return acc_q, acc_q_t
+
+
+@triton.jit
+def query_rows(
+    q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_q, d_q_t, lse, mu, row_a, row_delta, scale, batch_shape,
+    batch, head, kv_head, base, start_q, start_k, m0, start, end, full, shift, seen, M, N,
+    K_COLUMNS: tl.constexpr, V_COLUMNS: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr,
+    MASK_LAYOUT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradients that are given of a tile of query rows. Where and against which keys: as in forward_rows."""
+    BLOCK_M: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    rows = m0 + tl.arange(0, BLOCK_M)
+
+    q_rows = load_operand(
+        select_rows(q, batch, head, batch_shape, start_q, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    q_t_rows = load_operand(
+        select_rows(q_t, batch, head, batch_shape, start_q, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
+    )
+    G = load_operand(
+        select_rows(d_o, batch, head, batch_shape, start_q, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
+    )
+    T = load_operand(
+        select_rows(d_o_t, batch, head, batch_shape, start_q, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
+    )
+    query = (q_rows, q_t_rows, G, T)  # mutate: query
+    statistics = (
+        load_lse(lse, base, rows, rows < M, MASK_LAYOUT[2]),
+        load_statistic(mu, base, rows, rows < M),
+        load_statistic(row_a, base, rows, rows < M),
+        load_statistic(row_delta, base, rows, rows < M),
+    )
+    key = (
+        select_rows(k, batch, kv_head, batch_shape, start_k, REGULAR),
+        select_rows(k_t, batch, kv_head, batch_shape, start_k, REGULAR),
+        select_rows(v, batch, kv_head, batch_shape, start_k, REGULAR),
+        select_rows(v_t, batch, kv_head, batch_shape, start_k, REGULAR),
+    )  # mutate: key
+    head_mask = select_head(mask, batch, head, batch_shape, False)
+    head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
+    drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
+
+    acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
+    acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
+    for i in range(start, end, BLOCK_N):
+        n0, at_border, only = keys_at(i, full, seen)
+        acc_q, acc_q_t = _query_tile(
+            acc_q, acc_q_t, query, statistics, key, head_mask, head_mask_t, drop, scale, m0 + shift, n0, at_border,
+            only, M, N, K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
+        )  # fmt: skip
+
+    factor = tl.zeros([BLOCK_M], tl.float32) + scale  # mutate: factor
+    if d_q is not None:
+        d_q_head = select_rows(d_q, batch, head, batch_shape, start_q, REGULAR)
+        store_rows(d_q_head, scale_rows(acc_q, factor), m0, M, K_COLUMNS, REGULAR)
+    if d_q_t is not None:
+        d_q_t_head = select_rows(d_q_t, batch, head, batch_shape, start_q, REGULAR)
+        store_rows(d_q_t_head, scale_rows(acc_q_t, factor), m0, M, K_COLUMNS, REGULAR)
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
@@ -55,70 +116,32 @@ def backward_query_kernel(
     m0 = (pid % tiles) * BLOCK_M
     head = (pid // tiles) % heads
     batch = pid // tiles // heads
-    rows = m0 + tl.arange(0, BLOCK_M)
-
-    q_rows = load_operand(
-        select_head(q, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
-    )
-    q_t_rows = load_operand(
-        select_head(q_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, K_COLUMNS, REGULAR, PRECISION
-    )
-    G = load_operand(select_head(d_o, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION)
-    T = load_operand(
-        select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, BLOCK_M, V_COLUMNS, REGULAR, PRECISION
-    )
-    query = (q_rows, q_t_rows, G, T)  # mutate: query
     base = (batch.to(tl.int64) * heads + head) * M
-    statistics = (
-        load_lse(lse, base, rows, rows < M, MASK_LAYOUT[2]),
-        load_statistic(mu, base, rows, rows < M),
-        load_statistic(row_a, base, rows, rows < M),
-        load_statistic(row_delta, base, rows, rows < M),
-    )
-    key = (
-        select_head(k, batch, head // group, batch_shape, REGULAR),
-        select_head(k_t, batch, head // group, batch_shape, REGULAR),
-        select_head(v, batch, head // group, batch_shape, REGULAR),
-        select_head(v_t, batch, head // group, batch_shape, REGULAR),
-    )  # mutate: key
-    head_mask = select_head(mask, batch, head, batch_shape, False)
-    head_mask_t = select_head(mask_t, batch, head, batch_shape, False)
-    drop = select_seed(seed, batch, head, batch_shape, DROPOUT)
-
     end = N
     full = (N // BLOCK_N) * BLOCK_N
     if CAUSAL:
         end = tl.minimum(N, m0 + BLOCK_M)
         full = (tl.minimum(N, m0 + 1) // BLOCK_N) * BLOCK_N  # mutate: full
-    acc_q = zero_rows(BLOCK_M, K_COLUMNS, True)
-    acc_q_t = zero_rows(BLOCK_M, K_COLUMNS, d_q_t is not None)
-    for n0 in range(0, end, BLOCK_N):
-        acc_q, acc_q_t = _query_tile(
-            acc_q, acc_q_t, query, statistics, key, head_mask, head_mask_t, drop, scale, m0, n0, n0 >= full, M, N,
-            K_COLUMNS, V_COLUMNS, BLOCK_M, BLOCK_N, CAUSAL, MASK_LAYOUT, PRECISION, REGULAR,
-        )  # fmt: skip
-
-    factor = tl.zeros([BLOCK_M], tl.float32) + scale  # mutate: factor
-    if d_q is not None:
-        d_q_head = select_head(d_q, batch, head, batch_shape, REGULAR)
-        store_rows(d_q_head, scale_rows(acc_q, factor), m0, M, K_COLUMNS, REGULAR)
-    if d_q_t is not None:
-        d_q_t_head = select_head(d_q_t, batch, head, batch_shape, REGULAR)
-        store_rows(d_q_t_head, scale_rows(acc_q_t, factor), m0, M, K_COLUMNS, REGULAR)
+    query_rows(
+        q, k, v, q_t, k_t, v_t, d_o, d_o_t, mask, mask_t, seed, d_q, d_q_t, lse, mu, row_a, row_delta, scale,
+        batch_shape, batch, head, head // group, base, 0, 0, m0, 0, end, full, 0, (), M, N,
+        K_COLUMNS, V_COLUMNS, TILE, CAUSAL, MASK_LAYOUT, DROPOUT, PRECISION, REGULAR,
+    )  # fmt: skip
 
 
 def launch_backward_query(
     call: Call, inputs: Inputs, cotangents: tuple[Maybe, Maybe], statistics: tuple[Maybe, ...], scale: float,
-    wanted: Inputs,
+    wanted: Inputs, kernel: object = backward_query_kernel,
 ) -> tuple[Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q and d_q_t. `statistics` are lse, mu, row_a, row_delta."""
     d_q = _empty_like(inputs.q) if wanted.q else None
     d_q_t = _empty_like(inputs.q_t) if wanted.q_t else None
     if d_q is not None or d_q_t is not None:
         operands, grads = call.operands(*inputs, *cotangents), call.operands(d_q, d_q_t)
-        args, tile = (*operands, call.mask, call.mask_t, call.seed, *grads, *statistics), call.tile("backward_query")
+        args = (*operands, call.mask, call.mask_t, call.seed, *grads, *statistics, *call.plan)
+        tile = call.tile("backward_query")
         call.launch(
-            backward_query_kernel, "backward_query", call.query_programs(tile.block_m), args, scale, warps=tile.warps,
+            kernel, call.family("backward_query"), call.query_programs(tile.block_m), args, scale, warps=tile.warps,
             stages=tile.stages, TILE=tile.block,
         )  # fmt: skip
     return d_q, d_q_t

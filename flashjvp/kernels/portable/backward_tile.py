@@ -10,6 +10,7 @@ import triton.language as tl
 from ..tiles import biased_scores, scores_and_tangent, scores_sum
 from .bias_tangent import load_mask_tangent
 from .dropout import dropped
+from .visible import hide
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def _exponents(s, lse, KEYS_FIRST: tl.constexpr):
 
 @triton.jit
 def probabilities(
-    q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row, column, M, N, at_border,
+    q, k, q_t, k_t, lse, mu, mask, mask_t, scale, m0, n0, row, column, M, N, at_border, only,
     KEYS_FIRST: tl.constexpr, MASK_LAYOUT: tl.constexpr, EDGE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,11 +111,12 @@ def probabilities(
     ADDITIVE: tl.constexpr = MASK_LAYOUT[2]
     # mutate: s (2)
     s = biased_scores(s, scale, mask, m0, n0, row, column, M, N, at_border, MASK_LAYOUT, EDGE, DIAGONAL)
+    s = hide(s, only, m0, n0, row, column, at_border)
     if ADDITIVE:
         p = tl.exp2(_exponents(s, lse, KEYS_FIRST))
     else:
         lse2 = _statistic(lse, KEYS_FIRST) * 1.4426950408889634
-        if len(mask) > 0:  # a row with no allowed key
+        if MASK_LAYOUT[3]:
             lse2 = tl.where(lse2 == float("-inf"), 0.0, lse2)  # mutate: lse2
         p = tl.exp2(s - lse2)
     if FIRST + SECOND + len(mask_t) == 0:

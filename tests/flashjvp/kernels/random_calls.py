@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from flashjvp.backends import triton as kernels
+from flashjvp.backends import triton, triton_varlen
+from flashjvp.backends.patterns import Band, Listed
 from flashjvp.kernels.launch import compilation, schedule
 from flashjvp.layout import empty_lse
 from verify.codegen.worker import META, Driver
@@ -35,7 +36,12 @@ def rows(chance: random.Random, batch: int | None, heads: int, length: int) -> T
 
 
 def mask_of(chance: random.Random, kind: str, q: Tensor, keys: int) -> Tensor | None:
-    """A mask of q's rank; a learned one is for all heads and batch entries, and so are its gradients."""
+    """A mask of q's rank; a learned one is for all heads and batch entries, and so are its gradients. Or what comes in
+    its place, of any length: the plan of a block mask, or the cumulated lengths of sequences."""
+    if kind == "blocks":
+        return torch.empty(chance.randint(20, 1 << 16), dtype=torch.int32, device=META)
+    if kind == "packed":
+        return torch.empty(2, chance.randint(1, 300), dtype=torch.int32, device=META)
     if kind not in ("bool", "additive", "learned"):
         return None
     dtype = torch.bool if kind == "bool" else DTYPE
@@ -44,8 +50,16 @@ def mask_of(chance: random.Random, kind: str, q: Tensor, keys: int) -> Tensor | 
     return torch.empty(*shape, queries, keys, dtype=dtype, device=META)
 
 
+def pattern_of(chance: random.Random, kind: str, queries: int, keys: int) -> tuple[Band | Listed, ...]:
+    """What is seen beside a mask, if anything says so."""
+    if kind == "window":
+        return (Band(-chance.randint(0, queries), chance.choice((-1, 0, 1, chance.randint(0, keys)))),)
+    return (Listed(),) if kind == "blocks" else ()
+
+
 def calls(chance: random.Random, kind: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Forward and backward of one call."""
+    kernels: Any = triton_varlen if kind == "packed" else triton
     group = chance.randint(2, 8) if kind == "grouped" else 1
     batch, heads = chance.choice((None, 1, 3)), chance.randint(1, 6)
     queries, keys = (chance.choice((2, 100, 4096)) + chance.choice((0, 14, 44, 63)) for _ in "mn")
@@ -56,11 +70,11 @@ def calls(chance: random.Random, kind: str) -> Iterator[tuple[Any, tuple[Any, ..
     mask_t = torch.empty_like(mask) if learned else None
     seed = torch.empty((), dtype=torch.int64, device=META) if kind == "dropout" else None
     options = False, chance.random(), chance.random() if kind == "dropout" else 0.0
-    masks = mask, mask_t, seed
-    yield kernels.forward_jvp, (q, k, v, q_t, k_t, v_t, *masks, *options)
+    masks, pattern = (mask, mask_t, seed), pattern_of(chance, kind, queries, keys)
+    yield kernels.forward_jvp, (q, k, v, q_t, k_t, v_t, *masks, *options, *pattern)
     statistics = o, o_t, empty_lse(q, mask), torch.empty(q.shape[:-1], device=META)
     wanted = (*(True,) * 6, learned, learned)
-    yield kernels.backward_jvp, (d_o, d_o_t, q, k, v, q_t, k_t, v_t, *statistics, *masks, *options, wanted)
+    yield kernels.backward_jvp, (d_o, d_o_t, q, k, v, q_t, k_t, v_t, *statistics, *masks, *options, wanted, *pattern)
 
 
 def main() -> None:
@@ -73,7 +87,7 @@ def main() -> None:
             for wanted in compilation.kernels_of(function, *args):
                 wanted.keep(object())
                 where = wanted.kernel.fn.__module__.removeprefix("flashjvp.kernels.")
-                compiled[where] += 1
+                compiled[f"{where}.{wanted.kernel.fn.__name__}"] += 1
     print(json.dumps(compiled))
 
 

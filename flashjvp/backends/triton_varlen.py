@@ -1,0 +1,92 @@
+"""Packed sequences on the triton backend: the launches of kernels/portable/varlen.py for each operator.
+
+Rows that belong to no sequence get zeros: nobody can tell on the host whether there are any.
+"""
+
+import torch
+from torch import Tensor
+
+from ..kernels.launch.call import Call
+from ..kernels.launch.compilation import side_by_side
+from ..kernels.launch.replay import captured
+from ..kernels.portable.backward_preprocess import launch_preprocess
+from ..kernels.portable.varlen import Sequences
+from ..layout import STATISTIC_DTYPE, zero_rows
+from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
+
+Maybe = Tensor | None
+
+
+@captured(PlainOperands)
+@side_by_side
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, cu: Tensor, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
+) -> tuple[Tensor, Tensor]:
+    """o and lse."""
+    o, _, lse, _ = _forward(Inputs(q, k, v), cu, is_causal, scale, jvp=False)
+    return o, lse
+
+
+@captured(Operands)
+@side_by_side
+def forward_jvp(
+    q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, cu: Tensor, cu_t: None, seed: Maybe,
+    is_causal: bool, scale: float, dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """o, o_t, lse and mu."""
+    o, o_t, lse, mu = _forward(Inputs(q, k, v, q_t, k_t, v_t), cu, is_causal, scale, jvp=True)
+    assert o_t is not None and mu is not None
+    return o, o_t, lse, mu
+
+
+def _forward(x: Inputs, cu: Tensor, is_causal: bool, scale: float, jvp: bool) -> tuple[Tensor, Maybe, Tensor, Maybe]:
+    o = zero_rows(x.q, x.v.shape[-1])
+    lse = x.q.new_zeros(x.q.shape[:-1], dtype=STATISTIC_DTYPE[x.q.dtype])
+    o_t, mu = (zero_rows(x.q, x.v.shape[-1]), torch.zeros_like(lse)) if jvp else (None, None)
+    call = Call(x.q, x.k, x.v, None, is_causal)
+    if not call.is_empty:
+        Sequences(call, cu).forward(x, (o, o_t, lse, mu), scale)
+    return o, o_t, lse, mu
+
+
+@captured(PlainBackwardOperands)
+@side_by_side
+def backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, cu: Tensor, seed: Maybe, is_causal: bool,
+    scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
+) -> tuple[Maybe, Maybe, Maybe, None]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, and None."""
+    of_q, of_k, of_v, _ = wanted
+    d_q, d_k, d_v, *_ = backward_jvp(
+        d_o, None, q, k, v, None, None, None, o, None, lse, None, cu, None, seed, is_causal, scale, dropout_p,
+        (of_q, of_k, of_v, False, False, False, False, False),
+    )  # fmt: skip
+    return d_q, d_k, d_v, None
+
+
+@captured(BackwardOperands)
+@side_by_side
+def backward_jvp(
+    d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
+    o_t: Maybe, lse: Tensor, mu: Maybe, cu: Tensor, cu_t: None, seed: Maybe, is_causal: bool, scale: float,
+    dropout_p: float, wanted: tuple[bool, ...],
+) -> tuple[Maybe, ...]:  # fmt: skip
+    """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, and None twice.
+
+    Without a cotangent of o_t those of tangents are zero.
+    """
+    given = Inputs(q, k, v, q_t, k_t, v_t)
+    grads = Inputs._make([
+        zero_rows(x, x.shape[-1]) if x is not None and want else None
+        for x, want in zip(given, wanted[:6], strict=True)
+    ])  # fmt: skip
+    call = Call(q, k, v, None, is_causal)
+    if not call.is_empty:
+        x, into = (given, grads) if d_o_t is not None else (Inputs(q, k, v), Inputs(grads.q, grads.k, grads.v))
+        row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
+        statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)  # mutate: statistics
+        sequences = Sequences(call, cu)
+        if into.q is not None or into.q_t is not None:
+            sequences.query_gradients(x, (d_o, d_o_t), (into.q, into.q_t), statistics, scale)
+        sequences.key_gradients(x, (d_o, d_o_t), (into.k, into.v, into.k_t, into.v_t), statistics, scale)
+    return *grads, None, None

@@ -1,0 +1,59 @@
+"""The planted bugs of windows and block masks (checks/partial.py)."""
+
+from .fault import Fault, Stage
+
+VISIBLE, PLAN = "kernels/portable/visible.py", "backends/block_plan.py"
+STAGE: Stage = "windows, block masks"
+WIDE, LONG = "lengths_33_257", "lengths_257_33"
+
+OF_PARTIAL = [
+    Fault(
+        "window starts a tile late", STAGE, VISIBLE, "start",
+        "start = tl.cdiv(tl.maximum(m0 + low, 0), BLOCK_N) * BLOCK_N", WIDE, "windows",
+    ),
+    Fault(
+        "window ends with the first query's", STAGE, VISIBLE, "end",
+        "end = tl.minimum(N, tl.maximum(m0 + 1 + high, 0))", LONG, "windows",
+    ),
+    Fault(
+        "last queries of a window without gradient", STAGE, VISIBLE, "last",
+        "last = tl.minimum(M, tl.maximum(n0 - low, 0))", LONG, "windows",
+    ),
+    Fault(
+        "left end of a window unmasked", STAGE, VISIBLE, "return i (1)",
+        "return i, i >= full, (low, high)", WIDE, "windows",
+    ),
+    Fault(
+        "left end of a window unmasked for keys", STAGE, VISIBLE, "return i (2)",
+        "return i, i < full, (low, high)", WIDE, "windows",
+    ),
+    Fault(
+        "window off by one", STAGE, VISIBLE, "s (1)",
+        's = tl.where((distance > low) & (distance <= high), s, float("-inf"))', check="windows",
+    ),
+    Fault(
+        "bitmap of a block transposed", STAGE, VISIBLE, "s (2)",
+        's = tl.where((word >> (row % 32)) & 1 != 0, s, float("-inf"))', check="block-masks",
+    ),
+    Fault(
+        "blocks of the first head", STAGE, VISIBLE, "place",
+        "place = batch % entries * heads * blocks + number", "gqa", "block-masks",
+    ),
+    Fault(
+        "queries of the first block of keys", STAGE, "kernels/portable/partial.py", "seen",
+        "seen = (plan, 0, 0, 0)", WIDE, "block-masks",
+    ),
+    Fault("window aligned with the first query", STAGE, "backends/partial.py", "shift", "shift = 0", check="windows"),
+    Fault(
+        "causal ignored beside a window", STAGE, "backends/partial.py", "return Band",
+        "return Band(low, high)", "causal_33_80", "windows",
+    ),
+    Fault(
+        "tiles: window off by one", STAGE, "backends/patterns.py", "return difference",
+        "return ((difference >= self.low) & (difference < self.high))[None, None]", check="windows",
+    ),
+    Fault(
+        "partial blocks left out", STAGE, PLAN, "partial",
+        "partial[entry, head, row, column] = seen & all_seen", check="block-masks",
+    ),
+]  # fmt: skip
