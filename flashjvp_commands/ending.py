@@ -85,6 +85,12 @@ def status_of(command: Callable[[], int | None]) -> int:
         return FAILED
 
 
+def unusable(error: object) -> SystemExit:
+    """Says in one line what cannot be done as asked. Returns what ends the command then, with exit status 2."""
+    _say(f"error: {error}")
+    return SystemExit(UNUSABLE)
+
+
 def in_one_line(error: BaseException) -> str:
     """What an error says. One that nobody expected has its type, and its traceback in a file that is named."""
     text = " ".join(str(error).split("\nException raised from")[0].split())[:MOST_LETTERS]

@@ -198,6 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = parsed(ConvertConfig, "tvm_ref.convert", arguments)
         weights = outputs.prepared(given.weights, "weights.safetensors", (".safetensors",), _is_converted)
         config = convert(given.network, weights, given.settings)
+    except outputs.OutputError as error:
+        raise ending.unusable(f"weights: {error}") from error
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise SystemExit(f"error: {one_line(error)}") from error
     print(f"{weights}: {config}")

@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = outputs.prepared(settings.out, "weights.safetensors", (".safetensors",), _is_weights)
         weights, metadata, how = average(settings.run, settings.sigma_rel, settings.step)
         write_atomically(out, lambda draft: write_safetensors(weights, draft, metadata))
+    except outputs.OutputError as error:
+        raise ending.unusable(f"out: {error}") from error
     except (OSError, ValueError, CheckpointError, SafetensorError) as error:
         raise SystemExit(f"error: {error}") from error
     if how.error > LARGE_ERROR:

@@ -272,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             delivered = lambda path: is_delivered(beside(path), path)  # noqa: E731
             out = outputs.prepared(config.out, "latents.zip", (".zip",), delivered)
             encoded = encode_folder(replace(config, out=out), this)
+    except (outputs.OutputError, FileExistsError) as error:
+        raise ending.unusable(f"out: {error}") from error
     except (OSError, ValueError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
     if this.first:

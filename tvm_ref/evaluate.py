@@ -238,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with world_on(settings.device) as this:
             loaded = load_model(settings.checkpoint, device=this.device, weights=settings.weights)
             evaluate_together(loaded.model, loaded.config, dataclasses.replace(settings, out=out), this, done)
+    except outputs.OutputError as error:
+        raise ending.unusable(error) from error
     except (OSError, ValueError, CheckpointError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
 

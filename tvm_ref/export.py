@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from .diffusers_model import TVMTransformer2DModel  # needs an extra
 
             write_whole(settings.out, TVMTransformer2DModel.of(loaded.model, loaded.config.loss).save_pretrained)
+    except outputs.OutputError as error:
+        raise ending.unusable(f"out: {error}") from error
     except (OSError, ValueError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"network written to {settings.out}")

@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = replace(settings, out=checked_out(settings.out))
         loaded = load_model(settings.checkpoint, device=torch.device(settings.device), weights=settings.weights)
         draw_grid(loaded.model, loaded.config, settings)
+    except outputs.OutputError as error:
+        raise ending.unusable(f"out: {error}") from error
     except (OSError, ValueError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"samples written to {settings.out}")

@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print("stopped at once: what was saved before is complete", file=sys.stderr)
         return ending.stopped_status(stop)
+    except ConfigError as error:
+        raise ending.unusable(error) from error
     except (ValueError, OSError, CheckpointError, MetricsError, NonFiniteError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error
 

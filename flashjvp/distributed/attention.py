@@ -71,7 +71,8 @@ def attention(
 
     Numerics:
         Those of `flashjvp.attention` for each block. Blocks are merged, and their gradients summed, in float32 (float64
-        for float64). In half types each partial o, o_t and gradient was rounded once to its type.
+        for float64). In half types the o, o_t and gradients of each block are rounded to that type before, and so is
+        what a process sends of another's gradients.
 
     Source:
         Ring attention (arXiv 2310.01889), Ulysses (arXiv 2309.14509); flashjvp/kernels/MATH.md (8), sections 3 and 4.

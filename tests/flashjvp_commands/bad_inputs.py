@@ -19,7 +19,7 @@ TRAIN: list[Row] = [
         )
     ),
     ("tvm_ref.train", "cifar --run.out {here}/run", 2, "cifar"),
-    ("tvm_ref.train", "toy2d --run.out {text}", 1, "text.csv"),
+    ("tvm_ref.train", "toy2d --run.out {text}", 2, "text.csv"),
     ("tvm_ref.train", "toy2d --run.out {here}/run --run.resume {here}/none", 1, "none"),
     ("tvm_ref.train", "toy2d --run.out {here}/run --run.init {here}/none", 1, "none"),
     ("tvm_ref.train", "imagenet256-w2 --run.out {here}/run --data.path {here}/none.zip", 1, "none.zip"),
@@ -69,6 +69,20 @@ OUTPUTS: list[Row] = [
         ("{long}.csv", "can be written to"), ("/dev/full", ""),
     )
 ]  # fmt: skip
+# The same of commands whose option has no CSV.
+OUTPUTS += [
+    (module, f"{words} {path.replace('ENDING', ending)}", 2, said)
+    for module, words, ending in (
+        ("tvm_ref.sample", "{here} --out", ".png"), ("tvm_ref.sample", "{here} --out", ".zip"),
+        ("tvm_ref.evaluate", "{here} --out", ".json"), ("tvm_ref.encode", "{here} --vae {here} --out", ".zip"),
+        ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out", ".safetensors"), ("tvm_ref.convert", "{text}", ".safetensors"),
+        ("tvm_ref.export", "{here} --out", ""), ("tvm_ref.train", "toy2d --run.out", ""),
+    )
+    for path, said in (
+        ("pyproject.toml/aENDING", "can be written to"), ("/proc/none/aENDING", "can be written to"),
+        ("{long}ENDING", "can be written to"), ("/dev/full/aENDING", "can be written to"),
+    )
+]  # fmt: skip
 TUNE: list[Row] = [
     *(("bench.tune", f"--budget-s {value}", 2, "finite number of seconds") for value in ("nan", "inf", "-1", "0", "x")),
     *(("bench.tune", f"--head-dim {value}", 2, "whole number from 1 to 256") for value in ("0", "257", "x", "64,")),
@@ -100,8 +114,8 @@ OTHERS: list[Row] = [
     ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out {here}/a.safetensors", 1, "no snapshots in"),
     ("tvm_ref.ema", "{here} --sigma-rel 0.5", 2, "sigma_rel"), ("tvm_ref.ema", "{here} --sigma-rel x", 2, "sigma"),
     ("tvm_ref.ema", "{here} --sigma-rel 0.1 --out {here}/a.pt", 2, "ends with"),
-    ("tvm_ref.train", "digits --run.out {here}/run --config {text}", 1, "expected settings by name"),
-    ("tvm_ref.train", "digits --run.out {here}/run --config {here}/no.yaml", 1, "No such file"),
+    ("tvm_ref.train", "digits --run.out {here}/run --config {text}", 2, "expected settings by name"),
+    ("tvm_ref.train", "digits --run.out {here}/run --config {here}/no.yaml", 2, "No such file"),
     ("tvm_ref.train", "digits --run.out {here}/run --run.profile 3,2", 2, "run.profile"),
     ("tvm_ref.train", "digits --run.out {here}/run --run.loss-bins -1", 2, "run.loss_bins"),
     ("tvm_ref.train", "digits --run.out {here}/run --ema.sigma-rels 0.1,0.05", 2, "ema.sigma_rels"),
@@ -132,7 +146,7 @@ EXPORTS: list[Row] = [
     ("tvm_ref.export", f"{{here}} {words}", status, said)
     for words, status, said in (
         ("--out {here}/new", 1, "no checkpoint"), ("--out {here}/a.json", 2, "name of a folder"), ("", 2, "--out"),
-        ("--out {here}/new --layout x", 2, "layout"), ("--out {text}", 1, "exists already"),
+        ("--out {here}/new --layout x", 2, "layout"), ("--out {text}", 2, "exists already"),
     )
 ]  # fmt: skip
 # A second value for an option, or twice one in a list, of which one would be silently ignored.
@@ -191,22 +205,21 @@ EMPTY: list[Row] = [
           ("verify.run.command", "--out ' '"), ("bench.tune", "--log ''"), ("bench.host", "--out ''"),
       )),
     ("tvm_ref.train", "''", 2, "''"), ("tvm_ref.train", "digits ''", 2, "''"),
-    ("tvm_ref.train", "--config ''", 1, "one YAML file"), ("tvm_ref.train", "--config {here}", 1, "regular file"),
+    ("tvm_ref.train", "--config ''", 2, "one YAML file"), ("tvm_ref.train", "--config {here}", 2, "regular file"),
 ]  # fmt: skip
 ODD: list[Row] = [
     ("tvm_ref.convert", "{text} {here}/a.txt", 2, "weights: expected a file that ends with .safetensors"),
     ("tvm_ref.convert", "{text} {here}/none/a.safetensors", 1, "text.csv"),
-    ("tvm_ref.convert", "{text} pyproject.toml/a.safetensors", 1, "can be written to"),
     ("tvm_ref.train", "toy2d --loss.w-random 1 --run.out {here}/run", 2, "expected {None}|{FLOAT FLOAT}, got ['1']"),
     ("tvm_ref.train", "toy2d --data.name archive --run.out {here}/run", 2, "error: data 'archive' needs a path"),
-    ("tvm_ref.train", "toy2d --run.out {loop}", 1, "can be written to"),
-    ("tvm_ref.train", "toy2d --run.out /proc/run", 1, "can be written to"),
-    ("tvm_ref.train", "toy2d --run.out {here}/run --model.image-size 7", 1, "shape (2, 1, 1)"),
+    ("tvm_ref.train", "toy2d --run.out {loop}", 2, "can be written to"),
+    ("tvm_ref.train", "toy2d --run.out /proc/run", 2, "can be written to"),
+    ("tvm_ref.train", "toy2d --run.out {here}/run --model.image-size 7", 2, "shape (2, 1, 1)"),
     ("tvm_ref.train", "toy2d --run.out {here}/run --run.resume {text}", 1, "manifest.json cannot be read"),
-    ("tvm_ref.train", "digits --run.out {here}/run --run.context-parallel 2", 1, "a divisor of the 1 processes"),
-    ("tvm_ref.train", "digits --run.out {here}/run --data.path {text} --data.name archive", 1, "run.evaluate"),
-    ("tvm_ref.train", "digits --run.no-evaluate --run.out {here}/a --data.name archive --data.path {here}", 1, "outs"),
-    ("tvm_ref.export", "{here} --out .", 2, "name of a folder"), ("tvm_ref.export", "{here} --out ..", 1, "exists"),
+    ("tvm_ref.train", "digits --run.out {here}/run --run.context-parallel 2", 2, "a divisor of the 1 processes"),
+    ("tvm_ref.train", "digits --run.out {here}/run --data.path {text} --data.name archive", 2, "run.evaluate"),
+    ("tvm_ref.train", "digits --run.no-evaluate --run.out {here}/a --data.name archive --data.path {here}", 2, "outs"),
+    ("tvm_ref.export", "{here} --out .", 2, "name of a folder"), ("tvm_ref.export", "{here} --out ..", 2, "exists"),
     ("verify.model.published", "--peer {loop}", 2, "checkout"), ("verify.run.command", "--device cpu:0", 2, "'cpu:0'"),
     ("verify.run.command", "--backend tiled,", 2, "''"), ("bench.sweep", "--heads 3 --kv-heads 2", 2, "multiple of"),
     ("bench.sweep", "--peer official=", 2, "NAME=PATH"), ("bench.sweep", "--preset dit --seq 17", 2, "no shape"),

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -82,14 +83,17 @@ def test_the_result_is_sampled_from_and_trained_on(tmp_path: Path, capsys: pytes
         ("{here}/run --sigma-rel 0.1 --out {here}/text.safetensors", "not written by this command"),
     ],
 )
-def test_what_cannot_be_made_is_said(tmp_path: Path, words: str, message: str) -> None:
+def test_what_cannot_be_made_is_said(
+    tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run/ema").mkdir(parents=True)
     for name in ("step-00000002-0.1.safetensors", "step-00000004-0.1.safetensors"):
         save_file({"x": torch.zeros(1)}, tmp_path / "run/ema" / name)
     (tmp_path / "text.safetensors").write_text("someone else's")
     words = words if "--out" in words else f"{words} --out {{here}}/w.safetensors"
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit) as end:
         command.main(words.format(here=tmp_path).split())
+    assert re.search(message, capsys.readouterr().err + str(end.value))
     assert not (tmp_path / "w.safetensors").exists()
 
 

@@ -1,6 +1,7 @@
 """`sample`: reproducible samples, their PNG files, and the command."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -190,8 +191,9 @@ def test_the_command_writes_images_that_can_be_read(
     images, labels = ImageArchive(tmp_path / name, 10).get(np.arange(4), torch.Generator())
     expected = draw(model, [3, 3, 1, 1], batch=4).expand(-1, 3, -1, -1)
     assert torch.equal((images * 127.5 + 127.5).round().byte(), to_uint8(expected)) and labels.tolist() == [3, 3, 1, 1]
-    with pytest.raises(SystemExit, match="exists already"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         run(monkeypatch, checkpoint, *options)
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_the_command_for_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +212,14 @@ def test_the_command_for_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_the_command_says_what_is_wrong(
-    options: tuple[str, ...], message: str, model: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    options: tuple[str, ...], message: str, model: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     checkpoint = save_run(tmp_path / "run", model, DataConfig(), LossConfig(w=1.5))
     out = () if "--out" in options else ("--out", tmp_path / "grid.png")
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+    with pytest.raises(SystemExit) as end:
         run(monkeypatch, checkpoint, *out, *options)
+    assert re.search(f"error: .*{message}", capsys.readouterr().err + str(end.value))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

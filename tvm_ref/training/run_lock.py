@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,28 +25,21 @@ class RunLockedError(RuntimeError):
 
 
 class RunLock:
-    """Held by the first process of a group, from its creation or `take` until `release`."""
+    """Held by the first process of a group, from its creation until `release`."""
 
     def __init__(self, folder: Path, world: World, option: str = "run.out") -> None:
-        """Takes the lock of `folder`, if that exists. Every process calls it. Raises as `take`.
+        """Takes the lock of `folder`, which the first process finds there. Every process calls it.
 
         option: what chooses the folder, to be named in errors.
-        """
-        self._option = option
-        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-        self._holder, self._folder, self._world = folder / HOLDER, folder, world
-        self._unprotected = False
-        self.take()
-
-    def take(self) -> None:
-        """Takes the lock, unless it is held already or there is no folder. Every process calls it.
 
         Raises RunLockedError on every process if another group holds it. On a file system without locks it warns, and
         the folder stays unprotected.
         """
-        held = self._lock.is_locked or self._unprotected
-        reason = self._try() if self._world.first and not held and self._folder.is_dir() else ""
-        if reason := next(filter(None, self._world.gather(reason)), ""):
+        self._option = option
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        self._holder, self._folder = folder / HOLDER, folder
+        reason = self._try() if world.first else ""
+        if reason := next(filter(None, world.gather(reason)), ""):
             raise RunLockedError(reason)
 
     def release(self) -> None:
@@ -53,6 +47,19 @@ class RunLock:
         if self._lock.is_locked:
             self._holder.unlink(missing_ok=True)
             self._lock.release()
+
+    def abandon(self, made: Sequence[Path]) -> None:
+        """Gives the lock back, and removes folders that were made with nothing in them.
+
+        made: the folder of the lock, folders in it and around it, inner ones first. One with files of others stays.
+        """
+        self._holder.unlink(missing_ok=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                folder.rmdir()
+        self.release()
 
     def _try(self) -> str:
         """Returns why the lock could not be taken, or nothing."""
@@ -64,7 +71,6 @@ class RunLock:
                 f"{_who(self._holder)} is using: wait for it, stop it, or give another --{self._option}"
             )
         except NotImplementedError:
-            self._unprotected = True
             warnings.warn(
                 f"the file system of {self._folder} has no locks: make sure that no second run uses this folder",
                 stacklevel=2,

@@ -1,6 +1,7 @@
 """The training loop: starts or resumes a run, trains, logs, samples, saves checkpoints and handles signals."""
 
 import contextlib
+import itertools
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -46,8 +47,9 @@ class Trainer:
     def __init__(self, config: TrainConfig, world: World, console: Console) -> None:
         """Opens the data and the folder of the run, and resumes from the newest checkpoint if there is one.
 
-        Raises ConfigError, FileNotFoundError, DatasetError, RunLockedError or CheckpointError before anything but the
-        lock is written into the folder, which it holds until `run` ends.
+        The folder is made and locked before the data are read, until `run` ends. Raises ConfigError,
+        FileNotFoundError, DatasetError, RunLockedError or CheckpointError before anything else is written into it; a
+        folder that was made for nothing is then removed.
         """
         if config.run.evaluate and config.data.name == "archive":
             raise ConfigError(
@@ -57,15 +59,13 @@ class Trainer:
         self.config, self.world, self.console = config, world, console
         self._folder = Path(config.run.out) / "checkpoints"
         check_place(config)
-        check_starts(config, self._folder)
+        made = _made(self._folder) if world.first else []
         self._lock = RunLock(Path(config.run.out), world)
         try:
+            check_starts(config, self._folder)
             dataset = open_dataset(config.data)
             self._data = fingerprint(dataset)
             self.batches = Batches(config, Tolerant(dataset, config.data.max_bad, self._warn), world)
-            if world.first:
-                _make(self._folder)
-            self._lock.take()
             if world.first:
                 checkpoint_folder.remove_leftovers(self._folder)
             self._saver = Saver(self._folder, config, world, self._data)
@@ -81,7 +81,8 @@ class Trainer:
             self._evaluations = Evaluations(config, world, self._say)
             preflight.check(config, self._folder, self.state, world)
         except BaseException:
-            self._lock.release()
+            if world.first:
+                self._lock.abandon(made)
             raise
 
     def run(self) -> bool:
@@ -248,11 +249,13 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _make(folder: Path) -> None:
-    """Creates a folder and checks that files can be written into it."""
+def _made(folder: Path) -> list[Path]:
+    """Creates a folder, and checks that files can be written into it. Returns it and the parents that were missing."""
     try:
+        missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ConfigError(f"run.out: expected a folder that can be written to, got {error}") from error
+    return missing

@@ -76,10 +76,10 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
 
 
 def with_yaml(config: TrainConfig, path: Path) -> TrainConfig:
-    """`config` with the settings that a file has. Raises ConfigError, naming the file and the setting, or OSError."""
+    """`config` with the settings that a file has. Raises ConfigError, naming the file and the setting."""
     try:
         content = yaml.load(read_regular(path, MOST_YAML), Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no YAML file of settings: {one_line(error)}") from error
     return config_of(_merged(dataclasses.asdict(config), {} if content is None else content, "", path), path)
 

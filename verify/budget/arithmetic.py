@@ -84,3 +84,15 @@ def to_11_bits(x: Tensor) -> Tensor:
 def longest_row(x: Tensor) -> float:
     """The greatest length of a row."""
     return x.norm(dim=-1).max().item()
+
+
+def sum_variance(x: Tensor, y: Tensor) -> Tensor:
+    """Variance, in eps^2, of x @ y: of partial sums L/2 sum (x y)^2 + L/3 (x @ y)^2, and of each product."""
+    length = x.shape[-1]
+    return (1 + length / 2) * (x.square() @ y.square()) + length / 3 * (x @ y).square()
+
+
+def centered(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """sum over n of weight[m, n] (x[n, d] - y[m, d])^2."""
+    squares = weight @ x.square() - 2 * y * (weight @ x) + y.square() * weight.sum(-1, keepdim=True)
+    return squares.clamp(min=0)

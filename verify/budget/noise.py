@@ -13,7 +13,7 @@ ones (constant keys) leave r = 1. For the worst of n rows z^2 grows by 2 log n.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Noise:
     stored: Tensor  # rounding of the result itself: independent for each element
     query_rows: int  # so many row statistics exist
     alignment: Tensor  # [..., 1], mean squared cosine of the rows that errors multiply: 1 if all are parallel
+
+    def and_stored(self, variance: Tensor) -> "Noise":
+        """The same with further roundings that are independent for each element."""
+        return replace(self, stored=self.stored + variance)
 
     def bound(self) -> Bound:
         """The bound that a correct result keeps."""

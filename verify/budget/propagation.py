@@ -30,22 +30,10 @@ from torch import Tensor
 
 from ..cases.inputs import Inputs
 from ..oracles.attention import allowed
-from .arithmetic import Arithmetic, are_factors_rounded, longest_row
+from .arithmetic import Arithmetic, are_factors_rounded, centered, longest_row, sum_variance
 from .noise import Noise, alignment, equal_heads, sources
 
 EXP_VARIANCE = 8.0  # of exp2 on hardware, in units of eps^2: an error of 2^-22.5 at most
-
-
-def _sum_variance(x: Tensor, y: Tensor) -> Tensor:
-    """Variance, in eps^2, of x @ y: of partial sums L/2 sum (x y)^2 + L/3 (x @ y)^2, and of each product."""
-    length = x.shape[-1]
-    return (1 + length / 2) * (x.square() @ y.square()) + length / 3 * (x @ y).square()
-
-
-def _centered(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """sum over n of weight[m, n] (x[n, d] - y[m, d])^2."""
-    squares = weight @ x.square() - 2 * y * (weight @ x) + y.square() * weight.sum(-1, keepdim=True)
-    return squares.clamp(min=0)
 
 
 def _ratio(x: float, y: float) -> float:
@@ -74,12 +62,12 @@ class StreamingKernel:
         self.O = P @ v
         self.O_t = (P * z) @ v + P @ v_t
         length = P.shape[-1] / 3 + 3  # variance of a sum of N like terms, in eps^2 of the sum
-        self.var_log = eps * (c**2 * _sum_variance(q, k.mT) + 3 * products.square() + S.square() + EXP_VARIANCE)
+        self.var_log = eps * (c**2 * sum_variance(q, k.mT) + 3 * products.square() + S.square() + EXP_VARIANCE)
         self.R = self._unit_of_S_t()
         self.inputs = self._inputs()
         self.var_log += c**2 * self._of_inputs("q", "k")
         self.var_log += torch.lt(P, self.type.smallest).double()  # flushed to zero: all of it is error
-        self.var_S_t = eps * (c**2 * (_sum_variance(q_t, k.mT) + _sum_variance(q, k_t.mT)) + 3 * self.S_t.square())
+        self.var_S_t = eps * (c**2 * (sum_variance(q_t, k.mT) + sum_variance(q, k_t.mT)) + 3 * self.S_t.square())
         self.var_S_t += c**2 * (self._of_inputs("q_t", "k") + self._of_inputs("q", "k_t"))
         W = P.square() * self.var_log
         self.var_lse = W.sum(-1, keepdim=True) + eps * (length + 3 * self.lse.square())
@@ -91,6 +79,7 @@ class StreamingKernel:
         self._add_rows_of_inputs()
         self.o = self._o(W, length)
         self.o_t = self._o_t(W, length, eps * mu_sum)
+        self._add_score_gradients()
 
     @staticmethod
     def _operands(inputs: Inputs) -> list[Tensor]:
@@ -109,6 +98,16 @@ class StreamingKernel:
         self.var_lse = self.var_lse + c2 * (of_q * mean.square()).sum(-1, keepdim=True)
         of_mu = of_q * (mean_t.square() + spread.square()) + of_q_t * mean.square()
         self.var_mu = self.var_mu + c2 * of_mu.sum(-1, keepdim=True)
+
+    def _add_score_gradients(self) -> None:
+        """dS and dS_t without the scale, and what they are made of: dS = P inner, dS_t = P D; MATH.md (9)-(14)."""
+        G, T = self.G, self.T
+        self.a = (T * self.O).sum(-1, keepdim=True)
+        self.delta = (G * self.O + T * self.O_t).sum(-1, keepdim=True)
+        self.B = G @ self.v.mT + T @ self.v_t.mT
+        self.D = torch.where(self.P != 0, T @ self.v.mT - self.a, 0.0)
+        self.inner = self.z * self.D + self.B - self.delta
+        self.dS, self.dS_t = self.P * self.inner, self.P * self.D
 
     def _unit_of_S_t(self) -> float:
         """At least the unit of S_t - mu with per-tensor scaling, else 1; without tangents 0."""
@@ -145,7 +144,7 @@ class StreamingKernel:
         y_, variance = getattr(self, y), self.inputs[y]
         own = y_ - self.type.rounded(y_)
         if fold:
-            variance, own = self._fold(variance), self._fold(own)
+            variance, own = self.fold(variance), self.fold(own)
         return torch.maximum(x.square() @ variance, (x @ own).square())
 
     def _query_side(self, value: Tensor, spread: Tensor, shared: Tensor, *factors: Tensor) -> Noise:
@@ -154,21 +153,19 @@ class StreamingKernel:
 
     def _o(self, W: Tensor, length: float) -> Noise:
         eps, P, v, O = self.type.eps, self.P, self.v, self.O
-        spread = _centered(W, v, O) + self._p_tiles() @ v.square() + eps * _sum_variance(P, v)
+        spread = centered(W, v, O) + self._p_tiles() @ v.square() + eps * sum_variance(P, v)
         spread += self._of_input(P, "v")
         return self._query_side(O, spread, eps * length * O.square(), v)
 
     def _o_t(self, W: Tensor, length: float, var_mu_sum: Tensor) -> Noise:
         eps, P, z, v, v_t, O, O_t = self.type.eps, self.P, self.z, self.v, self.v_t, self.O, self.O_t
         # d O_t / d log p_n = P_n (z_n (v_n - O) + v_t_n - O_t)
-        spread = _centered(W * z.square(), v, O) + _centered(W, v_t, O_t)
-        spread += _centered(P.square() * self.var_S_t, v, O)
+        spread = centered(W * z.square(), v, O) + centered(W, v_t, O_t)
+        spread += centered(P.square() * self.var_S_t, v, O)
         shifted = P * (z.square() + 2 * (P * z.square()).sum(-1, keepdim=True)).sqrt()
         spread += self._forward_tiles(shifted, self.R) @ v.square() + self._p_tiles() @ v_t.square()
         spread += self._of_input(P * z, "v") + self._of_input(P, "v_t")
-        spread += eps * (
-            _sum_variance(P * self.S_t, v) + self.mu.square() * _sum_variance(P, v) + _sum_variance(P, v_t)
-        )
+        spread += eps * (sum_variance(P * self.S_t, v) + self.mu.square() * sum_variance(P, v) + sum_variance(P, v_t))
         shared = var_mu_sum * O.square() + eps * (3 * (self.mu * O).square() + length * O_t.square())
         return self._query_side(O_t, spread, shared, v, v_t)
 
@@ -192,22 +189,16 @@ class StreamingKernel:
     def gradients(self) -> dict[str, Noise]:
         """The error of each of the six gradients."""
         eps, P, z, v, G, T = self.type.eps, self.P, self.z, self.v, self.G, self.T
-        O, O_t = self.O, self.O_t
-        A, B = T @ v.mT, G @ v.mT + T @ self.v_t.mT
-        a = (T * O).sum(-1, keepdim=True)
-        delta = (G * O + T * O_t).sum(-1, keepdim=True)
-        D = torch.where(P != 0, A - a, 0.0)
-        dS_t = P * D
-        inner = z * D + B - delta
-        dS = P * inner
+        O, O_t, a, delta, B, D, inner = self.O, self.O_t, self.a, self.delta, self.B, self.D, self.inner
+        dS, dS_t = self.dS, self.dS_t
         var_o, var_o_t = (x.spread + x.shared + x.stored for x in (self.o, self.o_t))
         width = T.shape[-1]
         var_a = (T.square() * (var_o + eps * (1 + width / 2) * O.square())).sum(-1, keepdim=True)
         var_a += eps * width / 3 * a.square()
         own = eps * (1 + width / 2) * ((G * O).square() + (T * O_t).square()) + T.square() * var_o_t
         var_delta = (G.square() * var_o + own).sum(-1, keepdim=True) + eps * width / 3 * delta.square()
-        var_A = eps * _sum_variance(T, v.mT) + self._of_inputs("T", "v")
-        var_B = eps * (_sum_variance(G, v.mT) + _sum_variance(T, self.v_t.mT))
+        var_A = eps * sum_variance(T, v.mT) + self._of_inputs("T", "v")
+        var_B = eps * (sum_variance(G, v.mT) + sum_variance(T, self.v_t.mT))
         var_B += self._of_inputs("G", "v") + self._of_inputs("T", "v_t")
         of_G, of_T = self.inputs["G"], self.inputs["T"]
         var_a += (of_T * O.square()).sum(-1, keepdim=True)
@@ -236,12 +227,12 @@ class StreamingKernel:
         eps, P, k, k_t, rounded = self.type.eps, self.P, self.k, self.k_t, self.type.rounded_product
         unit, unit_t = self._units()
         d_q, d_q_t = dS @ k + dS_t @ k_t, dS_t @ k
-        spread = var_dS @ k.square() + var_dS_t @ k_t.square() + eps * (_sum_variance(dS, k) + _sum_variance(dS_t, k_t))
+        spread = var_dS @ k.square() + var_dS_t @ k_t.square() + eps * (sum_variance(dS, k) + sum_variance(dS_t, k_t))
         spread += rounded(dS, k, unit) + rounded(dS_t, k_t, unit_t)
         spread += self._of_input(dS, "k") + self._of_input(dS_t, "k_t")
         shared = self.var_lse * d_q.square() + self.var_mu * d_q_t.square() + var_delta * (P @ k).square()
         shared += var_a * ((P * self.z) @ k + P @ k_t).square()
-        spread_t = var_dS_t @ k.square() + eps * _sum_variance(dS_t, k) + rounded(dS_t, k, unit_t)
+        spread_t = var_dS_t @ k.square() + eps * sum_variance(dS_t, k) + rounded(dS_t, k, unit_t)
         spread_t += self._of_input(dS_t, "k")
         shared_t = self.var_lse * d_q_t.square() + var_a * (P @ k).square()
         c, c2 = self.c, self.c**2
@@ -252,12 +243,12 @@ class StreamingKernel:
 
     def _key_side(self, value: Tensor, spread: Tensor, shared: Tensor, *factors: Tensor) -> Noise:
         """Of a sum over a group's query heads: the errors of equal ones add up, where else their variances do."""
-        independent = (sources(self._fold(self.P), -2) / self.alike).clamp(min=1)
+        independent = (sources(self.fold(self.P), -2) / self.alike).clamp(min=1)
         spread, shared, rows = self.alike * spread, self.alike * shared, self.lse.numel() // self.alike
         stored = self.type.stored(value)
         return Noise(spread, independent, shared, independent, stored, rows, alignment(*factors))
 
-    def _fold(self, x: Tensor) -> Tensor:
+    def fold(self, x: Tensor) -> Tensor:
         """[..., Hq, M, width] to [..., Hkv, G M, width]: the rows of a group of heads, which its key head sums over."""
         return x.unflatten(-3, (x.shape[-3] // self.groups, self.groups)).flatten(-3, -2)
 
@@ -266,12 +257,12 @@ class StreamingKernel:
     ) -> dict[str, Noise]:
         eps, c, c2, rounded = self.type.eps, self.c, self.c**2, self.type.rounded_product
         unit, unit_t = self._units()
-        q, q_t = self._fold(self.q), self._fold(self.q_t)
-        dS, dS_t, var_dS, row_dS, var_dS_t, row_dS_t = (self._fold(x).mT for x in (dS, dS_t, *noise, *noise_t))
-        spread_t = var_dS_t @ q.square() + eps * _sum_variance(dS_t, q) + rounded(dS_t, q, unit_t)
+        q, q_t = self.fold(self.q), self.fold(self.q_t)
+        dS, dS_t, var_dS, row_dS, var_dS_t, row_dS_t = (self.fold(x).mT for x in (dS, dS_t, *noise, *noise_t))
+        spread_t = var_dS_t @ q.square() + eps * sum_variance(dS_t, q) + rounded(dS_t, q, unit_t)
         spread_t += self._of_input(dS_t, "q", fold=True)
-        spread = var_dS @ q.square() + eps * _sum_variance(dS, q) + rounded(dS, q, unit)
-        spread += var_dS_t @ q_t.square() + eps * _sum_variance(dS_t, q_t) + rounded(dS_t, q_t, unit_t)
+        spread = var_dS @ q.square() + eps * sum_variance(dS, q) + rounded(dS, q, unit)
+        spread += var_dS_t @ q_t.square() + eps * sum_variance(dS_t, q_t) + rounded(dS_t, q_t, unit_t)
         spread += self._of_input(dS, "q", fold=True) + self._of_input(dS_t, "q_t", fold=True)
         shared = row_dS @ q.square() + row_dS_t @ q_t.square()
         return {
@@ -285,13 +276,13 @@ class StreamingKernel:
         var_Pz = P2 * (self.z.square() * self.var_log + var_z)
         row_Pz = Pz.square() * self.var_lse + P2 * self.var_mu
         P, Pz, var_P, row_P, var_Pz, row_Pz = (
-            self._fold(x).mT for x in (self.P, Pz, var_P, row_P, var_Pz, row_Pz)
+            self.fold(x).mT for x in (self.P, Pz, var_P, row_P, var_Pz, row_Pz)
         )  # fmt: skip
-        G, T = self._fold(self.G), self._fold(self.T)
-        spread = var_P @ G.square() + var_Pz @ T.square() + eps * (_sum_variance(P, G) + _sum_variance(Pz, T))
+        G, T = self.fold(self.G), self.fold(self.T)
+        spread = var_P @ G.square() + var_Pz @ T.square() + eps * (sum_variance(P, G) + sum_variance(Pz, T))
         spread += rounded(P, G) + rounded(Pz, T, self.R)
         spread += self._of_input(P, "G", fold=True) + self._of_input(Pz, "T", fold=True)
-        spread_t = var_P @ T.square() + eps * _sum_variance(P, T) + rounded(P, T)
+        spread_t = var_P @ T.square() + eps * sum_variance(P, T) + rounded(P, T)
         spread_t += self._of_input(P, "T", fold=True)
         return {
             "d_v": self._key_side(P @ G + Pz @ T, spread, row_P @ G.square() + row_Pz @ T.square(), G, T),

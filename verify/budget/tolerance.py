@@ -44,6 +44,7 @@ from torch import Tensor
 
 from ..cases.inputs import Inputs
 from ..oracles.attention import NAMES, Forward, Results, dense64, dense_same_type, with_rounded_scores
+from .blocks import Block
 from .rounding import inner_product_bounds, rounding_bounds
 
 DENSE_FACTOR = 2.0
@@ -80,9 +81,12 @@ class Row:
 Budgets = dict[str, Budget]
 
 
-def budget(inputs: Inputs, exact: Results, dense: Results) -> Budgets:
-    """The budget of every tensor of `exact` (dense64), given what dense attention loses (dense_same_type)."""
-    bounds = rounding_bounds(inputs)
+def budget(inputs: Inputs, exact: Results, dense: Results, blocks: Sequence[Block] = ()) -> Budgets:
+    """The budget of every tensor of `exact` (dense64), given what dense attention loses (dense_same_type).
+
+    `blocks`: the calls of a sequence that is divided over processes.
+    """
+    bounds = rounding_bounds(inputs, blocks)
     budgets = {}
     for name in NAMES:
         value = getattr(exact, name)
@@ -111,10 +115,10 @@ def check(results: Results, exact: Results, budgets: Budgets) -> list[Row]:
     return verdicts
 
 
-def assert_within(inputs: Inputs, results: Results) -> None:
+def assert_within(inputs: Inputs, results: Results, blocks: Sequence[Block] = ()) -> None:
     """Raises AssertionError with a table of the failing tensors unless every result keeps its budget."""
     exact = dense64(inputs)
-    verdicts = check(results, exact, budget(inputs, exact, dense_same_type(inputs)))
+    verdicts = check(results, exact, budget(inputs, exact, dense_same_type(inputs), blocks))
     failed = [
         f"{r.tensor}: error {r.frobenius:.3g} (budget {r.frobenius_budget:.3g}), "
         f"worst row {r.worst_row:.3g} (budget {r.worst_row_budget:.3g})"

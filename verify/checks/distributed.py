@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from flashjvp import distributed
+from flashjvp.distributed import heads, positions
 from flashjvp.distributed.messages import Group, Wait
 
+from ..budget.blocks import Block
 from ..budget.tolerance import Identity
 from ..cases.inputs import Inputs
 from ..oracles.attention import NAMES, Results, Subject
@@ -143,6 +145,19 @@ class Divided(Subject):
         return Results(*whole)
 
 
+def blocks(layout: Layout, inputs: Inputs) -> list[Block]:
+    """The calls of attention that the processes make between them."""
+    of_queries, of_keys = (positions.shards(x.shape[-2], layout.ring, layout.zigzag) for x in (inputs.q, inputs.k))
+    shares, _ = heads.shares(inputs.q.shape[-3], inputs.k.shape[-3], layout.ulysses)
+    found = []
+    for (rank, queries), (owner, keys) in itertools.product(enumerate(of_queries), enumerate(of_keys)):
+        rows, columns = [*itertools.chain(*queries)], [*itertools.chain(*keys)]
+        for block in positions.blocks(queries, keys, inputs.is_causal):
+            taken = rows[block.rows], columns[block.keys]
+            found += [Block(share, *taken, ulysses, rank, owner) for ulysses, share in enumerate(shares)]
+    return found
+
+
 def divided(inputs: Inputs, subject: Subject) -> list[Identity]:
     """All results of a sequence on several processes against float64 attention of one."""
     has_rows = inputs.mask is not None and inputs.mask.shape[-2] > 1
@@ -151,7 +166,7 @@ def divided(inputs: Inputs, subject: Subject) -> list[Identity]:
         if layout.ulysses > 1 and has_rows:
             continue
         first, *others = Divided(subject.backend, layout).of_each(inputs)
-        rows = against_float64(inputs, _Found(subject.backend, first))
+        rows = against_float64(inputs, _Found(subject.backend, first), blocks=blocks(layout, inputs))
         found += [replace(row, quantity=f"{row.quantity}, {layout}") for row in rows]
         are_same = all(_same(getattr(first, name), getattr(other, name)) for other in others for name in NAMES)
         found.append(Identity(f"all processes, {layout}", None, None, are_same))
