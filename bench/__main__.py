@@ -16,7 +16,7 @@ COMMANDS = {
     "partial": "packed sequences, windows and block masks against dense calls",
     "host": "where the host's time of a call goes",
     "tune": "searches tiles for an architecture",
-    "measure-card": "verifies, sweeps and tunes on a card that nobody measured, into a folder to send in",
+    "measure-card": "all that a card needs which nobody measured, into a folder",
 }
 
 

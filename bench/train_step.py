@@ -3,7 +3,7 @@
 Rows are measured one after the other, in one process, or with torchrun in one process per GPU:
 
     python -m bench.train_step --checkpointing none,selective --out steps.csv
-    torchrun --nproc-per-node 2 -m bench.train_step --parallel ddp,fsdp --profile profile.csv
+    torchrun --nproc-per-node 2 -m bench.train_step --profile profile.csv
 
 The global batch of a step depends only on the step number. So rows of equal preset and batch size must agree in `loss`
 and `gradient_norm` (both of the third step), whatever their other settings.

@@ -10,8 +10,7 @@ from ..kernels.hopper import eligibility
 from ..kernels.launch import call as launches
 from ..kernels.launch import schedule, selfcheck
 from ..kernels.launch.call import Call, Maybe
-from ..kernels.launch.compilation import side_by_side
-from ..kernels.launch.replay import captured
+from ..kernels.launch.replay import captured, side_by_side
 from ..kernels.portable.backward_bias import launch_backward_bias
 from ..kernels.portable.backward_key import launch_backward_key
 from ..kernels.portable.backward_preprocess import launch_preprocess

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.launch.call import Call
-from ..kernels.launch.compilation import side_by_side
-from ..kernels.launch.replay import captured
+from ..kernels.launch.replay import captured, side_by_side
 from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.varlen import Sequences
 from ..layout import STATISTIC_DTYPE, zero_rows

@@ -51,7 +51,7 @@ def test_backend_and_other_names_are_keyword_only(function: Any) -> None:
     assert backend.default is None
     others = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     of_tangents = ["attn_mask_t", "dropout_p"] if function is attention_jvp else []
-    assert others == [*of_tangents, "backend", "layout", "query", "key", "value"]
+    assert others == [*of_tangents, "window", "backend", "layout", "query", "key", "value"]
 
 
 @BACKENDS
@@ -148,6 +148,8 @@ def test_what_the_package_exports() -> None:
         "FlashJVPPerformanceWarning",
         "attention_varlen",
         "attention_varlen_jvp",
+        "neighbourhood",
+        "precompile",
     }
     in_models = {"replaced", "install", "uninstall", "layer_norm", "batch_norm", "checkpoint"}
     of_check = {"check", "CheckReport", "Comparison", "Diagnosis", "Finding"}

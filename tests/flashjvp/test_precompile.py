@@ -15,7 +15,7 @@ import triton
 
 import flashjvp
 from flashjvp import ArgumentTypeError, ArgumentValueError, UnsupportedError, environment
-from flashjvp.kernels.launch import compilation
+from flashjvp.kernels.launch import compilation, replay
 from flashjvp.kernels.launch.call import Call
 from tests.flashjvp.kernels.stand_in import Compiled
 
@@ -65,7 +65,7 @@ def call_of(kernels: list[Kernel]) -> Callable[..., str]:
             call.launch(kernel, "forward", 1, call.operands(x), 1.0)
         return word
 
-    return compilation.side_by_side(launched)
+    return replay.side_by_side(launched)
 
 
 def test_the_kernels_of_a_call_are_compiled_at_the_same_time_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_what_the_compiler_raises_comes_out_of_the_call_and_the_next_one_tries_a
 def test_a_call_inside_a_call_compiles_with_it() -> None:
     kernels = [Kernel(), Kernel()]
     inner, other = (call_of([kernel]) for kernel in kernels)
-    assert compilation.side_by_side(lambda: inner("a") + other("b"))() == "ab"
+    assert replay.side_by_side(lambda: inner("a") + other("b"))() == "ab"
     assert [(kernel.compilations, len(kernel.launches)) for kernel in kernels] == [(1, 1), (1, 1)]
 
 

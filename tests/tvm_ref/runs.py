@@ -27,7 +27,8 @@ from tvm_ref.training.config import OptimConfig, RunConfig, TrainConfig
 from tvm_ref.training.parallel import world
 from tvm_ref.training.trainer import Trainer
 
-CHILDREN = multiprocessing.get_context("forkserver")
+# What only asks whether there is a GPU makes it useless to processes that are forked from then on.
+CHILDREN = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 # Modules that a run imports lazily; they must be preloaded after this one.
 LATER = ["torch.utils.tensorboard", "torch._dynamo", "flashjvp.backends.tiled", "numpy.random", "tvm_ref.evaluate"]
 CHILDREN.set_forkserver_preload(["tests.tvm_ref.runs", *LATER])

@@ -92,9 +92,7 @@ class RunConfig:
     accumulate: int = 1  # gradient accumulation: micro-batches of each process in a step, to save memory
     precision: Literal["float32", "bfloat16"] = "float32"  # precision of matrix products and attention (autocast)
     compile: bool = False  # torch.compile every block
-    cuda_graph: bool = (
-        False  # launch forward and backward pass as one CUDA graph: one GPU, one micro-batch, no log_norms
-    )
+    cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
     parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
     context_parallel: int = 1  # processes that share the tokens of an image (ring attention); divides their number

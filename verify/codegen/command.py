@@ -53,15 +53,9 @@ OPTION_SPILLS = 1 / 128
 # tile tuned yet.
 UNTUNED_SPILLS = 1 / 50
 UNMEASURED_SPILLS = 1 / 32
-# (input precision, padded head dim, family) -> spills of tiles that were measured to be faster than any without. On an
-# H200 the forward of 2,16,4096,160 in bfloat16 takes 3.56 ms, without spills 5.3, and d_v and d_v_t 5 ms less; float32
-# at 1,8,4096,128 takes 15.7 and 56.9 ms, without tensor cores 25.2 and 110.
+# (input precision, padded head dim, family) -> spills of tiles that were measured to be faster than any without: on an
+# H200 the forward of 2,16,4096,160 in bfloat16 takes 3.56 ms, without spills 5.3, and d_v and d_v_t 5 ms less.
 FASTER_SPILLS = {("half", 192, "forward"): 1 / 12, ("half", 192, "backward_value"): 1 / 12}
-FASTER_SPILLS |= {
-    ("ieee", columns, family): 1 / 10
-    for columns in (80, 96, 128)
-    for family in ("forward", "backward_query", "backward_value", "backward_key", "backward_bias")
-}
 # release of Triton -> (input precision, largest head dim, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},

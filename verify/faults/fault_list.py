@@ -183,7 +183,7 @@ _OF_KERNELS = [
     ),
     Fault(
         "mask read at its first key alone", "launch", "kernels/launch/call.py", "return found column",
-        "return found, (0, False, additive)", "mask_bool_full",
+        "return found, (0, False, additive, True)", "mask_bool_full",
     ),
     Fault(
         "gradients of tangents left unwritten", "launch", KERNELS, "return x torch",

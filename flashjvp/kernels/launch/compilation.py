@@ -5,20 +5,16 @@ missing, the call is broken off and made again with nothing launched, which tell
 in threads, and then the call is made in earnest.
 """
 
-import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import triton
 from triton import JITFunction
 
 from .driver import on_device
-
-P = ParamSpec("P")
-Results = TypeVar("Results")
 
 # From Triton 3.4 on; a Triton without it compiles one kernel after the other.
 _Mode: Any = getattr(triton, "AsyncCompileMode", None)
@@ -61,7 +57,7 @@ class _Thread(threading.local):
 THREAD = _Thread()
 
 
-class _Missing(Exception):
+class Missing(Exception):
     """A kernel is not compiled, and its call may be made again."""
 
 
@@ -76,31 +72,8 @@ def compiled(wanted: Wanted, may_break_off: bool) -> Any:
         THREAD.collected[wanted.key] = wanted
         return None
     if may_break_off and THREAD.may_break_off:
-        raise _Missing
+        raise Missing
     return wanted.keep(wanted.compile())
-
-
-def side_by_side(function: Callable[P, Results]) -> Callable[P, Results]:
-    """Compiles what a function launches and is not compiled yet, all of it at the same time, before it runs.
-
-    The function allocates and launches, and does nothing else that may not be done twice.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **options: P.kwargs) -> Results:
-        if THREAD.may_break_off or THREAD.collected is not None:
-            return function(*args, **options)  # the function around this one sees to it
-        THREAD.may_break_off = True
-        try:
-            return function(*args, **options)
-        except _Missing:
-            pass
-        finally:
-            THREAD.may_break_off = False
-        compile_all(kernels_of(function, *args, **options))
-        return function(*args, **options)
-
-    return run
 
 
 def kernels_of(function: Callable[..., object], *args: Any, **options: Any) -> list[Wanted]:

@@ -2,7 +2,8 @@
 
 All else that a call does in Python follows from sizes, strides, types and options. A captured call is of one such set,
 for addresses that 16 bytes divide. During capture a dispatch mode sees every operator that runs: a call that does more
-than allocate, view and launch is not captured. A captured call holds no tensor.
+than allocate, view and launch is not captured. A captured call holds no tensor. A call that lacks several kernels
+compiles them side by side.
 """
 
 import functools
@@ -17,13 +18,14 @@ from torch import Tensor
 from ... import _torch
 from ..._torch.guards import TensorKeyedCache
 from . import schedule
-from .compilation import THREAD
+from .compilation import THREAD, Missing, compile_all, kernels_of
 from .driver import Launch, Place, current_stream, index_of, is_current
 
 Maybe = Tensor | None
 Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
 P = ParamSpec("P")
 Results = TypeVar("Results", bound=tuple[Maybe, ...])
+Found = TypeVar("Found")
 
 _ALLOCATES = {"new_empty_strided", "new_empty", "empty_like", "empty", "empty_strided"}
 _ALLOCATES_ZEROS = {"new_zeros", "zeros_like", "zeros"}
@@ -209,6 +211,29 @@ def captured(record: type[Any]) -> Callable[[Callable[P, Results]], Callable[P, 
         return replay_or_run
 
     return decorate
+
+
+def side_by_side(function: Callable[P, Found]) -> Callable[P, Found]:
+    """Compiles what a function launches and is not compiled yet, all of it at the same time, before it runs.
+
+    The function allocates and launches, and does nothing else that may not be done twice.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> Found:
+        if THREAD.may_break_off or THREAD.collected is not None:
+            return function(*args, **options)  # the function around this one sees to it
+        THREAD.may_break_off = True
+        try:
+            return function(*args, **options)
+        except Missing:
+            pass
+        finally:
+            THREAD.may_break_off = False
+        compile_all(kernels_of(function, *args, **options))
+        return function(*args, **options)
+
+    return run
 
 
 class Bound:

@@ -85,7 +85,7 @@ def input_precision(dtype: torch.dtype, device: torch.device) -> str:
 
 def float32_products(device: torch.device, head_dim: int) -> str:
     """How float32 products are computed where TF32 is not allowed: on tensor cores, where there are tiles for it."""
-    return "bf16x6" if head_dim <= 128 and "bf16x6" in TABLES[architecture(device)] else "ieee"
+    return "bf16x6" if head_dim <= 64 and "bf16x6" in TABLES[architecture(device)] else "ieee"
 
 
 def chunk_widths(width: int, precision: str) -> tuple[int, ...]:

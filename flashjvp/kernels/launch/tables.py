@@ -114,12 +114,12 @@ TILES: dict[str, dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]] = {
             "backward_preprocess": {64: (64, 0, 4, 1), 128: (16, 0, 4, 1), 256: (16, 0, 4, 1)},
         },
         "bf16x6": {
-            "backward_bias": {64: (32, 32, 8, 1), 128: (16, 32, 8, 2)},
-            "backward_key": {64: (16, 64, 4, 1), 128: (16, 64, 8, 1)},
-            "backward_query": {64: (64, 16, 4, 1), 128: (64, 16, 8, 1)},
-            "backward_value": {64: (16, 64, 4, 1), 128: (16, 64, 8, 1)},
-            "forward": {64: (64, 32, 4, 1), 128: (64, 16, 8, 1)},
-            "backward_preprocess": {64: (64, 0, 4, 1), 128: (16, 0, 4, 1)},
+            "backward_bias": {64: (32, 32, 8, 1)},
+            "backward_key": {64: (16, 64, 4, 1)},
+            "backward_query": {64: (64, 16, 4, 1)},
+            "backward_value": {64: (16, 64, 4, 1)},
+            "forward": {64: (64, 32, 4, 1)},
+            "backward_preprocess": {64: (64, 0, 4, 1)},
         },
         "ieee": {
             "backward_bias": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
