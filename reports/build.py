@@ -37,6 +37,7 @@ from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
 from .style import OURS, STYLE, whole_mode
+from .step_profile import PROFILE_COLUMNS, profile_table
 from .tables import sweep_table, verification_table
 from .training_tables import (
     DIGITS_COLUMNS,
@@ -65,6 +66,7 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     TOY_COLUMNS: toy_table,
     OLD_TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
+    PROFILE_COLUMNS: profile_table,
     INTERLEAVED_COLUMNS: interleaved_table,
     HOST_COLUMNS: host_table,
 }

@@ -28,7 +28,8 @@ def profile_table(data: pd.DataFrame) -> str:
     lines.append(["step", f"{whole:.1f}", *[""] * 6])
     heads = ["group", "ms", "share", "ms of kernels", "GiB moved", "TFLOP", "floor, ms", "kernels"]
     first = data.iloc[0]
-    rates = f"Floors: {first['tbytes_per_s']:.3g} TB/s and {first['tflops']:.3g} TFLOP/s, measured in the same run."
+    rates = f"Floors: {first['tbytes_per_s']:.3g} TB/s and {first['tflops']:.3g} TFLOP/s, measured in the same run. "
+    rates += f"{first['device']}; torch {first['torch']}; code: {first['commit'][:7]}."
     return f"{markdown(heads, lines, left=1)}\n\n{rates}"
 
 
