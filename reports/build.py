@@ -36,8 +36,8 @@ from .interleaved import INTERLEAVED_COLUMNS, interleaved_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .schema import Row, SchemaError, read_rows
-from .style import OURS, STYLE, whole_mode
 from .step_profile import PROFILE_COLUMNS, profile_table
+from .style import OURS, STYLE, whole_mode
 from .tables import sweep_table, verification_table
 from .training_tables import (
     DIGITS_COLUMNS,
