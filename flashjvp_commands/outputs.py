@@ -41,7 +41,8 @@ def checked_name(path: Path, endings: Sequence[str]) -> Path:
         is_folder = path.is_dir()
     except OSError as error:  # a name that no file system takes
         raise OutputError(f"expected a path that can be written to, got {error}") from error
-    if not (is_folder or path.name.endswith(tuple(endings)) or not path.suffix):
+    names_a_file = path.suffix[1:2].isalpha()  # "run-3.6.0" has no ending, but a number
+    if not is_folder and names_a_file and not path.name.endswith(tuple(endings)):
         raise OutputError(f"expected a file that ends with {' or '.join(endings)}, or a folder, got {path}")
     return path
 
