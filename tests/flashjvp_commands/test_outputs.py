@@ -17,7 +17,7 @@ def test_files_and_folders(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows.csv.bz2", "picture.png"])
 def test_another_ending_is_refused_unless_a_folder_has_it(name: str, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="expected a file that ends with .csv, or a folder"):
+    with pytest.raises(OutputError, match=r"expected a file that ends with \.csv, or a folder"):
         checked_name(tmp_path / name, (".csv",))
     (tmp_path / name).mkdir()
     assert checked_name(tmp_path / name, (".csv",)) == tmp_path / name
