@@ -71,7 +71,7 @@ def call(**changes: Any) -> Any:
     return SimpleNamespace(
         seed=None,
         is_empty=False, device=GPU, precision="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
-        batch_shape=(1,), **changes,
+        batch_shape=(1,), pattern=None, **changes,
     )  # fmt: skip
 
 

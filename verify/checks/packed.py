@@ -20,7 +20,9 @@ OF_QUERIES = ("q", "q_t", "d_o", "d_o_t")
 
 def packed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """The rows of one batch entry, cut into sequences of other lengths than tiles have, two of them without queries or
-    keys. The case's own mask is left out."""
+    keys. The case's own mask is left out. Nothing where there is no batch entry."""
+    if 0 in inputs.q.shape[:-3]:
+        return []
     whole = replace(inputs, mask=None).map(lambda x: x.reshape(-1, *x.shape[-3:])[0])
     m, n = whole.q.shape[-2], whole.k.shape[-2]
     of_q, of_k = (0, m // 3, m // 3, m - m // 4, m), (0, n // 2, n - n // 3, n, n)

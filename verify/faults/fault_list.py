@@ -106,9 +106,9 @@ _OF_KERNELS = [
     ),
     Fault(
         "v of the wrong key head", "query side", QUERY, "key",
-        "key = (select_head(k, batch, head // group, batch_shape, REGULAR), select_head(k_t, batch, head // "
-        "group, batch_shape, REGULAR), select_head(v, batch, head % (heads // group), batch_shape, REGULAR), "
-        "select_head(v_t, batch, head // group, batch_shape, REGULAR))",
+        "key = (select_rows(k, batch, kv_head, batch_shape, start_k, REGULAR), select_rows(k_t, batch, kv_head, "
+        "batch_shape, start_k, REGULAR), select_rows(v, batch, tl.maximum(kv_head - 1, 0), batch_shape, start_k, "
+        "REGULAR), select_rows(v_t, batch, kv_head, batch_shape, start_k, REGULAR))",
         "mask_gqa_per_head", "slices",
     ),
     # Key-side backward

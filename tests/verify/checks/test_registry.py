@@ -21,6 +21,6 @@ NOTHING_TO_MAP = ("batch_none", "batch_many", "batch_empty", "mask_bool_full")
 def test_holds_on_tiled(check: str, name: str) -> None:
     findings = IN_PYTORCH[check](make_inputs(BY_NAME[name], torch.float32), Subject("tiled"))
     assert [finding for finding in findings if not finding.ok] == []
-    of_keys = check in ("learned-bias", "broadcast-bias", "dropout")
+    of_keys = check in ("learned-bias", "broadcast-bias", "dropout", "packed")
     nothing = name in NOTHING_TO_MAP if check == "func.vmap" else of_keys and 0 in BY_NAME[name].batch
     assert bool(findings) or nothing
