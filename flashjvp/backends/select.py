@@ -16,7 +16,13 @@ from ..performance import warn_once
 NAMES = ("triton", "tiled", "reference")
 MAX_HEAD_DIM = 256
 """Of the kernels. The other backends take any."""
-_TOO_WIDE = f"expected head dims of at most {MAX_HEAD_DIM}, got a wider one (use 'tiled' or 'reference')"
+# Compute capabilities whose programs have 99 KB of shared memory, and the widest head dim of IEEE float32 there.
+WITH_99_KB = ((8, 6), (8, 9), (12, 0))
+MAX_IEEE_IN_99_KB = 128
+_TOO_WIDE = (
+    f"expected head dims of at most {MAX_HEAD_DIM} ({MAX_IEEE_IN_99_KB} for float32 without TF32 on cards with 99 KB "
+    "of shared memory), got a wider one (use 'tiled' or 'reference')"
+)
 
 
 COMPOSED: dict[str, Any] = {}
@@ -82,7 +88,18 @@ def _of_family(name: str) -> Any:
 
 def is_wide(q: Tensor, v: Tensor) -> bool:
     """Whether a head dim is too wide for the kernels."""
-    return q.shape[-1] > MAX_HEAD_DIM or v.shape[-1] > MAX_HEAD_DIM
+    width = max(q.shape[-1], v.shape[-1])
+    return width > MAX_HEAD_DIM or (width > MAX_IEEE_IN_99_KB and q.dtype == torch.float32 and _is_small(q.device))
+
+
+def _is_small(device: torch.device) -> bool:
+    """Whether a program has 99 KB of shared memory and float32 is not rounded to TF32 for products.
+
+    Four tensors' rows of keys and four of queries, 16 each, then take more at a head dim of 256.
+    """
+    if device.type != "cuda" or torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return False
+    return environment.capability(device.index) in WITH_99_KB
 
 
 def choose(device: torch.device, dtype: torch.dtype, wide: bool = False) -> str:

@@ -1,6 +1,7 @@
 """PyTorch's names of q, k and v, layout="bmhd", and 0-dim tensors: no copy, no lost derivative, one graph."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,3 +199,22 @@ def test_unaligned_rows_of_half_types_are_read_in_wide_chunks(d: int, dv: int) -
     assert [(taken["K_COLUMNS"], taken["V_COLUMNS"]) for taken in columns] == [((d, 64), (dv, 64))]
     expected = attention(q.double(), k.double(), v.double(), backend="reference")
     assert (found.double() - expected).norm() < 8 * torch.finfo(torch.float16).eps * expected.norm()
+
+
+@pytest.mark.parametrize(("capability", "most"), [((8, 6), 128), ((8, 9), 128), ((12, 0), 128), ((8, 0), 256)])
+def test_float32_needs_shared_memory(capability: tuple[int, int], most: int, machine: Callable[..., None]) -> None:
+    machine(capability=capability)
+    is_wide = flashjvp.backends.select.is_wide
+
+    def on_a_gpu(d: int, dtype: torch.dtype = torch.float32) -> Any:
+        return SimpleNamespace(shape=(1, 1, 2, d), dtype=dtype, device=torch.device("cuda", 0))
+
+    assert [is_wide(on_a_gpu(8), on_a_gpu(d)) for d in (most, most + 1)] == [False, True]
+    assert not is_wide(on_a_gpu(256, torch.float16), on_a_gpu(256, torch.float16))
+    assert not is_wide(*torch.empty(2, 1, 1, 2, 256))
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert not is_wide(on_a_gpu(256), on_a_gpu(256))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

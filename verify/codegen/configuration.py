@@ -4,6 +4,9 @@ import itertools
 from dataclasses import dataclass, fields
 from typing import Any
 
+from flashjvp.backends.select import MAX_IEEE_IN_99_KB, WITH_99_KB
+
+IN_99_KB = [f"sm_{major}{minor}" for major, minor in WITH_99_KB]
 KINDS = ("half", "tf32", "ieee")
 PARTIAL = ("window", "blocks", "packed")
 HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a head dim by chunks, and their largest
@@ -60,7 +63,12 @@ def sample(architecture: str) -> list[Configuration]:
     dims (36: rows that do not start at multiples of 16 bytes), grouped queries, deterministic mode.
     """
     dims = {"half": HEAD_DIMS, "tf32": (64, 72, 128, 256), "ieee": (64, 128, 256)}
-    bases = [Configuration(architecture, kind, d, d) for kind in KINDS for d in dims[kind]]
+    bases = [
+        Configuration(architecture, kind, d, d)
+        for kind in KINDS
+        for d in dims[kind]
+        if _is_served(architecture, kind, d)
+    ]
     options: list[dict[str, Any]] = [{"tangents": tangents} for tangents in ("", "q", "k", "v")]
     options += [
         {"causal": True},
@@ -89,5 +97,12 @@ def product(architecture: str) -> list[Configuration]:
     subsets = ("", "q", "k", "v", "qk", "qv", "kv", "qkv")
     options = itertools.product(KINDS, HEAD_DIMS, subsets, (False, True), ("", "bool", "additive"))
     return [
-        Configuration(architecture, kind, d, d, tangents, causal, mask) for kind, d, tangents, causal, mask in options
+        Configuration(architecture, kind, d, d, tangents, causal, mask)
+        for kind, d, tangents, causal, mask in options
+        if _is_served(architecture, kind, d)
     ]
+
+
+def _is_served(architecture: str, kind: str, d: int) -> bool:
+    """Whether there are kernels for a head dim."""
+    return kind != "ieee" or architecture not in IN_99_KB or d <= MAX_IEEE_IN_99_KB
