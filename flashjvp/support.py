@@ -4,7 +4,6 @@
 import importlib
 import platform
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -56,12 +55,13 @@ CARDS = (
 HEADER_OF_CARDS = ("capability", "cards", "kernels", "tried")
 
 
-@cache
 def tried(capability: tuple[int, int]) -> str | None:
     """How far the kernels were tried on such GPUs: COMPILED, RUN, or None where there are none for them."""
     major, minor = capability
-    names = f"{major}.{minor}", f"{major}.x"
-    return next((card.tried for card in CARDS if card.capability in names), None)
+    for card in CARDS:
+        if card.capability in (f"{major}.{minor}", f"{major}.x"):
+            return card.tried
+    return None
 
 
 class Versions(NamedTuple):

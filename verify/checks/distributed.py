@@ -177,7 +177,10 @@ def _gradients(outputs: list[Any], leaves: list[Any], cotangents: list[Any]) -> 
     """Of the leaves that there are, through the outputs that have a cotangent."""
     pairs = [(x, d_x) for x, d_x in zip(outputs, cotangents, strict=True) if x is not None and d_x is not None]
     present = [x for x in leaves if x is not None]
-    grads = torch.autograd.grad([x for x, _ in pairs], present, [d_x for _, d_x in pairs], allow_unused=True)
+    # All backward passes of a GPU share one thread unless they are told to stay in their own: they would wait for each
+    # other's messages forever.
+    with torch.autograd.set_multithreading_enabled(False):
+        grads = torch.autograd.grad([x for x, _ in pairs], present, [d_x for _, d_x in pairs], allow_unused=True)
     return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(present, grads, strict=True)]
 
 
