@@ -136,9 +136,13 @@ def hide(s, only, m0, n0, row, column, may_be_hidden):
             distance = column - row + (n0 - m0)
             s = tl.where((distance >= low) & (distance <= high), s, float("-inf"))  # mutate: s (1)
     elif len(only) > HIDING_BAND:
+        # No branch: products are waited for at one. A block that is visible as a whole has all bits.
+        KEYS: tl.constexpr = column.shape[0] * column.shape[1]
         words, is_part, first_row, first_column = only
-        if is_part:
-            bit = column + first_column
-            word = tl.load(words + (row + first_row) * WORDS + bit // 32)
-            s = tl.where((word >> (bit % 32)) & 1 != 0, s, float("-inf"))  # mutate: s (2)
+        first = words + (row + first_row) * WORDS + first_column // 32
+        bit = column + first_column % 32
+        word = tl.load(first, mask=(row >= 0) & is_part, other=-1)
+        for i in tl.static_range(1, (KEYS + 31) // 32):
+            word = tl.where(bit < 32 * i, word, tl.load(first + i, mask=(row >= 0) & is_part, other=-1))
+        s = tl.where((word >> (bit % 32)) & 1 != 0, s, float("-inf"))  # mutate: s (2)
     return s
