@@ -76,7 +76,7 @@ def precompile(
     Raises:
         ArgumentTypeError, ArgumentValueError: an argument is of another type, none of those above, or not beside
             others.
-        UnsupportedError: no kernels serve this type on this device.
+        UnsupportedError: no kernels serve this type, or head dims so wide in it, on this device.
     """
     value_dim = head_dim if value_dim is None else value_dim
     _check_sizes(head_dim=head_dim, value_dim=value_dim, tokens=tokens)
@@ -87,6 +87,7 @@ def precompile(
     if packed and (attn_mask is not None or window or dropout):
         raise ArgumentValueError("packed: expected no mask, window or dropout beside it, got one")
     found = _gpu(device)
+    select.check_head_dims("triton", select.is_too_wide(max(head_dim, value_dim), found, dtype))
     select.check("triton", found, dtype)
     from .kernels.launch import compilation
 

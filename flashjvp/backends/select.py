@@ -88,8 +88,12 @@ def _of_family(name: str) -> Any:
 
 def is_wide(q: Tensor, v: Tensor) -> bool:
     """Whether a head dim is too wide for the kernels."""
-    width = max(q.shape[-1], v.shape[-1])
-    return width > MAX_HEAD_DIM or (width > MAX_IEEE_IN_99_KB and q.dtype == torch.float32 and _is_small(q.device))
+    return is_too_wide(max(q.shape[-1], v.shape[-1]), q.device, q.dtype)
+
+
+def is_too_wide(width: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels of this type have no tiles for so wide a head dim on this device."""
+    return width > MAX_HEAD_DIM or (width > MAX_IEEE_IN_99_KB and dtype == torch.float32 and _is_small(device))
 
 
 def _is_small(device: torch.device) -> bool:

@@ -146,6 +146,15 @@ def test_without_kernels_for_a_card_it_raises(machine: Callable[..., None]) -> N
         flashjvp.precompile(64, torch.float16, device="cuda:0")
 
 
+@pytest.mark.parametrize("sizes", [{"head_dim": 136}, {"head_dim": 64, "value_dim": 256}], ids=str)
+def test_head_dims_too_wide_for_a_card_with_little_memory_raise(
+    machine: Callable[..., None], sizes: dict[str, int]
+) -> None:
+    machine(capability=(8, 9), is_amd=False)
+    with pytest.raises(UnsupportedError, match=r"expected head dims of at most 256 \(128 for float32"):
+        flashjvp.precompile(dtype=torch.float32, device="cuda:0", **sizes)
+
+
 PROGRAM = """
 import sys, torch
 from triton.runtime import driver
