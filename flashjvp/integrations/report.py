@@ -1,6 +1,5 @@
 """What a context of `replaced` intercepted, how often, what served it and why, and what it did not reach."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,10 +10,7 @@ from torch import Tensor, nn
 
 from .. import _torch
 from ..backends import select
-from . import like_attention
-
-_DEEPEST = 40  # frames between attention and the module that calls it
-_FRUITLESS = 64  # calls for each module that is looked for, after which nobody looks any more
+from .callers import Callers
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,7 @@ class Recorder:
     def __init__(self, model: nn.Module | None) -> None:
         self._counts: dict[tuple[Any, ...], int] = {}
         self._lock = threading.Lock()
-        self._names = {id(module): name or "(the model)" for name, module in like_attention.modules(model)}
-        self._reached: set[str] = set()
-        self._looks = _FRUITLESS * len(self._names)
+        self._callers = Callers(model)
         self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
         self._switched_on: dict[str, None] = {}
 
@@ -94,8 +88,7 @@ class Recorder:
         key = (function, served_by, why) if why else (function, q.device, q.dtype)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
-        if self._looks > 0:
-            self._look_for_caller()
+        self._callers.look()
 
     def add_compiled(self, function: str, served_by: str, why: str) -> None:
         """One trace of torch.compile."""
@@ -117,28 +110,13 @@ class Recorder:
                 key = function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"
             merged[key] = merged.get(key, 0) + calls
         rows = tuple(Row(name, by, why, calls) for (name, by, why), calls in merged.items())
-        untouched = tuple(name for name in self._names.values() if name not in self._reached)
-        return Report(rows, tuple(self._switched_on), tuple(sorted(self._reached)), untouched)
+        names, reached = self._callers.names.values(), set(self._callers.reached)
+        untouched = tuple(name for name in names if name not in reached)
+        return Report(rows, tuple(self._switched_on), tuple(sorted(reached)), untouched)
 
     def _add(self, key: tuple[Any, ...]) -> None:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
-
-    def _look_for_caller(self) -> None:
-        """Which of the model's modules a call comes from: the innermost one among the callers' `self`."""
-        self._looks -= 1
-        frame = sys._getframe(2)
-        for _ in range(_DEEPEST):
-            names = frame.f_code.co_varnames
-            if names and names[0] == "self" and id(module := frame.f_locals.get("self")) in self._names:
-                name = self._names[id(module)]
-                if name not in self._reached:
-                    self._reached.add(name)
-                    self._looks = _FRUITLESS * (len(self._names) - len(self._reached))
-                return
-            if frame.f_back is None:
-                return
-            frame = frame.f_back
 
 
 @_torch.once_a_trace
