@@ -14,12 +14,12 @@ _STRANGERS = 2  # modules that are not of the model, after which the search ends
 
 
 class Callers:
-    """The modules of a model that look like attention, and those of them from which a call came."""
+    """The modules of a model that look like attention, and those of them from which no call came yet."""
 
     def __init__(self, model: nn.Module | None) -> None:
         found = like_attention.modules(model)
         self.names = {id(module): name or "(the model)" for name, module in found}
-        self.reached: set[str] = set()
+        self.unreached = dict(self.names)
         self._parts = {id(part) for _, module in found for part in module.modules()}
         self._others = set() if model is None else {id(module) for module in model.modules()} - self._parts
         self._codes = {id(code) for _, module in found for code in _codes_of(type(module))}
@@ -27,11 +27,9 @@ class Callers:
     def look(self) -> None:
         """Notes from which module the function is called that called the caller of this one's caller.
 
-        Every call pays for this until all are reached, so most frames are told by their code alone: it costs more to
+        Every call pays for this while one is unreached, so most frames are told by their code alone: it costs more to
         read what `self` is there. The search ends at a module of the model that is no part of any.
         """
-        if len(self.reached) == len(self.names):
-            return
         codes, strangers = self._codes, 0
         frame: types.FrameType | None = sys._getframe(3)
         for _ in range(_DEEPEST):
@@ -40,7 +38,7 @@ class Callers:
             if id(frame.f_code) in codes:
                 module = id(frame.f_locals.get("self"))
                 if module in self.names:
-                    self.reached.add(self.names[module])
+                    self.unreached.pop(module, None)
                     return
                 strangers += module not in self._parts
                 if module in self._others or strangers == _STRANGERS:

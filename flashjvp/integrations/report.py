@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from .. import _torch
 from ..backends import select
@@ -75,20 +76,21 @@ class Recorder:
 
     def add(self, function: str, served_by: str, why: str) -> None:
         """One call, that something else than flashjvp's attention served."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             _note_compiled(function, served_by, why)
             return
         self._add((function, served_by, why))
 
     def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
         """One call; served by flashjvp, it was on the backend for these queries."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             _note_compiled(function, served_by, why)
             return
         key = (function, served_by, why) if why else (function, q.device, q.dtype)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
-        self._callers.look()
+        if self._callers.unreached:
+            self._callers.look()
 
     def add_compiled(self, function: str, served_by: str, why: str) -> None:
         """One trace of torch.compile."""
@@ -110,9 +112,9 @@ class Recorder:
                 key = function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"
             merged[key] = merged.get(key, 0) + calls
         rows = tuple(Row(name, by, why, calls) for (name, by, why), calls in merged.items())
-        names, reached = self._callers.names.values(), set(self._callers.reached)
-        untouched = tuple(name for name in names if name not in reached)
-        return Report(rows, tuple(self._switched_on), tuple(sorted(reached)), untouched)
+        untouched = tuple(self._callers.unreached.values())
+        reached = sorted(set(self._callers.names.values()) - set(untouched))
+        return Report(rows, tuple(self._switched_on), tuple(reached), untouched)
 
     def _add(self, key: tuple[Any, ...]) -> None:
         with self._lock:
