@@ -131,7 +131,7 @@ def _level_of_func_jvp() -> int:
             f"{torch.__version__}, which lacks names for that: use torch.autograd.forward_ad.dual_level"
         )
     transform = _torch.innermost_transform()
-    if not _torch.level_gives_tangents():
+    if not _torch.is_in_func_jvp():
         name = transform.key().name.lower()
         raise UnsupportedError(f"checkpoint: expected no transform around it but torch.func.jvp, got torch.func.{name}")
     level: int = transform.level()

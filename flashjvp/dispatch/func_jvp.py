@@ -14,8 +14,7 @@ from .._torch.eager import marked
 from . import derivatives
 
 Maybe = Tensor | None
-# Numbers compare in a third of the time that members of this enumeration take.
-_JVP = _torch.TransformType.Jvp.value if derivatives.BY_LEVEL and _torch.CAN_CALL_BELOW_JVP else None
+_JVP = _torch.JVP if derivatives.BY_LEVEL and _torch.CAN_CALL_BELOW_JVP else None
 
 
 def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Any]) -> Tensor | None:

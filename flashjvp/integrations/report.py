@@ -1,6 +1,5 @@
 """What a context of `replaced` intercepted, how often, what served it and why, and what it did not reach."""
 
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,13 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from .. import _torch
 from ..backends import select
-from . import like_attention
-
-_DEEPEST = 40  # frames between attention and the module that calls it
-_FRUITLESS = 64  # calls for each module that is looked for, after which nobody looks any more
+from .callers import Callers
 
 
 @dataclass(frozen=True)
@@ -73,29 +70,27 @@ class Recorder:
     def __init__(self, model: nn.Module | None) -> None:
         self._counts: dict[tuple[Any, ...], int] = {}
         self._lock = threading.Lock()
-        self._names = {id(module): name or "(the model)" for name, module in like_attention.modules(model)}
-        self._reached: set[str] = set()
-        self._looks = _FRUITLESS * len(self._names)
+        self._callers = Callers(model)
         self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
         self._switched_on: dict[str, None] = {}
 
     def add(self, function: str, served_by: str, why: str) -> None:
         """One call, that something else than flashjvp's attention served."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             _note_compiled(function, served_by, why)
             return
         self._add((function, served_by, why))
 
     def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
         """One call; served by flashjvp, it was on the backend for these queries."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             _note_compiled(function, served_by, why)
             return
         key = (function, served_by, why) if why else (function, q.device, q.dtype)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
-        if self._looks > 0:
-            self._look_for_caller()
+        if self._callers.unreached:
+            self._callers.look()
 
     def add_compiled(self, function: str, served_by: str, why: str) -> None:
         """One trace of torch.compile."""
@@ -117,28 +112,13 @@ class Recorder:
                 key = function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"
             merged[key] = merged.get(key, 0) + calls
         rows = tuple(Row(name, by, why, calls) for (name, by, why), calls in merged.items())
-        untouched = tuple(name for name in self._names.values() if name not in self._reached)
-        return Report(rows, tuple(self._switched_on), tuple(sorted(self._reached)), untouched)
+        untouched = tuple(self._callers.unreached.values())
+        reached = sorted(set(self._callers.names.values()) - set(untouched))
+        return Report(rows, tuple(self._switched_on), tuple(reached), untouched)
 
     def _add(self, key: tuple[Any, ...]) -> None:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
-
-    def _look_for_caller(self) -> None:
-        """Which of the model's modules a call comes from: the innermost one among the callers' `self`."""
-        self._looks -= 1
-        frame = sys._getframe(2)
-        for _ in range(_DEEPEST):
-            names = frame.f_code.co_varnames
-            if names and names[0] == "self" and id(module := frame.f_locals.get("self")) in self._names:
-                name = self._names[id(module)]
-                if name not in self._reached:
-                    self._reached.add(name)
-                    self._looks = _FRUITLESS * (len(self._names) - len(self._reached))
-                return
-            if frame.f_back is None:
-                return
-            frame = frame.f_back
 
 
 @_torch.once_a_trace

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn import functional as F
 
 import flashjvp
@@ -103,9 +104,14 @@ def test_hessian_vector_products_nested_jvps_and_maps(name: str) -> None:
         twice = jvp(lambda x: jvp(lambda x: loss(x, w), (x,), (d,))[1], (x,), (d.sin(),))
         mapped = torch.func.vmap(lambda x_t: jvp(lambda x: norm(x, w, b), (x,), (x_t,))[1])(torch.stack([d, d.sin()]))
         inside = jvp(lambda x: torch.func.vmap(lambda s: norm(x * s, w, b))(d.flatten()[:2]), (x,), (d,))[1]
-        with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.unpack_dual(norm(torch.autograd.forward_ad.make_dual(x, d), w, b))
-        return [*forward_over_reverse, *twice, mapped, inside, dual.tangent]
+
+        def tangent(x: Tensor, w: Tensor) -> Tensor:
+            with dual_level():
+                found: Tensor = unpack_dual(norm(make_dual(x, d), w, b)).tangent
+                return found
+
+        reverse_over_dual = torch.func.grad(lambda x, w: tangent(x, w).sin().sum(), argnums=(0, 1))(x, w)
+        return [*forward_over_reverse, *twice, mapped, inside, tangent(x, w), *reverse_over_dual]
 
     for found, expected in zip(results(found_norm), results(exact_norm), strict=True):
         torch.testing.assert_close(found, expected)

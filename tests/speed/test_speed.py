@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flashjvp
@@ -86,12 +86,16 @@ def test_host_time_of_forward_mode(benchmark: Any, transform: str) -> None:
     assert all_finite(benchmark(calls[transform]))
 
 
-@pytest.mark.parametrize("way", ["always", "jvp", "attention"])
+@pytest.mark.parametrize("way", ["always", "jvp", "attention", "looking"])
 def test_host_time_of_a_replaced_call(benchmark: Any, way: str) -> None:
-    """What swapping costs, beside attention itself; "jvp" leaves this call to PyTorch."""
+    """What swapping costs, beside attention itself; "jvp" leaves this call to PyTorch.
+
+    With "looking" the model has attention that no call comes from, for which each call is looked at.
+    """
     q, k, v = make(TINY)[:3]
     if way == "attention":
         assert benchmark(lambda: flashjvp.attention(q, k, v)).shape == TINY
         return
-    with flashjvp.replaced(when=way):
+    model = nn.MultiheadAttention(8, 2) if way == "looking" else None
+    with flashjvp.replaced(model, when="jvp" if way == "jvp" else "always"):
         assert benchmark(lambda: F.scaled_dot_product_attention(q, k, v)).shape == TINY

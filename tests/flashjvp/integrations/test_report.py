@@ -5,10 +5,14 @@ import functools
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import flashjvp
 from tests.flashjvp.integrations.calls import FUNCTIONS, Q
@@ -85,6 +89,73 @@ def test_attention_is_known_by_what_it_does_too() -> None:
     with flashjvp.replaced(model) as replaced:
         model(Q)
     assert replaced.report().untouched == ("0", "1")
+
+
+def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Tensor:
+        return function(*args)
+
+    return wrapper
+
+
+class Core(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class Cores(nn.Module):
+    def __init__(self, *cores: nn.Module, registered: bool = True) -> None:
+        super().__init__()
+        self.cores: Any = nn.ModuleList(cores) if registered else cores
+
+    def forward(self, x: Tensor) -> Tensor:
+        for core in self.cores:
+            x = core(x)
+        return x
+
+
+class AttentionOf(Cores):
+    """Looks like attention; what attends are its parts."""
+
+
+class MethodAttention(nn.Module):
+    relu = functools.wraps(torch.relu)(lambda self, x: x)  # stands for a builtin
+
+    @decorated
+    def attend(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class CallsAMethod(Cores):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cores[0].attend(x)
+
+
+class TransformedAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(torch.vmap(Core()), x, use_reentrant=False)
+
+
+CALLERS = {
+    "parts": ("0", AttentionOf(Cores(Cores(Core())))),
+    "a part that is not registered": ("0", AttentionOf(Core(), registered=False)),
+    "a decorated method": ("0.cores.0", CallsAMethod(MethodAttention())),
+    "within transforms": ("0", TransformedAttention()),
+}
+
+
+@pytest.mark.parametrize(("name", "attention"), CALLERS.values(), ids=CALLERS)
+def test_which_module_calls_come_from(name: str, attention: nn.Module) -> None:
+    """Also after many calls from elsewhere: from a module of the model, from others, from none."""
+    model = nn.Sequential(attention, Core(), UntouchedAttention())
+    elsewhere = (model[1], Cores(Cores(Cores(Core()))), Core().forward)
+    with flashjvp.replaced(model) as replaced:
+        for i in range(300):
+            elsewhere[i % 3](Q)
+        assert replaced.report_of.report().reached == ()
+        model(Q)
+    assert replaced.report_of.report().reached == (name,)
 
 
 def test_the_report_of_a_context_without_a_call() -> None:
