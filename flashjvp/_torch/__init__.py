@@ -184,6 +184,11 @@ def level_gives_tangents() -> bool:
     return CAN_LEAVE_JVP and innermost_transform().key().value in (JVP, GRAD)
 
 
+def is_of_innermost_level(x: object) -> bool:
+    """Whether the innermost transform made a tensor, or one that it was computed from."""
+    return isinstance(x, Tensor) and is_wrapped(x) and bool(_level_of(x) == innermost_transform().level())
+
+
 def carries_tangent(x: object) -> bool:
     """Whether a tensor has a tangent at any level of this thread; without the names that tell, whether it may have."""
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):

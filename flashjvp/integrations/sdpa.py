@@ -81,7 +81,15 @@ def unsupported(context: "Replaced", name: str, why: str) -> UnsupportedError:
 
 
 def any_tangent(tensors: Any) -> bool:
-    """Whether one of them carries a tangent at some level. torch.compile cannot tell: true."""
+    """Whether one of them carries a tangent at some level.
+
+    torch.compile cannot tell: true. Under torch.func.jvp what was computed from a primal counts, too: PyTorch takes 2 us
+    to say whether a tensor has a tangent there.
+    """
     if torch.compiler.is_compiling():
         return True
-    return _torch.may_carry_tangents() and any(map(_torch.carries_tangent, tensors))
+    if not _torch.may_carry_tangents():
+        return False
+    if _torch.is_in_func_jvp() and any(map(_torch.is_of_innermost_level, tensors)):
+        return True
+    return any(map(_torch.carries_tangent, tensors))
