@@ -83,8 +83,8 @@ def unsupported(context: "Replaced", name: str, why: str) -> UnsupportedError:
 def any_tangent(tensors: Any) -> bool:
     """Whether one of them carries a tangent at some level.
 
-    torch.compile cannot tell: true. Under torch.func.jvp what was computed from a primal counts, too: PyTorch takes 2 us
-    to say whether a tensor has a tangent there.
+    torch.compile cannot tell: true. Under torch.func.jvp what was computed from a primal counts, too: PyTorch takes
+    2 us to say whether a tensor has a tangent there.
     """
     if torch.compiler.is_compiling():
         return True
