@@ -22,7 +22,10 @@ settings.register_profile(
 settings.load_profile("flashjvp")
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported
+    from verify.emulator import interpreter  # imports Triton
+
+    interpreter.hasten()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -66,6 +66,7 @@ def test_the_row_of_this_machine_is_marked() -> None:
     assert not any(line.startswith(">") for line in support.text(None).splitlines())
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("triton", ["", "import sys; sys.modules['triton'] = None; "], ids=["as it is", "no triton"])
 def test_the_command_prints_the_table(triton: str) -> None:
     program = f"{triton}import runpy; runpy.run_module('flashjvp', run_name='__main__')"

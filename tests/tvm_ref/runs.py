@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from tvm_ref import train as command
 from tvm_ref.data.dataset import DataConfig
 from tvm_ref.model.dit import DiTConfig
 from tvm_ref.objective.loss import LossConfig
@@ -153,3 +155,9 @@ def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
 def train_silently(config: TrainConfig) -> None:
     """`train` without a result, to be run in a child."""
     train(config)
+
+
+def run_command(arguments: list[str]) -> None:
+    """`python -m tvm_ref.train`, to be run in a child."""
+    sys.argv = ["train", *arguments]
+    command.main()

@@ -20,6 +20,11 @@ class Contracted(TorchDispatchMode):
         super().__init__()
         self._products = WeakTensorKeyDictionary()  # of each that is still in use, its version and the exact numbers
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in this block, and PyTorch's way to see to that takes longer than most products here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
         result = func(*args, **(kwargs or {}))

@@ -85,9 +85,9 @@ def run(plan: Sequence[tuple[Fault, bool]], seed: int = 0) -> Generator[Verdict]
                 apply(fault, copy / "flashjvp")
             check = {"backend": fault.backend, "check": fault.check, "case": fault.case, "seed": seed}
             jobs.append({"folder": str(copy), **check})
-        for emulated in (False, True):
-            here = [place for place, job in enumerate(jobs) if (job["check"] in EMULATED_CHECKS) == emulated]
-            on_gpu = not emulated and torch.cuda.is_available()
+        takes_gpu = [torch.cuda.is_available() and job["check"] not in EMULATED_CHECKS for job in jobs]
+        for on_gpu in (True, False):
+            here = [place for place, takes in enumerate(takes_gpu) if takes == on_gpu]
             with contextlib.closing(_answers([jobs[place] for place in here], on_gpu)) as answers:
                 for answer in answers:
                     fault, planted = plan[here[answer["place"]]]

@@ -18,6 +18,7 @@ import torch.distributed.tensor
 import triton  # noqa: F401
 
 from ..cases.inputs import make_inputs
+from ..emulator import interpreter
 from .fault import CASE_BY_NAME, EMULATED_CHECKS
 
 CONTEXT = get_context("fork")
@@ -78,4 +79,6 @@ def serve(jobs: list[Job], processes: int) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpreter.hasten()
     serve(json.load(sys.stdin), processes=min(os.cpu_count() or 1, 8))

@@ -165,7 +165,7 @@ def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.sampled(of=10)
+@pytest.mark.sampled(of=20)
 @pytest.mark.parametrize("threshold", [None, 0.5], ids=["threshold as it is", "a threshold that scores pass"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.magnitude == 1], ids=str)
 def test_scores_whose_maximum_is_scaled_first(case: Case, threshold: float | None) -> None:

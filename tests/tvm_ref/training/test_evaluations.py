@@ -102,7 +102,7 @@ def test_figures_are_those_of_evaluate_and_go_to_tensorboard(tmp_path: Path) -> 
     assert shown == np.float32(expected.by_nfe[2]["recall"])
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_two_processes_killed_at_any_point_give_the_same_run(kills: int, tmp_path: Path) -> None:
     whole, broken = (on_images(tmp_path, name, steps=9, save_every=2) for name in ("whole", "broken"))
     together(2, train_silently, whole)  # it also loads what children need

@@ -25,6 +25,8 @@ from tests.tvm_ref.runs import (
     digits,
     finish,
     launch,
+    run_command,
+    start,
     together,
     train,
     train_silently,
@@ -225,12 +227,15 @@ def torchrun(arguments: list[str], output: Path) -> None:
     assert run.wait() == 0, output.read_text()
 
 
-def test_torchrun_starts_a_run_and_goes_on_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("goes_on", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_torchrun_starts_a_run_or_goes_on_with_it(goes_on: bool, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    for last in (3, 5):
-        torchrun(command_line(out, steps=last, parallel="fsdp"), tmp_path / f"output-{last}")
-        assert read_step(checkpoints(out / "checkpoints")[-1]) == last
-    assert f"resuming from {out / 'checkpoints' / 'step-00000003'}" in (tmp_path / "output-5").read_text()
+    if goes_on:
+        finish(start(run_command, command_line(out, steps=3, parallel="fsdp")))
+    torchrun(command_line(out, steps=5, parallel="fsdp"), tmp_path / "output")
+    assert read_step(checkpoints(out / "checkpoints")[-1]) == 5
+    resumed = f"resuming from {out / 'checkpoints' / 'step-00000003'}"
+    assert (resumed in (tmp_path / "output").read_text()) == goes_on
     rows = (out / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == list("12345")
     written = {path.name[:11] for path in checkpoints(out / "checkpoints")[-1].glob("shard-*")}

@@ -7,7 +7,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,18 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.tvm_ref import kills
-from tests.tvm_ref.runs import CHILDREN, change, command_line, finish, printed_by, start, toy, train, train_silently
-from tvm_ref import train as command
+from tests.tvm_ref.runs import (
+    CHILDREN,
+    change,
+    command_line,
+    finish,
+    printed_by,
+    run_command,
+    start,
+    toy,
+    train,
+    train_silently,
+)
 from tvm_ref.objective.loss import Terms
 from tvm_ref.training import checkpoint, step
 from tvm_ref.training.checkpoint import CheckpointError, checkpoints, load_model, read_step
@@ -110,12 +119,6 @@ def test_a_full_disk_stops_the_run_with_the_checkpoints_before_it(tmp_path: Path
     assert [read_step(path) for path in checkpoints(tmp_path / "checkpoints")] == [2]
     train(config)
     assert [row.split(",")[0] for row in (tmp_path / "metrics.csv").read_text().split()[1:]] == list("12345678")
-
-
-def run_command(arguments: list[str]) -> None:
-    """`python -m tvm_ref.train`, to be run in a child."""
-    sys.argv = ["train", *arguments]
-    command.main()
 
 
 class FullDisk(io.FileIO):

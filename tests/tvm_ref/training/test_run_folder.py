@@ -274,6 +274,7 @@ def test_a_shorter_run_says_how_long_it_is(tmp_path: Path) -> None:
     assert "done: 3 steps" in train(toy(tmp_path, steps=2))
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_ends_with_the_status_of_its_signal(tmp_path: Path, number: signal.Signals) -> None:
     config = toy(tmp_path, steps=10**6, save_every=10**6)

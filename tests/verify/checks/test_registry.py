@@ -16,6 +16,7 @@ NAMES = (
 NOTHING_TO_MAP = ("batch_none", "batch_many", "batch_empty", "mask_bool_full")
 
 
+@pytest.mark.sampled(of=3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("check", IN_PYTORCH)
 def test_holds_on_tiled(check: str, name: str) -> None:

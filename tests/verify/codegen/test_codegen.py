@@ -1,8 +1,6 @@
 """`python -m verify codegen`: what the kernels compile to, what fails, and how the figures are read off the code."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from verify.codegen.command import SHARED_BYTES, compiled, fault
 from verify.codegen.configuration import HEAD_DIMS, PARTIAL, Configuration, Kernel, sample
 from verify.codegen.worker import in_loops, of_sass, overwritten
 
-ROOT = Path(__file__).resolve().parents[3]
 GOOD = Kernel("sm_90", "half", 64, 64, family="forward", tile="64x64x4x3", registers=210, tensor_core=24)
+FAMILIES = ["forward", "backward_preprocess", "backward_query", "backward_key_value"]
 SASS = """
  Function k:
   REG:40 STACK:16 SHARED:0
@@ -109,14 +107,15 @@ def test_the_sample_has_every_head_dim_kind_and_option() -> None:
 
 @pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("architecture", ["sm_90", "sm_120"])
-def test_kernels_compile_without_a_gpu(architecture: str) -> None:
-    (kernels,) = compiled([Configuration(architecture, "half", 16, 16, group=2)])
-    assert [kernel.family for kernel in kernels] == [
-        "forward",
-        "backward_preprocess",
-        "backward_query",
-        "backward_key_value",
-    ]
+def test_kernels_compile_without_a_gpu_and_after_a_compiler_that_dies(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PROCESSES", 1)
+    jobs = [Configuration("no such", "half", 16, 16), Configuration(architecture, "half", 16, 16, group=2)]
+    dead, kernels = compiled(jobs)
+    assert [kernel.architecture for kernel in dead] == ["no such"]
+    assert "exit code 1: ValueError" in fault(dead[0], "9.9")
+    assert [kernel.family for kernel in kernels] == FAMILIES
     for kernel in kernels:
         assert fault(kernel, "9.9") == ""
         assert architecture in kernel.isa and kernel.registers > 0
@@ -124,29 +123,21 @@ def test_kernels_compile_without_a_gpu(architecture: str) -> None:
         assert kernel.architecture == architecture and kernel.group == 2
 
 
-def test_a_compiler_that_dies_is_a_failing_row_and_the_others_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "PROCESSES", 1)
-    jobs = [Configuration(architecture, "half", 16, 16, tangents="") for architecture in ("no such", "sm_90")]
-    dead, *others = compiled(jobs)
-    assert [kernel.architecture for kernel in dead] == ["no such"]
-    assert "exit code 1: ValueError" in fault(dead[0], "9.9")
-    assert [fault(kernel, "9.9") for kernels in others for kernel in kernels] == [""] * 4
-
-
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every row of the table is in the CSV, and the exit code says whether one failed."""
-    program = (
-        "import sys; from verify.codegen import command\n"
-        "command.sample = lambda architecture: [command.Configuration(architecture, 'half', 16, 16, tangents='')]\n"
-        f"command.SHARED_BYTES = {{'sm_90': int(sys.argv[1])}}\n"
-        f"sys.exit(command.main(['--arch', 'sm_90', '--out', {str(tmp_path)!r}]))"
-    )
-    environment = os.environ | {"COLUMNS": "200"}
+    found = []
+
+    def compiled_once(plan: list[Configuration]) -> Generator[list[Kernel]]:
+        found.extend([] if found else compiled(plan))
+        yield from found
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(command, "compiled", compiled_once)
+    plan = [Configuration("sm_90", "half", 16, 16, tangents="")]
+    monkeypatch.setattr(command, "sample", lambda architecture: plan)
     for limit, code, said in ((SHARED_BYTES["sm_90"], 0, "0 failed"), (1000, 1, "shared memory")):
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(limit)], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == code, done.stderr
-        assert said in done.stdout
+        monkeypatch.setitem(SHARED_BYTES, "sm_90", limit)
+        assert command.main(["--arch", "sm_90", "--out", str(tmp_path)]) == code
+        assert said in capsys.readouterr().out
         rows = pd.read_csv(tmp_path / "codegen.csv")
-        assert list(rows.family) == ["forward", "backward_preprocess", "backward_query", "backward_key_value"]
+        assert list(rows.family) == FAMILIES

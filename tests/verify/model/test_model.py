@@ -26,6 +26,7 @@ QUICK = [
 Planted = dict[str, Callable[..., Any]]
 
 
+@pytest.mark.sampled(of=2)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_what_is_right_holds(case: ModelCase, seed: int) -> None:
