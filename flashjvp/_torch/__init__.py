@@ -32,7 +32,7 @@ def _find(path: str) -> Any:
 
 
 # The releases that the test-suite was run with. In others probe.py looks whether the names do what they did.
-TRIED = ("2.11.", "2.12.", "2.13.", "2.14.")
+TRIED = ("2.11.", "2.12.", "2.13.", "2.14.", "2.15.")
 
 # The derivatives by level of functorch: levels.py and autograd.py.
 DispatchKey = _find("torch._C.DispatchKey")

@@ -16,10 +16,14 @@ from triton.runtime import interpreter
 
 @functools.cache
 def hasten() -> None:
-    """From here on, in this process. TRITON_INTERPRET=1 must be set."""
-    builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
-    prepare, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    """From here on, in this process, with TRITON_INTERPRET=1. A Triton with other names stays as slow as it is."""
+    try:
+        builder = interpreter.interpreter_builder
+        options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+        prepare, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    except (AttributeError, TypeError):
+        return
+    builder.options = options
     prepared: set[str] = set()
 
     @functools.wraps(prepare)
