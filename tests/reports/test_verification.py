@@ -25,7 +25,7 @@ def make_verdict(**changes: Any) -> Verdict:
         "value_dim": 16,
         "magnitude": 1.0,
         "error": 1e-7,
-        "budget": 0.1 + 0.2,
+        "budget": 0.3,
         "worst_row": 2e-7,
         "worst_row_budget": 5e-7,
         "dense_error": 1e-7,
@@ -63,6 +63,12 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = [make_verdict(), make_verdict(error=None, worst_row=math.inf, ok=False, reason="NaN", seed=7)]
     write_verdicts(tmp_path / "verify.csv.gz", rows)
     assert read_verdicts(tmp_path / "verify.csv.gz") == rows
+
+
+def test_errors_have_six_digits_and_sizes_all(tmp_path: Path) -> None:
+    write_verdicts(tmp_path / "verify.csv", [make_verdict(error=1.23456789e-7, budget=0.1 + 0.2, magnitude=1.23456789)])
+    (row,) = read_verdicts(tmp_path / "verify.csv")
+    assert (row.error, row.budget, row.magnitude) == (1.23457e-7, 0.3, 1.23456789)
 
 
 @pytest.mark.parametrize(
