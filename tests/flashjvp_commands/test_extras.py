@@ -43,6 +43,13 @@ def test_what_to_install_is_said_in_one_line(module: str, hidden: str, extra: st
     assert all(name in done.stderr for name in hidden.split(","))
 
 
+@pytest.mark.parametrize("module", ["tvm_ref.train", "tvm_ref.sample", "bench.sweep", "verify", "flashjvp.check"])
+def test_an_import_that_fails_is_said_in_one_line(module: str, tmp_path: Path) -> None:
+    """Here PyTorch is missing. Too little memory for it ends in an ImportError, too."""
+    done = run(tmp_path, "torch", "-m", module, "--help" if module == "verify" else "x")
+    assert done.returncode == 1 and done.stderr == "error: torch\n", done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["flashjvp", "flashjvp.check"])
 def test_the_library_needs_none_of_them(module: str, tmp_path: Path) -> None:

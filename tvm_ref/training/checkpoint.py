@@ -229,6 +229,8 @@ def _faults(path: Path, world: World) -> list[str]:
     try:
         text = read_regular(path / MANIFEST, MOST_SETTINGS)
         body = parse_json(text)
+        if not isinstance(body, dict):
+            raise ValueError(f"expected an object, got {shown(body)}")
         del body["sha256"]
         if text != _manifest(body).encode() or type(body["step"]) is not int:
             return [f"{MANIFEST} is not as it was written"] if world.first else []
@@ -243,7 +245,7 @@ def _faults(path: Path, world: World) -> list[str]:
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != expected:
-            got = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+            got = "is missing, or no file" if size is None else f"has {size} bytes instead of {expected}"
             faults.append(f"{name} {got}")
         elif _sha256(file) != digest:
             faults.append(f"{name} has other content than was written (SHA-256)")

@@ -161,6 +161,16 @@ def test_a_trained_network_is_loaded_for_evaluation(tmp_path: Path, weights: Any
         assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
+def test_a_stray_file_is_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "step-00000009").write_text("mine")
+    (tmp_path / "step-00000001-copy-2").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    write(tmp_path, 2, keep=1)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-00000002", "step-00000009", "step-00000001-copy-2"}
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}"):
         load_model(tmp_path, device=CPU)
