@@ -88,7 +88,7 @@ def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | No
     text = re.sub(r" (?:typing\.Annotated|tuple)\[.*?\]: (?=\w)", " ", text)  # names of Python's types
     text = re.sub(r"no type matching (.*?) could be instantiated from", r"expected \1, got", text)
     text = re.sub(r"^Error parsing (?:__tyro\S*: |\S+: (?=[a-z_.]+: ))", "", text)
-    text = re.sub(r" Argument helptext: .*(?= \(python -m|$)", "", text)
+    text = re.sub(r" Argument helptext: .*?(?= \([^()]* --help lists|$)", "", text)
     text = re.sub(r"invalid literal for int\(\) with base 10:", "expected a whole number, got", text)
     text = re.sub(r"could not convert string to float:", "expected a number, got", text)
     text = re.sub(r"^Error parsing (?=--\S+: )", "", text)

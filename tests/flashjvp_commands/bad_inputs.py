@@ -250,7 +250,7 @@ RUNS: list[Row] = [
           ("{digits}", "a.png", "--classes 1,-1", "classes: exp"),
           ("{digits}", "a.png", "--vae {here}", "vae: the network was not trained on latents"),
           ("{points}", "a.zip", "", "out: expected a file .png"), ("{points}", "a.png", "--w 2", "takes no guidance"),
-          ("{digits}", "a.png", "--nfe 1.0", "--nfe: expected a whole number, got '1.0' (python"),
+          ("{digits}", "a.png", "--nfe 1.0", "--nfe: expected a whole number, got '1.0' ("),
           ("{digits}", "a.png", "--w 1,2", "got ['1,2']"),
       )),
     *(("tvm_ref.evaluate", f"{run} {words}", 2, said)
