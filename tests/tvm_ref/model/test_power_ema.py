@@ -37,7 +37,7 @@ def test_the_relative_width_is_the_deviation_of_the_profile(sigma_rel: float) ->
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 1e-300, WIDEST, 1.0, math.nan, math.inf])
 def test_a_width_that_no_profile_has_is_refused(sigma_rel: float) -> None:
-    with pytest.raises(ValueError, match="sigma_rel: expected a number from 1e-06 to less than 0.2887, got"):
+    with pytest.raises(ValueError, match=r"sigma_rel: expected a number from 1e-06 to less than 0\.2887, got"):
         gamma_of(sigma_rel)
 
 
