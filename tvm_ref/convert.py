@@ -110,7 +110,7 @@ def tensors_of(contents: Any, most_bytes: int) -> dict[str, Tensor]:
     if not named:
         raise ValueError(f"pickle: expected a module or a state dict, got {shown(contents)}, without tensors")
     if odd := [(name, x) for name, x in named.items() if not (isinstance(name, str) and isinstance(x, Tensor))]:
-        raise ValueError(f"pickle: expected tensors by name, got {shown(odd[0][0])} with {shown(odd[0][1])}")
+        raise ValueError(f"pickle: expected a module or a state dict, got {shown(odd[0][0])} with {shown(odd[0][1])}")
     if (wanted := sum(tensor.numel() * tensor.element_size() for tensor in named.values())) > most_bytes:
         raise ValueError(f"pickle: expected weights of at most {most_bytes} bytes, as the file has, got {wanted}")
     plain = {name.replace("_orig_mod.", ""): tensor.contiguous().clone() for name, tensor in named.items()}

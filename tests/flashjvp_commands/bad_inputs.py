@@ -268,6 +268,8 @@ RUNS: list[Row] = [
     ("tvm_ref.train", "toy2d --run.out {here}/run --ema.sigma-rels 1e-300,0.1", 2, "ema.sigma_rels: expected"),
     ("tvm_ref.train", "toy2d --run.out {here}/run --run.evaluate-every 1 --run.evaluate-samples 20001", 2,
      "run.evaluate_samples: expected from 4 to 20000"),
+    ("tvm_ref.train", "digits --run.out {here}/run --loss.w-random 1,1e300 --loss.w-uniform balanced", 2, "1e+06"),
+    ("tvm_ref.train", "digits --run.out {here}/run --loss.w 1e-320", 2, "w: expected guidance from 1e-06"),
     ("tvm_ref.train", "toy2d --run.out {here}/run --run.vae {here}", 2, "run.vae: expected none"),
     ("tvm_ref.train", "toy2d --run.out '{here}/\udcff'", 2, "run.out: expected text in UTF-8"),
     ("tvm_ref.convert", "{text} {here}/a.safetensors --settings none", 1, "settings: expected a config.json or one of"),

@@ -253,7 +253,7 @@ def test_weights_that_are_not_those_of_a_dit_are_refused_before_anything_is_writ
         "unknown: expected shape None": state | {"unknown": torch.zeros(1)},
         "none named pos_embed": {name: tensor for name, tensor in state.items() if name != "pos_embed"},
         "got some": {"some": torch.zeros(1)} | {f"model.{name}": tensor for name, tensor in state.items()},
-        "expected tensors by name, got 'net' with 3": {"net": 3},
+        "expected a module or a state dict, got 'net' with 3": {"net": 3},
         "expected a module or a state dict, got an object of type dict": {},
         "expected a module or a state dict, got null": None,
     }

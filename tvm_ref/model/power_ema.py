@@ -55,7 +55,7 @@ class Combination(NamedTuple):
 class PowerAverage:
     """Updates an average of profile gamma, in place and in the weights' dtype.
 
-    average, network: as in `ema.Average`.
+    average, network: as in `ema.Average`. sigma_rel: the relative width; raises ValueError as `gamma_of`.
     """
 
     def __init__(self, average: nn.Module, network: nn.Module, sigma_rel: float) -> None:
