@@ -181,8 +181,9 @@ class _Arrived:
             if self._number:
                 raise Stopped(self._number)
             return command()
-        except Exception as error:
-            if not self._number:
+        except (Exception, SystemExit) as error:
+            said = not isinstance(error, SystemExit) or isinstance(error.code, str)
+            if not (self._number and said):
                 raise
             raise Stopped(self._number) from error  # what was stopped halfway, such as an import, fails somehow
         finally:

@@ -97,18 +97,31 @@ sys.exit(ending.run(lambda: 0))
     assert done.returncode == 0 and "Traceback" not in done.stderr, done
 
 
-def test_what_a_signal_breaks_halfway_is_stopped_not_failed() -> None:
-    """A library that makes another error of it."""
-    done = ended("""
+@pytest.mark.parametrize("error", ["RuntimeError('odd')", "SystemExit('error: odd')"])
+def test_what_a_signal_breaks_halfway_is_stopped_not_failed(error: str) -> None:
+    """A library that makes another error of it, and a command that says that."""
+    done = ended(f"""
 def work():
     try:
         os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
     except BaseException:
         pass
-    raise RuntimeError("already initialised")
+    raise {error}
 sys.exit(ending.run(work))
 """)
-    assert done.returncode == 143 and "RuntimeError" not in done.stderr, done
+    assert done.returncode == 143 and "odd" not in done.stderr, done
+
+
+def test_a_command_that_ends_with_a_status_of_its_own_keeps_it() -> None:
+    done = ended("""
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    except BaseException:
+        raise SystemExit(3)
+sys.exit(ending.run(work))
+""")
+    assert done.returncode == 3, done
 
 
 def test_a_second_signal_ends_what_cannot_be_interrupted() -> None:

@@ -61,10 +61,11 @@ def test_the_library_needs_none_of_them(module: str, tmp_path: Path) -> None:
 def test_a_program_that_imports_a_package_is_not_stopped(tmp_path: Path) -> None:
     """Only `python -m tvm_ref...` is: another program's Ctrl-C stays its own."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "__init__.py").write_text("import tvm_ref\n")
-    (tmp_path / "mine" / "__main__.py").write_text(
-        "import signal\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler\nprint('ran')\n"
+    (tmp_path / "mine" / "__init__.py").write_text(
+        "import signal, sys\nbefore = signal.getsignal(signal.SIGINT), sys.excepthook\nimport tvm_ref\n"
+        "assert (signal.getsignal(signal.SIGINT), sys.excepthook) == before != (signal.SIG_DFL, before[1])\n"
     )
+    (tmp_path / "mine" / "__main__.py").write_text("print('ran')\n")
     done = run(tmp_path, "tyro", "-m", "mine")
     assert done.stdout == "ran\n", done
 
