@@ -61,6 +61,8 @@ class SampleConfig:
         check_common(device=self.device, seed=self.seed, per_class=self.per_class, nfe=self.nfe)
         check_guidance(self.w)
         check_out(self.out, ".png", ".zip")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: expected each number once, got {','.join(map(str, self.classes))}")
 
 
 def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class: int) -> Tensor:

@@ -248,6 +248,7 @@ RUNS: list[Row] = [
           ("{points}", "a.png", "--classes 0", "classes: the network was trained without"),
           ("{digits}", "a.png", "--classes 10", "classes: expected"),
           ("{digits}", "a.png", "--classes 1,-1", "classes: exp"),
+          ("{digits}", "a.png", "--classes 1,1", "classes: expected each number once"),
           ("{digits}", "a.png", "--vae {here}", "vae: the network was not trained on latents"),
           ("{points}", "a.zip", "", "out: expected a file .png"), ("{points}", "a.png", "--w 2", "takes no guidance"),
           ("{digits}", "a.png", "--nfe 1.0", "--nfe: expected a whole number, got '1.0' ("),
