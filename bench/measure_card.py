@@ -70,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = terminal.console()
     device = torch.device("cuda", 0)
     if reason := why_not(device):
-        console.print(f"measure-this-gpu: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return ending.UNUSABLE
+        options.error(reason)
     folder = (chosen.out or Path(f"card-{slug(machine(device))}")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        options.error(f"--out: expected a folder, got {error}")
     write_card(folder / "card.json", device)
     try:
         failed = [step.name for step in steps(folder, schedule.architecture(device), chosen.budget_s)

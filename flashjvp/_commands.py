@@ -1,6 +1,6 @@
 """How `python -m flashjvp` and `python -m flashjvp.check` end. Neither leaves anything half-written.
 
-Imported first of all, so that Ctrl-C ends them without a traceback while PyTorch is imported, too.
+Imported first of all, so that neither Ctrl-C nor an error ends in a traceback while PyTorch is imported.
 """
 
 import contextlib
@@ -10,13 +10,25 @@ import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable
 from itertools import pairwise
+from types import TracebackType
 from typing import Any, NoReturn
 
 FAILED, BAD_USAGE, NOBODY_READS = 1, 2, 128 + 13
 
+
+def _say_what_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line for an error outside of a command, as while PyTorch is imported. python -X dev shows the traceback."""
+    if sys.flags.dev_mode:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        named = "" if isinstance(error, ImportError | OSError) else f"{kind.__name__}: "
+        print(f"error: {named}{' '.join(str(error).split())}", file=sys.stderr)
+
+
 _modules = [word for option, word in pairwise(sys.orig_argv) if option == "-m"]
 if sys.argv[:1] == ["-m"] and _modules[:1] in (["flashjvp"], ["flashjvp.check"]):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.excepthook = _say_what_ended
 
 
 class Parser(ArgumentParser):

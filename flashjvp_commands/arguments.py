@@ -28,7 +28,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with the command line, with exit status 2."""
-        self.exit(ending.UNUSABLE, f"error: {' '.join(message.split())} ({self.prog} --help lists the options)\n")
+        self.exit(
+            ending.UNUSABLE,
+            f"error: {ending.printable(' '.join(message.split()))} ({self.prog} --help lists the options)\n",
+        )
 
     def print_help(self, file: Any = None) -> None:
         """Prints the help. Raises OSError where it cannot be written, which argparse itself hides."""

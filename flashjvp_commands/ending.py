@@ -5,6 +5,7 @@ of a signal (130 for Ctrl-C, 143 for SIGTERM), it was stopped. `python -X dev` s
 """
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 
 from . import children
 
@@ -91,6 +92,14 @@ def unusable(error: object) -> SystemExit:
     return SystemExit(UNUSABLE)
 
 
+def say_what_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For sys.excepthook: one line for an error outside of a command, as while PyTorch is imported."""
+    if sys.flags.dev_mode:
+        traceback.print_exception(kind, error, trace)
+    else:
+        _say(f"error: {in_one_line(error)}")
+
+
 def in_one_line(error: BaseException) -> str:
     """What an error says. One that nobody expected has its type, and its traceback in a file that is named."""
     text = " ".join(str(error).split("\nException raised from")[0].split())[:MOST_LETTERS]
@@ -107,7 +116,10 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _open_standard_streams() -> None:
-    """Gives a process that was started without standard streams (`>&-`) ones that go nowhere."""
+    """Gives a process that was started without standard streams (`>&-`) ones that go nowhere.
+
+    What the encoding of standard output lacks is printed as "?".
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -117,6 +129,8 @@ def _open_standard_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _flushed(status: int) -> int:
@@ -139,9 +153,14 @@ def _nobody_reads() -> int:
     return BROKEN_PIPE
 
 
+def printable(text: str) -> str:
+    """The text with "?" for what a terminal would act upon, or cannot show, as a name of a file may have it."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class _Arrived:
@@ -162,8 +181,9 @@ class _Arrived:
             if self._number:
                 raise Stopped(self._number)
             return command()
-        except Exception as error:
-            if not self._number:
+        except (Exception, SystemExit) as error:
+            said = not isinstance(error, SystemExit) or isinstance(error.code, str)
+            if not (self._number and said):
                 raise
             raise Stopped(self._number) from error  # what was stopped halfway, such as an import, fails somehow
         finally:

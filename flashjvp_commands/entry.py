@@ -31,6 +31,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command sees to it
     from . import ending, extras
 
+    sys.excepthook = ending.say_what_ended
     module = ENTRY_POINTS[Path(sys.argv[0]).name.removesuffix(".exe")]
     package = module in ("verify", "bench", "tvm_ref.experiments")
     if text := extras.advice(*(("train", "eval") if package else ("train",))):

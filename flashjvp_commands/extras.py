@@ -6,6 +6,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from .ending import say_what_ended
+
 HERE = Path(__file__).resolve().parent
 # The folder that verify, bench and reports lie in: that of the checkout, or of the wheel.
 TOOLS = HERE / "tools" if (HERE / "tools").is_dir() else HERE.parent
@@ -39,12 +41,14 @@ def _is_installed(name: str) -> bool:
 def needed_by_commands(package: str, *extras: str) -> None:
     """For the start of a package. Does nothing but where Python was started to run a module of it (`python -m`).
 
-    There, packages that are missing end it with one line, Ctrl-C ends it without a traceback until the command itself
-    sees to that, and verify, bench and reports are found before any others of these names.
+    There, packages that are missing and errors while others are imported end it with one line, Ctrl-C ends it without a
+    traceback until the command itself sees to that, and verify, bench and reports are found before any others of these
+    names.
     """
     if not _runs(package):
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.excepthook = say_what_ended
     sys.path.insert(0, str(TOOLS))
     if text := advice(*extras):
         raise SystemExit(text)

@@ -65,11 +65,10 @@ def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | No
     words = list(sys.argv[1:] if arguments is None else arguments)
     names = [_name(word) for word in words if word.startswith("--") and word != "--help"]
     if again := [name for place, name in enumerate(names) if name in names[:place]]:
-        print(f"error: {again[0]}: {GIVEN_TWICE}", file=sys.stderr)
-        raise SystemExit(ending.UNUSABLE)
+        raise ending.unusable(f"{again[0]}: {GIVEN_TWICE}")
     if shutil.get_terminal_size().columns < NARROWEST:
         os.environ["COLUMNS"] = str(NARROWEST)
-    said, helped = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
+    said, helped = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="replace")
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(helped):
             return parse(words)
@@ -89,10 +88,13 @@ def parsed_by(parse: Callable[[Sequence[str]], T], arguments: Sequence[str] | No
     text = re.sub(r" (?:typing\.Annotated|tuple)\[.*?\]: (?=\w)", " ", text)  # names of Python's types
     text = re.sub(r"no type matching (.*?) could be instantiated from", r"expected \1, got", text)
     text = re.sub(r"^Error parsing (?:__tyro\S*: |\S+: (?=[a-z_.]+: ))", "", text)
+    text = re.sub(r" Argument helptext: .*?(?= \([^()]* --help lists|$)", "", text)
+    text = re.sub(r"invalid literal for int\(\) with base 10:", "expected a whole number, got", text)
+    text = re.sub(r"could not convert string to float:", "expected a number, got", text)
+    text = re.sub(r"^Error parsing (?=--\S+: )", "", text)
     text = re.sub(r"(?i)^([a-z ]+?):? \1", r"\1", text)  # a heading that the text repeats
     text = re.sub(r"(Unrecognized options:) (?=\(|Available)", r"\1 '' ", text)
-    print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(ending.UNUSABLE)
+    raise ending.unusable(text)
 
 
 def _name(word: str) -> str:

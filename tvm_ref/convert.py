@@ -23,10 +23,10 @@ from .arguments import check_out, parsed
 from .data.safe_pickle import PYTHON_2, Record, SafeUnpickler, UnsafePickleError, load
 from .data.safetensors_file import write_safetensors
 from .data.safetensors_header import read_header
-from .data.untrusted import one_line
+from .data.untrusted import one_line, shown
 from .model.config import MOST_BLOCKS
 from .model.dit import DiT, DiTConfig
-from .training.converted import as_metadata, settings_of
+from .training.converted import as_metadata, check_network, named_settings
 from .training.files import write_atomically
 
 __all__ = ["ModuleUnpickler", "SafeUnpickler", "UnsafePickleError", "convert", "main", "network_config", "tensors_of"]
@@ -71,8 +71,13 @@ def convert(network: Path, weights: Path, settings: str | None = None) -> DiTCon
     Raises: UnsafePickleError for a pickle that is damaged or holds more than modules, tensors and plain containers;
     ValueError for one without weights, or with weights that are not those of a `DiT`, or not those of `settings`.
     """
-    tensors = tensors_of(load(network, ModuleUnpickler), most_bytes=network.stat().st_size)
-    config = network_config(tensors)
+    given = None if settings is None else named_settings(settings)
+    contents = load(network, ModuleUnpickler)
+    try:
+        tensors = tensors_of(contents, most_bytes=network.stat().st_size)
+        config = network_config(tensors)
+    except ValueError as error:
+        raise ValueError(f"{network}: {error}") from error
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in DiT(config).state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -82,8 +87,9 @@ def convert(network: Path, weights: Path, settings: str | None = None) -> DiTCon
         message = f"expected shape {expected.get(name)}, got {got.get(name)} ({len(differing)} such tensors)"
         raise ValueError(f"{network}: {name}: {message}; None = no such tensor")
     metadata = {METADATA: json.dumps(asdict(config))}
-    if settings is not None:
-        metadata |= as_metadata(settings_of(config, settings))
+    if settings is not None and given is not None:
+        check_network(config, given, settings)
+        metadata |= as_metadata(given)
     write_atomically(weights, lambda draft: write_safetensors(tensors, draft, metadata))
     return config
 
@@ -101,8 +107,10 @@ def tensors_of(contents: Any, most_bytes: int) -> dict[str, Tensor]:
         if modules:
             (contents,) = modules.values()
     named = contents if isinstance(contents, dict) else dict(_walk(contents))
-    if not named or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in named.items()):
-        raise ValueError(f"pickle: expected a module or a state dict, got {type(contents).__name__}")
+    if not named:
+        raise ValueError(f"pickle: expected a module or a state dict, got {shown(contents)}, without tensors")
+    if odd := [(name, x) for name, x in named.items() if not (isinstance(name, str) and isinstance(x, Tensor))]:
+        raise ValueError(f"pickle: expected a module or a state dict, got {shown(odd[0][0])} with {shown(odd[0][1])}")
     if (wanted := sum(tensor.numel() * tensor.element_size() for tensor in named.values())) > most_bytes:
         raise ValueError(f"pickle: expected weights of at most {most_bytes} bytes, as the file has, got {wanted}")
     plain = {name.replace("_orig_mod.", ""): tensor.contiguous().clone() for name, tensor in named.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashjvp_commands import ending, outputs
 
-from .arguments import parsed
+from .arguments import check_out, parsed
 from .data.safetensors_file import write_safetensors
 from .data.safetensors_header import read_header
 from .model.power_ema import Combination, Profile, combine, gamma_of
@@ -21,8 +21,10 @@ from .training.checkpoint import CheckpointError
 from .training.converted import SETTINGS
 from .training.files import write_atomically
 from .training.snapshots import Snapshot, snapshots
+from .unsuitable import UnsuitableError
 
 LARGE_ERROR = 0.05  # of the profile, relative
+WIDTH = "sigma_rel"  # the key in the metadata of a file of this command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,11 @@ class EmaSettings:
     step: int | None = None
     """Last step that is averaged, one of a snapshot; None: the newest."""
     out: Path = Path("weights.safetensors")
-    """The .safetensors file to write. Only such files are replaced."""
+    """The .safetensors file to write. Only files that this command wrote are replaced."""
 
     def __post_init__(self) -> None:
         gamma_of(self.sigma_rel)
-        outputs.checked_name(self.out, (".safetensors",))
+        check_out(self.out, ".safetensors")
 
 
 def average(
@@ -52,8 +54,9 @@ def average(
 ) -> tuple[dict[str, Tensor], dict[str, str], Combination]:
     """Combines the snapshots of a run up to `step` into an average of relative width `sigma_rel`.
 
-    Returns float32 weights by name, summed in float64, the metadata of the newest snapshot, and what was combined.
-    Raises CheckpointError for a run without snapshots (of that step), and for snapshots that do not belong together.
+    Returns float32 weights by name, summed in float64, the metadata of the file, and what was combined. Raises
+    CheckpointError for a run without snapshots and for snapshots that do not belong together, UnsuitableError for a
+    step without one.
     """
     found = snapshots(run)
     if not found:
@@ -61,7 +64,7 @@ def average(
     steps = sorted({one.step for one in found})
     last = steps[-1] if step is None else step
     if last not in steps:
-        raise CheckpointError(f"step: expected one of {', '.join(map(str, steps))}, got {last}")
+        raise UnsuitableError(f"step: expected one of {', '.join(map(str, steps))}, got {last}")
     used = [one for one in found if one.step <= last]
     how = combine([Profile(one.step, gamma_of(one.sigma_rel)) for one in used], Profile(last, gamma_of(sigma_rel)))
     headers = [read_header(one.path) for one in used]
@@ -71,7 +74,7 @@ def average(
     shapes = [_shapes(header) for header in headers]
     if odd := next((one for one, of in zip(used, shapes, strict=True) if of != shapes[-1]), None):
         raise CheckpointError(f"{odd.path} and {used[-1].path} are of different networks")
-    return _combined(used, how), {SETTINGS: metadata[SETTINGS]}, how
+    return _combined(used, how), {SETTINGS: metadata[SETTINGS], WIDTH: repr(sigma_rel)}, how
 
 
 def _shapes(header: dict[str, Any]) -> dict[str, list[int]]:
@@ -94,11 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
         settings = parsed(EmaSettings, "tvm_ref.ema", arguments)
-        out = outputs.prepared(settings.out, "weights.safetensors", (".safetensors",), _is_weights)
+        out = outputs.prepared(settings.out, "weights.safetensors", (".safetensors",), _is_ours)
         weights, metadata, how = average(settings.run, settings.sigma_rel, settings.step)
         write_atomically(out, lambda draft: write_safetensors(weights, draft, metadata))
     except outputs.OutputError as error:
         raise ending.unusable(f"out: {error}") from error
+    except UnsuitableError as error:
+        raise ending.unusable(error) from error
     except (OSError, ValueError, CheckpointError, SafetensorError) as error:
         raise SystemExit(f"error: {error}") from error
     if how.error > LARGE_ERROR:
@@ -106,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"written: {out} (of {len(how.factors)} snapshots; the profile is off by {how.error:.2g}, relatively)")
 
 
-def _is_weights(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     try:
-        return SETTINGS in read_header(path).get("__metadata__", {})
+        return WIDTH in read_header(path).get("__metadata__", {})
     except (OSError, ValueError):
         return False
 

@@ -6,6 +6,7 @@ Several processes share the work: `torchrun --nproc-per-node 8 -m tvm_ref.evalua
 import dataclasses
 import json
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from flashjvp_commands.arguments import MOST
 from .arguments import Numbers, check_common, check_guidance, check_out, parsed
 from .data.dataset import open_dataset
 from .data.fingerprint import digest_of_weights, fingerprint
+from .data.toys import ToyName
 from .model.dit import DiT
 from .quality.evaluation import Evaluation, Sampling, evaluate_digits, evaluate_fashion, evaluate_squares, evaluate_toy
 from .quality.images import ImageFiles, ImageJudge, evaluate_images, path_of_images
@@ -34,6 +36,7 @@ from .training.converted import load_model
 from .training.parallel import World, leave, world_on
 from .training.run_lock import RunLockedError
 from .unfinished import Unfinished, beside, forget, is_delivered, together
+from .unsuitable import UnsuitableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +101,20 @@ class EvaluateConfig:
         if self.out is not None:
             check_out(self.out, ".json")
         if self.save_images is not None:
-            outputs.checked_name(self.save_images, (".zip",))
+            check_out(self.save_images, ".zip", option="save_images")
 
 
 Done = Callable[[Evaluation], None]
 IMAGES, FASHION_IMAGES = 50_000, 10_000
+LEAST = 4  # samples that have three neighbours each, but of archives
+TRANSPORTED = ("squares", *typing.get_args(ToyName))
+MOST_POINTS = 20_000  # the cost matrix of exact transport has the square of it, 3 GiB
 
 
 def evaluate(model: DiT, config: TrainConfig, settings: EvaluateConfig) -> Evaluation:
     """Evaluates `model`, trained with `config`, in this process alone, which keeps nothing if it is stopped.
 
-    Raises ValueError for settings that do not match the network.
+    Raises UnsuitableError for settings that do not match the network.
     """
     results: list[Evaluation] = []
     alone = World(0, 1, next(model.parameters()).device)
@@ -132,7 +138,7 @@ def evaluate_together(
     stop: asked before each part of an archive's evaluation; if any process says so, it is given up, without a result.
     scratch: parts lie beside this path and are not kept; None: they lie beside settings.out and are.
 
-    Raises ValueError for settings that do not match the network.
+    Raises UnsuitableError for settings that do not match the network.
     """
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
     if world.first and (warning := untrained(config.loss, w)):
@@ -146,7 +152,10 @@ def evaluate_together(
     if config.data.name != "fashion":
         archive_only.append("data")
     if given := [name for name in archive_only if getattr(settings, name) is not None]:
-        raise ValueError(f"{', '.join(given)}: only for networks of archives, and this one is of {config.data.name}")
+        raise UnsuitableError(
+            f"{', '.join(given)}: only for networks of archives, and this one is of {config.data.name}"
+        )
+    check_samples(config, settings.samples)
     is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if not world.first and not is_sharded:  # it takes seconds, so one process is enough
         return
@@ -161,6 +170,14 @@ def evaluate_together(
         result = evaluate_toy(model, config.data.name, settings.nfe, settings.samples or 2048, sampling)
     if world.first:
         done(result)
+
+
+def check_samples(config: TrainConfig, samples: int | None) -> None:
+    """Raises UnsuitableError for a number of samples that the figures of this data set cannot be computed of."""
+    name = config.data.name
+    most = MOST_POINTS if name in TRANSPORTED else MOST
+    if samples is not None and name != "archive" and not LEAST <= samples <= most:
+        raise UnsuitableError(f"samples: expected from {LEAST} to {most} for a network of {name}, got {samples}")
 
 
 def image_judge(config: TrainConfig, settings: EvaluateConfig, device: torch.device) -> ImageJudge:
@@ -191,7 +208,10 @@ def _evaluate_archive(
     if save is not None:
         for path in (path_of_images(save, nfe, settings.nfe) for nfe in settings.nfe):
             if out is None or not is_delivered(beside(out), path):
-                outputs.new(path)
+                try:
+                    outputs.new(path)
+                except outputs.OutputError as error:
+                    raise UnsuitableError(f"save_images: {error}") from error
     with Unfinished(scratch or settings.out, kept, world, lasts=scratch is None) as work:
         result = evaluate_images(model, data, settings.nfe, count, sampling, judge, work, world, save=save, stop=stop)
         if result is not None:
@@ -239,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loaded = load_model(settings.checkpoint, device=this.device, weights=settings.weights)
             evaluate_together(loaded.model, loaded.config, dataclasses.replace(settings, out=out), this, done)
     except outputs.OutputError as error:
+        raise ending.unusable(f"out: {error}") from error
+    except UnsuitableError as error:
         raise ending.unusable(error) from error
     except (OSError, ValueError, CheckpointError, RunLockedError) as error:
         raise SystemExit(f"error: {error}") from error

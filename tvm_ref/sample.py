@@ -22,6 +22,7 @@ from .sampling.sampler import steps_of
 from .training.checkpoint import CheckpointError
 from .training.config import TrainConfig
 from .training.converted import load_model
+from .unsuitable import UnsuitableError
 
 DEFAULT_CLASSES = 10  # rows, if the network has more classes
 DEFAULT_POINTS = 8192
@@ -60,25 +61,27 @@ class SampleConfig:
         check_common(device=self.device, seed=self.seed, per_class=self.per_class, nfe=self.nfe)
         check_guidance(self.w)
         check_out(self.out, ".png", ".zip")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: expected each number once, got {','.join(map(str, self.classes))}")
 
 
 def labels_of_rows(num_classes: int, classes: tuple[int, ...] | None, per_class: int) -> Tensor:
-    """Returns the labels int64 [rows * per_class] of a grid. Raises ValueError for classes that do not exist."""
+    """Returns the labels int64 [rows * per_class] of a grid. Raises UnsuitableError for classes that do not exist."""
     if per_class < 1:
-        raise ValueError(f"per_class: expected at least 1, got {per_class}")
+        raise UnsuitableError(f"per_class: expected at least 1, got {per_class}")
     if num_classes == 0:
         if classes is not None:
-            raise ValueError(f"classes: the network was trained without classes, got {classes}")
+            raise UnsuitableError(f"classes: the network was trained without classes, got {classes}")
         classes = (0,)
     if classes is None:
         classes = tuple(range(min(num_classes, DEFAULT_CLASSES)))
     if num_classes and not all(0 <= label < num_classes for label in classes):
-        raise ValueError(f"classes: expected numbers from 0 to {num_classes - 1}, got {classes}")
+        raise UnsuitableError(f"classes: expected numbers from 0 to {num_classes - 1}, got {classes}")
     return torch.tensor(classes, dtype=torch.int64).repeat_interleave(per_class)
 
 
 def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
-    """Draws and writes the samples. Raises ValueError for settings that do not match the network."""
+    """Draws and writes the samples. Raises UnsuitableError for settings that do not match the network."""
     as_grid = settings.out.suffix == ".png"
     points = model.config.channels == 2
     per_class = settings.per_class if settings.per_class is not None else (DEFAULT_POINTS if points else 8)
@@ -86,10 +89,10 @@ def draw_grid(model: DiT, config: TrainConfig, settings: SampleConfig) -> None:
     w = guidance_scale(config.loss, model.config.guidance, settings.w)
     latents = config.data.latents
     if settings.vae is not None and latents is None:
-        raise ValueError("vae: the network was not trained on latents, so there is nothing to decode")
+        raise UnsuitableError("vae: the network was not trained on latents, so there is nothing to decode")
     vae = load_vae(settings.vae, torch.device(settings.device)) if settings.vae is not None else None
     if not as_grid and (points or (latents is not None and vae is None)):
-        raise ValueError("out: expected a file .png for points, and for latents without --vae")
+        raise UnsuitableError("out: expected a file .png for points, and for latents without --vae")
     if warning := untrained(config.loss, w):
         print(warning, file=sys.stderr)
     batches = generate(
@@ -128,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_grid(loaded.model, loaded.config, settings)
     except outputs.OutputError as error:
         raise ending.unusable(f"out: {error}") from error
+    except UnsuitableError as error:
+        raise ending.unusable(error) from error
     except (OSError, ValueError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"samples written to {settings.out}")

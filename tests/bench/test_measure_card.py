@@ -19,8 +19,9 @@ CONSOLE = Console(width=160)
 def test_without_a_gpu_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert measure_card.main(["--out", str(tmp_path / "card")]) == 2
-    assert "torch finds no CUDA GPU" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        measure_card.main(["--out", str(tmp_path / "card")])
+    assert end.value.code == 2 and "torch finds no CUDA GPU" in capsys.readouterr().err
     assert not (tmp_path / "card").exists()
 
 

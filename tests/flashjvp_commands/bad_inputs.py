@@ -2,7 +2,8 @@
 
 Row = tuple[str, str, int, str]  # module, arguments as a shell has them, exit status, words of the message
 # In arguments: {here} is an empty folder, {text} a file of someone else's, {fifo} and {loop} are what they say and end
-# with .csv, {null} is a null character, {link} a link to {text}, {long} a name that no file system takes.
+# with .csv, {null} is a null character, {link} a link to {text}, {long} a name that no file system takes. {points} is
+# the folder of a run of points with snapshots for post-hoc EMA, {digits} of one of digits, both of two steps.
 NUMBERS = {"--optim.lr": "optim.lr", "--loss.w": "w", "--times.gap-mu": "gap", "--model.mlp-ratio": "mlp"}
 TRAIN: list[Row] = [
     *(
@@ -240,7 +241,43 @@ EXPERIMENTS: list[Row] = [
         ("objectives --scale full --device cpu --data.path {here}/no --out {here}/a", 1, "dataset-fashion-mnist"),
     )
 ]  # fmt: skip
+# Settings that are valid, but not for the run that they are given with.
+RUNS: list[Row] = [
+    *(("tvm_ref.sample", f"{run} --out {{here}}/{out} {words}", 2, said)
+      for run, out, words, said in (
+          ("{points}", "a.png", "--classes 0", "classes: the network was trained without"),
+          ("{digits}", "a.png", "--classes 10", "classes: expected"),
+          ("{digits}", "a.png", "--classes 1,-1", "classes: exp"),
+          ("{digits}", "a.png", "--classes 1,1", "classes: expected each number once"),
+          ("{digits}", "a.png", "--vae {here}", "vae: the network was not trained on latents"),
+          ("{points}", "a.zip", "", "out: expected a file .png"), ("{points}", "a.png", "--w 2", "takes no guidance"),
+          ("{digits}", "a.png", "--nfe 1.0", "--nfe: expected a whole number, got '1.0' ("),
+          ("{digits}", "a.png", "--w 1,2", "got ['1,2']"),
+      )),
+    *(("tvm_ref.evaluate", f"{run} {words}", 2, said)
+      for run, words, said in (
+          ("{points}", "--samples 1000000000", "samples: expected from 4 to 20000"),
+          ("{digits}", "--samples 3", "samples: exp"), ("{points}", "--w 2", "takes no guidance"),
+          ("{digits}", "--inception {here}", "inception: only"),
+          ("{digits}", "--out {digits}/config.yaml/a.json", "out: "),
+          ("{digits}", "--save-images {here}/a.png", "save_images: expected"), ("{digits}", "--data x", "data: only"),
+          ("{digits}", "--out {digits}/checkpoints/step-00000002/manifest.json", "not written by"),
+      )),
+    ("tvm_ref.ema", "{points} --sigma-rel 0.1 --step 7 --out {here}/a.safetensors", 2, "step: expected one of 1, 2, g"),
+    ("tvm_ref.ema", "{points} --sigma-rel 1e-300 --out {here}/a.safetensors", 2, "from 1e-06 to less than"),
+    ("tvm_ref.ema", "{points} --sigma-rel 0.1 --out {points}/ema/step-00000002-0.1.safetensors", 2, "not written by"),
+    ("tvm_ref.train", "toy2d --run.out {here}/run --ema.sigma-rels 1e-300,0.1", 2, "ema.sigma_rels: expected"),
+    ("tvm_ref.train", "toy2d --run.out {here}/run --run.evaluate-every 1 --run.evaluate-samples 20001", 2,
+     "run.evaluate_samples: expected from 4 to 20000"),
+    ("tvm_ref.train", "digits --run.out {here}/run --loss.w-random 1,1e300 --loss.w-uniform balanced", 2, "1e+06"),
+    ("tvm_ref.train", "digits --run.out {here}/run --loss.w 1e-320", 2, "w: expected guidance from 1e-06"),
+    ("tvm_ref.train", "toy2d --run.out {here}/run --run.vae {here}", 2, "run.vae: expected none"),
+    ("tvm_ref.train", "toy2d --run.out '{here}/\udcff'", 2, "run.out: expected text in UTF-8"),
+    ("tvm_ref.convert", "{text} {here}/a.safetensors --settings none", 1, "settings: expected a config.json or one of"),
+    ("tvm_ref.export", "{digits} --out {digits}/config.yaml/a", 2, "out: expected a path"),
+    ("bench.measure_card", "--out {here}/card", 2, "error: torch finds no CUDA GPU"),
+]  # fmt: skip
 ROWS = [
-    *LARGE, *EMPTY, *ODD, *TWICE, *EXPERIMENTS, *EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES, *FILES,
-    *OTHERS,
+    *RUNS, *LARGE, *EMPTY, *ODD, *TWICE, *EXPERIMENTS, *EXPORTS, *TRAIN, *SWEEP, *SEEDS, *OUTPUTS, *TUNE, *SAMPLES,
+    *FILES, *OTHERS,
 ]  # fmt: skip

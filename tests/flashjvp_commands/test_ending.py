@@ -48,11 +48,31 @@ def test_an_error_is_one_line_and_a_status(
     assert said in shown and len(shown.splitlines()) <= 1
 
 
-def ended(script: str, *options: str) -> "subprocess.CompletedProcess[str]":
+def test_a_name_cannot_act_upon_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    assert ending.status_of(lambda: fails(ValueError("a\x1b[2J\0\u202e.png"))) == 1
+    assert capfd.readouterr().err == "error: a?[2J??.png\n"
+
+
+def ended(script: str, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs a script around ending.run in a process of its own."""
     start = "import os, signal, sys, time\nfrom flashjvp_commands import ending\n"
     command = [sys.executable, *options, "-c", start + script]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    env = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_what_the_encoding_of_the_output_lacks_is_no_error() -> None:
+    done = ended("ending.run(lambda: print('w \\u2022 1'))", PYTHONIOENCODING="ascii")
+    assert (done.stdout, done.stderr) == ("w ? 1\n", "")
+
+
+@pytest.mark.parametrize("error", ["ImportError('no such')", "RuntimeError('odd')"])
+def test_an_error_outside_of_a_command_is_one_line(error: str) -> None:
+    """As while a command's modules are imported."""
+    script = f"sys.excepthook = ending.say_what_ended\nraise {error}"
+    done, verbose = ended(script), ended(script, "-X", "dev")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "Traceback" in verbose.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -77,18 +97,31 @@ sys.exit(ending.run(lambda: 0))
     assert done.returncode == 0 and "Traceback" not in done.stderr, done
 
 
-def test_what_a_signal_breaks_halfway_is_stopped_not_failed() -> None:
-    """A library that makes another error of it."""
-    done = ended("""
+@pytest.mark.parametrize("error", ["RuntimeError('odd')", "SystemExit('error: odd')"])
+def test_what_a_signal_breaks_halfway_is_stopped_not_failed(error: str) -> None:
+    """A library that makes another error of it, and a command that says that."""
+    done = ended(f"""
 def work():
     try:
         os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
     except BaseException:
         pass
-    raise RuntimeError("already initialised")
+    raise {error}
 sys.exit(ending.run(work))
 """)
-    assert done.returncode == 143 and "RuntimeError" not in done.stderr, done
+    assert done.returncode == 143 and "odd" not in done.stderr, done
+
+
+def test_a_command_that_ends_with_a_status_of_its_own_keeps_it() -> None:
+    done = ended("""
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    except BaseException:
+        raise SystemExit(3)
+sys.exit(ending.run(work))
+""")
+    assert done.returncode == 3, done
 
 
 def test_a_second_signal_ends_what_cannot_be_interrupted() -> None:

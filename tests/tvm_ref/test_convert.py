@@ -253,12 +253,20 @@ def test_weights_that_are_not_those_of_a_dit_are_refused_before_anything_is_writ
         "unknown: expected shape None": state | {"unknown": torch.zeros(1)},
         "none named pos_embed": {name: tensor for name, tensor in state.items() if name != "pos_embed"},
         "got some": {"some": torch.zeros(1)} | {f"model.{name}": tensor for name, tensor in state.items()},
-        "expected a module or a state dict": {"net": 3},
+        "expected a module or a state dict, got 'net' with 3": {"net": 3},
+        "expected a module or a state dict, got an object of type dict": {},
+        "expected a module or a state dict, got null": None,
     }
     for message, contents in cases.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=rf"network\.pkl: .*{message}"):
             convert(write(tmp_path / "network.pkl", contents), tmp_path / "weights.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["network.pkl"]
+
+
+def test_settings_are_checked_before_the_file_is_read(tmp_path: Path) -> None:
+    """To read a large file takes minutes."""
+    with pytest.raises(ValueError, match=r"settings: expected a config\.json or one of digits, .*, got 'digit'"):
+        convert(tmp_path / "none.pkl", tmp_path / "weights.safetensors", "digit")
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

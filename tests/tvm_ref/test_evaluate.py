@@ -246,12 +246,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert {path.name for path in tmp_path.iterdir()} == {"run", "quality.json"}
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="error: no checkpoint in"):
         run(monkeypatch, tmp_path)
     checkpoint = save_run(tmp_path / "run", network(2, 1, 0), DataConfig(name="moons"))
-    with pytest.raises(SystemExit, match="error: vae: only for networks of archives"):
+    with pytest.raises(SystemExit) as end:
         run(monkeypatch, checkpoint, "--samples", "8", "--vae", tmp_path)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: vae: only for networks of archives")
 
 
 def test_help_names_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

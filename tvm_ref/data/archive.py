@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .latents import CHANNELS, LatentStatisticsName, normalise
@@ -62,6 +62,8 @@ class _ZipFiles:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(open_regular(path))
+        except UntrustedFileError as error:
+            raise DatasetError(str(error)) from error
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise DatasetError(f"{path}: not a complete zip file ({error})") from error
         members = [member for member in self._zip.infolist() if not member.filename.endswith("/")]
@@ -89,7 +91,7 @@ class _Archive:
 
     suffix: str
 
-    def __init__(self, path: Path, num_classes: int) -> None:
+    def __init__(self, path: Path, num_classes: int, max_bad: int = 0) -> None:
         if not path.exists():
             raise FileNotFoundError(f"no dataset at {path}: expected a zip file or a folder")
         self._path = path
@@ -99,11 +101,21 @@ class _Archive:
             raise DatasetError(f"{path}: holds no {self.suffix} file")
         self.num_classes = num_classes
         self._labels = self._read_labels() if num_classes else np.zeros(len(self._names), dtype=np.int64)
-        self._item_shape: tuple[int, ...] | None = None
-        self._item_shape = self.item(0).shape
+        self._item_shape: tuple[int, ...] = ()  # of any shape, until that of the first is known
+        self._item_shape, self._like = self._first(max_bad)
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def _first(self, max_bad: int) -> tuple[tuple[int, ...], str]:
+        """The shape and name of the first good item, past at most `max_bad` bad ones."""
+        for index in range(len(self)):
+            try:
+                return self.item(index).shape, self._names[index]
+            except DatasetError:
+                if index in (max_bad, len(self) - 1):
+                    raise
+        raise AssertionError("there is an item")
 
     def listing(self) -> tuple[list[str], list[int], list[int]]:
         """Returns the names of the items, their sizes in bytes, and their labels."""
@@ -114,11 +126,13 @@ class _Archive:
         name = self._names[index]
         try:
             value = self._decode(self._files.read(name, MOST_ITEM))
+        except UnidentifiedImageError as error:
+            raise DatasetError(f"{self._path}: {name}: expected a PNG file, got a damaged one") from error
         except Exception as error:  # damaged bytes make zipfile, NumPy and Pillow raise errors of many types
             raise DatasetError(f"{self._path}: {name}: {error or type(error).__name__}") from error
-        if self._item_shape is not None and value.shape != self._item_shape:
+        if self._item_shape and value.shape != self._item_shape:
             raise DatasetError(
-                f"{self._path}: {name} has shape {list(value.shape)}, but {self._names[0]} has {list(self._item_shape)}"
+                f"{self._path}: {name} has shape {list(value.shape)}, but {self._like} has {list(self._item_shape)}"
             )
         return value
 
@@ -169,14 +183,15 @@ def checked_labels(entries: Iterable[object], num_classes: int, where: str) -> d
 class ImageArchive(_Archive):
     """RGB images in PNG files: shape (3, H, W), pixel values v / 127.5 - 1 in [-1, 1].
 
-    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, on opening and when an item is read.
+    num_classes, max_bad: as in DataConfig. Raises DatasetError and FileNotFoundError, on opening and when an item is
+    read.
     """
 
     suffix = ".png"
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        height, width, channels = self.item(0).shape
+        height, width, channels = self._item_shape
         return channels, height, width
 
     def _decode(self, content: bytes) -> np.ndarray:
@@ -207,18 +222,19 @@ class ImageArchive(_Archive):
 class LatentArchive(_Archive):
     """Latents in NumPy files: shape (4, h, w). Each access samples the posterior and normalises by `statistics`.
 
-    num_classes: see DataConfig. Raises DatasetError and FileNotFoundError, on opening and when an item is read.
+    num_classes, max_bad: as in DataConfig. Raises DatasetError and FileNotFoundError, on opening and when an item is
+    read.
     """
 
     suffix = ".npy"
 
-    def __init__(self, path: Path, num_classes: int, statistics: LatentStatisticsName) -> None:
-        super().__init__(path, num_classes)
+    def __init__(self, path: Path, num_classes: int, statistics: LatentStatisticsName, max_bad: int = 0) -> None:
+        super().__init__(path, num_classes, max_bad)
         self._statistics = statistics
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        _, height, width = self.item(0).shape
+        _, height, width = self._item_shape
         return CHANNELS, height, width
 
     def _decode(self, content: bytes) -> np.ndarray:

@@ -81,15 +81,16 @@ class Dataset(Protocol):
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Opens the data set that `config` describes. Of an archive, the listing, labels and first item are checked.
+    """Opens the data set that `config` describes. Of an archive, the listing, the labels and the first good item are
+    checked.
 
     Raises DatasetError (a ValueError) that names the bad file, and FileNotFoundError for missing files.
     """
     if config.name == "archive":
         path = Path(config.path)
         if config.latents is None:
-            return ImageArchive(path, config.num_classes)
-        return LatentArchive(path, config.num_classes, config.latents)
+            return ImageArchive(path, config.num_classes, config.max_bad)
+        return LatentArchive(path, config.num_classes, config.latents, config.max_bad)
     if config.name == "digits":
         return Digits()
     if config.name == "squares":

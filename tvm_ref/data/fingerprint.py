@@ -50,7 +50,7 @@ def read_fingerprint(path: Path) -> Fingerprint:
 
 
 def digest_of_files(*paths: Path) -> str:
-    """Returns a digest of the contents of files."""
+    """Returns a digest (SHA-256, hexadecimal) of the contents of files. Raises OSError."""
     digests = []
     for path in paths:
         digest = hashlib.sha256()
@@ -62,7 +62,7 @@ def digest_of_files(*paths: Path) -> str:
 
 
 def digest_of_weights(module: nn.Module) -> str:
-    """Returns a digest of the names and values of the parameters and buffers of a network."""
+    """Returns a digest (SHA-256, hexadecimal) of the names and values of the parameters and buffers of a network."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

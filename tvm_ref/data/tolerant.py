@@ -17,7 +17,7 @@ class Tolerant:
     """
 
     def __init__(self, dataset: Dataset, max_bad: int, say: Callable[[str], None]) -> None:
-        """max_bad: the number of bad items at which to stop is one more. say: is told of each bad item once."""
+        """max_bad: how many bad items may be skipped; one more is an error. say: is told of each bad item once."""
         self._dataset, self._max_bad, self._say = dataset, max_bad, say
         self.bad: dict[int, str] = {}
 

@@ -58,7 +58,7 @@ def shown(value: object) -> str:
     if isinstance(value, list) and len(value) <= MOST_ITEMS:
         return f"[{', '.join('[...]' if isinstance(item, list) else shown(item) for item in value)}]"
     is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-    return repr(value) if is_number else f"an object of type {type(value).__name__}"
+    return "null" if value is None else repr(value) if is_number else f"an object of type {type(value).__name__}"
 
 
 def one_line(error: BaseException) -> str:

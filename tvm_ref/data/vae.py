@@ -75,7 +75,10 @@ def _check_sizes(settings: object) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Encodes images uint8 [n, 3, H, W] as float32 [n, 8, h, w]: the posterior's mean, then its standard deviation."""
+    """Encodes images uint8 [n, 3, H, W] as float32 [n, 8, h, w]: the posterior's mean, then its standard deviation.
+
+    h = H / 8 for the published VAE. Without the factor 0.18215. Raises ValueError for other images.
+    """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 [n, 3, H, W], got {images.dtype} {list(images.shape)}")
     posterior = vae.encode(images.to(vae.device, torch.float32) / 127.5 - 1).latent_dist

@@ -19,7 +19,7 @@ class Average:
     """Updates average <- rate * average + (1 - rate) * network for every weight, in place and in the weight's dtype.
 
     average, network: modules with the same parameters in the same order. If they are sharded, both are sharded alike,
-    and each process averages its own shards.
+    and each process averages its own shards. rate: the decay, in [0, 1).
     """
 
     def __init__(self, average: nn.Module, network: nn.Module, rate: float) -> None:

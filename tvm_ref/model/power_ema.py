@@ -29,6 +29,7 @@ from torch import nn
 
 from .ema import local_weights
 
+NARROWEST = 1e-6  # sigma_rel of about the last weights alone
 WIDEST = math.sqrt(1 / 12)  # sigma_rel of gamma = 0, the plain mean of all steps
 
 
@@ -54,7 +55,7 @@ class Combination(NamedTuple):
 class PowerAverage:
     """Updates an average of profile gamma, in place and in the weights' dtype.
 
-    average, network: as in `ema.Average`.
+    average, network: as in `ema.Average`. sigma_rel: the relative width; raises ValueError as `gamma_of`.
     """
 
     def __init__(self, average: nn.Module, network: nn.Module, sigma_rel: float) -> None:
@@ -71,10 +72,11 @@ def gamma_of(sigma_rel: float) -> float:
     """The exponent whose profile has this relative width: the positive root of
     gamma^3 + 7 gamma^2 + (16 - sigma_rel^-2) gamma + 12 - sigma_rel^-2.
 
-    Raises ValueError unless 0 < sigma_rel < `WIDEST`.
+    Raises ValueError unless `NARROWEST` <= sigma_rel < `WIDEST`.
     """
-    if not 0 < sigma_rel < WIDEST:
-        raise ValueError(f"sigma_rel: expected a number above 0 and below {WIDEST:.4g}, got {sigma_rel!r}")
+    if not NARROWEST <= sigma_rel < WIDEST:
+        expected = f"a number from {NARROWEST:g} to less than {WIDEST:.4g}"
+        raise ValueError(f"sigma_rel: expected {expected}, got {sigma_rel!r}")
     square = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16 - square, 12 - square])
     return float(max(roots.real))

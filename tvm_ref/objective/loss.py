@@ -36,6 +36,7 @@ from .time_sampling import TimeConfig, sample_times
 # Terminal Velocity Matching, flow matching, MeanFlow, improved MeanFlow, continuous-time consistency, shortcut models
 Objective = Literal["tvm", "flow", "meanflow", "imf", "scm", "shortcut"]
 OBJECTIVES = get_args(Objective)
+MOST_W = 1e6  # guidance beyond it, or below its inverse, overflows in w^3 or vanishes in 1/w
 AT_T = OBJECTIVES[2:]  # their flow terms are at time t, where t = s; s' is not used
 
 
@@ -65,6 +66,8 @@ class LossConfig:
             raise ValueError(f"objective: expected one of {OBJECTIVES}, got {self.objective!r}")
         if not self.w > 0:
             raise ValueError(f"w: expected a positive number, got {self.w!r}")
+        if odd := [w for w in (self.w, *(self.w_random or ())) if w > 0 and not 1 / MOST_W <= w <= MOST_W]:
+            raise ValueError(f"w: expected guidance from {1 / MOST_W:g} to {MOST_W:g}, got {odd[0]!r}")
         if self.w_random is not None and not 0 < self.w_random[0] <= self.w_random[1]:
             raise ValueError(f"w_random: expected 0 < w_min <= w_max, got {self.w_random!r}")
         if self.w_uniform not in ("beta", "w", "balanced"):
@@ -126,7 +129,7 @@ def _guidance(config: LossConfig, count: int, generator: Generator) -> Tensor:
 
 
 def terms(network: Network, target: Network, batch: Batch, config: LossConfig, *, guidance: bool = True) -> Terms:
-    """The objective that `config` names; `guidance`: whether the networks take beta."""
+    """The loss terms, each [B], of the objective that `config` names; arguments as in `tvm_loss`."""
     options = {"scaled": config.scaled, "guidance": guidance, "guided": config.guides}
     match config.objective:
         case "tvm":

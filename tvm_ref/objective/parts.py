@@ -35,7 +35,7 @@ class Network(Protocol):
 
 
 class Terms(NamedTuple):
-    """A loss for each image, [B], = velocity (terminal-velocity term) + flow (flow-matching term)."""
+    """A loss for each image, [B], in its dtype: velocity (terminal-velocity term) + flow (flow-matching term)."""
 
     loss: Tensor
     velocity: Tensor
@@ -44,7 +44,9 @@ class Terms(NamedTuple):
 
 class Batch(NamedTuple):
     """What a loss needs: data x0 and noise x1 [B, C, H, W], and for each image [B] its label (after dropout), guidance
-    w (1 where the label was dropped), times t, s, s2 and the label that means "no class"."""
+    w (1 where the label was dropped), times t >= s and s2 (s') in [0, 1], and the label that means "no class".
+
+    Labels are int64; all others have the dtype of x0."""
 
     x0: Tensor
     x1: Tensor

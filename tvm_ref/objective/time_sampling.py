@@ -57,7 +57,7 @@ class TimeConfig:
 
 
 def sample_times(config: TimeConfig, batch: int, generator: Generator) -> Times:
-    """Draws `batch` independent times, float32 [batch] on the CPU. `generator` must be a CPU generator.
+    """Draws the times of `batch` images, each float32 [batch] on the CPU. `generator` must be a CPU generator.
 
     Times are drawn in float64; 0 <= s <= t <= 1 also holds after rounding to float32.
     """

@@ -10,28 +10,30 @@ from flashjvp_commands.arguments import SEEDS
 from ..data.noise import indexed_normals
 from ..model.dit import DiT
 from ..objective.loss import LossConfig
+from ..unsuitable import UnsuitableError
 from .sampler import Steps, sample
 
 
 def guidance_scale(config: LossConfig, guidance_input: bool, w: float | None) -> float:
     """Returns the guidance scale to sample with: `w`, or that of training if it is None.
 
-    Raises ValueError if `w` is None but training used random guidance, or if the network has no guidance input and `w`
-    differs from that of training. A network that takes w also takes one that it was not trained with, see `untrained`.
+    Raises UnsuitableError if `w` is None but training used random guidance, or if the network has no guidance input and
+    `w` differs from that of training. A network that takes w also takes one that it was not trained with, see
+    `untrained`.
     """
     if w is not None and not 0 < w < math.inf:
-        raise ValueError(f"w: expected a positive number, got {w}")
+        raise UnsuitableError(f"w: expected a positive number, got {w}")
     if config.w_random is not None:
         if w is None:
             low, high = config.w_random
-            raise ValueError(f"the network was trained with random guidance: expected w from {low} to {high}, got {w}")
+            raise UnsuitableError(
+                f"the network was trained with random guidance: expected w from {low} to {high}, got {w}"
+            )
         return w
     if w is None:
         return config.w
-    if not math.isfinite(w):
-        raise ValueError(f"w: expected a finite number, got {w}")
     if not guidance_input and w != config.w:
-        raise ValueError(f"the network takes no guidance and was trained with w = {config.w}, got w = {w}")
+        raise UnsuitableError(f"the network takes no guidance and was trained with w = {config.w}, got w = {w}")
     return w
 
 

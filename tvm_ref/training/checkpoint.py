@@ -173,6 +173,8 @@ def _together(world: World, path: Path, work: Any) -> list[Any]:
     if failed:
         if world.first:
             shutil.rmtree(path.parent / DRAFT, ignore_errors=True)
+        if error is not None and isinstance(stop := _cause(error), KeyboardInterrupt):  # a second signal
+            raise stop
         before = checkpoints(path.parent)
         advice = f"the newest one is {before[-1]}" if before else "there is none before it"
         raise CheckpointError(
@@ -229,6 +231,8 @@ def _faults(path: Path, world: World) -> list[str]:
     try:
         text = read_regular(path / MANIFEST, MOST_SETTINGS)
         body = parse_json(text)
+        if not isinstance(body, dict):
+            raise ValueError(f"expected an object, got {shown(body)}")
         del body["sha256"]
         if text != _manifest(body).encode() or type(body["step"]) is not int:
             return [f"{MANIFEST} is not as it was written"] if world.first else []
@@ -243,7 +247,7 @@ def _faults(path: Path, world: World) -> list[str]:
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != expected:
-            got = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+            got = "is missing, or no file" if size is None else f"has {size} bytes instead of {expected}"
             faults.append(f"{name} {got}")
         elif _sha256(file) != digest:
             faults.append(f"{name} has other content than was written (SHA-256)")
@@ -269,9 +273,13 @@ def _manifest(body: dict[str, Any]) -> str:
     return json.dumps(body | {"sha256": digest}, indent=2) + "\n"
 
 
-def _reason(error: BaseException) -> str:
-    """Describes the cause of an error in one line. DCP wraps the errors of all processes in one of its own."""
+def _cause(error: BaseException) -> BaseException:
+    """The error itself, or the first of those that DCP wrapped in one of its own."""
     failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
+    return next(iter(failures.values()))[0] if failures else error
+
+
+def _reason(error: BaseException) -> str:
+    """Describes the cause of an error in one line."""
+    error = _cause(error)
     return " ".join(str(error).split()) or type(error).__name__

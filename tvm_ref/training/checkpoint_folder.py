@@ -1,16 +1,18 @@
 """The folder of a run's checkpoints: which are there, which are kept, and what a killed process left behind."""
 
+import re
 import shutil
 from pathlib import Path
 
 from . import files
 
+NAME = re.compile(r"step-\d{8}")
 DRAFT = ".draft"  # what is being written
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Lists the complete checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*[0-9]"))
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def set_aside(folder: Path, step: int) -> None:

@@ -12,7 +12,7 @@ from ..data.dataset import DataConfig
 from ..data.untrusted import read_settings, shown
 from ..finite import require_finite
 from ..model.config import DiTConfig
-from ..model.power_ema import WIDEST
+from ..model.power_ema import NARROWEST, WIDEST
 from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 
@@ -73,8 +73,8 @@ class EmaConfig:
     def __post_init__(self) -> None:
         require_finite(self, "ema.")
         widths = self.sigma_rels or (WIDEST / 3, WIDEST / 2)
-        expected = f"two numbers above 0 and below {WIDEST:.4g}, the smaller one first, or None"
-        _require(0 < widths[0] < widths[1] < WIDEST, "ema.sigma_rels", expected, self.sigma_rels)
+        expected = f"two numbers from {NARROWEST:g} to less than {WIDEST:.4g}, the smaller one first, or None"
+        _require(NARROWEST <= widths[0] < widths[1] < WIDEST, "ema.sigma_rels", expected, self.sigma_rels)
         _require_count("ema.every", 1, self.every)
 
 
@@ -152,6 +152,9 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
 
     def __post_init__(self) -> None:
+        for name, value in _flat(dataclasses.asdict(self)).items():
+            if isinstance(value, str) and not _is_utf8(value):
+                _require(False, name, "text in UTF-8 without null characters", value)
         guided = self.loss.w != 1 or self.loss.w_random is not None
         _require(
             self.model.guidance or self.loss.w_random is None,
@@ -165,6 +168,11 @@ class TrainConfig:
             "1 (and no w_random) for a network without classes, which has nothing to be guided to",
             self.loss.w if self.loss.w_random is None else self.loss.w_random,
         )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be stored in files of settings, and used as a path."""
+    return "\0" not in text and text.encode(errors="replace").decode() == text
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -266,7 +274,18 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif hint in (int, str, bool, types.NoneType) and type(value) is hint:
         return value
-    raise ConfigError(f"{where}: expected {hint}, got {shown(value)}")
+    raise ConfigError(f"{where}: expected {_in_words(hint)}, got {shown(value)}")
+
+
+def _in_words(hint: Any) -> str:
+    """Describes what a setting of this type may be."""
+    kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_in_words(arguments[0])}"
+    return kinds[hint] if hint in kinds else " or ".join(map(_in_words, arguments))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,14 +21,18 @@ NOT_IN_WEIGHTS = ("norm", "qk_norm", "modulation_norm", "spectral_time_mlp", "at
 FREE = ("spectral_time_mlp", "attention_backend")  # how weights start and how they run, not what they mean
 
 
-def settings_of(model: DiTConfig, source: str) -> TrainConfig:
-    """Returns the settings that `source` names, a preset or a config.json, for a network inferred from its weights.
+def named_settings(source: str) -> TrainConfig:
+    """Returns the settings that `source` names, a preset or a config.json. Raises ConfigError if it is neither."""
+    if source in PRESETS:
+        return PRESETS[source]()
+    if not Path(source).exists():
+        raise ConfigError(f"settings: expected a config.json or one of {', '.join(PRESETS)}, got {source!r}")
+    return load_config(Path(source))
 
-    Raises ConfigError if they describe another network.
-    """
-    config = PRESETS[source]() if source in PRESETS else load_config(Path(source))
+
+def check_network(model: DiTConfig, config: TrainConfig, source: str) -> None:
+    """Raises ConfigError if settings, from `source`, describe another network than `model`, inferred from weights."""
     _same(model, config.model, NOT_IN_WEIGHTS, source)
-    return config
 
 
 def as_metadata(config: TrainConfig) -> dict[str, str]:

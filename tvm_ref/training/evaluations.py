@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..model.dit import DiT
+from ..unsuitable import UnsuitableError
 from .config import ConfigError, TrainConfig
 from .parallel import World
 from .report import AT_ONCE, NFE, SEED, scale_to_sample_with
@@ -44,10 +45,16 @@ class Evaluations:
         given = [name for name in FILES[:-1] if getattr(config.run, name)]
         if given and config.data.name != "archive":
             raise ConfigError(f"run.{given[0]}: expected nothing for data {config.data.name!r}, got a file")
-        if not config.run.evaluate_every or config.data.name != "archive":
+        if not config.run.evaluate_every:
             return
-        from ..evaluate import image_judge  # slow to import
+        from ..evaluate import check_samples, image_judge  # slow to import
 
+        try:
+            check_samples(config, config.run.evaluate_samples or None)
+        except UnsuitableError as error:
+            raise ConfigError(f"run.evaluate_{error}") from error
+        if config.data.name != "archive":
+            return
         try:
             image_judge(config, self._settings(), world.device)
         except (ValueError, OSError, ImportError) as error:
@@ -131,4 +138,7 @@ def _holds(path: Path, step: int) -> bool:
     if not path.is_file():
         return False
     start = f"{step},0,{LAST},"
-    return any(row.startswith(start) and row.endswith("\n") for row in path.read_text().splitlines(keepends=True))
+    return any(
+        row.startswith(start) and row.endswith("\n")
+        for row in path.read_text(errors="replace").splitlines(keepends=True)
+    )

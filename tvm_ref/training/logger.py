@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..data.untrusted import UntrustedFileError, open_regular, shown
 from .files import write_atomically
 
 WINDOW = 20  # steps over which images/s is averaged
@@ -71,19 +72,25 @@ class MetricsFile:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns OSError into a MetricsError that names `path`."""
+    """Turns OSError, and that of a file that is none, into a MetricsError that names `path`."""
     try:
         yield
+    except UntrustedFileError as error:
+        raise MetricsError(str(error)) from error
     except OSError as error:
         raise MetricsError(f"{path} cannot be written: {error}") from error
 
 
 def _rows_until(path: Path, step: int, columns: Sequence[str]) -> list[str]:
     """Returns the header and the complete rows of steps up to `step`."""
-    header, *rows = path.read_text().splitlines(keepends=True) or [""]
+    with open_regular(path) as file:
+        header, *rows = file.read().decode(errors="replace").splitlines(keepends=True) or [""]
     if header.rstrip("\n") != ",".join(columns):
         raise MetricsError(f"{path} is no metrics file of this program: expected the columns {', '.join(columns)}")
-    return [header, *(row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step)]
+    whole = [row for row in rows if row.endswith("\n")]
+    if odd := [row for row in whole if not row.split(",")[0].isdecimal()]:
+        raise MetricsError(f"{path} is damaged: expected rows that start with a step, got {shown(odd[0])}")
+    return [header, *(row for row in whole if int(row.split(",")[0]) <= step)]
 
 
 class Board:

@@ -40,9 +40,8 @@ class NormRow(NamedTuple):
 class BinRow(NamedTuple):
     """Mean loss terms over the steps since the last such row, of images whose time is in [low, high).
 
-    The time of the terminal-velocity term is t, that of the flow-matching term s'; for objectives other than
-    these two it is t for both.
-    NaN: no image.
+    The time of the terminal-velocity term is t, that of the flow-matching term s'; for objectives but tvm and flow it
+    is t for both. NaN: no image.
     """
 
     step: int

@@ -88,6 +88,8 @@ def world(device: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         count = torch.cuda.device_count()
+        if size == 1 and count == 0:
+            raise ConfigError("device: cuda is not there: torch finds 0 GPUs")
         if local >= count:
             raise ConfigError(
                 f"process {local} of this machine (counted from 0) needs a GPU of its own, but there are {count}: "

@@ -88,6 +88,8 @@ class Trainer:
     def run(self) -> bool:
         """Trains until config.run.steps steps are done (returns True), or until SIGTERM or Ctrl-C (returns False).
 
+        A signal during the last step leaves it to the next run to draw samples and evaluate them.
+
         Either way the last state is saved. Raises NonFiniteError, DatasetError, CheckpointError or MetricsError.
         """
         try:
@@ -130,6 +132,11 @@ class Trainer:
             if state.step < run.steps or given_up:
                 self._stopped(steps)
                 return False
+            if any(self.world.gather(bool(self.signal))):
+                self._say(
+                    f"stopped by {self._stopper()} after the last step; the same command draws and evaluates samples"
+                )
+                return False
             return True
 
     def _stopped(self, steps: Steps) -> None:
@@ -138,9 +145,15 @@ class Trainer:
         where = f"what was trained is saved in {self._saver.saved}" if self._saver.saved else "nothing was trained"
         if error := steps.error():
             raise DatasetError(f"step {state.step + 1}: {error}; {where}. --data.max-bad allows bad items") from error
+        self._say(
+            f"stopped by {self._stopper()} after step {state.step}; the same command resumes from {self._saver.saved}"
+        )
+
+    def _stopper(self) -> str:
+        """Names what stopped the run, and notes it in `signal`."""
         name = self.signal.name if self.signal else "another process"
         self.signal = self.signal or signal.SIGTERM
-        self._say(f"stopped by {name} after step {state.step}; the same command resumes from {self._saver.saved}")
+        return name
 
     def _finish(self) -> bool:
         """Writes what belongs to a run that has made its last step."""

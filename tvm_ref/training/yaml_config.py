@@ -80,7 +80,8 @@ def with_yaml(config: TrainConfig, path: Path) -> TrainConfig:
     try:
         content = yaml.load(read_regular(path, MOST_YAML), Loader=_Loader)
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no YAML file of settings: {one_line(error)}") from error
+        said = one_line(error).replace(' in "<byte string>",', ", in").removeprefix(f"{path}: ")
+        raise ConfigError(f"{path} is no YAML file of settings: {said}") from error
     return config_of(_merged(dataclasses.asdict(config), {} if content is None else content, "", path), path)
 
 

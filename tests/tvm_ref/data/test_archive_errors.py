@@ -90,6 +90,18 @@ def test_a_bad_image_is_named_when_it_is_read(store: Store, content: bytes, mess
     assert IMAGE_NAMES[1] in str(caught.value)
 
 
+def test_a_data_set_opens_past_bad_items_at_its_start(tmp_path: Path) -> None:
+    """But past no more than are allowed: else the first bad one is found before the first step."""
+    damaged = png(PIXELS[0])[:40]
+    path = as_zip(images() | {name: damaged for name in IMAGE_NAMES[:2]}, tmp_path)
+    for allowed in (0, 1):
+        with pytest.raises(DatasetError, match=rf"{IMAGE_NAMES[allowed]}: expected a PNG file, got a damaged one$"):
+            ImageArchive(path, 3, allowed)
+    opened = ImageArchive(path, 3, 2)
+    assert opened.shape == (3, *PIXELS[0].shape[:2])
+    assert opened.get(np.array([2]), torch.Generator())[0].shape == (1, *opened.shape)
+
+
 def object_array() -> bytes:
     content = io.BytesIO()
     np.save(content, np.array([{"a": 1}], dtype=object), allow_pickle=True)

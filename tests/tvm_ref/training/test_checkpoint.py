@@ -5,14 +5,19 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.api import CheckpointException
 
+from flashjvp_commands.ending import Stopped
 from tests.tvm_ref.runs import change, digits, toy, train
 from tvm_ref.model.dit import DiT
 from tvm_ref.training.checkpoint import CheckpointError, checkpoints, load, load_model, named, read_step, save
@@ -99,6 +104,21 @@ def test_missing_and_added_files_are_named(tmp_path: Path) -> None:
     assert "there is no intact checkpoint before it" in str(error.value)
 
 
+def test_a_signal_while_tensors_are_written_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DCP makes an error of its own of it."""
+    write(tmp_path, 1)
+    stop = Stopped(signal.SIGINT)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise CheckpointException("write", {0: (stop, traceback.StackSummary())})
+
+    monkeypatch.setattr(dcp, "save", stopped)
+    with pytest.raises(Stopped) as caught:
+        write(tmp_path, 2)
+    assert caught.value is stop
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
 def test_only_a_whole_checkpoint_is_offered(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 3)
     for step in (2, 3):
@@ -159,6 +179,16 @@ def test_a_trained_network_is_loaded_for_evaluation(tmp_path: Path, weights: Any
         load(newest, named("ema" if weights == "ema" else "network", expected))
         assert all(torch.equal(x, y) for x, y in zip(model.parameters(), expected.parameters(), strict=True))
         assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_stray_file_is_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "step-00000009").write_text("mine")
+    (tmp_path / "step-00000001-copy-2").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    write(tmp_path, 2, keep=1)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-00000002", "step-00000009", "step-00000001-copy-2"}
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:

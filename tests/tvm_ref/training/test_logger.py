@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(MetricsError, match=r"metrics\.csv is no metrics file .* expected the columns step, loss"):
         MetricsFile(path, 0)
     assert path.read_text() == "name,price\nbread,3\n"
+
+
+@pytest.mark.timeout(60)  # to open a FIFO waits for ever
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fifo", "expected a regular file"),
+        ("folder", "expected a regular file"),
+        (b"\x93\x9b\xff", "is no metrics file"),
+        (",".join(Row._fields).encode() + b"\n\xff\xfe,1\n", "damaged: expected rows that start with a step, got"),
+        (",".join(Row._fields).encode() + b"\n1e5,1\n", "damaged: expected rows that start with a step, got '1e5,1"),
+    ],
+)
+def test_what_is_no_metrics_file_is_named(kind: str | bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    if isinstance(kind, bytes):
+        path.write_bytes(kind)
+    else:
+        (os.mkfifo if kind == "fifo" else os.mkdir)(path)
+    with pytest.raises(MetricsError, match=rf"metrics\.csv.*{message}"):
+        MetricsFile(path, 0)
+    assert not isinstance(kind, bytes) or path.read_bytes() == kind
 
 
 def test_a_row_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

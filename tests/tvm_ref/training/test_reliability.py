@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
@@ -34,7 +35,9 @@ from tvm_ref.training import checkpoint, step
 from tvm_ref.training.checkpoint import CheckpointError, checkpoints, load_model, read_step
 from tvm_ref.training.config import ConfigError, TrainConfig
 from tvm_ref.training.logger import MetricsError
+from tvm_ref.training.parallel import World
 from tvm_ref.training.step import NonFiniteError
+from tvm_ref.training.trainer import Trainer
 
 
 def killed_at_a_file_call(config: TrainConfig, counter: Any, last: int) -> None:
@@ -86,6 +89,23 @@ def test_what_a_killed_process_had_no_time_to_remove_is_removed_by_the_next(tmp_
     shutil.copytree(checkpoints(folder)[0], folder / ".removed-step-00000001")
     train(config)
     assert {path.name for path in folder.iterdir()} == whole
+
+
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation at the end may take minutes. Whoever runs several runs, too, is told of it."""
+    config, save = toy(tmp_path, steps=2, save_every=9), Trainer._save
+
+    def signalled(self: Trainer, *arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", signalled)
+        said = io.StringIO()
+        trainer = Trainer(config, World(0, 1, torch.device("cpu")), Console(file=said, width=200))
+        assert trainer.run() is False and trainer.signal == signal.SIGTERM
+    assert "stopped by SIGTERM after the last step" in said.getvalue() and not (tmp_path / "samples").exists()
+    assert "done: 2 steps" in train(config) and len(list((tmp_path / "samples").iterdir())) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -183,7 +203,7 @@ def test_the_error_that_ended_a_run_is_the_one_that_is_said(tmp_path: Path, monk
 
 def test_metrics_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").mkdir(parents=True)
-    with pytest.raises(MetricsError, match=r"metrics\.csv cannot be written"):
+    with pytest.raises(MetricsError, match=r"metrics\.csv: expected a regular file"):
         train(toy(tmp_path))
 
 

@@ -195,6 +195,14 @@ def test_a_missing_vae_is_found_before_the_first_step(tmp_path: Path) -> None:
     assert not (tmp_path / "run/metrics.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["samples", "tensorboard", "ema", "profile"])
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_first_step(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"run\.out: expected a folder .*{name}"):
+        train(toy(tmp_path, steps=1))
+    assert not (tmp_path / "metrics.csv").exists()
+
+
 def test_the_room_asked_for_is_what_a_checkpoint_takes(tmp_path: Path) -> None:
     config = digits(tmp_path, steps=1)
     trainer = Trainer(config, ALONE, None)  # type: ignore[arg-type]
