@@ -93,7 +93,8 @@ def frame(rows: Sequence[Verdict]) -> pd.DataFrame:
 
 def _rounded(row: Verdict) -> Verdict:
     errors = {name: getattr(row, name) for name, kind in _TYPES.items() if kind == float | None}
-    return replace(row, **{name: float(f"{x:.6g}") for name, x in errors.items() if x is not None})
+    rounded: dict[str, Any] = {name: float(f"{x:.6g}") for name, x in errors.items() if x is not None}
+    return replace(row, **rounded)
 
 
 def _parsed(kind: Any, text: str) -> Any:
