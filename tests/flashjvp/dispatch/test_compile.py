@@ -31,7 +31,7 @@ def run(case: str, compiler: str, cache: Path) -> None:
     assert child.returncode == 0 and child.stdout.strip().endswith("ok"), child.stderr[-3000:]
 
 
-@pytest.mark.sampled(of=9)
+@pytest.mark.sampled(of=18)
 @pytest.mark.parametrize("case", [*CASES, "dynamic_lengths"])
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
 def test_fullgraph(case: str, compiler: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_every_fault_is_caught_and_the_unpatched_copy_is_not(
     part: str, tmp_path: Path, sampled: Callable[..., list[str]]
 ) -> None:
     """In the fast tier some faults of each stage, which the commit chooses."""
-    names = [sampled([fault.name for fault in FAULTS if fault.stage == stage], of=24) for stage in PARTS[part]]
+    names = [sampled([fault.name for fault in FAULTS if fault.stage == stage], of=36) for stage in PARTS[part]]
     planted = [fault for fault in FAULTS if fault.name in {*chain(*names)}]
     code = command.main(["--out", str(tmp_path), "--only", ",".join(fault.name for fault in planted)])
     with (tmp_path / "faults.csv").open() as file:
