@@ -125,7 +125,7 @@ def lookup(device: torch.device, precision: str, family: str, width: int, option
 def pipelines(device: torch.device, precision: str, width: int) -> dict[str, Families]:
     """Tiles of the warp-specialised kernels for this padded head dim; none where they do not serve it."""
     tiles = _TILES.get(_architecture_of_pipelines(device, precision), {}).get(width, {})
-    return tiles if tiles and _why_not_triton(device) is None else {}
+    return tiles if tiles and _why_not_triton(device, width) is None else {}
 
 
 def why_not_pipelines(device: torch.device, precision: str, width: int) -> str | None:
@@ -140,7 +140,7 @@ def why_not_pipelines(device: torch.device, precision: str, width: int) -> str |
         return f"warp-specialised kernels are written for {' and '.join(_TILES)}, not for {architecture(device)}"
     if width not in widths:
         return f"no warp-specialised kernels for head dims padded to {width}, but to {', '.join(map(str, widths))}"
-    return _why_not_triton(device)
+    return _why_not_triton(device, width)
 
 
 def _architecture_of_pipelines(device: torch.device, precision: str) -> str:
@@ -148,11 +148,11 @@ def _architecture_of_pipelines(device: torch.device, precision: str) -> str:
     return "" if precision not in ROUNDED or device.type == "cpu" else architecture(device)
 
 
-def _why_not_triton(device: torch.device) -> str | None:
+def _why_not_triton(device: torch.device, width: int) -> str | None:
     release = environment.triton_release()
     if release in MEASURED:
         return None
-    return selfcheck.why_not(release, device)
+    return selfcheck.why_not(release, device, width)
 
 
 def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:

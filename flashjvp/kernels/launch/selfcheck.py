@@ -1,11 +1,11 @@
 """Whether the warp-specialised kernels may serve with a Triton that they were not measured with, and the portable ones
 on a card that nobody measured.
 
-On first use a few small calls are made, once a process and card: their results must be as near to float64 as their type
-allows. The kernels of another Triton may also spill little more than those that were measured. (The driver tells how
-many registers a kernel spills, not whether in a loop; a disassembler, which tells, is not always there.) Otherwise what
-is slower serves, and a warning says why. The answer is kept on disk for this card, Triton, PyTorch and source, so that
-a check takes a millisecond; the first takes as long as its kernels take to compile.
+On first use of a padded head dim, or of a type, a few small calls are made, once a process and card: their results must
+be as near to float64 as their type allows. The kernels of another Triton may also spill little more than those that
+were measured. (The driver tells how many registers a kernel spills, not whether in a loop; a disassembler, which tells,
+is not always there.) Otherwise what is slower serves, and a warning says why. The answer is kept on disk for this card,
+Triton, PyTorch and source, so that a check takes a millisecond; the first takes as long as its kernels take to compile.
 """
 
 import hashlib
@@ -26,11 +26,10 @@ from torch import Tensor
 from ... import environment
 from ...backends import reference
 from .driver import index_of, on_device
-from .hopper_tables import MEASURED, Release
+from .hopper_tables import DQ_ACCUM_FROM, MEASURED, Release
 
-# Head dim, rows, and whether with tangents: all families, one of them with sums of query gradients.
-CALLS = ((64, 192, True), (64, 192, False), (128, 192, True), (128, 2048, True))
-# The same, of portable kernels.
+ROWS = 192
+# Of portable kernels: head dim, rows, and whether with tangents.
 CALLS_OF_CARD = ((64, 200, True), (64, 200, False), (128, 200, True))
 # Of a result's norm, in units of the precision of the products: results that are right have 0.6 in bfloat16, and 5 in
 # float32 without TF32, which also has exponentials of 22 bits.
@@ -47,14 +46,14 @@ _THREAD = threading.local()
 _FOUND: dict[tuple[str, str], str | None] = environment.kept({})  # by card and what is checked
 
 
-def why_not(release: Release, device: torch.device) -> str | None:
-    """Why the kernels do not serve with this release, which was not measured; None if they do."""
+def why_not(release: Release, device: torch.device, width: int) -> str | None:
+    """Why the kernels of a padded head dim do not serve with this release, which was not measured; None if they do."""
     if release < MEASURED[0]:
         oldest = ".".join(map(str, MEASURED[0]))
         return _with_remedy(f"the warp-specialised kernels need Triton {oldest} or newer, not {triton.__version__}")
     if device.type != "cuda" or getattr(_THREAD, "checks", False):
         return None  # they are only compiled, or being checked
-    found = _answer(device, "", lambda: _checked(device))
+    found = _answer(device, f"D = {width}", lambda: _checked(device, width))
     return None if found is None else _with_remedy(f"with Triton {triton.__version__}, which they do not know, {found}")
 
 
@@ -113,7 +112,7 @@ def _remembered(card: str, what: str, check: Callable[[], str | None]) -> str | 
     return reason
 
 
-def _path(card: str, what: str = "") -> Path:
+def _path(card: str, what: str) -> Path:
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
@@ -132,14 +131,15 @@ def _remember(path: Path, reason: str | None) -> None:
         pass  # the next process checks again
 
 
-def _checked(device: torch.device) -> str | None:
-    """Why the kernels should not serve, or None."""
+def _checked(device: torch.device, width: int) -> str | None:
+    """Why the kernels of a padded head dim should not serve, or None: all its families, also with sums of d_q."""
     ((kernels, launches),) = SUBJECT
     compiled = launches._COMPILED
     _THREAD.checks = True
     before = set(compiled)
+    calls = [(ROWS, True), (ROWS, False), *((rows, True) for rows in (DQ_ACCUM_FROM.get(width),) if rows)]
     with on_device(index_of(device)):
-        for width, rows, jvp in CALLS:
+        for rows, jvp in calls:
             if (reason := _wrong(kernels, device, width, rows, jvp)) is not None:
                 return reason
     for key in compiled.keys() - before:

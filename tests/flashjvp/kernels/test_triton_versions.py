@@ -34,7 +34,7 @@ def calls(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_pat
     """A card that was never seen, a Triton that is not known, and checks that say what is popped from the list."""
     answers: list[Any] = []
 
-    def checked(device: torch.device) -> str | None:
+    def checked(device: torch.device, width: int) -> str | None:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -47,8 +47,8 @@ def calls(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not answers
 
 
-def are_served() -> bool:
-    return bool(schedule.pipelines(CARD, "half", 64))
+def are_served(width: int = 64) -> bool:
+    return bool(schedule.pipelines(CARD, "half", width))
 
 
 def test_a_check_that_holds_is_made_once_and_kept(calls: list[Any]) -> None:
@@ -89,7 +89,7 @@ def test_a_check_looks_at_results_and_spills(
     backend = SimpleNamespace(**{x: computed(x) for x in ("forward", "forward_jvp", "backward", "backward_jvp")})
     monkeypatch.setattr(selfcheck, "SUBJECT", [(backend, SimpleNamespace(_COMPILED=compiled))])
     with ThreadPoolExecutor(1) as thread:  # the check marks its thread
-        found = thread.submit(selfcheck._checked, torch.device("cpu")).result()
+        found = thread.submit(selfcheck._checked, torch.device("cpu"), 64).result()
     assert found is None if said is None else re.fullmatch(f"{said}.*", found)
 
 
@@ -98,6 +98,13 @@ def test_the_backend_is_what_is_checked() -> None:
     from flashjvp.kernels.launch import call
 
     assert [(backend, call)] == selfcheck.SUBJECT
+
+
+def test_each_padded_head_dim_is_checked_by_itself(calls: list[Any]) -> None:
+    calls += [None, "d_k is wrong", None]
+    for _ in range(2):
+        assert [are_served(width) for width in (64, 96, 128, 64)] == [True, False, True, True]
+        environment.forget()  # as a new process
 
 
 def test_a_check_that_fails_is_kept(calls: list[Any]) -> None:
@@ -119,7 +126,7 @@ def test_what_a_check_raised_is_asked_again_in_another_process(calls: list[Any])
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"reason": 3}', "\x80"])
 def test_a_broken_file_is_no_answer(text: str, calls: list[Any]) -> None:
     calls.append(None)
-    path = selfcheck._path("a card")
+    path = selfcheck._path("a card", "D = 64")
     path.parent.mkdir()
     path.write_text(text)
     assert are_served()
@@ -146,7 +153,7 @@ def test_threads_wait_for_one_check_whose_own_calls_are_served(
 ) -> None:
     seen = []
 
-    def checked(device: torch.device) -> None:
+    def checked(device: torch.device, width: int) -> None:
         selfcheck._THREAD.checks = True
         time.sleep(0.05)
         seen.append(are_served())
@@ -202,7 +209,9 @@ def test_the_check_holds_here() -> None:
     from flashjvp.backends import triton  # noqa: F401, which puts itself before the check
 
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
-    checks: dict[str, Callable[[], str | None]] = {"": partial(selfcheck._checked, CARD)}
+    checks: dict[str, Callable[[], str | None]] = {
+        f"D = {width}": partial(selfcheck._checked, CARD, width) for width in PIPELINES["sm_90"]
+    }
     checks |= {
         str(x): partial(selfcheck._checked_card, CARD, x) for x in (torch.bfloat16, torch.float16, torch.float32)
     }
