@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,9 +56,34 @@ def _kill(leader: int, waited_for: bool = False) -> None:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Processes started in this block do not see Ctrl-C, which is for the command that started them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Processes started in this block do not see Ctrl-C, which is for the command that started them.
+
+    A signal to the command waits for the end of the block: a process that is half started would leave a traceback.
+    """
+    with _signals_kept():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Calls Python's handlers of both signals at the end of the block. Only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    handlers: dict[int, Any] = {}
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        if callable(handler := signal.getsignal(stop)):
+            handlers[stop] = handler
+            signal.signal(stop, lambda number, frame: arrived.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for stop_number, handler in handlers.items():
+            signal.signal(stop_number, handler)
+        for number in arrived:
+            handlers[number](number, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flashjvp_commands import ending
+from flashjvp_commands import children, ending
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,7 +144,7 @@ sys.exit(ending.run(work))
 def test_a_signal_is_acknowledged_while_c_code_holds_pythons_lock() -> None:
     script = """
 import ctypes, os, signal, sys
-from flashjvp_commands import ending
+from flashjvp_commands import children, ending
 seen, told = os.pipe()
 def work():
     signal.siginterrupt(signal.SIGINT, False)  # the system goes on with the call
@@ -216,3 +216,20 @@ def test_dev_mode_prints_the_traceback() -> None:
     assert "Traceback" not in ended(script).stderr
     assert "Traceback" in ended(script, "-X", "dev").stderr
     assert os.environ.get("PYTHONDEVMODE") is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_waits_until_a_process_is_started(number: signal.Signals) -> None:
+    def command() -> None:
+        with children.without_interrupts():
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)  # in which a handler of Python's would run
+            started.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        started.append("not reached")
+
+    started: list[object] = []
+    before = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ending.Stopped), ending._signals_watched() as stop:
+        stop.raised_in(command)
+    assert started == [{signal.SIGINT}]
+    assert [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)] == before
