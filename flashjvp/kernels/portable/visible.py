@@ -141,8 +141,9 @@ def hide(s, only, m0, n0, row, column, may_be_hidden):
         words, is_part, first_row, first_column = only
         first = words + (row + first_row) * WORDS + first_column // 32
         bit = column + first_column % 32
-        word = tl.load(first, mask=(row >= 0) & is_part, other=-1)
+        has_bits = row < is_part.to(tl.int32) * BLOCK  # every row or none: interpreters take no scalar for a mask
+        word = tl.load(first, mask=has_bits, other=-1)
         for i in tl.static_range(1, (KEYS + 31) // 32):
-            word = tl.where(bit < 32 * i, word, tl.load(first + i, mask=(row >= 0) & is_part, other=-1))
+            word = tl.where(bit < 32 * i, word, tl.load(first + i, mask=has_bits, other=-1))
         s = tl.where((word >> (bit % 32)) & 1 != 0, s, float("-inf"))  # mutate: s (2)
     return s
