@@ -96,5 +96,6 @@ def compile_all(wanted: Sequence[Wanted]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(len(wanted), cores)) as threads, _Mode(threads, ignore_errors=True):
         promised = [x.compile() for x in wanted]
-    for x, promise in zip(wanted, promised, strict=True):
-        x.keep(promise)  # raises what the compiler raised
+        # Raises what the compiler raised, which Triton 3.9 forgets at the end of the block.
+        for x, promise in zip(wanted, promised, strict=True):
+            x.keep(promise)
