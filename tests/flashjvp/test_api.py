@@ -54,8 +54,13 @@ def test_backend_and_other_names_are_keyword_only(function: Any) -> None:
     assert others == [*of_tangents, "window", "backend", "layout", "query", "key", "value"]
 
 
+# The scores are all 0 then, so rows of v are averaged, as in PyTorch's other releases.
+NOT_ZEROS = pytest.mark.skipif(torch.__version__.startswith("2.12."), reason="PyTorch 2.12 gives zeros without columns")
+EVERY_FORM = [pytest.param(form, marks=[NOT_ZEROS] * form.startswith("no columns")) for form in FORMS]
+
+
 @BACKENDS
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_drop_in_for_pytorch(form: str, backend: str | None) -> None:
     """Values and gradients, which are summed where an input was broadcast."""
     shapes, args, kwargs = FORMS[form]
@@ -68,7 +73,7 @@ def test_drop_in_for_pytorch(form: str, backend: str | None) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_attention_jvp_is_the_jvp_of_pytorchs(form: str, backend: str | None) -> None:
     shapes, args, kwargs = FORMS[form]
     primals = qkv(*shapes)
