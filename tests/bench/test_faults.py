@@ -15,6 +15,7 @@ from reports.schema import read_rows
 from tests.bench import planted
 
 
+@pytest.mark.slow
 def test_real_workers_survive_planted_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

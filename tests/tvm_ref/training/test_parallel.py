@@ -136,7 +136,7 @@ def test_tokens_are_shared_by_a_divisor_of_the_processes(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.sampled(of=2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "checkpointing"), [("ddp", "none"), ("fsdp", "selective")])
 def test_two_processes_with_compiled_blocks_train_like_one(
     one: Path, tmp_path: Path, parallel: str, checkpointing: str
