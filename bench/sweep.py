@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
             if dtype not in environments:
                 environments |= _environments(options.device, [dtype], worker)
         path = options.out or default_path(environment, run, options.resume)
-        path = outputs.prepared(path, f"sweep-{slug(run)}.csv", (".csv",), lambda _: True)  # read_rows judges it
+        with outputs.option("--out"):
+            path = outputs.prepared(path, f"sweep-{slug(run)}.csv", (".csv",), lambda _: True)  # read_rows judges it
         earlier = read_rows(path) if path.exists() else []  # a file that cannot be read is not appended to either
         rows = _rows_to_resume(earlier, environments, console) if options.resume else []
     except (isolate.WorkerError, SchemaError, ValueError) as error:
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
 def _refuse(options: argparse.Namespace) -> None:
     """Raises ValueError for what can be refused before a process is started that knows the device."""
     if options.out is not None:
-        outputs.checked_name(options.out, (".csv",))
+        with outputs.option("--out"):
+            outputs.checked_name(options.out, (".csv",))
     errors = []
     for device in [options.device.partition(":")[0]] if options.device else DEFAULTS:
         try:

@@ -237,10 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         configs = list(settings(options))
         recognise = outputs.has_columns(STEP_COLUMNS)
-        out = options.out and outputs.prepared(options.out, "train-step.csv", (".csv",), recognise)
-        profile = options.profile and outputs.prepared(
-            options.profile, "step-profile.csv", (".csv",), outputs.has_columns(PROFILE_COLUMNS)
-        )
+        with outputs.option("--out"):
+            out = options.out and outputs.prepared(options.out, "train-step.csv", (".csv",), recognise)
+        recognise = outputs.has_columns(PROFILE_COLUMNS)
+        with outputs.option("--profile"):
+            profile = options.profile and outputs.prepared(options.profile, "step-profile.csv", (".csv",), recognise)
         with world(options.device) as this:
             profiler = Profiler(this) if profile else None
             began = time.perf_counter()

@@ -67,9 +67,11 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = WORKE
         return 2
     try:
         name = f"tune-{options.arch}.csv"
-        log = outputs.prepared(options.log or folder, name, (".csv",), outputs.has_columns(COLUMNS))
+        with outputs.option("--log"):
+            log = outputs.prepared(options.log or folder, name, (".csv",), outputs.has_columns(COLUMNS))
         name = f"tiles-{options.arch}-{options.kind}.py"
-        out = outputs.prepared(options.out or folder, name, (".py",), tile_table.is_table)
+        with outputs.option("--out"):
+            out = outputs.prepared(options.out or folder, name, (".py",), tile_table.is_table)
         search = Search(log, device, options.resume, options.budget_s, worker, console)
     except (SchemaError, FileExistsError, outputs.OutputError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)

@@ -5,10 +5,11 @@ one that the command wrote.
 """
 
 import argparse
+import contextlib
 import gzip
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 HELP = "a file (%s), or a folder for it, which is made"
@@ -17,6 +18,15 @@ Recognise = Callable[[Path], bool]
 
 class OutputError(ValueError):
     """A path that cannot be written to, or should not be."""
+
+
+@contextlib.contextmanager
+def option(name: str) -> Iterator[None]:
+    """An OutputError that is raised within begins with the option whose path it is about."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(f"{name}: {error}") from error
 
 
 def path_with(*endings: str) -> Callable[[str], Path]:

@@ -66,8 +66,15 @@ OUTPUTS: list[Row] = [
     for path, said in (
         ("{here}/a.jpg", "ends with"), ("README.md", "ends with"), ("{text}", "not written by this command"),
         ("pyproject.toml/a.csv", ""), ("{fifo}", "not written by this command"), ("{link}", "not written by"),
-        ("{loop}", ""), ("/proc/none/a.csv", "can be written to"), ("''", "got nothing"), ("'a{null}.csv'", "null"),
-        ("{long}.csv", "can be written to"), ("/dev/full", ""),
+        ("{loop}", ""), ("/proc/none/a.csv", "--out: expected a path that can"), ("''", "got nothing"),
+        ("'a{null}.csv'", "null"), ("{long}.csv", "can be written to"), ("/dev/full", ""),
+    )
+]  # fmt: skip
+OUTPUTS += [
+    (module, f"{option} /proc/none/a{ending}", 2, f"{option}: expected a path that can be written to")
+    for module, option, ending in (
+        ("bench.tune", "--out", ".py"), ("bench.tune", "--log", ".csv"), ("bench.train_step", "--profile", ".csv"),
+        ("bench.sweep", "--out", ".csv"),
     )
 ]  # fmt: skip
 # The same of commands whose option has no CSV.
