@@ -5,7 +5,8 @@ On first use of a padded head dim, or of a type, a few small calls are made, onc
 be as near to float64 as their type allows. The kernels of another Triton may also spill little more than those that
 were measured. (The driver tells how many registers a kernel spills, not whether in a loop; a disassembler, which tells,
 is not always there.) Otherwise what is slower serves, and a warning says why. The answer is kept on disk for this card,
-Triton, PyTorch and source, so that a check takes a millisecond; the first takes as long as its kernels take to compile.
+Triton, PyTorch and source, so that a later process takes two milliseconds. Before that a check takes under a second,
+and as long as its kernels take to compile, side by side.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ... import environment
 from ...backends import reference
+from . import compilation
 from .driver import index_of, on_device
 from .hopper_tables import DQ_ACCUM_FROM, MEASURED, Release
 
@@ -139,6 +141,7 @@ def _checked(device: torch.device, width: int) -> str | None:
     before = set(compiled)
     calls = [(ROWS, True), (ROWS, False), *((rows, True) for rows in (DQ_ACCUM_FROM.get(width),) if rows)]
     with on_device(index_of(device)):
+        _compile_all(kernels, [(_inputs(device, width, rows, torch.bfloat16), jvp) for rows, jvp in calls])
         for rows, jvp in calls:
             if (reason := _wrong(kernels, device, width, rows, jvp)) is not None:
                 return reason
@@ -149,12 +152,21 @@ def _checked(device: torch.device, width: int) -> str | None:
     return None
 
 
+def _compile_all(kernels: ModuleType, calls: Sequence[tuple[list[Tensor], bool]]) -> None:
+    """Compiles what the calls need side by side."""
+    wanted: dict[Any, compilation.Wanted] = {}
+    for inputs, jvp in calls:
+        wanted |= {x.key: x for x in compilation.kernels_of(_results, kernels, inputs, jvp)}
+    compilation.compile_all(list(wanted.values()))
+
+
 def _checked_card(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the portable kernels should not serve a type, or None."""
     ((kernels, _),) = SUBJECT
     _THREAD.checks = True
     with on_device(index_of(device)):
         for _THREAD.precision in ("tf32", "ieee") if dtype == torch.float32 else (None,):
+            _compile_all(kernels, [(_inputs(device, width, rows, dtype), jvp) for width, rows, jvp in CALLS_OF_CARD])
             for width, rows, jvp in CALLS_OF_CARD:
                 if (reason := _wrong(kernels, device, width, rows, jvp, dtype)) is not None:
                     return reason
