@@ -22,7 +22,7 @@ def plan(setting: Setting) -> list[Cell]:
     base = bases.images(setting, steps=100)
     nfes, samples = (
         setting.pick(quick=(1,), small=(1, 4), full=(1, 2, 4)),
-        setting.pick(quick=32, small=500, full=10_000),
+        setting.pick(quick=32, small=500, full=2500),
     )
     variants: dict[str, dict[str, Any]] = {f"constant, w = {w:g}": {"loss.w": w} for w in SCALES}
     for name, kind in (("uniform in 1/w", "beta"), ("uniform in w", "w"), ("balanced", "balanced")):

@@ -11,6 +11,7 @@ from ..data.dataset import DataConfig, open_dataset
 from ..quality.evaluation import Sampling, cycle_errors, square_figures, toy_figures
 from ..quality.feature_judge import feature_judge
 from ..sampling.sampler import steps_of
+from ..training.config import TrainConfig
 from ..training.parallel import World
 from ..training.report import scale_to_sample_with
 from .training import Measure, Measured, Trained
@@ -29,7 +30,8 @@ def quality(nfes: Sequence[int], samples: int, scales: Sequence[float] | None = 
         for w in scales or [scale_to_sample_with(trained.config.loss)]:
             for nfe in nfes:
                 labels = _labels(trained.config.data, samples, trained.world)
-                drawn = torch.cat([x.cpu() for x in sampling_of(trained, w).draw(trained.model, labels, nfe)])
+                sampling = sampling_with(trained.config, w)
+                drawn = torch.cat([x.cpu() for x in sampling.draw(trained.model, labels, nfe)])
                 found = _figures(trained.config.data, drawn, labels, trained.config.run.seed, trained.world)
                 yield from (Measured(name, value, nfe, w) for name, value in found.items())
 
@@ -38,16 +40,16 @@ def quality(nfes: Sequence[int], samples: int, scales: Sequence[float] | None = 
 
 def cycles(trained: Trained) -> Iterator[Measured]:
     """The cycle errors, figure `cycle_error_t0.5` and so on."""
-    sampling = sampling_of(trained, scale_to_sample_with(trained.config.loss))
-    found = cycle_errors(trained.model, open_dataset(trained.config.data), sampling)
+    found = cycle_errors(trained.model, open_dataset(trained.config.data), sampling_with(trained.config))
     yield from (Measured(name, value) for name, value in found.items())
 
 
-def sampling_of(trained: Trained, w: float) -> Sampling:
-    """How the network is sampled."""
-    loss = trained.config.loss
+def sampling_with(config: TrainConfig, w: float | None = None) -> Sampling:
+    """How a network of these settings is sampled; w: None: with the scale of its training."""
+    loss = config.loss
+    scale = scale_to_sample_with(loss) if w is None else w
     kind = steps_of(loss.objective)
-    return Sampling(w=w, scaled=loss.scaled, seed=trained.config.run.seed, batch=AT_ONCE, kind=kind)
+    return Sampling(w=scale, scaled=loss.scaled, seed=config.run.seed, batch=AT_ONCE, kind=kind)
 
 
 def real_quality(data: DataConfig, samples: int, seed: int, world: World) -> Iterator[Measured]:

@@ -29,7 +29,7 @@ def plan(setting: Setting) -> list[Cell]:
     """Every objective trains as long as TVM does in the steps of the base."""
     base = bases.images(setting, steps=120)
     nfes = setting.pick(quick=(1, 2), small=NFES, full=NFES)
-    samples = setting.pick(quick=32, small=500, full=10_000)
+    samples = setting.pick(quick=32, small=500, full=2500)
     return cells(
         Plan(
             base=base,

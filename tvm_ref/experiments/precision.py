@@ -1,7 +1,7 @@
 """Experiment `precision`: quality after training in float32 and bfloat16, and the error of a JVP by block."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -13,33 +13,36 @@ from ..model.dit import DiT
 from ..model.dual import Dual
 from ..objective.loss import Batch
 from ..training.batches import Batches
+from ..training.step import AUTOCAST
 from . import bases
 from .cells import Cell, Experiment, Setting
-from .drawing import by_nfe, look, panels
+from .drawing import by_nfe, look, panels, variants_of
 from .measures import quality, real_quality
 from .results import summary
 from .training import Measured, Plan, Trained, cells
 
 NFES = (1, 4)
 PRECISIONS = ("float32", "bfloat16")
+OF_A_GPU = ("tf32", "float16")  # tf32 has no meaning elsewhere, float16 no speed
 Watched = list[tuple[Tensor, Tensor]]
 
 
 def plan(setting: Setting) -> list[Cell]:
     """A variant for each precision of matrix products and attention in training."""
+    precisions = PRECISIONS + (OF_A_GPU if setting.world.device.type == "cuda" else ())
     base = bases.images(setting, steps=120)
-    nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=10_000)
+    nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=2500)
     of_samples = quality(nfes, samples)
 
     def measure(trained: Trained) -> Iterator[Measured]:
         yield from of_samples(trained)
         if trained.config.run.precision == "float32":
-            yield from errors_by_block(trained)
+            yield from errors_by_block(trained, precisions)
 
     return cells(
         Plan(
             base=base,
-            variants={name: {"run.precision": name} for name in PRECISIONS},
+            variants={name: {"run.precision": name} for name in precisions},
             seeds=setting.pick(quick=1, small=3, full=3),
             measure=measure,
             measured_with={"nfes": nfes, "samples": samples},
@@ -49,14 +52,17 @@ def plan(setting: Setting) -> list[Cell]:
     )
 
 
-def errors_by_block(trained: Trained) -> Iterator[Measured]:
+def errors_by_block(trained: Trained, precisions: Sequence[str]) -> Iterator[Measured]:
     """Relative errors |x - x64| / |x64| of the tokens after every block, and of their derivatives by s, of the network
-    that float32 trained: computed in float32 and in bfloat16 (autocast), against float64."""
+    that float32 trained: computed in each precision, against float64."""
     batch = Batches(trained.config, open_dataset(trained.config.data), trained.world).draw(0)[0]
     batch = Batch(*(field.to(trained.world.device) for field in batch))
     exact = _watched(copy.deepcopy(trained.model).double(), Batch(*map(_double, batch)), None)
-    for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
-        for block, (found, right) in enumerate(zip(_watched(trained.model, batch, dtype), exact, strict=True)):
+    for name in precisions:
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        seen = _watched(trained.model, batch, AUTOCAST.get(name))
+        torch.set_float32_matmul_precision("highest")
+        for block, (found, right) in enumerate(zip(seen, exact, strict=True)):
             for kind, one, other in zip(("value", "tangent"), found, right, strict=True):
                 error = float((one.double() - other).norm() / other.norm())
                 yield Measured(f"{kind} error in {name}, block {block}", error)
@@ -87,12 +93,13 @@ def draw(rows: pd.DataFrame) -> Figure:
     """Quality by evaluations, and the errors by block."""
     figure, axes = panels(2)
     by_nfe(axes[0], rows[~rows["figure"].str.contains("error")], "frechet")
-    kinds = [f"{kind} error in {name}" for name in PRECISIONS for kind in ("value", "tangent")]
-    for number, kind in enumerate(kinds):
-        kept = rows[rows["figure"].str.startswith(f"{kind}, block")]
-        blocks = kept["figure"].str.rsplit(n=1).str[-1].astype(int)
-        means = summary(kept.assign(block=blocks), "block").sort_values("block")
-        axes[1].errorbar(means["block"], means["mean"], yerr=means["std"], label=kind, **look(number + 2))
+    for number, name in enumerate(variants_of(rows)):
+        for kind, line in (("value", "--"), ("tangent", "-")):
+            kept = rows[rows["figure"].str.startswith(f"{kind} error in {name}, block")]
+            blocks = kept["figure"].str.rsplit(n=1).str[-1].astype(int)
+            means = summary(kept.assign(block=blocks), "block").sort_values("block")
+            label = f"{kind}, {name}"
+            axes[1].errorbar(means["block"], means["mean"], yerr=means["std"], ls=line, label=label, **look(number))
     axes[1].set_yscale("log")
     axes[1].set_xlabel("block")
     axes[1].set_ylabel("relative error against float64")
@@ -104,7 +111,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 EXPERIMENT = Experiment(
     name="precision",
-    question="Does training in bfloat16 cost quality, and where does it lose the derivative?",
+    question="Does training in a lower precision cost quality, and where does it lose the derivative?",
     cells=plan,
     draw=draw,
 )

@@ -98,10 +98,7 @@ def _cell(plan: Plan, name: str, seed: int, world: World) -> Cell:
         cost = plan.seconds_per_step[name]
         steps = steps_in_equal_time(plan.base.run.steps, plan.seconds_per_step)[name]
         config = with_settings(config, {"run.steps": steps})
-    settings = {f"{group}": values for group, values in dataclasses.asdict(config).items() if group != "run"}
-    run = dataclasses.asdict(config.run)
-    settings |= {f"run.{key}": run[key] for key in ("steps", "batch", "precision", "seed")}
-    settings |= {"at": list(plan.at), **plan.measured_with}
+    settings = settings_of(config) | {"at": list(plan.at), **plan.measured_with}
 
     def work(folder: Path) -> list[Row]:
         rows: list[Row] = []
@@ -111,13 +108,25 @@ def _cell(plan: Plan, name: str, seed: int, world: World) -> Cell:
                 trained = train_until(step, config, folder, world)
             except NonFiniteError as error:
                 (folder / "not-finite.txt").write_text(f"{error}\n")
-                return [*rows, Row(name, seed, step, NAN, 0, NAN, "diverged", 1.0)]
+                return [*rows, diverged(name, config, step)]
             for found in plan.measure(trained):
                 at = step if found.step is None else found.step
                 rows.append(Row(name, seed, at, at * cost, found.nfe, found.w, found.figure, found.value))
         return rows
 
     return Cell(variant=name, seed=seed, settings=settings, work=work)
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What the results of a run depend on."""
+    settings = {f"{group}": values for group, values in dataclasses.asdict(config).items() if group != "run"}
+    run = dataclasses.asdict(config.run)
+    return settings | {f"run.{key}": run[key] for key in ("steps", "batch", "precision", "seed")}
+
+
+def diverged(variant: str, config: TrainConfig, step: int | None = None) -> Row:
+    """The row of a run whose loss or gradient was not finite, until this step."""
+    return Row(variant, config.run.seed, step or config.run.steps, NAN, 0, NAN, "diverged", 1.0)
 
 
 def _floor(plan: Plan, seed: int) -> Cell:

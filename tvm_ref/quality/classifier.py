@@ -79,14 +79,15 @@ def train_classifier(images: Tensor, labels: Tensor, recipe: Recipe, device: tor
     steps = recipe.epochs * (len(images) // recipe.batch)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
     model.train()
-    for _ in range(recipe.epochs):
-        order = torch.randperm(len(images), generator=draw)
-        for chosen in order[: len(order) // recipe.batch * recipe.batch].split(recipe.batch):
-            across, down = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=draw).tolist()
-            here = chosen.to(device)
-            loss = F.cross_entropy(model(images[here].roll((down, across), (2, 3))), labels[here])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rate.step()
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        for _ in range(recipe.epochs):
+            order = torch.randperm(len(images), generator=draw)
+            for chosen in order[: len(order) // recipe.batch * recipe.batch].split(recipe.batch):
+                across, down = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=draw).tolist()
+                here = chosen.to(device)
+                loss = F.cross_entropy(model(images[here].roll((down, across), (2, 3))), labels[here])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rate.step()
     return model

@@ -90,7 +90,9 @@ class RunConfig:
     batch: int  # global batch size: images of one step, over all processes and micro-batches
     out: str  # folder of the run, for checkpoints, metrics and samples; a run found there is resumed
     accumulate: int = 1  # gradient accumulation: micro-batches of each process in a step, to save memory
-    precision: Literal["float32", "bfloat16"] = "float32"  # precision of matrix products and attention (autocast)
+    # Precision of matrix products and attention: bfloat16 and float16 by autocast, float16 with the loss times 1024 in
+    # the backward pass; tf32 is float32 in TF32, as far as the GPU has it
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention

@@ -16,20 +16,28 @@ from ..objective.loss import Batch, Terms, terms
 from .config import TrainConfig
 from .parallel import World
 
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT16_SCALE = 2.0**10  # of the loss in a backward pass in float16, whose least number is 6e-8
+
 
 class Objective(nn.Module):
-    """The loss of a batch as the forward pass of a module. This is the module that DDP and FSDP wrap."""
+    """The loss of a batch as the forward pass of a module. This is the module that DDP and FSDP wrap.
+
+    loss_scale: the factor of the loss in the backward pass, by which gradients are divided afterwards.
+    """
 
     def __init__(self, network: DiT, config: TrainConfig, device: torch.device) -> None:
         super().__init__()
         self.network = network
         self._loss, self._guidance, self._kind = config.loss, config.model.guidance, device.type
-        self._autocast = config.run.precision == "bfloat16"
+        self._precision = AUTOCAST.get(config.run.precision)
+        self.loss_scale = FLOAT16_SCALE if self._precision == torch.float16 else 1.0
 
     def forward(self, batch: Batch, target: DiT) -> Terms:
         """Returns the terms of the loss, each [B] float32. The target is an argument, so it is not a submodule."""
         # No cache of weight casts: activation checkpointing needs the recomputation to run the same operators.
-        with torch.autocast(self._kind, torch.bfloat16, enabled=self._autocast, cache_enabled=False):
+        dtype = self._precision or torch.bfloat16
+        with torch.autocast(self._kind, dtype, enabled=self._precision is not None, cache_enabled=False):
             return terms(self.network, target, batch, self._loss, guidance=self._guidance)
 
 
@@ -128,6 +136,8 @@ def queue_gradient(
             results.append(captured(batch) if captured else passes(objective, target, batch, len(batches)))
         if observer is not None:
             observer.losses(batch, results[-1])
+    if (scale := _own(objective).loss_scale) != 1:
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
     if observer is not None:
         observer.gradients()
     means = [torch.stack(term).mean() for term in zip(*results, strict=True)]
@@ -140,10 +150,19 @@ def queue_gradient(
 
 
 def passes(objective: nn.Module, target: DiT, batch: Batch, count: int = 1) -> Terms:
-    """Adds the gradient of the mean loss of a micro-batch, one of `count`, to the parameters; returns its terms."""
+    """Adds the gradient of the mean loss of a micro-batch, one of `count`, to the parameters; returns its terms.
+
+    It is multiplied by the scale of the loss.
+    """
     result = objective(batch, target)
-    (result.loss.mean() / count).backward()
+    (result.loss.mean() * (_own(objective).loss_scale / count)).backward()
     return Terms(*(term.detach() for term in result))
+
+
+def _own(objective: nn.Module) -> Objective:
+    own = objective.module if isinstance(objective, DistributedDataParallel) else objective
+    assert isinstance(own, Objective)
+    return own
 
 
 def _average_later(objective: nn.Module) -> contextlib.AbstractContextManager:

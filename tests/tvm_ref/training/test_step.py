@@ -17,7 +17,7 @@ from tests.tvm_ref.runs import change, digits
 from tvm_ref.data.dataset import open_dataset
 from tvm_ref.objective.loss import Batch
 from tvm_ref.training.batches import Batches
-from tvm_ref.training.config import TrainConfig
+from tvm_ref.training.config import ConfigError, TrainConfig
 from tvm_ref.training.parallel import World
 from tvm_ref.training.state import State
 from tvm_ref.training.step import Outcome, gradient, queue_gradient
@@ -129,10 +129,11 @@ def test_the_target_gets_no_gradient() -> None:
     assert not any(id(p) in ids for p in state.target.parameters())
 
 
-def test_bfloat16_is_autocast_of_the_same_loss() -> None:
+@pytest.mark.parametrize("lower", ["bfloat16", "float16"])
+def test_lower_precisions_are_autocast_of_the_same_loss(lower: str) -> None:
     torch.set_default_dtype(torch.float32)
-    outcomes = {}
-    for precision in ("float32", "bfloat16"):
+    outcomes, norms = {}, {}
+    for precision in ("float32", lower):
         config = change(CONFIG, precision=precision)
         state, batches = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
         with torch.no_grad():  # the output layer starts at zero, where precision would not show
@@ -140,9 +141,24 @@ def test_bfloat16_is_autocast_of_the_same_loss() -> None:
                 for p in copy.parameters():
                     p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 8)
         outcomes[precision] = gradient(state.objective, state.target, batches, ALONE)
-        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in state.parameters)
-    error = relative_error([torch.tensor(outcomes["bfloat16"].loss)], [torch.tensor(outcomes["float32"].loss)])
-    assert 0 < error <= training_budget(torch.bfloat16)
+        grads = [p.grad for p in state.parameters if p.grad is not None and p.grad.dtype == torch.float32]
+        assert len(grads) == len(state.parameters)
+        norms[precision] = torch.stack([x.norm() for x in grads])
+    error = relative_error([torch.tensor(outcomes[lower].loss)], [torch.tensor(outcomes["float32"].loss)])
+    assert 0 < error <= training_budget(getattr(torch, lower))
+    assert relative_error([norms[lower]], [norms["float32"]]) < 0.1  # float16's scale of the loss is taken out
+
+
+def test_float32_and_tf32_are_what_pytorch_calls_them() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        State(change(CONFIG, precision="float32"), ALONE)
+        assert torch.get_float32_matmul_precision() == "highest"
+        with pytest.raises(ConfigError, match=r"run\.precision: expected another one than tf32 on cpu"):
+            State(change(CONFIG, precision="tf32"), ALONE)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Waits(TorchDispatchMode):
