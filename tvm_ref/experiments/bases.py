@@ -19,7 +19,7 @@ FULL: dict[str, Any] = {
     "run.cuda_graph": True, "optim.lr": 1e-3, "optim.warmup_steps": 100, "optim.ema": 0.995,
 }  # fmt: skip
 FULL_POINTS: dict[str, Any] = {
-    "model.attention_backend": None, "run.steps": 1500, "run.cuda_graph": True, "optim.ema": 0.995,
+    "model.attention_backend": None, "run.steps": 1000, "run.cuda_graph": True, "optim.ema": 0.99,
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def plan(setting: Setting) -> list[Cell]:
 def _small_networks(setting: Setting) -> list[Cell]:
     base = bases.images(setting, steps=40)
     if setting.scale == "full":
-        base = with_settings(base, {"run.steps": 600, "run.log_every": 1, "run.cuda_graph": False})
+        base = with_settings(base, {"run.steps": 400, "run.log_every": 1, "run.cuda_graph": False})
     warm_up = setting.pick(quick=1, small=15, full=100)
     variants: dict[str, dict[str, Any]] = {}
     for speed in setting.pick(quick=(1,), small=SPEEDS, full=SPEEDS):

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ..data.dataset import Dataset
 from ..objective.loss import Batch
 from ..training.batches import Batches
@@ -28,6 +30,8 @@ class ShortRun(NamedTuple):
 
 def train(config: TrainConfig, dataset: Dataset, world: World) -> ShortRun:
     """Makes the steps. Raises NonFiniteError where a loss or gradient is not finite."""
+    if config.run.compile:
+        torch.compiler.reset()  # as training.train_until
     state = State(config, world)
     observations = Observations(config, state.network, world)
     norms: list[NormRow] = []

@@ -17,7 +17,7 @@ from ..training.step import gradient
 from .cells import Setting
 from .training import with_settings
 
-WARM_UP, ROUNDS = 4, 8  # a CUDA graph is captured meanwhile
+WARM_UP, ROUNDS = 4, 8
 
 
 def seconds_per_step(
@@ -45,20 +45,27 @@ def _measured(base: TrainConfig, variants: Mapping[str, Mapping[str, Any]], sett
     least = dict.fromkeys(variants, float("inf"))
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     ready = {}
+
+    def step(variant: str) -> None:
+        state, batches = ready[variant]
+        gradient(state.objective, state.target, batches, setting.world, captured=state.captured)  # waits for the device
+        state.advance()
+
     for variant, changes in variants.items():
+        torch.compiler.reset()  # variants share the function that is compiled, which has few versions at a time
         config = with_settings(base, changes)
         draws = Batches(config, dataset, setting.world).draw(0)
         moved = [type(batch)(*(field.to(device) for field in batch)) for batch in draws]
         ready[variant] = (State(config, setting.world), moved)
-    for number in range(WARM_UP + ROUNDS):
-        for variant, (state, batches) in ready.items():
+        for _ in range(WARM_UP):  # the last one has a CUDA graph, which needs no compiled function
+            step(variant)
+    for _ in range(ROUNDS):
+        for variant in variants:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             began = clock()
-            gradient(state.objective, state.target, batches, setting.world, captured=state.captured)  # waits for it
-            state.advance()
+            step(variant)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number >= WARM_UP:
-                least[variant] = min(least[variant], clock() - began)
+            least[variant] = min(least[variant], clock() - began)
     return least

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from flashjvp_commands.ending import Stopped
@@ -148,6 +149,8 @@ def train_until(step: int, config: TrainConfig, folder: Path, world: World) -> T
             "run.sample_every": step, "run.save_every": max(1, min(step, 1000)),
         },
     )  # fmt: skip
+    if config.run.compile and not (folder / "run").exists():
+        torch.compiler.reset()  # variants share the function that is compiled, which has few versions at a time
     with (folder / "log.txt").open("a") as log:
         trainer = Trainer(config, world, Console(file=log, width=200))
         if not trainer.run():
