@@ -44,7 +44,7 @@ def _measured(base: TrainConfig, variants: Mapping[str, Mapping[str, Any]], sett
     dataset = open_dataset(base.data)
     least = dict.fromkeys(variants, float("inf"))
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    ready = {}
+    ready: dict[str, tuple[State, list[Any]]] = {}
 
     def step(variant: str) -> None:
         state, batches = ready[variant]
