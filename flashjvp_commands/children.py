@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 _LEADERS: set[int] = set()
@@ -61,6 +62,7 @@ def without_interrupts() -> Iterator[None]:
     A signal to the command waits for the end of the block: a process that is half started would leave a traceback.
     """
     with _signals_kept():
+        resource_tracker.ensure_running()  # when multiprocessing starts it by itself, it unblocks SIGINT afterwards
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield

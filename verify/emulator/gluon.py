@@ -1,10 +1,10 @@
 """Runs Gluon kernels written for Hopper GPUs on a CPU, so that their results and their waits can be tested anywhere.
 
 The partitions of a warp-specialised kernel are threads, and barriers block them. What a GPU does asynchronously happens
-late here: a product of a warpgroup when a wait asks for it, a copy into shared memory after a random delay. So a
-missing wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a deadlock, which is
-found after PATIENCE_SECONDS. Fresh shared memory is NaN. Products of tiles add up in float32, others are contracted
-with the sum that they enter. Layouts mean nothing here: only the compiler and the GPU judge them.
+late here: a product of a warpgroup when a wait asks for it, a copy into shared memory, and many a store there, after a
+random delay. So a missing wait, a wrong phase, or a tile that is freed too early gives wrong numbers, an error or a
+deadlock, which is found after PATIENCE_SECONDS. Fresh shared memory is NaN. Products of tiles add up in float32, others
+are contracted with the sum that they enter. Layouts mean nothing here: only the compiler and the GPU judge them.
 """
 
 import importlib

@@ -18,6 +18,12 @@ class EmulationError(RuntimeError):
     """A kernel did what a GPU does not survive: a deadlock, one arrival too many, a value read in flight."""
 
 
+def delay(share: float) -> None:
+    """Waits a little in a share of cases, so that threads which no barrier orders meet in every order."""
+    if random.random() < share:
+        time.sleep(random.random() * LONGEST_DELAY_SECONDS)
+
+
 class Program:
     """What the partitions of the running program share."""
 
@@ -39,8 +45,7 @@ class Program:
 
     def _copy(self) -> None:
         while (copy := self._copies.get()) is not None:
-            if random.random() < 0.25:
-                time.sleep(random.random() * LONGEST_DELAY_SECONDS)
+            delay(0.25)
             copy()
 
 
@@ -139,4 +144,5 @@ class Shared:
     def store(self, value: Tensor) -> None:
         if self.data.shape != value.shape or self.dtype != value.dtype:
             raise EmulationError(f"a {value.dtype} {list(value.shape)} stored in a {self.dtype} {self.shape}")
+        delay(0.5)
         self.data.copy_(value)

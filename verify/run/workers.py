@@ -90,8 +90,8 @@ class _Worker:
         self.process = CONTEXT.Process(target=_serve, args=(far, judge, run), daemon=True)
         with children.without_interrupts():
             self.process.start()
-        assert self.process.pid is not None
-        children.register(self.process.pid)
+            assert self.process.pid is not None
+            children.register(self.process.pid)
         far.close()
 
     def give(self, task: Any) -> None:
