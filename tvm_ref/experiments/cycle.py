@@ -85,6 +85,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         means = summary(rows[(rows["variant"] == name) & rows["figure"].str.startswith("cycle_error")], "figure")
         axes[0].errorbar(CYCLE_TIMES, means["mean"], yerr=means["std"], label=name, **look(number))
     axes[0].set_xlabel("time t that the cycle goes to")
+    axes[0].set_xticks(CYCLE_TIMES)
     axes[0].set_ylabel("cycle error, RMS of a number")
     by_nfe(axes[1], rows[~rows["variant"].str.endswith("latents")], "frechet")
     shared_legend(figure, axes[0])

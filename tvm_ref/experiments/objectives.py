@@ -57,6 +57,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         parts = (kept["seconds"] / kept["variant"].map(seconds)).round(2)
         against(axes[place], kept.assign(part=parts.fillna(0)), "part", "frechet")
         axes[place].set_xlabel("part of the training time")
+        axes[place].set_xticks(sorted(set(parts.dropna())))
         axes[place].set_title(f"{nfe} evaluation{'s' * int(nfe > 1)}", loc="left")
     axes[0].set_title("after the whole time", loc="left")
     shared_legend(figure, axes[0])

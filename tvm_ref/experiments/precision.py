@@ -16,7 +16,7 @@ from ..training.batches import Batches
 from ..training.step import AUTOCAST
 from . import bases
 from .cells import Cell, Experiment, Setting
-from .drawing import by_nfe, look, panels, variants_of
+from .drawing import by_nfe, look, panels, shared_legend, variants_of
 from .measures import quality, real_quality
 from .results import summary
 from .training import Measured, Plan, Trained, cells
@@ -98,14 +98,13 @@ def draw(rows: pd.DataFrame) -> Figure:
             kept = rows[rows["figure"].str.startswith(f"{kind} error in {name}, block")]
             blocks = kept["figure"].str.rsplit(n=1).str[-1].astype(int)
             means = summary(kept.assign(block=blocks), "block").sort_values("block")
-            label = f"{kind}, {name}"
-            axes[1].errorbar(means["block"], means["mean"], yerr=means["std"], ls=line, label=label, **look(number))
+            axes[1].errorbar(means["block"], means["mean"], yerr=means["std"], ls=line, **look(number))
     axes[1].set_yscale("log")
     axes[1].set_xlabel("block")
     axes[1].set_ylabel("relative error against float64")
     axes[1].set_xticks(range(len(set(blocks))))
-    axes[1].legend(fontsize=6)
-    axes[0].legend()
+    axes[1].set_title("dashed: tokens, solid: their derivatives by s", loc="left")
+    shared_legend(figure, axes[0], columns=5)
     return figure
 
 
