@@ -1,13 +1,13 @@
 """What a context of `replaced` intercepted, how often, what served it and why, and what it did not reach."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from .. import _torch
 from ..backends import select
@@ -68,26 +68,27 @@ class Recorder:
     """Counts calls while a context is entered."""
 
     def __init__(self, model: nn.Module | None) -> None:
-        self._counts: dict[tuple[Any, ...], int] = {}
-        self._lock = threading.Lock()
+        self._counts: dict[tuple[Any, ...], int] = {}  # the last part of a key is a thread, which alone adds to it
         self._callers = Callers(model)
         self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
         self._switched_on: dict[str, None] = {}
 
     def add(self, function: str, served_by: str, why: str) -> None:
         """One call, that something else than flashjvp's attention served."""
-        if is_compiling():
+        if is_dynamo_compiling():
             _note_compiled(function, served_by, why)
             return
         self._add((function, served_by, why))
 
     def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
         """One call; served by flashjvp, it was on the backend for these queries."""
-        if is_compiling():
+        if is_dynamo_compiling():
             _note_compiled(function, served_by, why)
             return
-        key = (function, served_by, why) if why else (function, q.device, q.dtype)
-        with self._lock:
+        if why:
+            self._add((function, served_by, why))
+        else:
+            key = (function, q.device, q.dtype, get_ident())
             self._counts[key] = self._counts.get(key, 0) + 1
         if self._callers.unreached:
             self._callers.look()
@@ -103,10 +104,8 @@ class Recorder:
 
     def report(self) -> Report:
         """What was counted up to now."""
-        with self._lock:
-            counts = dict(self._counts)
         merged: dict[tuple[str, str, str], int] = {}
-        for (function, second, third), calls in counts.items():
+        for (function, second, third, _), calls in self._counts.copy().items():
             key = function, second, third
             if isinstance(second, torch.device):
                 key = function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"
@@ -116,9 +115,9 @@ class Recorder:
         reached = sorted(set(self._callers.names.values()) - set(untouched))
         return Report(rows, tuple(self._switched_on), tuple(reached), untouched)
 
-    def _add(self, key: tuple[Any, ...]) -> None:
-        with self._lock:
-            self._counts[key] = self._counts.get(key, 0) + 1
+    def _add(self, row: tuple[str, str, str]) -> None:
+        key = (*row, get_ident())
+        self._counts[key] = self._counts.get(key, 0) + 1
 
 
 @_torch.once_a_trace

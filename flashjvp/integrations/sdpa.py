@@ -56,15 +56,14 @@ def served(
     is_causal: bool, scale: float | None, enable_gqa: bool,
 ) -> Tensor:  # fmt: skip
     """The attention that a replaced function of this name stands for: by flashjvp, else dense or an error."""
-    rest = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
     try:
-        o = attention(q, k, v, *rest)
+        o = attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     except FlashJVPError as error:
         if context.fallback != "dense":
             if isinstance(error, UnsupportedError):
                 error.add_note(_HINT)
             raise
-        o = dense.attention(q, k, v, *rest)
+        o = dense.attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         context.report_of.add_attention(name, q, "dense equations", str(error))
         return o
     context.report_of.add_attention(name, q)
