@@ -16,11 +16,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import Any
 
 from . import children
 
 HELD, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_S = 0.05  # from a Stopped that was lost to the signal that raises it again
 GRACE_S = 1.0  # from the second signal to the end that nothing delays
 BROKEN_PIPE = STOPPED + 13
 MOST_LETTERS = 1000
@@ -164,15 +166,43 @@ def _say(text: str) -> None:
 
 
 class _Arrived:
-    """Raises Stopped for a signal while a command runs; one that came before is kept until then."""
+    """Raises Stopped for a signal while a command runs; one that came before is kept until then.
+
+    Python ignores what is raised in a finaliser or a callback. Such a Stopped is lost, and the signal sent again.
+    repeated: how many were.
+    """
 
     def __init__(self) -> None:
         self._runs, self._number = False, 0
+        self.repeated = 0
+        self._again: list[threading.Timer] = []
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._number = number
         if self._runs:
             raise Stopped(number)
+
+    @contextlib.contextmanager
+    def losing_none(self) -> Iterator[None]:
+        """Watches for what is ignored."""
+        before = sys.unraisablehook
+
+        def ignored(what: Any) -> None:
+            if not isinstance(what.exc_value, Stopped):
+                before(what)
+                return
+            self.repeated += 1
+            self._again.append(threading.Timer(AGAIN_S, signal.raise_signal, (what.exc_value.number,)))
+            self._again[-1].start()
+
+        sys.unraisablehook = ignored
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+            for timer in self._again:
+                timer.cancel()
+                timer.join()
 
     def raised_in(self, command: Callable[[], int | None]) -> int | None:
         """Runs the command."""
@@ -199,9 +229,10 @@ def _signals_watched() -> Iterator[_Arrived]:
     handlers = {number: signal.signal(number, stop) for number in SIGNALS}
     before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     with _acknowledging(seen) as passed_on:
-        threading.Thread(target=_watch, args=(passed_on,), daemon=True).start()
+        threading.Thread(target=_watch, args=(passed_on, stop), daemon=True).start()
         try:
-            yield stop
+            with stop.losing_none():
+                yield stop
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -231,12 +262,12 @@ def _acknowledging(seen: int) -> Iterator[int]:
         process.wait()
 
 
-def _watch(passed_on: int) -> None:
+def _watch(passed_on: int, stop: _Arrived) -> None:
     """GRACE_S after the second signal it ends the process."""
     count = 0
     while data := os.read(passed_on, 1):
         count += data[0] in SIGNALS
-        if count == 2:
+        if count - stop.repeated == 2:
             time.sleep(GRACE_S)
             children.end_all()
             os._exit(STOPPED + data[0])

@@ -141,6 +141,29 @@ sys.exit(ending.run(work))
     assert done.returncode == 130 and "a second one stops at once" in done.stderr, done
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda x: x.name)
+def test_a_signal_that_arrives_in_a_finaliser_is_not_lost(number: signal.Signals) -> None:
+    script = f"""
+class Kept:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        for _ in range(100): pass
+        print("finalised")
+
+def command():
+    Kept()
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(2 * ending.GRACE_S)  # the signal that is sent again is no second one
+        print("kept")
+sys.exit(ending.run(command))
+"""
+    done = ended(script)
+    assert (done.returncode, done.stdout) == (128 + number, "kept\n"), done.stderr
+    assert "Exception ignored" not in done.stderr and done.stderr.count("stopping") == 1
+
+
 def test_a_signal_is_acknowledged_while_c_code_holds_pythons_lock() -> None:
     script = """
 import ctypes, os, signal, sys
