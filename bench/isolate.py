@@ -141,17 +141,25 @@ class _Child:
 
     def __init__(self, command: tuple[str, ...], environment: dict[str, str] | None = None):
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            text=True,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
-        children.register(self._process.pid)
+        started = []
+        try:
+            with children.signals_kept():
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._stderr,
+                    cwd=ROOT,
+                    env={**os.environ, **(environment or {})},
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is the parent's to handle
+                )
+                children.register(self._process.pid)
+                started.append(self._process.pid)
+        except BaseException:  # a signal that came meanwhile: nobody else knows of the process yet
+            for pid in started:
+                children.end(pid)
+            raise
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 

@@ -15,13 +15,18 @@ _LEADERS: set[int] = set()
 @contextlib.contextmanager
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Starts a process, with the options of Popen, in a session of its own. Leaving the block kills its whole group."""
-    with subprocess.Popen(command, start_new_session=True, **options) as process:
-        register(process.pid)
-        try:
-            yield process
-        finally:
+    process = None
+    try:
+        with signals_kept():
+            process = subprocess.Popen(command, start_new_session=True, **options)
+            register(process.pid)
+        yield process
+    finally:
+        if process is not None:
             _LEADERS.discard(process.pid)
             _kill(process.pid, waited_for=process.returncode is not None)
+            with process:  # closes its pipes and waits for it
+                pass
 
 
 def register(leader: int) -> None:
@@ -61,7 +66,7 @@ def without_interrupts() -> Iterator[None]:
 
     A signal to the command waits for the end of the block: a process that is half started would leave a traceback.
     """
-    with _signals_kept():
+    with signals_kept():
         resource_tracker.ensure_running()  # when multiprocessing starts it by itself, it unblocks SIGINT afterwards
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -71,8 +76,11 @@ def without_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Calls Python's handlers of both signals at the end of the block. Only the main thread can see to that."""
+def signals_kept() -> Iterator[None]:
+    """Calls Python's handlers of both signals at the end of the block: a process that was started is then registered.
+
+    Only the main thread can see to that.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -16,6 +16,7 @@ from tvm_ref.experiments import runner, training
 from tvm_ref.experiments.catalogue import NAMES, experiment
 from tvm_ref.experiments.cells import Cell, Experiment, Setting
 from tvm_ref.experiments.drawing import panels
+from tvm_ref.experiments.memory import STEP
 from tvm_ref.experiments.results import COLUMNS, REAL, Row, last_steps, read_table, summary, table
 from tvm_ref.training.parallel import World
 from tvm_ref.training.presets import PRESETS
@@ -128,7 +129,8 @@ def test_every_experiment_works(name: str, tmp_path: Path) -> None:
 def test_every_experiment_ends_at_small_scale(name: str, tmp_path: Path) -> None:
     assert run_command(name, "small", tmp_path) == 0
     found = read_table(tmp_path / f"{name}.csv")
-    variants = found[found["variant"] != REAL].groupby("variant")["seed"].nunique()
+    once = found["variant"].str.endswith(STEP)  # a time and a peak, of one seed
+    variants = found[(found["variant"] != REAL) & ~once].groupby("variant")["seed"].nunique()
     assert variants.min() == variants.max() and (found["figure"] != "diverged").all()
 
 
