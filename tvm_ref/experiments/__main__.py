@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("names", type=_names, metavar="NAME,...", help="experiments, or all")
     options.add_argument(
         "--scale", choices=("quick", "small", "full"), default="full",
-        help="quick: whether it works; small: minutes on a CPU; full: an hour on a GPU, with Fashion-MNIST (default)",
+        help="quick: whether it works; small: minutes on a CPU; full: on a GPU, with Fashion-MNIST (default)",
     )  # fmt: skip
     options.add_argument(
         "--out", type=_folder, default=Path("experiments"), metavar="FOLDER",

@@ -13,7 +13,7 @@ QUICK_STEPS = 2
 SMALL: dict[str, Any] = {
     "model.width": 32, "model.depth": 2, "model.heads": 2, "run.batch": 64, "optim.lr": 4e-3, "optim.ema": 0.95,
 }  # fmt: skip
-# Of every network of Fashion-MNIST on a GPU: what all experiments together train in an hour on an H200.
+# Of every network of Fashion-MNIST on a GPU, sized so that all experiments together should take an hour on an H200.
 FULL: dict[str, Any] = {
     "model.patch": 4, "model.width": 192, "model.depth": 4, "model.heads": 3, "run.batch": 128, "run.steps": 1500,
     "run.cuda_graph": True, "optim.lr": 1e-3, "optim.warmup_steps": 100, "optim.ema": 0.995,

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from .update import FusedUpdate
 
 
-FLOAT32 = {"float32": "highest", "tf32": "high"}  # what PyTorch calls these precisions of products
-
-
 class State:
     """The network, target network, EMA weights, optimizer and step number, and the `Objective` to train with.
 
@@ -45,8 +42,8 @@ class State:
             raise ConfigError(f"run.cuda_graph: expected {expected}, got True on {world.device}, {world.size} of them")
         if run.precision == "tf32" and world.device.type != "cuda":
             raise ConfigError(f"run.precision: expected another one than tf32 on {world.device}, which has no TF32")
-        if run.precision in FLOAT32:  # for the whole process, as PyTorch has it
-            torch.set_float32_matmul_precision(FLOAT32[run.precision])
+        # For the whole process, as PyTorch has it: what an earlier run in it has set does not count.
+        torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
         self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)

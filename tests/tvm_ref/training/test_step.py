@@ -152,9 +152,10 @@ def test_lower_precisions_are_autocast_of_the_same_loss(lower: str) -> None:
 def test_float32_and_tf32_are_what_pytorch_calls_them() -> None:
     before = torch.get_float32_matmul_precision()
     try:
-        torch.set_float32_matmul_precision("medium")
-        State(change(CONFIG, precision="float32"), ALONE)
-        assert torch.get_float32_matmul_precision() == "highest"
+        for precision in ("float32", "bfloat16"):
+            torch.set_float32_matmul_precision("medium")
+            State(change(CONFIG, precision=precision), ALONE)
+            assert torch.get_float32_matmul_precision() == "highest"
         with pytest.raises(ConfigError, match=r"run\.precision: expected another one than tf32 on cpu"):
             State(change(CONFIG, precision="tf32"), ALONE)
     finally:
