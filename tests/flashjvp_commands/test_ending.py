@@ -164,6 +164,29 @@ sys.exit(ending.run(command))
     assert "Exception ignored" not in done.stderr and done.stderr.count("stopping") == 1
 
 
+def test_a_signal_while_a_process_starts_leaves_none_behind() -> None:
+    script = """
+import subprocess
+from flashjvp_commands import children
+
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100): pass
+
+def command():
+    children.subprocess.Popen = Interrupted
+    with children.child(["sleep", "60"]):
+        time.sleep(60)
+sys.exit(ending.run(command))
+"""
+    done = ended(script)
+    assert done.returncode == 128 + signal.SIGTERM, done
+    assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
 def test_a_signal_is_acknowledged_while_c_code_holds_pythons_lock() -> None:
     script = """
 import ctypes, os, signal, sys
