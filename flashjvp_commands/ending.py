@@ -192,7 +192,9 @@ class _Arrived:
                 before(what)
                 return
             self.repeated += 1
-            self._again.append(threading.Timer(AGAIN_S, signal.raise_signal, (what.exc_value.number,)))
+            # To the main thread: another one that gets it would not wake what the main thread waits for.
+            to_main = (threading.main_thread().ident, what.exc_value.number)
+            self._again.append(threading.Timer(AGAIN_S, signal.pthread_kill, to_main))
             self._again[-1].start()
 
         sys.unraisablehook = ignored

@@ -159,8 +159,10 @@ def command():
         print("kept")
 sys.exit(ending.run(command))
 """
+    began = time.monotonic()
     done = ended(script)
     assert (done.returncode, done.stdout) == (128 + number, "kept\n"), done.stderr
+    assert time.monotonic() - began < 30  # it does not sleep on
     assert "Exception ignored" not in done.stderr and done.stderr.count("stopping") == 1
 
 
