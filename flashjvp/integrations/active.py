@@ -19,12 +19,12 @@ class _Process:
     context: Optional["Replaced"] = None
 
 
-_THREAD, _PROCESS = _Thread(), _Process()
+THREAD, _PROCESS = _Thread(), _Process()
 
 
 def present() -> Optional["Replaced"]:
     """The context whose options a call of this thread follows; None outside of any."""
-    contexts = _THREAD.contexts
+    contexts = THREAD.contexts
     if contexts and contexts[-1].entered:
         return contexts[-1]
     for context in reversed(contexts):
@@ -35,17 +35,17 @@ def present() -> Optional["Replaced"]:
 
 def push(context: "Replaced") -> None:
     """This thread is in the context."""
-    _THREAD.contexts = (*_THREAD.contexts, context)
+    THREAD.contexts = (*THREAD.contexts, context)
 
 
 def remove(context: "Replaced") -> None:
     """This thread has left the context, wherever it stands among those that it is in."""
-    contexts = list(_THREAD.contexts)
+    contexts = list(THREAD.contexts)
     for i in reversed(range(len(contexts))):
         if contexts[i] is context:
             del contexts[i]
             break
-    _THREAD.contexts = tuple(contexts)
+    THREAD.contexts = tuple(contexts)
 
 
 def set_for_process(context: Optional["Replaced"]) -> Optional["Replaced"]:

@@ -1,6 +1,7 @@
 """Which of a model's modules that look like attention calls came from, as the callers' frames tell."""
 
 import inspect
+import random
 import sys
 import types
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from . import like_attention
 
 _DEEPEST = 20  # frames between attention and the module that calls it
 _STRANGERS = 2  # modules that are not of the model, after which the search ends
+_ROUNDS = 8  # looks for each module of a model, in which no new one was seen, before only some calls are looked at
+_GAP = 32  # one call in so many, then, on average
 
 
 class Callers:
@@ -23,12 +26,29 @@ class Callers:
         self._parts = {id(part) for _, module in found for part in module.modules()}
         self._others = set() if model is None else {id(module) for module in model.modules()} - self._parts
         self._codes = {id(code) for _, module in found for code in _codes_of(type(module))}
+        self._passed_over = 0  # calls, until the next one that is looked at
+        self._in_vain = 0
+        self._gaps = random.Random(0)  # at random: calls of a model come in periods, which a fixed gap could miss
 
-    def look(self) -> None:
-        """Notes from which module the function is called that called the caller of this one's caller.
+    def look_now_and_then(self) -> None:
+        """Looks at this call; once nothing new has been seen for a while, at one in `_GAP`.
 
-        Every call pays for this while one is unreached, so most frames are told by their code alone: it costs more to
-        read what `self` is there. The search ends at a module of the model that is no part of any.
+        A look costs about 10 us, and a module that no call ever comes from would make every call pay for one.
+        """
+        if self._passed_over:
+            self._passed_over -= 1
+            return
+        unreached = len(self.unreached)
+        self._look()
+        self._in_vain = self._in_vain + 1 if len(self.unreached) == unreached else 0
+        if self._in_vain > _ROUNDS * len(self.names):
+            self._passed_over = self._gaps.randrange(2 * _GAP - 1)
+
+    def _look(self) -> None:
+        """Notes which module this call comes from.
+
+        Most frames are told by their code alone: it costs more to read what `self` is there. The search ends at a
+        module of the model that is no part of any.
         """
         codes, strangers = self._codes, 0
         frame: types.FrameType | None = sys._getframe(3)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import _torch
 from .active import present
-from .sdpa import WANTED
+from .sdpa import ANY_WANTED, WANTED
 
 NAME = "multi_head_attention_forward"
 STOCK = F.multi_head_attention_forward
@@ -48,12 +48,14 @@ def multi_head_attention_forward(
         return stock(need_weights, is_causal)
     context.report_of.add(NAME, "flashjvp", "weights computed beside the output, dense")
     before, WANTED.weights = WANTED.weights, []
+    ANY_WANTED.append(None)
     try:
         # Without the hint, which takes the place of the mask where no weights are needed.
         o, _ = stock(need_weights=False, is_causal=False)
         (p,) = WANTED.weights
     finally:
         WANTED.weights = before
+        ANY_WANTED.pop()
     if average_attn_weights:
         p = p.mean(dim=1)
     return o, p if query.dim() == 3 else p.squeeze(0)

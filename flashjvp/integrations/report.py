@@ -1,8 +1,9 @@
 """What a context of `replaced` intercepted, how often, what served it and why, and what it did not reach."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from threading import get_ident
+from threading import Lock
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.compiler import is_dynamo_compiling
 from .. import _torch
 from ..backends import select
 from .callers import Callers
+
+MOST_CALLS = 4096  # that are kept one by one, before they are counted
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Report:
     rows: the calls that were intercepted.
     switched_on: names of the model's modules whose `fused_attn` was off.
     reached: names of the model's modules that look like attention, from which a call came.
-    untouched: those from which none came: they compute attention by themselves, were compiled, or were not called.
+    untouched: those from which no call was seen: they compute attention by themselves, were compiled, or were not
+        called. Where many calls showed no new module, only some of the later ones are looked at: a module that makes
+        its first calls then may be among these for the next hundred calls or so.
     """
 
     rows: tuple[Row, ...]
@@ -68,7 +73,10 @@ class Recorder:
     """Counts calls while a context is entered."""
 
     def __init__(self, model: nn.Module | None) -> None:
-        self._counts: dict[tuple[Any, ...], int] = {}  # the last part of a key is a thread, which alone adds to it
+        # Calls in the order in which threads make them. They are counted later: a dict would cost each call 1 us more.
+        self._calls: list[tuple[str, Any, Any]] = []
+        self._counts: Counter[tuple[str, Any, Any]] = Counter()
+        self._counting = Lock()
         self._callers = Callers(model)
         self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
         self._switched_on: dict[str, None] = {}
@@ -77,21 +85,20 @@ class Recorder:
         """One call, that something else than flashjvp's attention served."""
         if is_dynamo_compiling():
             _note_compiled(function, served_by, why)
-            return
-        self._add((function, served_by, why))
-
-    def add_attention(self, function: str, q: Tensor, served_by: str = "flashjvp", why: str = "") -> None:
-        """One call; served by flashjvp, it was on the backend for these queries."""
-        if is_dynamo_compiling():
-            _note_compiled(function, served_by, why)
-            return
-        if why:
-            self._add((function, served_by, why))
         else:
-            key = (function, q.device, q.dtype, get_ident())
-            self._counts[key] = self._counts.get(key, 0) + 1
-        if self._callers.unreached:
-            self._callers.look()
+            self._add((function, served_by, why))
+
+    def add_attention(self, function: str, q: Tensor, served_by: str = "", why: str = "") -> None:
+        """One call of attention; of flashjvp's, on the backend for these queries, where nothing else served it."""
+        if is_dynamo_compiling():
+            _note_compiled(function, served_by or "flashjvp", why)
+            return
+        self._calls.append((function, served_by or q.device, why or q.dtype))
+        if len(self._calls) > MOST_CALLS:
+            self._count()
+        callers = self._callers
+        if callers.unreached:
+            callers.look_now_and_then()
 
     def add_compiled(self, function: str, served_by: str, why: str) -> None:
         """One trace of torch.compile."""
@@ -104,20 +111,29 @@ class Recorder:
 
     def report(self) -> Report:
         """What was counted up to now."""
-        merged: dict[tuple[str, str, str], int] = {}
-        for (function, second, third, _), calls in self._counts.copy().items():
-            key = function, second, third
+        self._count()
+        merged: Counter[tuple[str, str, str]] = Counter()
+        for (function, second, third), calls in self._counts.items():
             if isinstance(second, torch.device):
-                key = function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"
-            merged[key] = merged.get(key, 0) + calls
+                merged[function, "flashjvp", f"{select.choose(second, third)}, {third} on {second}"] += calls
+            else:
+                merged[function, second, third] += calls
         rows = tuple(Row(name, by, why, calls) for (name, by, why), calls in merged.items())
         untouched = tuple(self._callers.unreached.values())
         reached = sorted(set(self._callers.names.values()) - set(untouched))
         return Report(rows, tuple(self._switched_on), tuple(reached), untouched)
 
-    def _add(self, row: tuple[str, str, str]) -> None:
-        key = (*row, get_ident())
-        self._counts[key] = self._counts.get(key, 0) + 1
+    def _add(self, call: tuple[str, Any, Any]) -> None:
+        self._calls.append(call)
+        if len(self._calls) > MOST_CALLS:
+            self._count()
+
+    def _count(self) -> None:
+        """Threads may append meanwhile: what is counted is taken from the front, at once."""
+        with self._counting:
+            counted = self._calls[:]
+            self._counts.update(counted)
+            del self._calls[: len(counted)]
 
 
 @_torch.once_a_trace

@@ -11,7 +11,7 @@ from .. import _torch
 from ..api import attention
 from ..errors import FlashJVPError, UnsupportedError
 from . import dense
-from .active import present
+from .active import THREAD, present
 
 if TYPE_CHECKING:
     from .replaced import Replaced
@@ -22,11 +22,14 @@ STOCK = F.scaled_dot_product_attention
 
 
 class _Wanted(threading.local):
+    """The weights of attention, where what calls it wants them beside (multihead.py)."""
+
     def __init__(self) -> None:
         self.weights: list[Tensor] | None = None
 
 
-WANTED = _Wanted()  # the weights of attention, where what calls it wants them beside (multihead.py)
+WANTED = _Wanted()
+ANY_WANTED: list[None] = []  # one item for each thread that wants them: most calls need not read the thread's own
 
 
 def scaled_dot_product_attention(
@@ -40,15 +43,24 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """PyTorch's function by `flashjvp.attention`, in a context of `flashjvp.replaced`; PyTorch's own outside of any."""
-    context = present()
+    # Each Python function on the way costs about 1 us in a model, where caches are cold: hence no call of `served`, and
+    # `present` only where it is not the innermost context.
+    contexts = THREAD.contexts
+    context = contexts[-1] if contexts and contexts[-1].entered else present()
     if context is None:
         return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if WANTED.weights is not None:
+    if ANY_WANTED and WANTED.weights is not None:
         WANTED.weights.append(dense.weights(query, key, attn_mask, is_causal, scale, enable_gqa))
     if context.when == "jvp" and context.leaves_alone((query, key, value, attn_mask)):
         context.report_of.add(NAME, "PyTorch", "no tangent")
         return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return served(context, NAME, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    try:
+        o = attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    except FlashJVPError as error:
+        all_of_it = query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+        return _refused(context, NAME, error, *all_of_it)
+    context.report_of.add_attention(NAME, query)
+    return o
 
 
 def served(
@@ -59,14 +71,22 @@ def served(
     try:
         o = attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     except FlashJVPError as error:
-        if context.fallback != "dense":
-            if isinstance(error, UnsupportedError):
-                error.add_note(_HINT)
-            raise
-        o = dense.attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        context.report_of.add_attention(name, q, "dense equations", str(error))
-        return o
+        return _refused(context, name, error, q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     context.report_of.add_attention(name, q)
+    return o
+
+
+def _refused(
+    context: "Replaced", name: str, error: FlashJVPError, q: Tensor, k: Tensor, v: Tensor, attn_mask: Maybe,
+    dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """What becomes of a call that flashjvp refuses: dense equations, which are reported, or its error."""
+    if context.fallback != "dense":
+        if isinstance(error, UnsupportedError):
+            error.add_note(_HINT)
+        raise error
+    o = dense.attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    context.report_of.add_attention(name, q, "dense equations", str(error))
     return o
 
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import pickle
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import flashjvp
+from flashjvp.integrations import report
 from tests.flashjvp.integrations.calls import FUNCTIONS, Q
 
 
@@ -147,15 +149,47 @@ CALLERS = {
 
 @pytest.mark.parametrize(("name", "attention"), CALLERS.values(), ids=CALLERS)
 def test_which_module_calls_come_from(name: str, attention: nn.Module) -> None:
-    """Also after many calls from elsewhere: from a module of the model, from others, from none."""
+    """Also after many calls from elsewhere: from a module of the model, from others, from none.
+
+    After those only some calls are looked at, so that it takes some until the module is seen.
+    """
     model = nn.Sequential(attention, Core(), UntouchedAttention())
     elsewhere = (model[1], Cores(Cores(Cores(Core()))), Core().forward)
     with flashjvp.replaced(model) as replaced:
         for i in range(300):
             elsewhere[i % 3](Q)
         assert replaced.report_of.report().reached == ()
-        model(Q)
+        for _ in range(100):
+            model(Q)
     assert replaced.report_of.report().reached == (name,)
+
+
+def test_the_first_calls_are_all_looked_at_and_all_calls_are_counted() -> None:
+    model = nn.Sequential(*(MethodAttention() for _ in range(20)), UntouchedAttention())
+    with flashjvp.replaced(model) as replaced:
+        for part in model[:20]:
+            part.attend(Q)
+        assert replaced.report_of.report().untouched == ("20",)
+        calls = report.MOST_CALLS + 100
+
+        def call() -> None:
+            for _ in range(calls // 2):
+                F.scaled_dot_product_attention(Q[:1, :1], Q[:1, :1], Q[:1, :1])
+
+        with flashjvp.replaced(model) as together:
+
+            def in_thread() -> None:
+                with together:
+                    call()
+
+            threads = [threading.Thread(target=in_thread) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert [row.calls for row in replaced.report_of.report().rows] == [20]
+    for _ in range(2):
+        assert [row.calls for row in together.report_of.report().rows] == [calls // 2 * 2]
 
 
 def test_the_report_of_a_context_without_a_call() -> None:
