@@ -171,7 +171,7 @@ def may_carry_tangents() -> bool:
 
 def is_in_func_jvp() -> bool:
     """Whether the innermost transform is torch.func.jvp, which can be left for a while."""
-    return CAN_LEAVE_JVP and bool(innermost_transform().key().value == JVP)
+    return CAN_LEAVE_JVP and transforms_active() and bool(innermost_transform().key().value == JVP)
 
 
 def level_gives_tangents() -> bool:

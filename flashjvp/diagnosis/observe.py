@@ -35,7 +35,7 @@ _NORMS = {
     norms.instance_norm.__code__: advice.INSTANCE_NORM,
 }
 # Python functions that attention passes, with its mask and dropout among their arguments.
-_ATTENTION = (sdpa.served.__code__, multihead.STOCK.__code__)
+_ATTENTION = (sdpa.scaled_dot_product_attention.__code__, sdpa.served.__code__, multihead.STOCK.__code__)
 _WITHOUT_JVP = {torch.autograd.Function.jvp}
 _LAYER_NORMS = ("native_layer_norm",)
 _BATCH_NORMS = (

@@ -1,6 +1,7 @@
 """Which of a model's modules that look like attention calls came from, as the callers' frames tell."""
 
 import inspect
+import math
 import random
 import sys
 import types
@@ -26,29 +27,26 @@ class Callers:
         self._parts = {id(part) for _, module in found for part in module.modules()}
         self._others = set() if model is None else {id(module) for module in model.modules()} - self._parts
         self._codes = {id(code) for _, module in found for code in _codes_of(type(module))}
-        self._passed_over = 0  # calls, until the next one that is looked at
         self._in_vain = 0
         self._gaps = random.Random(0)  # at random: calls of a model come in periods, which a fixed gap could miss
 
-    def look_now_and_then(self) -> None:
-        """Looks at this call; once nothing new has been seen for a while, at one in `_GAP`.
+    def look(self) -> float:
+        """Notes which module this call comes from. Returns after how many calls to look again.
 
-        A look costs about 10 us, and a module that no call ever comes from would make every call pay for one.
+        At the next one, until nothing new has been seen for a while. A look costs about 10 us, and a module that no
+        call ever comes from would make every call pay for one.
         """
-        if self._passed_over:
-            self._passed_over -= 1
-            return
         unreached = len(self.unreached)
         self._look()
+        if not self.unreached:
+            return math.inf
         self._in_vain = self._in_vain + 1 if len(self.unreached) == unreached else 0
-        if self._in_vain > _ROUNDS * len(self.names):
-            self._passed_over = self._gaps.randrange(2 * _GAP - 1)
+        return 1 if self._in_vain <= _ROUNDS * len(self.names) else self._gaps.randrange(1, 2 * _GAP)
 
     def _look(self) -> None:
-        """Notes which module this call comes from.
+        """Most frames are told by their code alone: it costs more to read what `self` is there.
 
-        Most frames are told by their code alone: it costs more to read what `self` is there. The search ends at a
-        module of the model that is no part of any.
+        The search ends at a module of the model that is no part of any.
         """
         codes, strangers = self._codes, 0
         frame: types.FrameType | None = sys._getframe(3)

@@ -1,5 +1,6 @@
 """What a context of `replaced` intercepted, how often, what served it and why, and what it did not reach."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -74,10 +75,12 @@ class Recorder:
 
     def __init__(self, model: nn.Module | None) -> None:
         # Calls in the order in which threads make them. They are counted later: a dict would cost each call 1 us more.
-        self._calls: list[tuple[str, Any, Any]] = []
+        self.calls: list[tuple[str, Any, Any]] = []
         self._counts: Counter[tuple[str, Any, Any]] = Counter()
         self._counting = Lock()
         self._callers = Callers(model)
+        self._look_at: float = 1 if self._callers.unreached else math.inf  # a length of `calls`
+        self.stop_at = min(self._look_at, MOST_CALLS)  # the length at which to look or to count
         self._all_names = {} if model is None else {id(module): name for name, module in model.named_modules()}
         self._switched_on: dict[str, None] = {}
 
@@ -93,12 +96,18 @@ class Recorder:
         if is_dynamo_compiling():
             _note_compiled(function, served_by or "flashjvp", why)
             return
-        self._calls.append((function, served_by or q.device, why or q.dtype))
-        if len(self._calls) > MOST_CALLS:
+        self._add((function, served_by or q.device, why or q.dtype))
+        if len(self.calls) >= self.stop_at:
+            self.look_and_count()
+
+    def look_and_count(self) -> None:
+        """What is due after the call of attention that was added to `calls`."""
+        calls = len(self.calls)
+        if calls >= self._look_at:
+            self._look_at = calls + self._callers.look()
+        if calls >= MOST_CALLS:
             self._count()
-        callers = self._callers
-        if callers.unreached:
-            callers.look_now_and_then()
+        self.stop_at = min(self._look_at, MOST_CALLS)
 
     def add_compiled(self, function: str, served_by: str, why: str) -> None:
         """One trace of torch.compile."""
@@ -124,16 +133,18 @@ class Recorder:
         return Report(rows, tuple(self._switched_on), tuple(reached), untouched)
 
     def _add(self, call: tuple[str, Any, Any]) -> None:
-        self._calls.append(call)
-        if len(self._calls) > MOST_CALLS:
+        self.calls.append(call)
+        if len(self.calls) > 2 * MOST_CALLS:
             self._count()
 
     def _count(self) -> None:
         """Threads may append meanwhile: what is counted is taken from the front, at once."""
         with self._counting:
-            counted = self._calls[:]
+            counted = self.calls[:]
             self._counts.update(counted)
-            del self._calls[: len(counted)]
+            del self.calls[: len(counted)]
+            self._look_at -= len(counted)
+            self.stop_at = min(self._look_at, MOST_CALLS)
 
 
 @_torch.once_a_trace

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
 from .. import _torch
@@ -29,7 +30,7 @@ class _Wanted(threading.local):
 
 
 WANTED = _Wanted()
-ANY_WANTED: list[None] = []  # one item for each thread that wants them: most calls need not read the thread's own
+ANY_WANTED: list[None] = []  # one item for each thread that wants them: other calls need not read a thread's own
 
 
 def scaled_dot_product_attention(
@@ -43,24 +44,38 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """PyTorch's function by `flashjvp.attention`, in a context of `flashjvp.replaced`; PyTorch's own outside of any."""
-    # Each Python function on the way costs about 1 us in a model, where caches are cold: hence no call of `served`, and
-    # `present` only where it is not the innermost context.
-    contexts = THREAD.contexts
-    context = contexts[-1] if contexts and contexts[-1].entered else present()
+    if not is_dynamo_compiling():
+        contexts = THREAD.contexts
+        context = contexts[-1] if contexts else None
+        if context is not None and context.entered and context.when == "always" and not ANY_WANTED:
+            # The same as below for most calls, in few steps: where caches are cold, each function costs about 1 us.
+            try:
+                o = attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            except FlashJVPError as error:
+                call = query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+                return _refused(context, NAME, error, *call)
+            report_of = context.report_of
+            calls = report_of.calls
+            calls.append((NAME, query.device, query.dtype))
+            if len(calls) >= report_of.stop_at:
+                report_of.look_and_count()
+            return o
+    return _of_any_call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _of_any_call(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Maybe, dropout_p: float, is_causal: bool,
+    scale: float | None, enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    context = present()
     if context is None:
         return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if ANY_WANTED and WANTED.weights is not None:
+    if WANTED.weights is not None:
         WANTED.weights.append(dense.weights(query, key, attn_mask, is_causal, scale, enable_gqa))
     if context.when == "jvp" and context.leaves_alone((query, key, value, attn_mask)):
         context.report_of.add(NAME, "PyTorch", "no tangent")
         return STOCK(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    try:
-        o = attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    except FlashJVPError as error:
-        all_of_it = query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-        return _refused(context, NAME, error, *all_of_it)
-    context.report_of.add_attention(NAME, query)
-    return o
+    return served(context, NAME, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
 def served(
