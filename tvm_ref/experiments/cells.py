@@ -18,12 +18,17 @@ SCALES = get_args(Scale)
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where an experiment runs: its scale, device, folder, and the folder of Fashion-MNIST's files, "" for none."""
+    """Where an experiment runs: its scale, device, folder, and local files.
+
+    data_path: the folder of Fashion-MNIST's files, "" for none. imagenet_classifier: a file that images are judged by,
+    too.
+    """
 
     scale: Scale
     world: World
     folder: Path
     data_path: str
+    imagenet_classifier: Path | None = None
 
     def pick(self, *, quick: Any, small: Any, full: Any) -> Any:
         """The value for this scale."""

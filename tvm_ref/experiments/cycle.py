@@ -29,7 +29,7 @@ def plan(setting: Setting) -> list[Cell]:
     """A variant for clamp and one for gap*, as in the paper."""
     base = bases.images(setting, steps=120)
     nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=2500)
-    of_samples = quality(nfes, samples)
+    of_samples = quality(setting, nfes, samples)
 
     def measure(trained: Trained) -> Iterator[Measured]:
         yield from of_samples(trained)
@@ -72,7 +72,7 @@ def _on_images(base: TrainConfig, setting: Setting, measure: Measure, measured_w
             seeds=setting.pick(quick=1, small=3, full=3),
             measure=measure,
             measured_with=measured_with,
-            floor=lambda seed: real_quality(base.data, measured_with["samples"], seed, setting.world),
+            floor=lambda seed: real_quality(setting, base.data, measured_with["samples"], seed),
         ),
         setting,
     )

@@ -12,7 +12,9 @@ matplotlib.use("Agg")  # files only: no display is needed
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from .results import REAL, chosen, last_steps, summary
@@ -23,6 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 GREY = "#767676"
 DPI = 200
 WIDTH = 7.0  # inches
+MOST_OF_PLAIN = 2000.0  # the largest number by the smallest of a logarithmic axis that shows more than powers of ten
 LABELS = {
     "frechet": "Frechet distance of features", "accuracy": "class accuracy", "precision": "precision",
     "recall": "recall", "coverage": "coverage", "w2": "2-Wasserstein distance", "misfit": "misfit of squares",
@@ -72,6 +75,8 @@ def against(axes: Axes, rows: pd.DataFrame, column: str, figure: str, *, log: bo
     if log:
         axes.set_yscale("log")
     real_level(axes, rows, figure)
+    if log:
+        plain_numbers(axes.yaxis, *axes.get_ylim())
 
 
 def by_nfe(axes: Axes, rows: pd.DataFrame, figure: str, *, log: bool = True) -> None:
@@ -81,7 +86,7 @@ def by_nfe(axes: Axes, rows: pd.DataFrame, figure: str, *, log: bool = True) -> 
     ticks = sorted(set(kept["nfe"]) - {0})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("network evaluations for a sample")
 
 
@@ -106,6 +111,15 @@ def bars(axes: Axes, rows: pd.DataFrame, figure: str, names: Sequence[str], colo
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(LABELS.get(figure, figure))
     axes.set_xscale("log")
+    plain_numbers(axes.xaxis, *axes.get_xlim())
+
+
+def plain_numbers(axis: Axis, low: float, high: float) -> None:
+    """Of a logarithmic axis from low to high: 0.5, 1, 2, 5, ... where these are not too many, else powers of ten."""
+    if high < MOST_OF_PLAIN * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 6 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def shared_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:

@@ -30,7 +30,7 @@ def plan(setting: Setting) -> list[Cell]:
 
     def measure(trained: Trained) -> Any:
         loss = trained.config.loss
-        return quality(nfes, samples, SCALES if loss.w_random is not None else [loss.w])(trained)
+        return quality(setting, nfes, samples, SCALES if loss.w_random is not None else [loss.w])(trained)
 
     return cells(
         Plan(
@@ -39,7 +39,7 @@ def plan(setting: Setting) -> list[Cell]:
             seeds=setting.pick(quick=1, small=3, full=3),
             measure=measure,
             measured_with={"nfes": nfes, "samples": samples, "scales": SCALES},
-            floor=lambda seed: real_quality(base.data, samples, seed, setting.world),
+            floor=lambda seed: real_quality(setting, base.data, samples, seed),
         ),
         setting,
     )

@@ -56,7 +56,7 @@ def _small_networks(setting: Setting) -> list[Cell]:
         for name in ("all on", "all off"):
             variants[f"{name}{WIDE}, lr {rate:g}"] = variants[f"{name}, lr {rate:g}"] | {"run.precision": "float32"}
     samples = setting.pick(quick=32, small=500, full=2500)
-    of_samples = quality((1,), samples)
+    of_samples = quality(setting, (1,), samples)
 
     def measure(trained: Trained) -> Iterator[Measured]:
         yield from of_samples(trained)

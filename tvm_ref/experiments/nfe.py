@@ -13,17 +13,18 @@ from .results import chosen, summary
 from .training import Plan, cells
 
 FEW, MANY = 1, 16
-SIZES = {"16 x 1": (16, 1), "32 x 2": (32, 2), "64 x 2": (64, 2), "64 x 4": (64, 4)}
+SIZES = ((16, 1), (32, 2), (64, 2), (64, 4))
 
 
 def plan(setting: Setting) -> list[Cell]:
     """Networks of four sizes, width x blocks; then, of the second one, the weight of the terms and the times s."""
     base = bases.squares(setting, steps=100)
     scale = setting.pick(quick=1, small=1, full=4)
+    sizes = [(scale * width, depth) for width, depth in SIZES]
     variants: dict[str, dict[str, Any]] = {
-        name: {"model.width": scale * width, "model.depth": depth} for name, (width, depth) in SIZES.items()
+        f"{width} x {depth}": {"model.width": width, "model.depth": depth} for width, depth in sizes
     }
-    middle = variants["32 x 2"]
+    middle = variants["{} x {}".format(*sizes[1])]
     variants["t = s in half"] = middle | {"times.equal_share": 0.5}
     for mu in (-1.2, 0.4):
         variants[f"mean of s at {mu:g}"] = middle | {"times.s_mu": mu}
@@ -34,9 +35,9 @@ def plan(setting: Setting) -> list[Cell]:
             base=base,
             variants=variants,
             seeds=setting.pick(quick=1, small=2, full=3),
-            measure=quality(nfes, samples),
+            measure=quality(setting, nfes, samples),
             measured_with={"nfes": nfes, "samples": samples},
-            floor=lambda seed: real_quality(base.data, samples, seed, setting.world),
+            floor=lambda seed: real_quality(setting, base.data, samples, seed),
         ),
         setting,
     )

@@ -32,7 +32,7 @@ def plan(setting: Setting) -> list[Cell]:
     precisions = PRECISIONS + (OF_A_GPU if setting.world.device.type == "cuda" else ())
     base = bases.images(setting, steps=120)
     nfes, samples = setting.pick(quick=(1,), small=NFES, full=NFES), setting.pick(quick=32, small=500, full=2500)
-    of_samples = quality(nfes, samples)
+    of_samples = quality(setting, nfes, samples)
 
     def measure(trained: Trained) -> Iterator[Measured]:
         yield from of_samples(trained)
@@ -46,7 +46,7 @@ def plan(setting: Setting) -> list[Cell]:
             seeds=setting.pick(quick=1, small=3, full=3),
             measure=measure,
             measured_with={"nfes": nfes, "samples": samples},
-            floor=lambda seed: real_quality(base.data, samples, seed, setting.world),
+            floor=lambda seed: real_quality(setting, base.data, samples, seed),
         ),
         setting,
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flashjvp_commands.ending import Stopped
 
+from ..data.fingerprint import digest_of_files
 from ..model.dit import DiT
 from ..training.config import TrainConfig
 from ..training.parallel import World
@@ -68,6 +69,9 @@ class Plan:
 
 def cells(plan: Plan, setting: Setting) -> list[Cell]:
     """A cell for each variant and seed, seed by seed, after those of the real data."""
+    if setting.imagenet_classifier is not None:
+        digest = {"imagenet_classifier": digest_of_files(setting.imagenet_classifier)}
+        plan = dataclasses.replace(plan, measured_with={**plan.measured_with, **digest})
     found = []
     for seed in range(plan.seeds):
         if plan.floor is not None:

@@ -11,7 +11,9 @@ from torch import Tensor
 from ..data.dataset import DataConfig
 from ..data.digits import real_digits
 from ..data.fashion import real_fashion
+from ..sampling.grids import to_uint8
 from .classifier import DIGITS, FASHION, train_classifier
+from .imagenet_classifier import ImageNetClassifier
 from .metrics import coverage, frechet_distance, precision_recall
 
 
@@ -23,6 +25,15 @@ class FeatureQuality(NamedTuple):
     """
 
     accuracy: float
+    frechet: float
+    precision: float
+    recall: float
+    coverage: float
+
+
+class Distances(NamedTuple):
+    """Figures of features of samples beside those of real images, as in `FeatureQuality`."""
+
     frechet: float
     precision: float
     recall: float
@@ -50,9 +61,7 @@ class FeatureJudge:
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         """Trains the classifier: seconds for digits, minutes for fashion on a CPU. Raises as `open_dataset`."""
-        if data.name not in ("digits", "fashion"):
-            raise ValueError(f"data: expected digits or fashion, got {data.name!r}")
-        real = _digits() if data.name == "digits" else _fashion(Path(data.path))
+        real = _real(data)
         recipe = DIGITS if data.name == "digits" else FASHION
         self._classifier = train_classifier(real.train, real.train_labels, recipe, device)
         self._features, found = self._classifier.judged(real.compared)
@@ -75,19 +84,58 @@ class FeatureJudge:
 
         Their precision is 1, being some of these; accuracy: that on images that the classifier has not seen.
         """
-        chosen = torch.from_numpy(np.random.default_rng([seed]).integers(len(self._features), size=count))
-        return self._figures(self._features[chosen], self.held_out_accuracy)
+        chosen = self._features[_drawn(len(self._features), count, seed)]
+        return self._figures(chosen, self.held_out_accuracy)
 
     def _figures(self, features: Tensor, accuracy: float) -> FeatureQuality:
-        frechet = frechet_distance(features, self._features)
-        covered = precision_recall(features, self._features)
-        return FeatureQuality(accuracy, frechet, *covered, coverage(features, self._features))
+        return FeatureQuality(accuracy, *_distances(features, self._features))
+
+
+class ImageNetJudge:
+    """Compares samples with the same real images by the features of a classifier of ImageNet. They are no FID."""
+
+    def __init__(self, data: DataConfig, classifier: Path, device: torch.device) -> None:
+        """Raises as `ImageNetClassifier` and `open_dataset`. A CPU takes minutes for the images of Fashion-MNIST."""
+        self._network = ImageNetClassifier(classifier, device)
+        self._features = self._of(_real(data).compared)
+
+    def judge(self, samples: Tensor) -> Distances:
+        """Judges `samples` [n, 1, H, W], scale [-1, 1]; at least six."""
+        return _distances(self._of(samples), self._features)
+
+    def bootstrap(self, count: int, seed: int) -> Distances:
+        """What `count` real images get, the same as `FeatureJudge.bootstrap` draws."""
+        return _distances(self._features[_drawn(len(self._features), count, seed)], self._features)
+
+    def _of(self, images: Tensor) -> Tensor:
+        return self._network.features(to_uint8(images).expand(-1, 3, -1, -1))
+
+
+@lru_cache(maxsize=2)
+def imagenet_judge(data: DataConfig, classifier: Path, device: torch.device) -> ImageNetJudge:
+    """The judge of a data set by a file; features of the real images are computed once in a process."""
+    return ImageNetJudge(data, classifier, device)
+
+
+def _distances(features: Tensor, real: Tensor) -> Distances:
+    covered = precision_recall(features, real)
+    return Distances(frechet_distance(features, real), *covered, coverage(features, real))
+
+
+def _drawn(of: int, count: int, seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed]).integers(of, size=count))
 
 
 @lru_cache(maxsize=2)
 def feature_judge(data: DataConfig, device: torch.device) -> FeatureJudge:
     """The judge of a data set; its classifier is trained once in a process."""
     return FeatureJudge(data, device)
+
+
+def _real(data: DataConfig) -> RealImages:
+    if data.name not in ("digits", "fashion"):
+        raise ValueError(f"data: expected digits or fashion, got {data.name!r}")
+    return _digits() if data.name == "digits" else _fashion(Path(data.path))
 
 
 def _digits() -> RealImages:
