@@ -124,6 +124,8 @@ def any_tangent(tensors: Any) -> bool:
         return True
     if not _torch.may_carry_tangents():
         return False
-    if _torch.is_in_func_jvp() and any(map(_torch.is_of_innermost_level, tensors)):
-        return True
+    if _torch.is_in_func_jvp():
+        tensors = [x for x in tensors if isinstance(x, Tensor) and _torch.is_wrapped(x)]  # others have none there
+        if any(map(_torch.is_of_innermost_level, tensors)):
+            return True
     return any(map(_torch.carries_tangent, tensors))
