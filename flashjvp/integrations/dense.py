@@ -32,9 +32,18 @@ def weights(
     if attn_mask is not None:
         s = s.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else s + attn_mask
     if not is_causal and attn_mask is None:
-        return s.softmax(-1)
+        return _softmax(s)
     sees_none = (s == -torch.inf).all(-1, keepdim=True)
-    return s.masked_fill(sees_none, 0.0).softmax(-1).masked_fill(sees_none, 0.0)
+    return _softmax(s.masked_fill(sees_none, 0.0)).masked_fill(sees_none, 0.0)
+
+
+def _softmax(s: Tensor) -> Tensor:
+    """softmax over the last dim. PyTorch's own, in a dual level, changes in place what its backward pass needs."""
+    if s.shape[-1] == 0:
+        return s
+    exact = s.float() if s.dtype in (torch.float16, torch.bfloat16) else s
+    exponentials = (exact - exact.detach().amax(-1, keepdim=True)).exp()
+    return (exponentials / exponentials.sum(-1, keepdim=True)).to(s.dtype)
 
 
 def _for_each_query_head(x: Tensor, q: Tensor, enable_gqa: bool) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -216,6 +217,32 @@ def test_dense_equations_have_finite_derivatives_where_a_query_sees_nothing() ->
     o, o_t = torch.func.jvp(lambda q: dense.attention(q, q, q, bias, 0.0, False, None, False), (q,), (q.detach(),))
     (gradient,) = torch.autograd.grad(o.sum() + o_t.sum(), q)
     assert gradient.isfinite().all() and not o[:, 0].any() and not o_t[:, 0].any()
+
+
+def test_dense_equations_in_a_dual_level_have_the_gradients_of_func_jvp() -> None:
+    from flashjvp.integrations import dense
+
+    q, w = normal(2, 4, 3), normal(3, 3).requires_grad_()
+    bias = torch.zeros(4, 4, dtype=torch.float64).masked_fill(torch.ones(4, 4, dtype=torch.bool).triu(), -torch.inf)
+
+    def f(q: Tensor) -> Tensor:
+        return dense.attention(q @ w, q, q, bias, 0.0, False, None, False)
+
+    with forward_ad.dual_level():
+        o, o_t = forward_ad.unpack_dual(f(forward_ad.make_dual(q, q.sin())))
+    assert o_t is not None
+    found = torch.autograd.grad(o.sin().sum() + o_t.sin().sum(), w)
+    o, o_t = torch.func.jvp(f, (q,), (q.sin(),))
+    torch.testing.assert_close(found, torch.autograd.grad(o.sin().sum() + o_t.sin().sum(), w))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("keys", [0, 5])
+def test_dense_weights_are_rounded_once(dtype: torch.dtype, keys: int) -> None:
+    from flashjvp.integrations import dense
+
+    s = 10 * torch.randn(3, keys).to(dtype)
+    torch.testing.assert_close(dense._softmax(s), s.softmax(-1))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
