@@ -41,6 +41,8 @@ BYTES = {
     "float": 4, "double": 8, "c10::BFloat16": 2, "c10::Half": 2, "long int": 8, "int": 4, "bool": 1, "signed char": 1,
     "unsigned char": 1, "c10::Float8_e4m3fn": 1,
 }  # fmt: skip
+# Where the left factor of a matrix product stands among the operands; the right one follows, then a tensor to write to.
+LEFT_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 # Of a pass over heads of q [.., N, D] and k [.., M, D], in units of N M D: as flashjvp/kernels/MATH.md counts.
 ATTENTION_FLOPS = {"forward": 4, "forward_jvp": 12, "backward": 10, "backward_jvp": 30}
 
@@ -200,11 +202,12 @@ def work_of(operator: Any) -> tuple[float, float]:
     shapes = [of for of in dims if of and not isinstance(of[0], list)]
     kind = name.partition("::")[2]
     written, flops = 0.0, 0.0
-    if kind in ("mm", "addmm", "bmm", "baddbmm"):
-        left, right = shapes[-2:]
+    if kind in LEFT_FACTOR:
+        left, right, *out = shapes[LEFT_FACTOR[kind] :]
         flops = 2.0 * math.prod(left) * right[-1]
-        first = next(kind for kind in types if kind in BYTES)
-        written = math.prod(left[:-1]) * right[-1] * BYTES[first]
+        if not out:  # inductor gives the tensor that is written, and then it is among the operands
+            first = next(kind for kind in types if kind in BYTES)
+            written = math.prod(left[:-1]) * right[-1] * BYTES[first]
     elif name.startswith("flashjvp::") and kind in ATTENTION_FLOPS:
         q, k = shapes[:2]
         flops = float(ATTENTION_FLOPS[kind] * math.prod(q) * k[-2])

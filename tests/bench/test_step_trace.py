@@ -156,6 +156,21 @@ def test_a_recorded_trace_of_a_cpu(tmp_path: Path) -> None:
     assert found["products"].gib * 2**30 >= 4 * 2 * (2 * 16 * 32 + 32 * 32)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["new", "given"])
+@pytest.mark.parametrize("kind", ["mm", "addmm", "bmm", "baddbmm"])
+def test_a_product_counts_its_factors_wherever_it_writes(kind: str, given: bool, tmp_path: Path) -> None:
+    batch = (3,) if "bmm" in kind else ()
+    left, right, out = torch.randn(*batch, 48, 16), torch.randn(*batch, 16, 8), torch.empty(*batch, 48, 8)
+    added = [torch.randn(*batch, 48, 8)] if "add" in kind else []
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, acc_events=True) as traced:
+        getattr(torch, kind)(*added, left, right, **{"out": out} if given else {})
+    traced.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    gib, tflop = work_of(next(event for event in events if event["name"] == f"aten::{kind}"))
+    assert tflop * 1e12 == pytest.approx(2 * left.numel() * 8)
+    assert gib * 2**30 == 4 * sum(x.numel() for x in (*added, left, right, out))
+
+
 def test_the_table_and_the_figure_have_every_group(tmp_path: Path) -> None:
     fixed = {"preset": "p", "compile": "on", "checkpointing": "none", "parallel": "ddp", "gpus": 1, "batch": 8}
     fixed |= {"accumulate": 1, "tbytes_per_s": 4.2, "tflops": 700.0, "torch": "t", "device": "d", "commit": "c"}
