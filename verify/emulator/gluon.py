@@ -232,7 +232,8 @@ def _modules() -> dict[str, ModuleType]:
     language = module(
         "language",
         constexpr=lambda value: value, static_range=range, static_assert=_static_assert, cdiv=lambda a, b: -(-a // b),
-        program_id=lambda axis: torch.tensor(RUNNING[-1].number), arange=lambda a, b, layout: torch.arange(a, b),
+        program_id=lambda axis: torch.tensor(RUNNING[-1].number), num_warps=lambda: 4,
+        arange=lambda a, b, layout: torch.arange(a, b),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
@@ -280,7 +281,7 @@ def emulated() -> Iterator[None]:
     theirs = {name: sys.modules.get(name) for name in _modules()}
     try:
         sys.modules.update(_modules())
-        importlib.import_module(PACKAGE + ".launch")
+        importlib.import_module(PACKAGE + ".wide_launch")
         _put_back(theirs)  # Triton itself needs the true ones
         yield
     finally:

@@ -33,12 +33,12 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     width = inputs.v.shape[-1]
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
-    tile = _pipelines(call, jvp)["forward"]
+    tile = pipelines(call, jvp)["forward"]
     o, lse = empty_rows(like, width), empty_statistic(like)
     o_t, mu = (empty_rows(like, width), empty_statistic(like)) if jvp else (None, None)
-    resident, outs = _described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
+    resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed, packed_mask = (
-        _described(call, tile.block_rows, k, v, k_t, v_t),
+        described(call, tile.block_rows, k, v, k_t, v_t),
         pack(call, by_keys=True, by_queries=False),
     )
     args = (*resident, *streamed, *outs, lse, mu, packed_mask.by_keys, given.tensor_scales)
@@ -64,7 +64,7 @@ def backward(
     call, (d_o, d_o_t) = given.call, given.cotangents
     stats = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
     jvp = d_o_t is not None
-    tiles = _pipelines(call, jvp)
+    tiles = pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     apart = "backward_value" in tiles
     family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, of_queries and of_keys)
@@ -73,7 +73,7 @@ def backward(
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
     if d_o_t is not None:
         given = given._replace(inputs=with_zeros(given.inputs), cotangents=(zero(d_o_t) if d_o is None else d_o, d_o_t))
-    written = _written_to(inputs.q, grads, jvp)
+    written = written_to(inputs.q, grads, jvp)
     # Kernels that read nothing of the one before start early if that one has waited for the statistics.
     waited = of_keys or (of_values and not apart)
     work = _Backward(given, stats, packed_mask, written, dq_accum, scale, waited)
@@ -90,7 +90,7 @@ def backward(
     return grads
 
 
-def _written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
+def written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
     """The gradients that the kernels write: all of them, or all but those of tangents."""
     if all(x is not None for x in grads[: 6 if jvp else 3]):
         return grads
@@ -185,7 +185,7 @@ class _Backward(NamedTuple):
         self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-        return _described(self.given.call, rows, *tensors)
+        return described(self.given.call, rows, *tensors)
 
     def _statistics(self, tile: Pipeline) -> Any:
         return statistics_descriptor(self.stats, tile.block_rows)
@@ -198,14 +198,14 @@ def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
     return KernelOperands(call, inputs, cotangents)
 
 
-def _pipelines(call: Call, jvp: bool) -> Families:
+def pipelines(call: Call, jvp: bool) -> Families:
     """The tile of each family that serves the head dim, with or without tangents."""
     return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
 
 
-def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
+def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths = schedule.chunk_widths(call.width, "half")
+    widths = schedule.pipeline_chunks(call.width)
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else rows_descriptors(x, rows, widths)
@@ -216,8 +216,8 @@ def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
 def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
     if given.tensor_scales is None:
-        return _described(given.call, CONSUMER_ROWS, *tensors)
-    widths = schedule.chunk_widths(given.call.width, "half")
+        return described(given.call, CONSUMER_ROWS, *tensors)
+    widths = schedule.pipeline_chunks(given.call.width)
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])

@@ -22,6 +22,7 @@ class Pipeline(NamedTuple):
     register_operands: int = 0  # how many resident tiles, the first ones, products read from registers
     sub_tiles: int = 1  # a tile is computed in so many pieces, one after the other: scores take fewer registers
     buffer_stages: int = 0  # tiles whose dS and dS_t wait in shared memory to be added to d_q and d_q_t
+    shared_rows: bool = False  # both warpgroups have the same 64 rows, and half of the columns each: the wide kernels
 
 
 Families = dict[str, Pipeline]
@@ -94,6 +95,30 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
                 "forward": Pipeline(128, 2),
                 "backward_key": Pipeline(64, 3),
                 "backward_query": Pipeline(64, 3),
+            },
+        },
+        160: {
+            "tangents": {
+                "forward": Pipeline(32, 3),
+                "backward_key": Pipeline(64, 1, shared_rows=True),
+                "backward_value": Pipeline(64, 1, shared_rows=True),
+                "backward_query": Pipeline(64, 1, shared_rows=True),
+            },
+        },
+        192: {
+            "tangents": {
+                "forward": Pipeline(64, 1, shared_rows=True),
+                "backward_key": Pipeline(64, 1, shared_rows=True),
+                "backward_value": Pipeline(64, 1, shared_rows=True),
+                "backward_query": Pipeline(64, 1, shared_rows=True),
+            },
+        },
+        256: {
+            "tangents": {
+                "forward": Pipeline(64, 1, shared_rows=True),
+                "backward_key": Pipeline(32, 1, shared_rows=True),
+                "backward_value": Pipeline(64, 1, shared_rows=True),
+                "backward_query": Pipeline(32, 1, shared_rows=True),
             },
         },
     },
