@@ -232,8 +232,7 @@ def _modules() -> dict[str, ModuleType]:
     language = module(
         "language",
         constexpr=lambda value: value, static_range=range, static_assert=_static_assert, cdiv=lambda a, b: -(-a // b),
-        program_id=lambda axis: torch.tensor(RUNNING[-1].number), num_warps=lambda: 4,
-        arange=lambda a, b, layout: torch.arange(a, b),
+        program_id=lambda axis: torch.tensor(RUNNING[-1].number), arange=lambda a, b, layout: torch.arange(a, b),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
@@ -242,7 +241,7 @@ def _modules() -> dict[str, ModuleType]:
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int32=torch.int32,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout, float32=torch.float32, int32=torch.int32,
         int64=torch.int64, bfloat16=torch.bfloat16, shared_memory_descriptor=Shared,
     )  # fmt: skip
     mbarrier = SimpleNamespace(

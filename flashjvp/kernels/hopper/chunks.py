@@ -47,7 +47,7 @@ def flat(tensors):
 @gluon.jit
 def zero(WIDTH: gl.constexpr):
     """A zero accumulator of 64 rows."""
-    return gl.zeros([CONSUMER_ROWS, WIDTH], gl.float32, accumulator(WIDTH, gl.num_warps()))
+    return gl.zeros([CONSUMER_ROWS, WIDTH], gl.float32, accumulator(WIDTH))
 
 
 @gluon.jit
@@ -83,7 +83,7 @@ def left_operands(weights, tile):
     """The weights as left operands for products with each chunk: the same registers, but another layout."""
     found = ()
     for i in gl.static_range(len(tile)):
-        found = found + (gl.convert_layout(weights, left_operand(tile[i].shape[1], gl.num_warps())),)
+        found = found + (gl.convert_layout(weights, left_operand(tile[i].shape[1])),)
     return found
 
 
@@ -120,7 +120,7 @@ def scale_rows(acc, factor):
     """Each row of all chunks times its own factor, [64] in any layout."""
     found = ()
     for i in gl.static_range(len(acc)):
-        row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc[i].shape[1], gl.num_warps())))
+        row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc[i].shape[1])))
         found = found + (acc[i] * row[:, None],)
     return found
 
@@ -147,8 +147,8 @@ def _in_place(count):
 
 @gluon.jit
 def _lazy_rescale(acc, factor, HERE: gl.constexpr):
-    COUNT: gl.constexpr = acc.shape[1] * 2 // gl.num_warps()  # of a thread, for 64 rows
-    row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc.shape[1], gl.num_warps())))[:, None]
+    COUNT: gl.constexpr = acc.shape[1] // 2  # of a thread, one of 128 for 64 rows
+    row = gl.convert_layout(factor, gl.SliceLayout(1, accumulator(acc.shape[1])))[:, None]
     if COUNT < 16:  # about as many products as instructions to branch around them
         return acc * row
     else:

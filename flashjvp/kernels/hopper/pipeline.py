@@ -53,15 +53,15 @@ class Program(NamedTuple):
 
 
 @gluon.constexpr_function
-def accumulator(width, warps=4):
-    """The register layout of a product: 64 rows, `width` columns, of which each warpgroup has an equal part."""
-    return gl.NVMMADistributedLayout([3, 0], [4, warps // 4], [16, width * 4 // warps, 16])
+def accumulator(width):
+    """The register layout of a warpgroup's product: 64 rows, `width` columns."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
 
 
 @gluon.constexpr_function
-def left_operand(width, warps=4):
+def left_operand(width):
     """The layout of a left operand in registers, of a product with `width` columns."""
-    return gl.DotOperandLayout(0, accumulator(width, warps), 2)
+    return gl.DotOperandLayout(0, accumulator(width), 2)
 
 
 @gluon.jit

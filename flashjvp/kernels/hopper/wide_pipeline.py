@@ -1,8 +1,9 @@
-"""The pipeline of head dims above 128: 64 resident rows for one consumer of two warpgroups, which share the columns.
+"""The pipeline of head dims above 128: 64 resident rows for two consumers, which share the work on them.
 
-Two accumulators of 64 x 256 take all registers of a warpgroup. So both warpgroups work on the same rows, and each has
-half of the columns of every product. What a row needs of both halves (maxima, sums, weights as left operands) goes
-through shared memory.
+Two accumulators of 64 x 256 take all registers of a warpgroup. So both consumers have the same rows, and each has one
+column chunk of the results. Of the products for scores each computes other ones, all columns of them: if they split the
+columns, both would read the same left operands from shared memory. They exchange what they need of each other
+(wide_exchange.py).
 
 There is shared memory for few stages of streamed tiles. So two of the four streamed tensors come and go apart from the
 other two, with barriers of their own: a kernel's `first` tiles are loaded while it works on its `second` ones.
@@ -14,23 +15,23 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from .blocks import CONSUMER_ROWS, unmasked_tiles
-from .chunks import by_tensor, zeros
+from .blocks import unmasked_tiles
+from .chunks import by_tensor, zero
 from .pipeline import (
     STATISTICS,
     allocate_tiles,
     barrier_of,
     bytes_of,
-    left_operand,
     load_chunks,
     load_resident,
     make_barriers,
     resident_rows,
     streamed_rows,
 )
+from .results import store_rows
 from .triton_compat import load_tile
 
-WARPS = gl.constexpr(8)  # of the consumer
+CHUNKS = gl.constexpr(2)  # column chunks of a tensor, one for each consumer
 
 
 class Streamed(NamedTuple):
@@ -38,7 +39,7 @@ class Streamed(NamedTuple):
 
     tiles: Any  # of each tensor a tile for each stage
     full: Any  # the tiles of a stage have landed
-    empty: Any  # the consumer is through with a stage
+    empty: Any  # its readers are through with a stage
 
 
 class WidePipeline(NamedTuple):
@@ -49,7 +50,7 @@ class WidePipeline(NamedTuple):
     first: Any  # Streamed: what a kernel's tile reads first
     second: Any  # Streamed
     stats: Any  # (the statistics of the streamed rows, which come with `second`,), or ()
-    weights: Any  # two tiles [64, streamed rows], through which weights become left operands
+    exchange: Any  # wide_exchange.py
 
 
 class WideInputs(NamedTuple):
@@ -59,46 +60,37 @@ class WideInputs(NamedTuple):
     first: Any
     second: Any
     stats: Any
-    weights: Any
-    first_empty: Any  # the barrier at which `add_tile` arrives when it is through with `first`
-    second_full: Any  # (barrier, phase) for which `add_tile` waits before it reads `second` or `stats`; for `keep_above`
+    exchange: Any
+    iteration: Any
+    first_full: Any  # (barrier, phase) for which `add_tile` waits before it reads `first`
+    first_empty: Any  # the barrier at which it arrives when it is through with `first`
+    second_full: Any  # (barrier, phase) for which it waits before it reads `second` or `stats`; for `keep_above`
 
 
 @gluon.jit
-def allocate_streamed(tensors, STAGES: gl.constexpr):
-    """Shared memory and barriers for STAGES tiles of each tensor."""
+def _allocate_streamed(tensors, STAGES: gl.constexpr, READERS: gl.constexpr):
+    """Shared memory and barriers for STAGES tiles of each tensor, read by so many consumers."""
     tiles = allocate_tiles(tensors, STAGES)
-    full, empty = make_barriers(STAGES, 1), make_barriers(STAGES, 1)
+    full, empty = make_barriers(STAGES, 1), make_barriers(STAGES, READERS)
     return Streamed(tiles, full, empty)
 
 
 @gluon.jit
-def allocate_wide_pipeline(resident, first, second, stats, STAGES: gl.constexpr):
-    """The pipeline for tiles as these descriptors have them."""
+def allocate_wide_pipeline(
+    resident, first, second, stats, exchange, STAGES: gl.constexpr, FIRST_READERS: gl.constexpr
+):
+    """The pipeline for tiles as these descriptors have them; FIRST_READERS consumers read `first`, both read `second`."""
     resident_tiles = allocate_tiles(resident, 1)
     stats_tiles = allocate_tiles(stats, STAGES)
     resident_full = make_barriers(1, 1)
-    of_first = allocate_streamed(first, STAGES)
-    of_second = allocate_streamed(second, STAGES)
-    ROWS: gl.constexpr = first[0].block_shape[2]
-    weights = gl.allocate_shared_memory(first[0].dtype, [2, CONSUMER_ROWS, ROWS], gl.NVMMASharedLayout(min(2 * ROWS, 128), 16, rank=2))
-    return WidePipeline(resident_tiles, resident_full, of_first, of_second, stats_tiles, weights)
-
-
-@gluon.jit
-def shared_operands(weights, buffers, which: gl.constexpr, tile):
-    """The weights as left operands for products with each chunk: both warpgroups need all columns of them."""
-    buffer = buffers.index(which)
-    buffer.store(weights)
-    found = ()
-    for i in gl.static_range(len(tile)):
-        found = found + (buffer.load(left_operand(tile[i].shape[1], WARPS)),)
-    return found
+    of_first = _allocate_streamed(first, STAGES, FIRST_READERS)
+    of_second = _allocate_streamed(second, STAGES, 2)
+    return WidePipeline(resident_tiles, resident_full, of_first, of_second, stats_tiles, exchange)
 
 
 @gluon.jit
 def _awaited_stage(streamed, tensors, iteration, MORE_BYTES: gl.constexpr):
-    """(Stage, barrier) of the tiles of an iteration, once the consumer is through with what was there."""
+    """(Stage, barrier) of the tiles of an iteration, once its readers are through with what was there."""
     stage = iteration % streamed.full.shape[0]
     bar = streamed.full.index(stage)
     empty, phase = barrier_of(streamed.empty, iteration)
@@ -108,7 +100,7 @@ def _awaited_stage(streamed, tensors, iteration, MORE_BYTES: gl.constexpr):
 
 
 @gluon.jit
-def produce_wide(resident, first, second, stats, pipeline, block, loop, CHUNKS: gl.constexpr):
+def produce_wide(resident, first, second, stats, pipeline, block, loop):
     """The producer: copies the resident tiles, then the streamed tiles of every head of the loop, in order.
 
     `stats`, if it is given, holds the statistics of the streamed rows, [batch * heads * 4, rows].
@@ -131,34 +123,43 @@ def produce_wide(resident, first, second, stats, pipeline, block, loop, CHUNKS: 
 
 
 @gluon.jit
-def begin_wide(program):
-    """Accumulators of zeros, once the resident tiles are there."""
+def begin_wide(program, outs):
+    """Accumulators of zeros for these results, once the resident tiles are there."""
     pipeline = program.pipeline
-    accs = zeros(pipeline.resident[: len(program.outs)])
+    accs = ()
+    for i in gl.static_range(len(outs)):
+        accs = accs + (zero(outs[i].block_shape[3]),)
     mbarrier.wait(pipeline.resident_full.index(0), 0)
     return accs
 
 
 @gluon.jit
-def _inputs(pipeline, iteration, CHUNKS: gl.constexpr):
-    """What `add_tile` reads in an iteration, once its `first` tiles have landed."""
+def _inputs(pipeline, iteration):
+    """What `add_tile` reads in an iteration."""
     stage = iteration % pipeline.first.full.shape[0]
-    bar, phase = barrier_of(pipeline.first.full, iteration)
-    mbarrier.wait(bar, phase)
+    tiles = stage + (iteration >> 30)  # of a single stage, too, addresses are not made before the loop: resident_rows
     stats = ()
     if len(pipeline.stats) > 0:
         stats = pipeline.stats[0].index(stage)
     return WideInputs(
         by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
-        by_tensor(streamed_rows(pipeline.first.tiles, stage), CHUNKS),
-        by_tensor(streamed_rows(pipeline.second.tiles, stage), CHUNKS),
-        stats, pipeline.weights, pipeline.first.empty.index(stage), barrier_of(pipeline.second.full, iteration),
+        by_tensor(streamed_rows(pipeline.first.tiles, tiles), CHUNKS),
+        by_tensor(streamed_rows(pipeline.second.tiles, tiles), CHUNKS),
+        stats, pipeline.exchange, iteration, barrier_of(pipeline.first.full, iteration),
+        pipeline.first.empty.index(stage), barrier_of(pipeline.second.full, iteration),
     )  # fmt: skip
 
 
 @gluon.jit
+def await_first(inputs):
+    """Waits for the `first` tiles."""
+    bar, phase = inputs.first_full
+    mbarrier.wait(bar, phase)
+
+
+@gluon.jit
 def release_first(inputs):
-    """The consumer is through with the `first` tiles: no product in flight reads them."""
+    """This consumer is through with the `first` tiles: no product in flight reads them."""
     mbarrier.arrive(inputs.first_empty, count=1)
 
 
@@ -171,39 +172,48 @@ def await_second(inputs):
 
 @gluon.jit
 def _stream_keys(
-    add_tile: gl.constexpr, accs, state, program, first, end, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr,
+    add_tile: gl.constexpr, accs, state, program, first, end, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """`stream_keys_wide` for the tiles from `first` until before `end`, MASKED by position or not."""
     pipeline = program.pipeline
     STAGES: gl.constexpr = pipeline.first.full.shape[0]
     for tile in range(first, end):
-        inputs = _inputs(pipeline, tile, CHUNKS)
-        accs, state = add_tile(by_tensor(accs, CHUNKS), state, inputs, program, tile, CAUSAL, MASKED)
+        inputs = _inputs(pipeline, tile)
+        accs, state = add_tile(accs, state, inputs, program, tile, CAUSAL, MASKED)
         mbarrier.arrive(pipeline.second.empty.index(tile % STAGES), count=1)
     return accs, state
 
 
 @gluon.jit
-def stream_keys_wide(add_tile: gl.constexpr, accs, state, program, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr):
+def stream_keys_wide(add_tile: gl.constexpr, accs, state, program, CAUSAL: gl.constexpr):
     """The mainloop of resident queries, over the tiles of keys. `state` has numbers of each query."""
     KEYS: gl.constexpr = program.pipeline.first.tiles[0].shape[3]
     end = program.loop.end
     unmasked = unmasked_tiles(program.block.row0, program.N, end, KEYS, CAUSAL)
-    accs, state = _stream_keys(add_tile, accs, state, program, 0, unmasked, CHUNKS, CAUSAL, False)
-    return _stream_keys(add_tile, accs, state, program, unmasked, end, CHUNKS, CAUSAL, True)
+    accs, state = _stream_keys(add_tile, accs, state, program, 0, unmasked, CAUSAL, False)
+    return _stream_keys(add_tile, accs, state, program, unmasked, end, CAUSAL, True)
 
 
 @gluon.jit
-def stream_queries_wide(add_tile: gl.constexpr, accs, program, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr):
+def stream_queries_wide(add_tile: gl.constexpr, accs, program, CAUSAL: gl.constexpr):
     """The mainloop of resident keys, over the tiles of queries of all heads of the group."""
     pipeline, loop = program.pipeline, program.loop
     STAGES: gl.constexpr = pipeline.first.full.shape[0]
     iteration = 0
     for _member in range(loop.heads):
         for tile in range(loop.first, loop.end):
-            inputs = _inputs(pipeline, iteration, CHUNKS)
-            accs = add_tile(by_tensor(accs, CHUNKS), inputs, program, tile, CAUSAL)
+            inputs = _inputs(pipeline, iteration)
+            accs = add_tile(accs, inputs, program, tile, CAUSAL)
             mbarrier.arrive(pipeline.second.empty.index(iteration % STAGES), count=1)
             iteration += 1
     return accs
+
+
+@gluon.jit
+def store_chunk(program, outs, values, CHUNK: gl.constexpr):
+    """Writes one column chunk of the 64 rows of each result, through resident tiles that nobody reads any more."""
+    block, tiles = program.block, program.pipeline.resident
+    for i in gl.static_range(len(outs)):
+        coordinates = [block.batch, block.head, block.row0, CHUNK * tiles[0].shape[4]]
+        store_rows(outs[i], values[i], coordinates, tiles[2 * i + CHUNK].index(0))

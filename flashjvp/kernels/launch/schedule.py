@@ -114,8 +114,8 @@ def padded_width(head_dim: int) -> int:
 
 
 def pipeline_chunks(width: int) -> tuple[int, ...]:
-    """The column chunks of a padded head dim in the warp-specialised kernels, which take 32 columns beside 128."""
-    return (128, 32) if width == 160 else chunk_widths(width, "half")
+    """The column chunks of a padded head dim in the warp-specialised kernels, at most 128 columns each."""
+    return {160: (128, 32), 256: (128, 128)}.get(width) or chunk_widths(width, "half")
 
 
 def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
