@@ -7,6 +7,7 @@ from torch import Tensor
 from ...layout import empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch.call import Call, Maybe
+from ..launch.hopper_tables import Pipeline
 from . import launch
 from .absent import with_zeros, zero
 from .backward_preprocess import launch_preprocess
@@ -23,7 +24,7 @@ ROWS = 64  # of a program
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu."""
     tile = pipelines(call, True)["forward"]
-    if not tile.shared_rows:
+    if not tile.first_stages:
         return launch.forward(call, inputs, scale)
     width = inputs.v.shape[-1]
     o, o_t = empty_rows(inputs.q, width), empty_rows(inputs.q, width)
@@ -31,7 +32,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     q, k, v, q_t, k_t, v_t = with_zeros(inputs)
     resident, streamed = described(call, ROWS, q, q_t), described(call, tile.block_rows, k, v, k_t, v_t)
     args = (*resident, *streamed, *described(call, ROWS, o, o_t), lse, mu)
-    call.launch(wide_forward_kernel, "forward", call.query_programs(ROWS), args, scale, STAGES=tile.stages)
+    call.launch(wide_forward_kernel, "forward", call.query_programs(ROWS), args, scale, **_stages(tile))
     return o, o_t, lse, mu
 
 
@@ -59,7 +60,7 @@ def backward(
         rows, streamed_rows = described(call, ROWS, *resident), described(call, tile.block_rows, *streamed)
         args = (*rows, *streamed_rows, tiles_of_stats, *described(call, ROWS, *outs))
         # Kernels that read nothing of the one before start early if that one has waited for the statistics.
-        call.launch(kernel, family, programs, args, scale, launch_pdl=bool(of_keys), STAGES=tile.stages)
+        call.launch(kernel, family, programs, args, scale, launch_pdl=bool(of_keys), **_stages(tile))
 
     if of_keys:
         run(wide_backward_key_kernel, "backward_key", (k, v, k_t, v_t), (q, G, q_t, T), (d_k, d_k_t))
@@ -68,3 +69,7 @@ def backward(
     if of_queries:
         run(wide_backward_query_kernel, "backward_query", (q, G, q_t, T), (k, v, k_t, v_t), (d_q, d_q_t))
     return grads
+
+
+def _stages(tile: Pipeline) -> dict[str, Any]:
+    return {"FIRST_STAGES": tile.first_stages, "STAGES": tile.stages}

@@ -22,7 +22,7 @@ class Pipeline(NamedTuple):
     register_operands: int = 0  # how many resident tiles, the first ones, products read from registers
     sub_tiles: int = 1  # a tile is computed in so many pieces, one after the other: scores take fewer registers
     buffer_stages: int = 0  # tiles whose dS and dS_t wait in shared memory to be added to d_q and d_q_t
-    shared_rows: bool = False  # both warpgroups have the same 64 rows, and half of the columns each: the wide kernels
+    first_stages: int = 0  # of the wide kernels, whose two consumers share 64 rows: stages of the tiles that come first
 
 
 Families = dict[str, Pipeline]
@@ -100,25 +100,25 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
         160: {
             "tangents": {
                 "forward": Pipeline(32, 3),
-                "backward_key": Pipeline(64, 1, shared_rows=True),
-                "backward_value": Pipeline(64, 1, shared_rows=True),
-                "backward_query": Pipeline(64, 1, shared_rows=True),
+                "backward_key": Pipeline(64, 1, first_stages=1),
+                "backward_value": Pipeline(64, 1, first_stages=1),
+                "backward_query": Pipeline(64, 1, first_stages=1),
             },
         },
         192: {
             "tangents": {
-                "forward": Pipeline(64, 1, shared_rows=True),
-                "backward_key": Pipeline(64, 1, shared_rows=True),
-                "backward_value": Pipeline(64, 1, shared_rows=True),
-                "backward_query": Pipeline(64, 1, shared_rows=True),
+                "forward": Pipeline(64, 1, first_stages=1),
+                "backward_key": Pipeline(64, 1, first_stages=1),
+                "backward_value": Pipeline(64, 1, first_stages=1),
+                "backward_query": Pipeline(64, 1, first_stages=1),
             },
         },
         256: {
             "tangents": {
-                "forward": Pipeline(64, 1, shared_rows=True),
-                "backward_key": Pipeline(32, 1, shared_rows=True),
-                "backward_value": Pipeline(64, 1, shared_rows=True),
-                "backward_query": Pipeline(32, 1, shared_rows=True),
+                "forward": Pipeline(64, 1, first_stages=1),
+                "backward_key": Pipeline(32, 1, first_stages=1),
+                "backward_value": Pipeline(64, 1, first_stages=1),
+                "backward_query": Pipeline(32, 1, first_stages=1),
             },
         },
     },
