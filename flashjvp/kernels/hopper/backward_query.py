@@ -31,7 +31,7 @@ from .scales import D_Q
 
 
 @gluon.jit
-def load_statistic(stats, head, padded, rows, which: gl.constexpr):
+def _load_statistic(stats, head, padded, rows, which: gl.constexpr):
     """One statistic of 64 queries as [64, 1], from [batch * heads, 4, padded rows]."""
     return gl.load(stats + (head * STATISTICS + which) * padded + rows)[:, None]
 
@@ -110,10 +110,10 @@ def _consume(
     head = block.batch.to(gl.int64) * program.loop.query_heads + block.head
     padded = gl.cdiv(program.M, 2 * CONSUMER_ROWS) * (2 * CONSUMER_ROWS)
     rows = (
-        load_statistic(stats, head, padded, numbers, LSE),
-        load_statistic(stats, head, padded, numbers, MU),
-        load_statistic(stats, head, padded, numbers, ROW_A),
-        load_statistic(stats, head, padded, numbers, ROW_DELTA),
+        _load_statistic(stats, head, padded, numbers, LSE),
+        _load_statistic(stats, head, padded, numbers, MU),
+        _load_statistic(stats, head, padded, numbers, ROW_A),
+        _load_statistic(stats, head, padded, numbers, ROW_DELTA),
     )
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
     accs, _rows = stream_keys(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL)

@@ -33,7 +33,7 @@ RESCALE_THRESHOLD = gl.constexpr(8.0)
 
 
 @gluon.constexpr_function
-def subtracts_first(dtype):
+def _subtracts_first(dtype):
     """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
     1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
     same for all keys of a row; that takes one instruction a score less."""
@@ -41,17 +41,17 @@ def subtracts_first(dtype):
 
 
 @gluon.jit
-def softmax(
+def _softmax(
     s, m, l, mask, program, row, tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; the scale is positive.
 
-    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `subtracts_first`, it is the
+    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
     plain maximum of the products q @ k.T, before they are scaled.
     """
     scale2 = program.scale * 1.4426950408889634
-    SUBTRACT_FIRST: gl.constexpr = subtracts_first(dtype)
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
     if MASKED:
         s = where_visible(s, float("-inf"), row, tile, program.N, LAYOUT, CAUSAL)
     s = where_allowed(s, mask, float("-inf"), LAYOUT)
@@ -91,7 +91,7 @@ def _plain_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr, M
     WIDE: gl.constexpr = v[0].shape[1] > 64  # else a branch takes longer than the products that it skips
     zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, inputs.resident[0], k, USE_ACC=False)])
-    p, _tile_sum, l, m, alpha = softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, _tile_sum, l, m, alpha = _softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o = lazy_rescale(accs[0], alpha) if WIDE else scale_rows(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
@@ -115,7 +115,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)  # mutate: s_t (1)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, tile_sum, l, m, alpha = softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = _softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
     acc_o = lazy_rescale(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
@@ -162,7 +162,7 @@ def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, 
     else:
         m, l = state
     norm = 1.0 / _divisor(l, program.mask)  # a row without keys has zeros, and -inf for lse
-    SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
     lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)
     gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
     if JVP:

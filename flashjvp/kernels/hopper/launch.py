@@ -33,7 +33,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     width = inputs.v.shape[-1]
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
-    tile = pipelines(call, jvp)["forward"]
+    tile = _pipelines(call, jvp)["forward"]
     o, lse = empty_rows(like, width), empty_statistic(like)
     o_t, mu = (empty_rows(like, width), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
@@ -64,7 +64,7 @@ def backward(
     call, (d_o, d_o_t) = given.call, given.cotangents
     stats = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
     jvp = d_o_t is not None
-    tiles = pipelines(call, jvp)
+    tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     apart = "backward_value" in tiles
     family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, of_queries and of_keys)
@@ -73,7 +73,7 @@ def backward(
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
     if d_o_t is not None:
         given = given._replace(inputs=with_zeros(given.inputs), cotangents=(zero(d_o_t) if d_o is None else d_o, d_o_t))
-    written = written_to(inputs.q, grads, jvp)
+    written = _written_to(inputs.q, grads, jvp)
     # Kernels that read nothing of the one before start early if that one has waited for the statistics.
     waited = of_keys or (of_values and not apart)
     work = _Backward(given, stats, packed_mask, written, dq_accum, scale, waited)
@@ -90,7 +90,7 @@ def backward(
     return grads
 
 
-def written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
+def _written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
     """The gradients that the kernels write: all of them, or all but those of tangents."""
     if all(x is not None for x in grads[: 6 if jvp else 3]):
         return grads
@@ -198,7 +198,7 @@ def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
     return KernelOperands(call, inputs, cotangents)
 
 
-def pipelines(call: Call, jvp: bool) -> Families:
+def _pipelines(call: Call, jvp: bool) -> Families:
     """The tile of each family that serves the head dim, with or without tangents."""
     return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
 

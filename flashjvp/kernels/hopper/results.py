@@ -10,7 +10,7 @@ from .triton_compat import reinterpret_tile, store_tile
 
 
 @gluon.jit
-def store_rows(out, value, coordinates, tile):
+def _store_rows(out, value, coordinates, tile):
     """Writes 64 rows through a tile of shared memory, which is free again afterwards."""
     as_matrix(tile).store(value.to(out.dtype))
     fence_async_shared()
@@ -25,9 +25,9 @@ def _store_in_halves(out, value, coordinates, tile):
     COLUMNS: gl.constexpr = out.block_shape[3]
     tile = reinterpret_tile(out, tile)
     left, right = gl.split(value.reshape([CONSUMER_ROWS, 2, COLUMNS]).permute((0, 2, 1)))
-    store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], tile)
+    _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], tile)
     # mutate: _store_rows
-    store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], tile)
+    _store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column + COLUMNS], tile)
 
 
 @gluon.jit
@@ -45,7 +45,7 @@ def store_results(
         # mutate: coordinates
         coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
         if len(tensor_scales) == 0:
-            store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
+            _store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
         else:
             scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))  # mutate: scale
             _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))

@@ -51,7 +51,7 @@ def _tile_of_cotangents(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     await_first(inputs)
     a = add_scores(zero, v, T, USE_ACC=False)
     b = add_scores(zero, v, G, USE_ACC=False)
-    b = add_scores(b, v_t, T)
+    b = add_scores(b, v_t, T)  # mutate: b
     await_second(inputs)
     row_a = row_statistic(inputs.stats, ROW_A, TILE)
     delta = row_statistic(inputs.stats, ROW_DELTA, TILE)

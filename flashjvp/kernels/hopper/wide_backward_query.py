@@ -9,10 +9,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .backward_query import load_statistic
 from .blocks import CONSUMER_ROWS, query_block, where_visible
 from .chunks import add_scores, chunks, scaled
-from .pipeline import LSE, MU, ROW_A, ROW_DELTA, Program, accumulator
+from .pipeline import LSE, MU, ROW_A, ROW_DELTA, STATISTICS, Program, accumulator
 from .wide_exchange import allocate_exchange
 from .wide_gradients import add_gradients_from_cotangents, add_gradients_from_scores, scores
 from .wide_pipeline import (
@@ -51,7 +50,7 @@ def _tile_of_cotangents(accs, rows, inputs, program, tile, CAUSAL: gl.constexpr,
     await_first(inputs)
     a = add_scores(zero, T, v, USE_ACC=False)
     b = add_scores(zero, G, v, USE_ACC=False)
-    b = add_scores(b, T, v_t)
+    b = add_scores(b, T, v_t)  # mutate: b
     await_second(inputs)
     return add_gradients_from_cotangents(accs, a, b, row_a, delta, inputs, 1), rows
 
@@ -67,8 +66,8 @@ def _consume(program, stats, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
     FIRST: gl.constexpr = LSE if CHUNK == 0 else ROW_A
     OTHER: gl.constexpr = MU if CHUNK == 0 else ROW_DELTA
     rows = (
-        load_statistic(stats, head, padded, numbers, FIRST),
-        load_statistic(stats, head, padded, numbers, OTHER),
+        gl.load(stats + (head * STATISTICS + FIRST) * padded + numbers)[:, None],
+        gl.load(stats + (head * STATISTICS + OTHER) * padded + numbers)[:, None],
     )
     outs = (program.outs[CHUNK], program.outs[2 + CHUNK])
     TILE: gl.constexpr = _tile_of_scores if CHUNK == 0 else _tile_of_cotangents

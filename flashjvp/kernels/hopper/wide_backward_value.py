@@ -84,7 +84,7 @@ def _tile_of_s_t(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     acc_v = add_product((accs[0],), weights, G)
     s_t = warpgroup_mma_wait(2, deps=[s_t])
     release_first(inputs)
-    weights_t = (p * (s_t * program.scale - mu)).to(q[0].dtype)
+    weights_t = (p * (s_t * program.scale - mu)).to(q[0].dtype)  # mutate: weights_t
     store_weights(inputs, 0, weights_t)
     give(inputs, WEIGHTS_T)
     acc_v = add_product(acc_v, left_operands(weights_t, T), T)

@@ -55,7 +55,8 @@ def give(inputs, what: gl.constexpr):
 
 @gluon.jit
 def await_given(inputs, what: gl.constexpr):
-    mbarrier.wait(inputs.exchange.ready.index(what), inputs.iteration & 1)
+    """Waits for what the other consumer gives in this iteration."""
+    mbarrier.wait(inputs.exchange.ready.index(what), inputs.iteration & 1)  # mutate: mbarrier.wait
 
 
 @gluon.jit

@@ -9,9 +9,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 
-from .blocks import CONSUMER_ROWS, query_block
+from .blocks import CONSUMER_ROWS, query_block, where_visible
 from .chunks import add, add_product, add_scores, chunks, complete, lazy_rescale, left_operands, scale_rows
-from .forward import softmax, subtracts_first
+from .forward import RESCALE_THRESHOLD
 from .pipeline import Program, accumulator, keep_above
 from .triton_compat import sum_of_products
 from .wide_exchange import (
@@ -44,10 +44,37 @@ from .wide_pipeline import (
 )
 
 
+@gluon.constexpr_function
+def _subtracts_first(dtype):
+    """As in forward.py."""
+    return dtype != gl.bfloat16
+
+
+@gluon.jit
+def _softmax(s, m, l, program, tile, dtype: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
+    """(p, rowsum(p), new l, new m, alpha) of a tile, as in forward.py: m is in base 2, or of the plain products where
+    these are subtracted first. There is no mask, so every row sees a key of the first tile."""
+    TILE: gl.constexpr = accumulator(s.shape[1])
+    scale2 = program.scale * 1.4426950408889634
+    if MASKED:
+        s = where_visible(s, float("-inf"), program.block.row0, tile, program.N, TILE, CAUSAL)
+    tile_max = gl.max(s, 1)
+    if _subtracts_first(dtype):
+        m_new = gl.maximum(m, tile_max)
+        alpha = gl.exp2((m - m_new) * scale2)
+        p = gl.exp2((s - m_new[:, None]) * scale2)
+    else:
+        m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
+        alpha = gl.exp2(m - m_new)
+        p = gl.exp2(s * scale2 - m_new[:, None])
+    tile_sum = gl.sum(p, 1)
+    return p, tile_sum, l * alpha + tile_sum, m_new, alpha
+
+
 @gluon.jit
 def _add_to_o_t(acc_o, acc_o_t, negative_step, weights, weights_t, v):
     """Completes a tile: o_t is centred on the new mean before the tile's weights of v are added, as those are."""
-    acc_o_t = add(complete(acc_o_t), scale_rows(acc_o, negative_step))
+    acc_o_t = add(complete(acc_o_t), scale_rows(acc_o, negative_step))  # mutate: acc_o_t
     acc_o_t = add_product(acc_o_t, weights_t, v)
     acc_o = add_product(acc_o, weights, v)
     return complete(acc_o + acc_o_t)
@@ -66,12 +93,11 @@ def _tile_of_s(accs, state, inputs, program, tile, CAUSAL: gl.constexpr, MASKED:
     s = add_scores(gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE), q, k, USE_ACC=False)
     s = warpgroup_mma_wait(0, deps=[s])
     release_first(inputs)
-    row = program.block.row0
-    p, tile_sum, l, m, alpha = softmax(s, m, l, (), program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = _softmax(s, m, l, program, tile, v[0].dtype, CAUSAL, MASKED)
     store_numbers(inputs, p)
     store_row_number(inputs, ALPHA, alpha)
     store_row_number(inputs, TILE_SUM, tile_sum)
-    store_row_number(inputs, SUM, l)
+    store_row_number(inputs, SUM, l)  # mutate: store_row_number
     give(inputs, P)
     acc_o_t = lazy_rescale((accs[1],), alpha)
     acc_o = lazy_rescale((accs[0],), alpha)
@@ -108,7 +134,7 @@ def _tile_of_s_t(accs, state, inputs, program, tile, CAUSAL: gl.constexpr, MASKE
     release_first(inputs)
     negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * program.scale) / l
     mean -= negative_step
-    weights_t = (p * (s_t * program.scale - mean[:, None])).to(v[0].dtype)
+    weights_t = (p * (s_t * program.scale - mean[:, None])).to(v[0].dtype)  # mutate: weights_t
     store_weights(inputs, 0, weights_t)
     store_row_number(inputs, NEGATIVE_STEP, negative_step)
     give(inputs, WEIGHTS_T)
@@ -130,7 +156,7 @@ def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
     number, l = state  # the maximum, or the mean of S_t
     norm = 1.0 / l
     if CHUNK == 0:
-        SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
+        SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
         maximum = number if not SUBTRACT_FIRST else number * (program.scale * 1.4426950408889634)
         number = (maximum - gl.log2(norm)) * 0.6931471805599453
     rows = block.row0 + gl.arange(0, CONSUMER_ROWS, ROW)

@@ -48,7 +48,7 @@ def add_gradients_from_scores(accs, p, s_t, scale, mu, inputs, CHUNK: gl.constex
     give(inputs, P)
     await_given(inputs, WEIGHTS_T)
     weights_t = load_weights(inputs, 0, y)
-    acc = add_product((accs[0],), weights_t, y_t)
+    acc = add_product((accs[0],), weights_t, y_t)  # mutate: acc
     acc_t = add_product((accs[1],), weights_t, y)
     s_t = warpgroup_mma_wait(2, deps=[s_t])
     store_numbers(inputs, s_t * scale - mu)
@@ -74,7 +74,7 @@ def add_gradients_from_cotangents(accs, a, b, row_a, delta, inputs, CHUNK: gl.co
     acc = add_product((accs[0],), weights_t, y_t)
     acc_t = add_product((accs[1],), weights_t, y)
     await_given(inputs, S_T)
-    weights = (p * (load_numbers(inputs) * centred + (b - delta))).to(y[0].dtype)
+    weights = (p * (load_numbers(inputs) * centred + (b - delta))).to(y[0].dtype)  # mutate: weights
     store_weights(inputs, 1, weights)
     give(inputs, WEIGHTS)
     acc = add_product(acc, left_operands(weights, y), y)

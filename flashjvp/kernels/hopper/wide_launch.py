@@ -6,13 +6,14 @@ from torch import Tensor
 
 from ...layout import empty_rows, empty_statistic
 from ...operands import Inputs
+from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..launch.hopper_tables import Pipeline
+from ..launch.hopper_tables import Families, Pipeline
 from . import launch
-from .absent import with_zeros, zero
+from .absent import unwanted, with_zeros, zero
 from .backward_preprocess import launch_preprocess
 from .descriptors import statistics_descriptor
-from .launch import described, pipelines, written_to
+from .launch import described
 from .wide_backward_key import wide_backward_key_kernel
 from .wide_backward_query import wide_backward_query_kernel
 from .wide_backward_value import wide_backward_value_kernel
@@ -23,7 +24,7 @@ ROWS = 64  # of a program
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu."""
-    tile = pipelines(call, True)["forward"]
+    tile = _tiles(call)["forward"]
     if not tile.first_stages:
         return launch.forward(call, inputs, scale)
     width = inputs.v.shape[-1]
@@ -46,16 +47,17 @@ def backward(
     stats = launch_preprocess(call, G, T, o, o_t, lse, mu, None)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
-    d_q, d_k, d_v, d_q_t, d_k_t, d_v_t = written_to(inputs.q, grads, True)
+    nobody = unwanted(inputs.q)
+    d_q, d_k, d_v, d_q_t, d_k_t, d_v_t = [nobody if x is None else x for x in grads]
     q, k, v, q_t, k_t, v_t = with_zeros(inputs)
     G = zero(T) if G is None else G
-    tiles = pipelines(call, True)
+    tiles = _tiles(call)
 
     def run(
         kernel: Any, family: str, resident: tuple[Maybe, ...], streamed: tuple[Maybe, ...], outs: tuple[Maybe, ...]
     ) -> None:
         tile, by_keys = tiles[family], family != "backward_query"
-        programs = call.key_programs(ROWS) if by_keys else call.query_programs(ROWS)
+        programs = call.key_programs(ROWS) if by_keys else call.query_programs(ROWS)  # mutate: programs
         tiles_of_stats = statistics_descriptor(stats, tile.block_rows) if by_keys else stats
         rows, streamed_rows = described(call, ROWS, *resident), described(call, tile.block_rows, *streamed)
         args = (*rows, *streamed_rows, tiles_of_stats, *described(call, ROWS, *outs))
@@ -71,5 +73,10 @@ def backward(
     return grads
 
 
+def _tiles(call: Call) -> Families:
+    """The tile of each family that serves the head dim."""
+    return schedule.pipelines(call.device, call.precision, call.width)["tangents"]
+
+
 def _stages(tile: Pipeline) -> dict[str, Any]:
-    return {"FIRST_STAGES": tile.first_stages, "STAGES": tile.stages}
+    return {"FIRST_STAGES": tile.first_stages or tile.stages, "STAGES": tile.stages}

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .blocks import unmasked_tiles
 from .chunks import by_tensor, zero
 from .pipeline import (
     STATISTICS,
     allocate_tiles,
+    as_matrix,
     barrier_of,
     bytes_of,
     load_chunks,
@@ -28,8 +29,7 @@ from .pipeline import (
     resident_rows,
     streamed_rows,
 )
-from .results import store_rows
-from .triton_compat import load_tile
+from .triton_compat import load_tile, store_tile
 
 CHUNKS = gl.constexpr(2)  # column chunks of a tensor, one for each consumer
 
@@ -95,7 +95,7 @@ def _awaited_stage(streamed, tensors, iteration, MORE_BYTES: gl.constexpr):
     stage = iteration % streamed.full.shape[0]
     bar = streamed.full.index(stage)
     empty, phase = barrier_of(streamed.empty, iteration)
-    mbarrier.wait(empty, phase ^ 1)
+    mbarrier.wait(empty, phase ^ 1)  # mutate: mbarrier.wait
     mbarrier.expect(bar, bytes_of(streamed.tiles, tensors) + MORE_BYTES)
     return stage, bar
 
@@ -118,7 +118,7 @@ def produce_wide(resident, first, second, stats, pipeline, block, loop):
             stage, bar = _awaited_stage(pipeline.second, second, iteration, STATS_BYTES)
             load_chunks(second, pipeline.second.tiles, stage, bar, block.batch, head, tile * ROWS, CHUNKS)
             if len(stats) > 0:
-                number = block.batch * loop.query_heads + head
+                number = block.batch * loop.query_heads + head  # mutate: number
                 load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, pipeline.stats[0].index(stage))
             iteration += 1
 
@@ -217,5 +217,9 @@ def store_chunk(program, outs, values, CHUNK: gl.constexpr):
     """Writes one column chunk of the 64 rows of each result, through resident tiles that nobody reads any more."""
     block, tiles = program.block, program.pipeline.resident
     for i in gl.static_range(len(outs)):
-        coordinates = [block.batch, block.head, block.row0, CHUNK * tiles[0].shape[4]]
-        store_rows(outs[i], values[i], coordinates, tiles[2 * i + CHUNK].index(0))
+        coordinates = [block.batch, block.head, block.row0, CHUNK * tiles[0].shape[4]]  # mutate: coordinates
+        tile = tiles[2 * i + CHUNK].index(0)
+        as_matrix(tile).store(values[i].to(outs[i].dtype))
+        fence_async_shared()
+        store_tile(outs[i], coordinates, tile)
+        tma.store_wait(0)
