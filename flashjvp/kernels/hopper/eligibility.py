@@ -14,7 +14,8 @@ def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
     One batch dim at most, head dims that 8 divides, no mask but a boolean one, a positive scale, tensors that TMA can
-    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed.
+    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed. Above
+    DENSE_WIDTH half types with tangents and without a mask.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
@@ -51,7 +52,7 @@ def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
     """What of a call at head dims above 128 the kernels are not written for."""
     found = {
         "float32": call.precision != "half",
-        "no tangents, or no cotangent of o_t,": all(x is None for x in (inputs.q_t, inputs.k_t, inputs.v_t)),
+        "no tangents or no cotangent of o_t": all(x is None for x in (inputs.q_t, inputs.k_t, inputs.v_t)),
         "a mask": call.mask is not None,
     }
     return next((f"{what} at head dims above {DENSE_WIDTH}" for what, is_given in found.items() if is_given), None)

@@ -70,8 +70,7 @@ def _consume(program, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_k_t, d_k_t_rest, scale, M, N, heads, group, CAUSAL: gl.constexpr, FIRST_STAGES: gl.constexpr,
-    STAGES: gl.constexpr,
+    d_k, d_k_rest, d_k_t, d_k_t_rest, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 keys of one key head against all queries of its heads. A `_rest` is a tensor's second chunk."""
     resident = chunks(k, k_rest) + chunks(v, v_rest) + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
@@ -82,7 +81,7 @@ def wide_backward_key_kernel(
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
-    pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 2), FIRST_STAGES, STAGES, 1)
+    pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 2), STAGES, 1)
     fence_async_shared()
     program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
     gl.warp_specialize(

@@ -78,8 +78,7 @@ def _consume(program, stats, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_backward_query_kernel(
     q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, stats,
-    d_q, d_q_rest, d_q_t, d_q_t_rest, scale, M, N, heads, group, CAUSAL: gl.constexpr, FIRST_STAGES: gl.constexpr,
-    STAGES: gl.constexpr,
+    d_q, d_q_rest, d_q_t, d_q_t_rest, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 queries of one head against all keys.
 
@@ -92,7 +91,7 @@ def wide_backward_query_kernel(
     KEYS: gl.constexpr = k.block_shape[2]
     gdc_launch_dependents()
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL, 1)
-    pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 2), FIRST_STAGES, STAGES, 1)
+    pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 2), STAGES, 1)
     fence_async_shared()
     program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
     gl.warp_specialize(

@@ -103,8 +103,7 @@ def _consume(program, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_backward_value_kernel(
     k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
-    scale, M, N, heads, group, CAUSAL: gl.constexpr, FIRST_STAGES: gl.constexpr,
-    STAGES: gl.constexpr,
+    scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 keys of one key head against all queries of its heads. A `_rest` is a tensor's second chunk."""
     resident = chunks(k, k_rest) + chunks(k_t, k_t_rest)
@@ -114,7 +113,7 @@ def wide_backward_value_kernel(
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_launch_dependents()
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
-    pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 1), FIRST_STAGES, STAGES, 2)
+    pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 1), STAGES, 2)
     fence_async_shared()
     program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
     gl.warp_specialize(

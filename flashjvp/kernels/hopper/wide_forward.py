@@ -168,8 +168,7 @@ def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
-    scale, M, N, heads, group, CAUSAL: gl.constexpr, FIRST_STAGES: gl.constexpr,
-    STAGES: gl.constexpr,
+    scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 queries of one head against all keys. A `_rest` is a tensor's second chunk."""
     resident = chunks(q, q_rest) + chunks(q_t, q_t_rest)
@@ -178,7 +177,7 @@ def wide_forward_kernel(
     outs = chunks(o, o_rest) + chunks(o_t, o_t_rest)
     KEYS: gl.constexpr = k.block_shape[2]
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL, 1)
-    pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 1), FIRST_STAGES, STAGES, 2)
+    pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 1), STAGES, 2)
     fence_async_shared()
     program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
     gl.warp_specialize(

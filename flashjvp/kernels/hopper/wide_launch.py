@@ -8,7 +8,7 @@ from ...layout import empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..launch.hopper_tables import Families, Pipeline
+from ..launch.hopper_tables import Families
 from . import launch
 from .absent import unwanted, with_zeros, zero
 from .backward_preprocess import launch_preprocess
@@ -20,20 +20,21 @@ from .wide_backward_value import wide_backward_value_kernel
 from .wide_forward import wide_forward_kernel
 
 ROWS = 64  # of a program
+DENSE_FORWARD = 160  # up to which two accumulators of 64 rows fit the registers of a warpgroup: forward.py
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
     """o, o_t, lse and mu."""
-    tile = _tiles(call)["forward"]
-    if not tile.first_stages:
+    if call.width <= DENSE_FORWARD:
         return launch.forward(call, inputs, scale)
+    tile = _tiles(call)["forward"]
     width = inputs.v.shape[-1]
     o, o_t = empty_rows(inputs.q, width), empty_rows(inputs.q, width)
     lse, mu = empty_statistic(inputs.q), empty_statistic(inputs.q)
     q, k, v, q_t, k_t, v_t = with_zeros(inputs)
     resident, streamed = described(call, ROWS, q, q_t), described(call, tile.block_rows, k, v, k_t, v_t)
     args = (*resident, *streamed, *described(call, ROWS, o, o_t), lse, mu)
-    call.launch(wide_forward_kernel, "forward", call.query_programs(ROWS), args, scale, **_stages(tile))
+    call.launch(wide_forward_kernel, "forward", call.query_programs(ROWS), args, scale, STAGES=tile.stages)
     return o, o_t, lse, mu
 
 
@@ -62,7 +63,7 @@ def backward(
         rows, streamed_rows = described(call, ROWS, *resident), described(call, tile.block_rows, *streamed)
         args = (*rows, *streamed_rows, tiles_of_stats, *described(call, ROWS, *outs))
         # Kernels that read nothing of the one before start early if that one has waited for the statistics.
-        call.launch(kernel, family, programs, args, scale, launch_pdl=bool(of_keys), **_stages(tile))
+        call.launch(kernel, family, programs, args, scale, launch_pdl=bool(of_keys), STAGES=tile.stages)
 
     if of_keys:
         run(wide_backward_key_kernel, "backward_key", (k, v, k_t, v_t), (q, G, q_t, T), (d_k, d_k_t))
@@ -76,7 +77,3 @@ def backward(
 def _tiles(call: Call) -> Families:
     """The tile of each family that serves the head dim."""
     return schedule.pipelines(call.device, call.precision, call.width)["tangents"]
-
-
-def _stages(tile: Pipeline) -> dict[str, Any]:
-    return {"FIRST_STAGES": tile.first_stages or tile.stages, "STAGES": tile.stages}

@@ -77,14 +77,13 @@ def _allocate_streamed(tensors, STAGES: gl.constexpr, READERS: gl.constexpr):
 
 @gluon.jit
 def allocate_wide_pipeline(
-    resident, first, second, stats, exchange, FIRST_STAGES: gl.constexpr, STAGES: gl.constexpr,
-    FIRST_READERS: gl.constexpr,
+    resident, first, second, stats, exchange, STAGES: gl.constexpr, FIRST_READERS: gl.constexpr
 ):
     """The pipeline for tiles as these descriptors have them; FIRST_READERS consumers read `first`, both read `second`."""
     resident_tiles = allocate_tiles(resident, 1)
     stats_tiles = allocate_tiles(stats, STAGES)
     resident_full = make_barriers(1, 1)
-    of_first = _allocate_streamed(first, FIRST_STAGES, FIRST_READERS)
+    of_first = _allocate_streamed(first, STAGES, FIRST_READERS)
     of_second = _allocate_streamed(second, STAGES, 2)
     return WidePipeline(resident_tiles, resident_full, of_first, of_second, stats_tiles, exchange)
 
@@ -137,18 +136,17 @@ def begin_wide(program, outs):
 @gluon.jit
 def _inputs(pipeline, iteration):
     """What `add_tile` reads in an iteration."""
-    first_stage = iteration % pipeline.first.full.shape[0]
-    stage = iteration % pipeline.second.full.shape[0]
-    never = iteration >> 30  # addresses of a single stage are not made before the loop, either: resident_rows
+    stage = iteration % pipeline.first.full.shape[0]
+    tiles = stage + (iteration >> 30)  # addresses of a single stage are not made before the loop, either: resident_rows
     stats = ()
     if len(pipeline.stats) > 0:
         stats = pipeline.stats[0].index(stage)
     return WideInputs(
         by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
-        by_tensor(streamed_rows(pipeline.first.tiles, first_stage + never), CHUNKS),
-        by_tensor(streamed_rows(pipeline.second.tiles, stage + never), CHUNKS),
+        by_tensor(streamed_rows(pipeline.first.tiles, tiles), CHUNKS),
+        by_tensor(streamed_rows(pipeline.second.tiles, tiles), CHUNKS),
         stats, pipeline.exchange, iteration, barrier_of(pipeline.first.full, iteration),
-        pipeline.first.empty.index(first_stage), barrier_of(pipeline.second.full, iteration),
+        pipeline.first.empty.index(stage), barrier_of(pipeline.second.full, iteration),
     )  # fmt: skip
 
 

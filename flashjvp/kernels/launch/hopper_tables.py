@@ -6,6 +6,7 @@ Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `b
 replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
 `backward_pairs` replaces `backward_key` alone.
 
+Above 128 the table has calls with tangents alone, which the wide kernels serve, of 64 rows a program (wide_pipeline.py).
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton; with a newer one they must pass
 selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
 them for each product.
@@ -22,7 +23,6 @@ class Pipeline(NamedTuple):
     register_operands: int = 0  # how many resident tiles, the first ones, products read from registers
     sub_tiles: int = 1  # a tile is computed in so many pieces, one after the other: scores take fewer registers
     buffer_stages: int = 0  # tiles whose dS and dS_t wait in shared memory to be added to d_q and d_q_t
-    first_stages: int = 0  # of the wide kernels, whose two consumers share 64 rows: stages of the tiles that come first
 
 
 Families = dict[str, Pipeline]
@@ -100,25 +100,25 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
         160: {
             "tangents": {
                 "forward": Pipeline(32, 3),
-                "backward_key": Pipeline(64, 1, first_stages=1),
-                "backward_value": Pipeline(64, 1, first_stages=1),
-                "backward_query": Pipeline(64, 1, first_stages=1),
+                "backward_key": Pipeline(64, 1),
+                "backward_value": Pipeline(64, 2),
+                "backward_query": Pipeline(64, 1),
             },
         },
         192: {
             "tangents": {
-                "forward": Pipeline(64, 1, first_stages=1),
-                "backward_key": Pipeline(64, 1, first_stages=1),
-                "backward_value": Pipeline(64, 1, first_stages=1),
-                "backward_query": Pipeline(64, 1, first_stages=1),
+                "forward": Pipeline(64, 1),
+                "backward_key": Pipeline(64, 1),
+                "backward_value": Pipeline(64, 1),
+                "backward_query": Pipeline(64, 1),
             },
         },
         256: {
             "tangents": {
-                "forward": Pipeline(64, 1, first_stages=1),
-                "backward_key": Pipeline(32, 1, first_stages=1),
-                "backward_value": Pipeline(64, 1, first_stages=1),
-                "backward_query": Pipeline(32, 1, first_stages=1),
+                "forward": Pipeline(64, 1),
+                "backward_key": Pipeline(32, 1),
+                "backward_value": Pipeline(64, 1),
+                "backward_query": Pipeline(32, 1),
             },
         },
     },
