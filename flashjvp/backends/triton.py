@@ -127,9 +127,9 @@ def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> Mod
         return None
     in_use = schedule.pipelines(call.device, call.precision, call.width)
     if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:
-        from ..kernels.hopper import launch
+        from ..kernels.hopper import launch, wide_launch
 
-        return launch
+        return wide_launch if call.width > eligibility.DENSE_WIDTH else launch
     if call.device.type == "cuda":
         _warn_of_portable_kernels(call, scale, inputs, cotangents)
     return None

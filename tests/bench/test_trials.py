@@ -47,7 +47,7 @@ def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
     assert first == {
         (family, width): tuple(tiles["tangents"][family])
         for width, tiles in PIPELINES["sm_90"].items()
-        if width != 96
+        if width not in (96, 160, 192)
         for family in tiles["tangents"]
     }
     near = [x.tile for x in found if (x.family, x.head_dim) == ("backward_query", 128)][:7]

@@ -55,7 +55,7 @@ UNTUNED_SPILLS = 1 / 50
 UNMEASURED_SPILLS = 1 / 32
 # (input precision, padded head dim, family) -> spills of tiles that were measured to be faster than any without: on an
 # H200 the forward of 2,16,4096,160 in bfloat16 takes 3.56 ms, without spills 5.3, and d_v and d_v_t 5 ms less.
-FASTER_SPILLS = {("half", 192, "forward"): 1 / 12, ("half", 192, "backward_value"): 1 / 12}
+FASTER_SPILLS = {("half", width, family): 1 / 12 for width in (160, 192) for family in ("forward", "backward_value")}
 # release of Triton -> (input precision, largest head dim, as it is or padded, family) -> the most that was found
 KNOWN_SPILLS = {
     "3.7": {("half", 64, "backward_key_value"): 1 / 64, ("ieee", 256, "backward_value"): 1 / 256},

@@ -241,7 +241,7 @@ def _modules() -> dict[str, ModuleType]:
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, DistributedLinearLayout=layout, float32=torch.float32, int32=torch.int32,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout, float32=torch.float32, int32=torch.int32,
         int64=torch.int64, bfloat16=torch.bfloat16, shared_memory_descriptor=Shared,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
@@ -280,7 +280,7 @@ def emulated() -> Iterator[None]:
     theirs = {name: sys.modules.get(name) for name in _modules()}
     try:
         sys.modules.update(_modules())
-        importlib.import_module(PACKAGE + ".launch")
+        importlib.import_module(PACKAGE + ".wide_launch")
         _put_back(theirs)  # Triton itself needs the true ones
         yield
     finally:

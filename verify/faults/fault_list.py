@@ -6,6 +6,7 @@ from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_packed import OF_PACKED_SEQUENCES
 from .fault_list_partial import OF_PARTIAL
 from .fault_list_tiled import OF_TILED, TILED
+from .fault_list_wide import OF_WIDE
 
 FORWARD, PREPROCESS = "kernels/portable/forward.py", "kernels/portable/backward_preprocess.py"
 QUERY, KEY, TILE = (
@@ -419,6 +420,6 @@ _OF_SITUATIONS = [
 ]  # fmt: skip
 
 FAULTS = (
-    *_OF_KERNELS, *OF_PIPELINES, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
+    *_OF_KERNELS, *OF_PIPELINES, *OF_WIDE, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
     *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL,
 )  # fmt: skip

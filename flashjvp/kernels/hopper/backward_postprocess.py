@@ -69,7 +69,7 @@ def postprocess_kernel(
 
 def dq_columns(call: Call) -> int:
     """Columns of the accumulators: the padded head dim, less half of its second chunk where that is padding."""
-    first, *rest = schedule.chunk_widths(call.width, "half")
+    first, *rest = schedule.pipeline_chunks(call.width)
     d, *_ = call.k_columns
     return call.width - rest[0] // 2 if rest and d <= first + rest[0] // 2 else call.width
 
@@ -83,6 +83,6 @@ def launch_postprocess(
     columns = dq_columns(call)
     rows = of_d_q.shape[-1] // columns
     d, *_ = call.k_columns
-    padded = (d, *schedule.chunk_widths(call.width, "half"))
+    padded = (d, *schedule.pipeline_chunks(call.width))
     tile: dict[str, Any] = {"stages": 1, "ROWS": rows, "DQ_COLUMNS": columns, "K_COLUMNS": padded}
     call.launch(postprocess_kernel, "backward_postprocess", call.query_programs(rows), args, scale, **tile)

@@ -29,29 +29,29 @@ class Loop(NamedTuple):
 
 
 @gluon.jit
-def query_block(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr):
+def query_block(M, N, heads, group, KEYS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr = 2):
     """The block of a program with resident queries, and its loop over tiles of KEYS keys of one head."""
-    blocks = gl.cdiv(M, 2 * CONSUMER_ROWS)
+    blocks = gl.cdiv(M, CONSUMERS * CONSUMER_ROWS)
     pid = gl.program_id(0)
     number = pid % blocks
     if CAUSAL:
         number = blocks - 1 - number  # the longest loops first, so that the short ones fill the gaps at the end
-    row0 = number * (2 * CONSUMER_ROWS)
+    row0 = number * (CONSUMERS * CONSUMER_ROWS)
     head = (pid // blocks) % heads
     end = gl.cdiv(N, KEYS)
     if CAUSAL:
-        end = gl.minimum(end, gl.cdiv(row0 + 2 * CONSUMER_ROWS, KEYS))
+        end = gl.minimum(end, gl.cdiv(row0 + CONSUMERS * CONSUMER_ROWS, KEYS))
     # mutate: return pid blocks (1)
     return Block(pid // blocks // heads, head, row0), Loop(head // group, 1, 0, end, heads)
 
 
 @gluon.jit
-def key_block(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr):
+def key_block(M, N, heads, group, ROWS: gl.constexpr, CAUSAL: gl.constexpr, CONSUMERS: gl.constexpr = 2):
     """The block of a program with resident keys, and its loop over tiles of ROWS queries of all heads of the group."""
-    blocks = gl.cdiv(N, 2 * CONSUMER_ROWS)
+    blocks = gl.cdiv(N, CONSUMERS * CONSUMER_ROWS)
     kv_heads = heads // group
     pid = gl.program_id(0)
-    row0 = (pid % blocks) * (2 * CONSUMER_ROWS)
+    row0 = (pid % blocks) * (CONSUMERS * CONSUMER_ROWS)
     head = (pid // blocks) % kv_heads
     end = gl.cdiv(M, ROWS)
     first = 0

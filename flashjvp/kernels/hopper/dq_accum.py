@@ -47,10 +47,25 @@ def allocate(accums, k, k_t, ROWS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER
 
 
 @gluon.constexpr_function
-def _in_order(columns):
+def in_order(columns):
     """The layout in which a [64, columns] accumulator has the order of global memory."""
     registers = [[1], [2]] + [[512 << i] for i in range((columns // 8).bit_length() - 1)]
     return gl.DistributedLinearLayout(registers, [[4], [8], [16], [32], [64]], [[128], [256]], [], [64 * columns])
+
+
+@gluon.jit
+def to_order(total):
+    """A [64, columns] accumulator in that order."""
+    COLUMNS: gl.constexpr = total.shape[1]
+    total = total.reshape([4, 2, 8, COLUMNS // 8, 4, 2]).permute((3, 0, 2, 4, 1, 5)).reshape([CONSUMER_ROWS * COLUMNS])
+    return gl.convert_layout(total, in_order(COLUMNS))
+
+
+@gluon.jit
+def from_order(numbers, COLUMNS: gl.constexpr):
+    """Numbers in that order as a [64, columns] accumulator."""
+    numbers = numbers.reshape([COLUMNS // 8, 4, 8, 4, 2, 2]).permute((1, 4, 2, 0, 3, 5))
+    return gl.convert_layout(numbers.reshape([CONSUMER_ROWS, COLUMNS]), accumulator(COLUMNS))
 
 
 @gluon.jit
@@ -58,9 +73,8 @@ def atomic_add_tile(dq_accum, total):
     """Adds a [64, columns] accumulator to global memory, in the order in which threads hold it: 16 bytes of a thread
     side by side, and 512 of a warp."""
     COLUMNS: gl.constexpr = total.shape[1]
-    total = total.reshape([4, 2, 8, COLUMNS // 8, 4, 2]).permute((3, 0, 2, 4, 1, 5)).reshape([CONSUMER_ROWS * COLUMNS])
-    offsets = gl.arange(0, CONSUMER_ROWS * COLUMNS, _in_order(COLUMNS))
-    gl.atomic_add(dq_accum + offsets, gl.convert_layout(total, _in_order(COLUMNS)), sem="relaxed")
+    offsets = gl.arange(0, CONSUMER_ROWS * COLUMNS, in_order(COLUMNS))
+    gl.atomic_add(dq_accum + offsets, to_order(total), sem="relaxed")
 
 
 @gluon.jit

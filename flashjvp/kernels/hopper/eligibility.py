@@ -6,6 +6,7 @@ from ...operands import Inputs
 from ..launch.call import Call, Maybe
 
 NAMES = (*Inputs._fields, "the gradient of o", "the gradient of o_t")
+DENSE_WIDTH = 128  # the largest padded head dim of the kernels for all calls; above it are the wide ones
 BLOCK = 128  # queries and keys of a mask that a program packs
 
 
@@ -13,7 +14,8 @@ def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
     One batch dim at most, head dims that 8 divides, no mask but a boolean one, a positive scale, tensors that TMA can
-    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed.
+    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed. Above
+    DENSE_WIDTH half types with tangents and without a mask.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
@@ -29,6 +31,8 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     maskable = call.mask is None or can_pack(call)
     if call.seed is not None:
         return "dropout"
+    if call.width > DENSE_WIDTH and (reason := _unwritten_wide(call, inputs)) is not None:
+        return reason
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
     if aligned and maskable and len(call.batch_shape) == 1 and scale > 0:
@@ -42,6 +46,16 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     if len(call.batch_shape) != 1:
         return f"{len(call.batch_shape)} batch dims: flatten them to one"
     return f"a scale that is not positive, {scale}"
+
+
+def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
+    """What of a call at head dims above 128 the kernels are not written for."""
+    found = {
+        "float32": call.precision != "half",
+        "no tangents or no cotangent of o_t": all(x is None for x in (inputs.q_t, inputs.k_t, inputs.v_t)),
+        "a mask": call.mask is not None,
+    }
+    return next((f"{what} at head dims above {DENSE_WIDTH}" for what, is_given in found.items() if is_given), None)
 
 
 def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:

@@ -36,9 +36,9 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     tile = _pipelines(call, jvp)["forward"]
     o, lse = empty_rows(like, width), empty_statistic(like)
     o_t, mu = (empty_rows(like, width), empty_statistic(like)) if jvp else (None, None)
-    resident, outs = _described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
+    resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed, packed_mask = (
-        _described(call, tile.block_rows, k, v, k_t, v_t),
+        described(call, tile.block_rows, k, v, k_t, v_t),
         pack(call, by_keys=True, by_queries=False),
     )
     args = (*resident, *streamed, *outs, lse, mu, packed_mask.by_keys, given.tensor_scales)
@@ -185,7 +185,7 @@ class _Backward(NamedTuple):
         self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-        return _described(self.given.call, rows, *tensors)
+        return described(self.given.call, rows, *tensors)
 
     def _statistics(self, tile: Pipeline) -> Any:
         return statistics_descriptor(self.stats, tile.block_rows)
@@ -203,9 +203,9 @@ def _pipelines(call: Call, jvp: bool) -> Families:
     return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
 
 
-def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
+def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths = schedule.chunk_widths(call.width, "half")
+    widths = schedule.pipeline_chunks(call.width)
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else rows_descriptors(x, rows, widths)
@@ -216,8 +216,8 @@ def _described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
 def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
     if given.tensor_scales is None:
-        return _described(given.call, CONSUMER_ROWS, *tensors)
-    widths = schedule.chunk_widths(given.call.width, "half")
+        return described(given.call, CONSUMER_ROWS, *tensors)
+    widths = schedule.pipeline_chunks(given.call.width)
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])

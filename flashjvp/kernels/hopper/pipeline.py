@@ -193,10 +193,11 @@ def bytes_of(tiles, tensors):
 def load_resident(resident, pipeline, block, CHUNKS: gl.constexpr):
     """Starts the copies of the resident tiles; `resident_full` completes when they have landed."""
     WIDTH: gl.constexpr = resident[0].block_shape[3]
+    CONSUMERS: gl.constexpr = pipeline.resident[0].shape[0]
     bar = pipeline.resident_full.index(0)
-    mbarrier.expect(bar, 2 * bytes_of(pipeline.resident, resident))
+    mbarrier.expect(bar, CONSUMERS * bytes_of(pipeline.resident, resident))
     for i in gl.static_range(len(resident)):
-        for consumer in gl.static_range(2):
+        for consumer in gl.static_range(CONSUMERS):
             coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
             load_tile(resident[i], coordinates, bar, pipeline.resident[i].index(consumer))
 

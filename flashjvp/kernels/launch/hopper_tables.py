@@ -6,6 +6,7 @@ Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `b
 replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
 `backward_pairs` replaces `backward_key` alone.
 
+Above 128 the table has calls with tangents alone, which the wide kernels serve, of 64 rows a program (wide_pipeline.py).
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton; with a newer one they must pass
 selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
 them for each product.
@@ -94,6 +95,30 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
                 "forward": Pipeline(128, 2),
                 "backward_key": Pipeline(64, 3),
                 "backward_query": Pipeline(64, 3),
+            },
+        },
+        160: {
+            "tangents": {
+                "forward": Pipeline(32, 3),
+                "backward_key": Pipeline(64, 1),
+                "backward_value": Pipeline(64, 2),
+                "backward_query": Pipeline(64, 1),
+            },
+        },
+        192: {
+            "tangents": {
+                "forward": Pipeline(64, 1),
+                "backward_key": Pipeline(64, 1),
+                "backward_value": Pipeline(64, 1),
+                "backward_query": Pipeline(64, 1),
+            },
+        },
+        256: {
+            "tangents": {
+                "forward": Pipeline(64, 1),
+                "backward_key": Pipeline(32, 1),
+                "backward_value": Pipeline(64, 1),
+                "backward_query": Pipeline(32, 1),
             },
         },
     },

@@ -110,7 +110,12 @@ def chunk_widths(width: int, precision: str) -> tuple[int, ...]:
 def padded_width(head_dim: int) -> int:
     """A head dim as the tables of the half types have it: padded to the columns of its chunks, and from 33 to 64."""
     width = sum(chunk_widths(head_dim, "half"))
-    return 64 if 32 < width <= 64 else width
+    return 64 if 32 < width <= 64 else 160 if 128 < head_dim <= 160 else width
+
+
+def pipeline_chunks(width: int) -> tuple[int, ...]:
+    """The column chunks of a padded head dim in the warp-specialised kernels, at most 128 columns each."""
+    return {160: (128, 32), 256: (128, 128)}.get(width) or chunk_widths(width, "half")
 
 
 def lookup(device: torch.device, precision: str, family: str, width: int, options: bool = False) -> Tile:
