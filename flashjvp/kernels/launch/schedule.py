@@ -13,7 +13,15 @@ import torch
 from ... import environment
 from . import hopper_tables as tables_of_pipelines
 from . import selfcheck
-from .hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS, REGISTER_OPERANDS_SINCE, Families, Release
+from .hopper_tables import (
+    MEASURED,
+    MEASURED_WIDE,
+    PIPELINES,
+    REGISTER_OPERANDS,
+    REGISTER_OPERANDS_SINCE,
+    Families,
+    Release,
+)
 from .tables import TILES
 
 
@@ -155,7 +163,7 @@ def _architecture_of_pipelines(device: torch.device, precision: str) -> str:
 
 def _why_not_triton(device: torch.device, width: int) -> str | None:
     release = environment.triton_release()
-    if release in MEASURED:
+    if release in (MEASURED if width <= 128 else MEASURED_WIDE):
         return None
     return selfcheck.why_not(release, device, width)
 

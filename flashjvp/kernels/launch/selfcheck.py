@@ -28,7 +28,7 @@ from ... import environment
 from ...backends import reference
 from . import compilation
 from .driver import index_of, on_device
-from .hopper_tables import DQ_ACCUM_FROM, MEASURED, Release
+from .hopper_tables import DQ_ACCUM_FROM, MEASURED, MEASURED_WIDE, Release
 
 ROWS = 192
 # Of portable kernels: head dim, rows, and whether with tangents.
@@ -56,7 +56,10 @@ def why_not(release: Release, device: torch.device, width: int) -> str | None:
     if device.type != "cuda" or getattr(_THREAD, "checks", False):
         return None  # they are only compiled, or being checked
     found = _answer(device, f"D = {width}", lambda: _checked(device, width))
-    return None if found is None else _with_remedy(f"with Triton {triton.__version__}, which they do not know, {found}")
+    if found is None:
+        return None
+    measured = MEASURED if width <= 128 else MEASURED_WIDE
+    return _with_remedy(f"with Triton {triton.__version__}, which they do not know, {found}", measured)
 
 
 def why_not_on(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -89,9 +92,9 @@ def _answer(device: torch.device, what: str, check: Callable[[], str | None]) ->
     return _FOUND[key]
 
 
-def _with_remedy(reason: str) -> str:
+def _with_remedy(reason: str, measured: tuple[Release, ...] = MEASURED) -> str:
     """The reason, and what the user can do about it."""
-    names = ", ".join(".".join(map(str, release)) for release in MEASURED)
+    names = ", ".join(".".join(map(str, release)) for release in measured)
     return f"{reason}. Install a Triton that they were measured with ({names}), or a newer flashjvp"
 
 

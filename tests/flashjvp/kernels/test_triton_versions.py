@@ -23,7 +23,7 @@ import torch
 from flashjvp import environment
 from flashjvp.backends import reference
 from flashjvp.kernels.launch import compilation, schedule, selfcheck
-from flashjvp.kernels.launch.hopper_tables import MEASURED, PIPELINES, REGISTER_OPERANDS
+from flashjvp.kernels.launch.hopper_tables import MEASURED, MEASURED_WIDE, PIPELINES, REGISTER_OPERANDS
 
 ROOT = Path(__file__).resolve().parents[3]
 CARD = torch.device("cuda", 0)
@@ -204,6 +204,16 @@ def test_measured_ones_are_served_unasked(
 ) -> None:
     machine(triton_release=release)
     assert are_served()
+
+
+@pytest.mark.parametrize("release", MEASURED, ids=str)
+def test_wide_ones_are_checked_where_they_were_not_measured(
+    release: tuple[int, int], calls: list[Any], machine: Callable[..., None]
+) -> None:
+    machine(triton_release=release)
+    if release not in MEASURED_WIDE:
+        calls.append("o is wrong")
+    assert are_served(192) == (release in MEASURED_WIDE) and are_served(128)
 
 
 def test_why_not_in_words(calls: list[Any], machine: Callable[..., None]) -> None:
