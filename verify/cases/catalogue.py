@@ -44,7 +44,6 @@ def _cases() -> list[Case]:
         ),
         Case("mask_dims_128_aligned", **line | {"m": 70, "n": 160, "d": 128, "dv": 128}, mask="bool"),
         Case("mqa_dims_64_causal", **line | {"q_heads": 3, "m": 140, "n": 150, "d": 64, "dv": 64}, is_causal=True),
-        Case("dims_160_136", **line | {"m": 70, "n": 90, "d": 160, "dv": 136}),
         Case("mqa_dims_192_causal", **line | {"q_heads": 3, "m": 70, "n": 150, "d": 192, "dv": 192}, is_causal=True),
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),
         Case("mqa_causal", q_heads=3, kv_heads=1, m=40, n=40, d=16, dv=16, is_causal=True),

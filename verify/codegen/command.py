@@ -74,6 +74,7 @@ KNOWN_SPILLS = {
         ("half", 96, "backward_value"): 1 / 128,
         ("half", 128, "backward_value"): 1 / 128,
         ("half", 256, "backward_query"): 1 / 32,
+        ("half", 256, "backward_value"): 1 / 256,
         ("tf32", 64, "backward_key"): 1 / 16,
         ("tf32", 96, "backward_value"): 1 / 128,
         ("tf32", 128, "backward_value"): 1 / 256,

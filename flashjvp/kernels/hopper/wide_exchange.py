@@ -1,7 +1,7 @@
 """What the two consumers of a wide kernel give each other through shared memory.
 
-One tile of each kind suffices: a consumer gives the next one only after it has waited for what the other one made of the
-last.
+One tile of each kind suffices: a consumer gives the next one only after it has waited for what the other one made of
+the last.
 """
 
 from typing import Any, NamedTuple

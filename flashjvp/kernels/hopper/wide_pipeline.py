@@ -77,7 +77,7 @@ def _allocate_streamed(tensors, STAGES: gl.constexpr, READERS: gl.constexpr):
 
 @gluon.jit
 def allocate_wide_pipeline(resident, first, second, stats, exchange, STAGES: gl.constexpr, FIRST_READERS: gl.constexpr):
-    """The pipeline for tiles as these descriptors have them; FIRST_READERS consumers read `first`, both read `second`."""
+    """The pipeline for tiles as these descriptors have them. FIRST_READERS consumers read `first`, both `second`."""
     resident_tiles = allocate_tiles(resident, 1)
     stats_tiles = allocate_tiles(stats, STAGES)
     resident_full = make_barriers(1, 1)

@@ -6,7 +6,8 @@ Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `b
 replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
 `backward_pairs` replaces `backward_key` alone.
 
-Above 128 the table has calls with tangents alone, which the wide kernels serve, of 64 rows a program (wide_pipeline.py).
+Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
+
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
 registers: the ptxas of that release copies them for each product.

@@ -1,4 +1,4 @@
-"""The warp-specialised kernels of head dims above 128 give the exact results, in the emulator and, on a GPU, compiled."""
+"""The wide kernels, of head dims above 128, give the exact results, in the emulator and, on a GPU, compiled."""
 
 from collections.abc import Callable
 from typing import Any
