@@ -49,7 +49,7 @@ def _plain_tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: g
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     keep_above(inputs.passed)
     acc_v = add_product(acc_v, left_operands(p.to(q[0].dtype), G), G)
@@ -86,7 +86,7 @@ def _tangent_tile(
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     keep_above(inputs.passed)
     if WITH_DV:

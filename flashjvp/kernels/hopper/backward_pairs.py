@@ -137,7 +137,7 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s_t = warpgroup_mma(addressed_here(k_t), q.permute((1, 0)), s_t + 0.0, is_async=True)
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     keep_above(inputs.passed)
     row_a = row_statistic(stats, ROW_A, TILE)

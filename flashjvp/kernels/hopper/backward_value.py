@@ -46,7 +46,7 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     weights = left_operands(p.to(q[0].dtype), q)
     keep_above(inputs.passed)

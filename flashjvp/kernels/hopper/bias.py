@@ -49,8 +49,9 @@ def bias_of_head(bias, batch, head):
     else:
         # Odd numbers stand for the strides of heads and batch entries: tiles.odd.
         row, head_stride, batch_stride = bias[1]
+        # mutate: offset
         offset = head.to(gl.int64) * ((head_stride - 3) >> 1) + batch.to(gl.int64) * ((batch_stride - 3) >> 1)
-        return (bias[0] + offset, row) + bias[2:]
+        return (bias[0] + offset, gl.cast(row, gl.int32)) + bias[2:]
 
 
 @gluon.constexpr_function
@@ -87,22 +88,22 @@ def _places(GROUPS: gl.constexpr):
 @gluon.jit
 def _row_offsets(query, M, row_stride, ALIGNED: gl.constexpr):
     """Where the rows of these queries begin; queries beyond the end take the last one's place."""
-    offsets = gl.minimum(query, M - 1) * row_stride
+    offsets = gl.minimum(query, M - 1) * row_stride  # mutate: offsets
     return gl.multiple_of(offsets, (16, 16, 16, 16, 16)) if ALIGNED else offsets
 
 
 @gluon.jit
-def load_bias_by_key(bias, row0, tile, M, N, COLUMNS: gl.constexpr, BIAS_LAYOUT: gl.constexpr, MASKED: gl.constexpr):
-    """The mask [64 queries, COLUMNS keys] of queries from `row0` on, in squares, for `add_bias_by_key`; () without one.
+def bias_by_key(bias, row0, tile, M, N, COLUMNS: gl.constexpr, BIAS_LAYOUT: gl.constexpr, MASKED: gl.constexpr):
+    """Where the mask [64 queries, COLUMNS keys] of queries from `row0` on lies, in squares, and which keys exist where
+    not all do; () without a mask.
 
-    (numbers,), or of 32 bits, for which there are no registers, (pointers, () or (which keys exist,)). Only MASKED tiles
-    have keys beyond the end, whose scores nobody reads.
+    It is loaded where it is added: registers are short, and loading it before the wait for the tile was no faster. Only
+    MASKED tiles have keys beyond the end, whose scores nobody reads.
     """
     if len(bias) == 0:
         return ()
     else:
         ALIGNED: gl.constexpr = BIAS_LAYOUT[0]
-        IS_HALF: gl.constexpr = BIAS_LAYOUT[1]
         GROUPS: gl.constexpr = COLUMNS // 8
         warp, half, row, group, column = _places(GROUPS)
         first = bias[0] + tile * COLUMNS
@@ -111,23 +112,11 @@ def load_bias_by_key(bias, row0, tile, M, N, COLUMNS: gl.constexpr, BIAS_LAYOUT:
         rows = first + _row_offsets(row0 + (warp * 16 + half * 8 + row), M, bias[1], ALIGNED)
         pointers = rows + (group * 8 + column)
         if not MASKED:
-            exists = ()
+            return (pointers,)
         elif ALIGNED:
-            exists = (tile * GROUPS + group < N // 8,)
+            return pointers, tile * GROUPS + group < N // 8
         else:
-            exists = (tile * COLUMNS + (group * 8 + column) < N,)
-        if IS_HALF:
-            return (_load(pointers, exists),)
-        else:
-            return pointers, exists
-
-
-@gluon.jit
-def _load(pointers, exists):
-    if len(exists) == 0:
-        return gl.load(pointers)
-    else:
-        return gl.load(pointers, mask=exists[0])  # mutate: return gl load
+            return pointers, tile * COLUMNS + (group * 8 + column) < N
 
 
 @gluon.jit
@@ -147,7 +136,7 @@ def load_bias_by_query(bias, number, row0, tile, M, N, COLUMNS: gl.constexpr, BI
         if IS_HALF:
             key, query = column, row
         else:
-            key, query = row, column
+            key, query = row, column  # mutate: key, query
         first = bias[0] + row0
         if ALIGNED:
             first = gl.multiple_of(first, 16)
@@ -158,16 +147,16 @@ def load_bias_by_query(bias, number, row0, tile, M, N, COLUMNS: gl.constexpr, BI
         else:
             exists = row0 + (warp * 16 + half * 8 + key) < N
         log_l = bias[2] + (number.to(gl.int64) * (gl.cdiv(M, 128) * 128) + tile * COLUMNS)  # mutate: log_l
-        return gl.load(pointers, mask=exists, other=float("-inf")), log_l
+        return gl.load(pointers, mask=exists, other=float("-inf")), log_l  # mutate: return gl load
 
 
 @gluon.jit
 def add_bias_by_key(s, scale, bias, LAYOUT: gl.constexpr):
     """The scores [queries, keys] in nats, of products s."""
     if len(bias) == 1:
-        return _add_bias(s, scale, bias[0], LAYOUT)
+        return _add_bias(s, scale, gl.load(bias[0]), LAYOUT)
     else:
-        return _add_bias(s, scale, _load(bias[0], bias[1]), LAYOUT)
+        return _add_bias(s, scale, gl.load(bias[0], mask=bias[1]), LAYOUT)
 
 
 @gluon.jit

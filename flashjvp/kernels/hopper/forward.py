@@ -36,7 +36,7 @@ RESCALE_THRESHOLD = gl.constexpr(8.0)
 @gluon.constexpr_function
 def _subtracts_first(dtype):
     """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
-    1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
+    1, which types with more digits than bfloat16 need, and scores with an additive mask, which may be large. Otherwise it is 1 up to the rounding of the scaled maximum, the
     same for all keys of a row; that takes one instruction a score less."""
     return dtype != gl.bfloat16
 
@@ -49,14 +49,13 @@ def _softmax(
     """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; the scale is positive.
 
     m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
-    plain maximum of the products q @ k.T, before they are scaled. With an additive mask it is one of scores in nats,
-    which may be large: it is subtracted first, too, but follows by the threshold.
+    plain maximum of the products q @ k.T, before they are scaled, or with an additive mask of scores in nats.
     """
     BIASED: gl.constexpr = len(inputs.bias) > 0
-    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
+    SUBTRACT_FIRST: gl.constexpr = BIASED or _subtracts_first(dtype)
     if BIASED:
         s = add_bias_by_key(s, program.scale, inputs.bias, LAYOUT)
-        scale2 = LOG2_E
+        scale2 = LOG2_E  # mutate: scale2
     else:
         scale2 = program.scale * 1.4426950408889634
     if MASKED:
@@ -65,14 +64,12 @@ def _softmax(
     tile_max = gl.max(s, 1)
     if SUBTRACT_FIRST:
         m_new = gl.maximum(m, tile_max)
-    elif BIASED:
-        m_new = gl.where(tile_max > m + RESCALE_THRESHOLD / LOG2_E, tile_max, m)
     else:
         m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
     m_safe = m_new
     if len(inputs.mask) + len(inputs.bias) > 0:  # no key so far may be allowed
         m_safe = gl.where(m_new > float("-inf"), m_new, 0.0)  # mutate: m_safe
-    if SUBTRACT_FIRST or BIASED:
+    if SUBTRACT_FIRST:
         alpha = gl.exp2((m - m_safe) * scale2)
         p = gl.exp2((s - m_safe[:, None]) * scale2)
     else:
@@ -177,6 +174,7 @@ def _consume(
     SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
     if len(program.bias) > 0:  # m and log(l): layout.empty_lse
         gl.store(statistics[0] + offset * 2, m, mask=rows < program.M)
+        # mutate: gl.store (2)
         gl.store(statistics[0] + offset * 2 + 1, gl.log2(norm) * -0.6931471805599453, mask=rows < program.M)
     else:
         lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)

@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from .bias import bias_of_head, load_bias_by_key, load_bias_by_query
+from .bias import bias_of_head, bias_by_key, load_bias_by_query
 from .blocks import CONSUMER_ROWS, unmasked_tiles
 from .chunks import by_tensor, zeros
 from .dq_accum import store_zeros
@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
     streamed: Any
     stats: Any  # [4, streamed rows], of the backward with resident keys
     mask: Any  # (words of the packed mask,), or ()
-    bias: Any  # (the tile of the additive mask,), or ()
+    bias: Any  # the tile of the additive mask (bias.py), or ()
     passed: Any  # (barrier, phase) of the tile, for `keep_above`
 
 
@@ -75,7 +75,7 @@ def _stream_keys(
             next_mask = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, end - 1), KEYS)  # mutate: next_mask
         else:
             mask = load_mask_tile(packed_mask, row, tile, KEYS)
-        bias = load_bias_by_key(program.bias, row, tile, program.M, program.N, KEYS, BIAS_LAYOUT, MASKED)
+        bias = bias_by_key(program.bias, row, tile, program.M, program.N, KEYS, BIAS_LAYOUT, MASKED)
         bar, phase = passed
         mbarrier.wait(bar, phase)
         resident = _resident(pipeline, register_operands, consumer, tile, CHUNKS)
