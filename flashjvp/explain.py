@@ -164,7 +164,7 @@ def _served(operands: Operands, options: Options, what_is_seen: str) -> _Served:
     found = [reason for reason in reasons if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)
-    return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp), [])
+    return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp, _is_learned(operands)), [])
 
 
 def _is_learned(x: Operands) -> bool:
@@ -182,13 +182,15 @@ def _portable_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[st
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 
 
-def _warp_specialised_tiles(call: "Call", jvp: bool) -> dict[str, dict[str, int]]:
+def _warp_specialised_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[str, int]]:
     from .kernels.launch import schedule
 
     tiles = schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
     of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
     others = ["backward_value"] * ("backward_value" in tiles) + ["backward_query"] * (not summed)
     found = {name: tiles[name]._asdict() for name in ("forward", of_keys, *others)}
+    if learned:
+        found["backward_bias"] = call.tile("backward_bias")._asdict()  # the one portable kernel
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}
 
 

@@ -94,26 +94,33 @@ def backward_jvp(
     if d_o_t is None:  # no product then involves a tangent of q, k or v
         inputs = Inputs(q, k, v)
         computed = Inputs(asked.q, asked.k, asked.v, False, False, False)
-    d_mask: Maybe = None
-    d_mask_t: Maybe = None
-    served = any(computed) and not of_mask and not of_mask_t
-    if served and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
-        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale, computed)
+    cotangents, kernels, statistics = (d_o, d_o_t), _kernels(call), None
+    if any(computed) and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+        grads: tuple[Maybe, ...] = hopper.backward(call, inputs, cotangents, (o, o_t, lse, mu), scale, computed)
     else:
-        row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
-        statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)
-        kernels, cotangents = _kernels(call), (d_o, d_o_t)
+        statistics = _statistics(call, cotangents, (o, o_t, lse, mu))
         d_q, d_q_t = launch_backward_query(call, inputs, cotangents, statistics, scale, computed, kernels.query)
         d_k, d_v, d_k_t, d_v_t = launch_backward_key(call, inputs, cotangents, statistics, scale, computed, kernels.key)
         grads = (d_q, d_k, d_v, d_q_t, d_k_t, d_v_t)
-        if mask is not None and (of_mask or (of_mask_t and d_o_t is not None)):
-            d_mask, d_mask_t = launch_backward_bias(
-                call, inputs, cotangents, statistics, scale, mask, (of_mask, of_mask_t and d_o_t is not None),
-                kernels.bias,
-            )  # fmt: skip
+    d_mask: Maybe = None
+    d_mask_t: Maybe = None
+    if mask is not None and (of_mask or (of_mask_t and d_o_t is not None)):
+        statistics = statistics or _statistics(call, cotangents, (o, o_t, lse, mu))
+        d_mask, d_mask_t = launch_backward_bias(
+            call, inputs, cotangents, statistics, scale, mask, (of_mask, of_mask_t and d_o_t is not None), kernels.bias
+        )
     if d_o_t is not None:
         return *grads, d_mask, d_mask_t
     return *_with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked), d_mask, _zeros_of_mask(mask_t, of_mask_t)
+
+
+def _statistics(
+    call: Call, cotangents: tuple[Maybe, Maybe], results: tuple[Tensor, Maybe, Tensor, Maybe]
+) -> tuple[Maybe, ...]:
+    """lse, mu, row_a, row_delta, as the portable kernels read them."""
+    o, o_t, lse, mu = results
+    row_a, row_delta = launch_preprocess(call, o, *cotangents, o, o_t)
+    return lse, mu if cotangents[1] is not None else None, row_a, row_delta
 
 
 def _kernels(call: Call) -> Kernels:

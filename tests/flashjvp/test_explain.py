@@ -92,7 +92,9 @@ def test_the_version_of_triton_is_explained(machine: Callable[..., None]) -> Non
 def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
     q, k, v = qkv(2, 4, 100, 64, **HALF)
     odd = torch.empty(2, 4, 100, 70, **HALF)
-    yield "mask", {"attn_mask": torch.empty(100, 100, device="meta")}, "an additive mask"
+    mask = torch.empty(100, 100, device="meta")
+    yield "tangent of a mask", {"attn_mask": mask, "attn_mask_t": mask}, "a tangent of the mask"
+    yield "mask of queries", {"attn_mask": mask[:, :1]}, "an additive mask of one key for all"
     yield "scale", {"scale": -0.3}, "not positive, -0.3"
     yield "values", {"v": odd}, "Dv=70 is not a positive multiple of 8"
     yield "multiple of 8", dict(zip("qkv", qkv(2, 4, 100, 70, **HALF), strict=True)), "D=70 is not a multiple of 8"

@@ -22,6 +22,7 @@ from ..emulator.machine import EmulationError
 from ..oracles.attention import Results, Subject, dense_same_type
 from ..oracles.identities import Check
 from .against_float64 import against_float64
+from .finite_masks import finite_masks
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -92,6 +93,11 @@ def scaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
 
 
+def with_finite_masks(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """The warp-specialised kernels with additive masks of finite numbers, in sums in any order."""
+    return _emulated(finite_masks, inputs, subject, ordered=False)
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -147,5 +153,6 @@ EMULATED: dict[str, Check] = {
     "emulated-dq-accum": in_any_order,
     "per-tensor-scaling": scaled,
     "per-tensor-scaling-in-order": scaled_in_order,
+    "emulated-finite-masks": with_finite_masks,
     "replayed": replayed,
 }

@@ -9,6 +9,7 @@ from flashjvp.backends.select import MAX_IEEE_IN_99_KB, WITH_99_KB
 IN_99_KB = [f"sm_{major}{minor}" for major, minor in WITH_99_KB]
 KINDS = ("half", "tf32", "ieee")
 PARTIAL = ("window", "blocks", "packed")
+ADDITIVE = ("additive", "float32")
 HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a head dim by chunks, and their largest
 
 
@@ -16,10 +17,10 @@ HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a 
 class Configuration:
     """One call of attention, forward and backward: the input precision (half is bfloat16), head dims and options.
 
-    `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "learned" (with
-    a gradient, and a tangent where there are any), "dropout" (of probabilities, without a mask), or which kernels of
-    their own serve the call: "window", "blocks" (a block mask), "packed" (sequences). `group` are the query heads of a
-    key head, `ordered` is PyTorch's deterministic mode.
+    `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "float32" (an
+    additive one of that type), "learned" (with a gradient, and a tangent where there are any), "dropout" (of
+    probabilities, without a mask), or which kernels of their own serve the call: "window", "blocks" (a block mask),
+    "packed" (sequences). `group` are the query heads of a key head, `ordered` is PyTorch's deterministic mode.
     """
 
     architecture: str
@@ -78,9 +79,13 @@ def sample(architecture: str) -> list[Configuration]:
         {"group": 4},
         {"mask": "learned"},
         {"mask": "dropout"},
+        {"mask": "float32"},
     ]
     extra = [Configuration(architecture, "half", 64, 64, **option) for option in options]
     extra += [Configuration(architecture, "half", d, d, **option) for d in (128, 256) for option in options[4:6]]
+    extra += [Configuration(architecture, "half", d, d, mask=mask) for d in (72, 96, 128) for mask in ADDITIVE]
+    extra += [Configuration(architecture, "half", d, d, "", mask=mask) for d in (64, 72, 128) for mask in ADDITIVE]
+    extra += [Configuration(architecture, "half", d, d, mask="additive", ordered=True) for d in (72, 96, 128)]
     extra += [Configuration(architecture, kind, 64, 64, mask="bool") for kind in KINDS[1:]]
     extra += [Configuration(architecture, "ieee", 128, 128, mask=mask) for mask in ("learned", "dropout")]
     extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]

@@ -114,7 +114,8 @@ def call(configuration: Configuration) -> None:
     if of_partial is not None:
         mask = of_partial.in_place_of_mask
     elif configuration.mask not in ("", "dropout"):
-        mask = torch.empty(1, 1, ROWS, ROWS, dtype=torch.bool if configuration.mask == "bool" else dtype, device=META)
+        of_mask = {"bool": torch.bool, "float32": torch.float32}.get(configuration.mask, dtype)
+        mask = torch.empty(1, 1, ROWS, ROWS, dtype=of_mask, device=META)
     learned, dropout = configuration.mask == "learned", configuration.mask == "dropout"
     if mask is not None and learned and configuration.tangents:
         mask_t = torch.empty_like(mask)

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashjvp.kernels.tiles import Operand
+
 from .contraction import Contracted
 from .machine import RUNNING, Barrier, EmulationError, Program, Shared
 
@@ -153,6 +155,7 @@ def _load(pointer: Pointer, mask: Tensor | None = None, other: float = 0.0) -> T
     if mask is None:
         return memory[offsets]
     found = torch.full(offsets.shape, other, dtype=memory.dtype)
+    mask = mask.expand(offsets.shape)
     found[mask] = memory[offsets[mask]]
     return found
 
@@ -166,6 +169,8 @@ def _asm(text: str, constraints: str, args: Sequence[Tensor], *rest: object, **o
     """Of assembly only what the kernels have: selections, products in branches, and numbers as they are."""
     if text == "mov.u32 $0, $1;":
         return args[0]
+    if "movmatrix" in text:  # of squares, [warp, half, row, group, column]
+        return args[0].transpose(2, 4)
     if "setp.lt.s32 p, $1, $2" in text:
         return torch.where(args[0] < args[1], args[2], args[3])
     if "selp.f32 $0, $1, $2, p" in text:
@@ -193,6 +198,14 @@ def _static_assert(condition: bool) -> None:
         raise EmulationError("a static assertion failed")
 
 
+def _passed(x: Any) -> Any:
+    """An argument as a kernel gets it. The memory of an Operand goes on beyond the tensor's numbers."""
+    if isinstance(x, Operand):
+        rest = x.ptr.untyped_storage().nbytes() // x.ptr.element_size() - x.ptr.storage_offset()
+        return x._replace(ptr=Pointer(x.ptr.detach().as_strided((rest,), (1,))))
+    return Pointer(x.detach()) if isinstance(x, Tensor) else x
+
+
 class Kernel:
     """A function that @gluon.jit made; launched, it runs program after program."""
 
@@ -205,7 +218,7 @@ class Kernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, num_warps: int, enable_fp_fusion: bool, launch_pdl: bool = False, **values: Any) -> None:
-            passed = [Pointer(x.detach()) if isinstance(x, Tensor) else x for x in args]
+            passed = [_passed(x) for x in args]
             for number in range(grid[0]):
                 program = Program(number)
                 RUNNING.append(program)
@@ -239,7 +252,8 @@ def _modules() -> dict[str, ModuleType]:
         minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)), maximum=torch.maximum,
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), log2=torch.log2,
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
-        load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
+        multiple_of=lambda x, values: x, cast=lambda x, dtype: x, load=_load, store=_store,
+        atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
         NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout,
         float32=torch.float32, int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16,

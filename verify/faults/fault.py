@@ -18,6 +18,7 @@ EMULATED_CHECKS = (
     "emulated-dq-accum",
     "per-tensor-scaling",
     "per-tensor-scaling-in-order",
+    "emulated-finite-masks",
     "replayed",
 )
 
@@ -44,6 +45,10 @@ HOPPER_CASES = (
     Case("hopper_mask_plain", **_ONE, m=70, n=300, d=64, dv=64, mask="bool", **_PLAIN),
     Case("hopper_mask_per_key", **_ONE, m=140, n=150, d=64, dv=64, mask="bool", mask_shape="per_key"),
     Case("hopper_mask_empty_rows", **_ONE, m=70, n=80, d=64, dv=64, mask="bool", mask_shape="empty_rows"),
+    Case("hopper_additive", batch=(1,), q_heads=2, kv_heads=2, m=70, n=150, d=64, dv=64, mask="additive"),
+    Case("hopper_additive_128", **_ONE, m=138, n=150, d=128, dv=128, mask="additive"),
+    Case("hopper_additive_plain", batch=(1,), m=70, n=144, d=64, dv=64, mask="additive", **_PLAIN),
+    Case("hopper_additive_empty_rows", **_ONE, m=70, n=80, d=64, dv=64, mask="additive", mask_shape="empty_rows"),
     Case("hopper_sequence_major", batch=(1,), m=33, n=65, d=64, dv=64, layout="sequence_major"),
     Case("hopper_cotangent_o", **_ONE, m=40, n=50, d=64, dv=64, cotangents=("o",)),
     Case("hopper_q_t_alone", **_ONE, m=40, n=50, d=64, dv=64, tangents=("q",)),

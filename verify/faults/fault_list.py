@@ -1,6 +1,7 @@
 """The planted bugs, but for those of what runs on GPUs alone (fault_list_gpu.py)."""
 
 from .fault import Fault
+from .fault_list_bias import OF_BIAS
 from .fault_list_distributed import OF_SEVERAL_PROCESSES
 from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_packed import OF_PACKED_SEQUENCES
@@ -421,5 +422,5 @@ _OF_SITUATIONS = [
 
 FAULTS = (
     *_OF_KERNELS, *OF_PIPELINES, *OF_WIDE, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
-    *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL,
+    *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL, *OF_BIAS,
 )  # fmt: skip

@@ -9,6 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal
 from .chunks import add_product, add_scores, chunks, complete, left_operands
 from .dq_accum import accumulate, add_dq, allocate, await_readers
@@ -46,9 +47,9 @@ def _plain_tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: g
     b = add_scores(zero, v, G, USE_ACC=False)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     keep_above(inputs.passed)
     acc_v = add_product(acc_v, left_operands(p.to(q[0].dtype), G), G)
@@ -83,9 +84,9 @@ def _tangent_tile(
     s_t = add_scores(s_t, k, q_t)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     keep_above(inputs.passed)
     if WITH_DV:
@@ -127,15 +128,17 @@ def _tangent_tile(
 @gluon.jit
 def _consume(
     program, dq, consumer: gl.constexpr, CHUNKS: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr,
-    REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, VARIES: gl.constexpr, DQ_COLUMNS: gl.constexpr,
+    REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
+    DQ_COLUMNS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     SUB_ROWS: gl.constexpr = program.pipeline.stats[0].shape[2] // SUB_TILES
     ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, SUB_ROWS)
     accs, before, iteration = stream_queries(
-        ADD_TILE, accs, dq, register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, SUB_TILES, DQ_COLUMNS
-    )
+        ADD_TILE, accs, dq, register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT, SUB_TILES,
+        DQ_COLUMNS,
+    )  # fmt: skip
     if len(dq) > 0:
         if iteration > 0:
             add_dq(dq, before, iteration, consumer, DQ_COLUMNS)
@@ -151,10 +154,11 @@ def _consume(
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, mask, tensor_scales,
+    d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, mask, bias, log_l, tensor_scales,
     scale, M, N, heads, group,
     JVP: gl.constexpr, WITH_DV: gl.constexpr, DQ_COLUMNS: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
     REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER_STAGES: gl.constexpr, VARIES: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -184,12 +188,18 @@ def backward_key_kernel(
         k_tiles, k_t_tiles = pipeline.resident[:CHUNKS], pipeline.resident[2 * CHUNKS : 3 * CHUNKS]
         dq = allocate((d_q, d_q_t), k_tiles, k_t_tiles, ROWS, SUB_TILES, BUFFER_STAGES)
     fence_async_shared()
-    program = Program(outs, pipeline, optional(mask), optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(outs, pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, dq, 0, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, DQ_COLUMNS)),
-            (_consume, (program, dq, 1, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, DQ_COLUMNS)),
+            (
+                _consume,
+                (program, dq, 0, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, BIAS_LAYOUT, DQ_COLUMNS),
+            ),
+            (
+                _consume,
+                (program, dq, 1, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, BIAS_LAYOUT, DQ_COLUMNS),
+            ),
         ],
         [4, 4],
         [240, 240],

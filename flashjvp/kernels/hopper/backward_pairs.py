@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal
 from .chunks import flat, scaled
 from .dq_accum import Dq, atomic_add_tile, await_readers, store_ds
@@ -134,9 +135,9 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s, s_t = _split_product(warpgroup_mma_wait(1, deps=[s]))
     q, q_t = _split_rows(q_and_q_t)
     s_t = warpgroup_mma(addressed_here(k_t), q.permute((1, 0)), s_t + 0.0, is_async=True)
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     keep_above(inputs.passed)
     row_a = row_statistic(stats, ROW_A, TILE)
@@ -165,10 +166,14 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
 
 
 @gluon.jit
-def _consume(program, dq, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr):
+def _consume(
+    program, dq, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr
+):
     """A consumer: the gradients of 64 keys."""
     accs, register_operands = begin(program, consumer)
-    accs, before, iteration = stream_queries(_tile, accs, dq, register_operands, program, consumer, 1, CAUSAL, VARIES)
+    accs, before, iteration = stream_queries(
+        _tile, accs, dq, register_operands, program, consumer, 1, CAUSAL, VARIES, BIAS_LAYOUT
+    )
     if len(dq) > 0:
         if iteration > 0:
             _add_dq(dq, before, iteration, consumer)
@@ -178,8 +183,9 @@ def _consume(program, dq, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_pairs_kernel(
-    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, tensor_scales, scale, M, N, heads, group,
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales, scale, M, N, heads, group,
     DQ_ACCUM: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -202,12 +208,12 @@ def backward_pairs_kernel(
         k_tile, k_t_tile = pipeline.resident[0], pipeline.resident[2]
         dq = Dq((d_q, d_q_t), ds_tiles, ready, free, done, k_tile, k_t_tile)
     fence_async_shared()
-    program = Program((d_k, d_k_t), pipeline, optional(mask), optional(tensor_scales), block, loop, scale, M, N)
+    program = Program((d_k, d_k_t), pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, 1, _load_pairs)),
-            (_consume, (program, dq, 0, CAUSAL, VARIES)),
-            (_consume, (program, dq, 1, CAUSAL, VARIES)),
+            (_consume, (program, dq, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (_consume, (program, dq, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

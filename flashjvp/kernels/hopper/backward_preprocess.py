@@ -1,24 +1,31 @@
-"""Computes the row statistics that the backward kernels read: lse, mu, a, delta of each query; MATH.md (11), (12)."""
+"""Computes the row statistics that the backward kernels read: lse, mu, a, delta of each query; MATH.md (11), (12).
+
+With an additive mask lse is m in nats, and there is log(l) * log2(e), a tensor of its own: layout.empty_lse.
+"""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...layout import is_additive
 from ..launch.call import Call, Maybe
 from ..portable.backward_preprocess import row_dot
 from ..tiles import load_rows, select_head
 from .scales import INVERSE_MU, INVERSE_O, INVERSE_O_T, P_EXPONENT
 
 _ROWS = 128  # of a program that makes statistics
+_LEAST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def preprocess_kernel(
-    d_o, d_o_t, o, o_t, lse, mu, stats, tensor_scales, scale, batch_shape, M, N, heads, group,
+    d_o, d_o_t, o, o_t, lse, mu, stats, log_l, tensor_scales, scale, batch_shape, M, N, heads, group,
     V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: lse * log2(e), mu, a (11) and delta (12) of 128 rows of one head; zeros beyond the last row. A
     missing cotangent is zero.
+
+    m is finite in a row without keys, too, and log(l) is inf beyond the last row: P is then 0, whatever the mask is.
 
     Under per-tensor scaling the cotangents are scaled, o, o_t and mu are not, and so are scaled here; lse is shifted so
     that P comes out 2^P_EXPONENT times as large.
@@ -41,8 +48,15 @@ def preprocess_kernel(
         delta = row_dot(G, o_rows)
         if tensor_scales is not None:
             delta *= tl.load(tensor_scales + INVERSE_O)  # mutate: delta (1)
-    # mutate: lse_rows (1)
-    lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0) * 1.4426950408889634
+    if log_l is not None:
+        pair = lse + (number * M + rows) * 2
+        lse_rows = tl.maximum(tl.load(pair, mask=rows < M, other=0.0), _LEAST)  # mutate: lse_rows (3)
+        # mutate: log_l_rows
+        log_l_rows = tl.load(pair + 1, mask=rows < M, other=float("inf")) * 1.4426950408889634
+        tl.store(log_l + number * (ROWS * tiles) + rows, log_l_rows)
+    else:
+        # mutate: lse_rows (1)
+        lse_rows = tl.load(lse + number * M + rows, mask=rows < M, other=0.0) * 1.4426950408889634
     if d_o_t is not None:
         T = load_rows(select_head(d_o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
         o_t_rows = load_rows(select_head(o_t, batch, head, batch_shape, REGULAR), m0, M, ROWS, V_COLUMNS, REGULAR)
@@ -64,12 +78,14 @@ def preprocess_kernel(
 
 def launch_preprocess(
     call: Call, d_o: Maybe, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, tensor_scales: Maybe
-) -> Tensor:
-    """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
+) -> tuple[Tensor, Maybe]:
+    """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros. And with an additive
+    mask log(l) * log2(e), [batch * heads, M rounded up to 128]."""
     rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads
     make = lse.new_empty if d_o_t is not None else lse.new_zeros
     stats = make((call.programs * heads * 4, rows))
-    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, stats, tensor_scales)
+    log_l = lse.new_empty((call.programs * heads, rows)) if is_additive(call.mask_tensor) else None
+    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, stats, log_l, tensor_scales)
     programs = call.query_programs(_ROWS)
     call.launch(preprocess_kernel, "backward_preprocess", programs, args, 0.0, warps=8, stages=1, ROWS=_ROWS)
-    return stats
+    return stats, log_l

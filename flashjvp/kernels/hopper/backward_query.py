@@ -8,6 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bias import bias_of_head, bias_operand, probabilities_of_queries
 from .blocks import CONSUMER_ROWS, query_block, where_visible
 from .chunks import add_product, add_scores, chunks, complete, left_operands, scaled
 from .mainloop import begin, stream_keys
@@ -41,7 +42,7 @@ def _plain_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, MA
     """Adds what a tile gives to d_q / c, without tangents."""
     q, G = inputs.resident
     k, v = inputs.streamed
-    lse, _mu, _row_a, delta = rows
+    delta = rows[ROW_DELTA]
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
@@ -49,7 +50,7 @@ def _plain_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, MA
     s = add_scores(zero, q, k, USE_ACC=False)
     b = add_scores(zero, G, v, USE_ACC=False)
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_queries(s, rows, program.scale, inputs.bias, TILE)
     if MASKED:
         p = where_visible(p, 0.0, row, tile, program.N, TILE, CAUSAL)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
@@ -65,7 +66,7 @@ def _tangent_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, 
     acc_q, acc_q_t = accs
     q, G, q_t, T = inputs.resident  # mutate: q, G, q_t, T
     k, v, k_t, v_t = inputs.streamed
-    lse, mu, row_a, delta = rows
+    mu, row_a, delta = rows[MU], rows[ROW_A], rows[ROW_DELTA]
     CHUNKS: gl.constexpr = len(k)
     KEYS: gl.constexpr = k[0].shape[0]
     TILE: gl.constexpr = accumulator(KEYS)
@@ -75,7 +76,7 @@ def _tangent_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, 
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_queries(s, rows, program.scale, inputs.bias, TILE)
     if MASKED:
         p = where_visible(p, 0.0, row, tile, program.N, TILE, CAUSAL)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
@@ -98,8 +99,9 @@ def _tangent_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, 
 
 @gluon.jit
 def _consume(
-    program, stats, consumer: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr
-):
+    program, stats, consumer: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
+):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
     block = program.block
     CHUNKS: gl.constexpr = len(program.outs) // 2 if JVP else len(program.outs)
@@ -115,17 +117,19 @@ def _consume(
         _load_statistic(stats, head, padded, numbers, ROW_A),
         _load_statistic(stats, head, padded, numbers, ROW_DELTA),
     )
+    if len(program.bias) > 0:
+        rows = rows + (gl.load(program.bias[2] + head * padded + numbers)[:, None],)
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
-    accs, _rows = stream_keys(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL)
+    accs, _rows = stream_keys(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT)
     store_results(program, scaled(accs, program.scale), consumer, CHUNKS, D_Q, 1)  # mutate: store_results
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_query_kernel(
     q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, stats,
-    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, tensor_scales, scale, M, N, heads, group,
+    d_q, d_q_rest, d_q_t, d_q_t_rest, mask, bias, log_l, tensor_scales, scale, M, N, heads, group,
     JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
-    VARIES: gl.constexpr,
+    VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys.
 
@@ -144,14 +148,15 @@ def backward_query_kernel(
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)
+    bias = bias_of_head(bias_operand(bias, log_l), block.batch, block.head)
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
-    program = Program(outs, pipeline, packed_mask, optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(outs, pipeline, packed_mask, bias, optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS)),
-            (_consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS)),
+            (_consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
+            (_consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

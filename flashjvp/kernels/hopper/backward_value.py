@@ -8,6 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal
 from .chunks import add_product, add_scores, chunks, complete, left_operands
 from .mainloop import begin, stream_queries
@@ -43,9 +44,9 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s_t = add_scores(s_t, k, q_t)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, at.tile, consumer, TILE)
+        p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     weights = left_operands(p.to(q[0].dtype), q)
     keep_above(inputs.passed)
@@ -59,12 +60,14 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
 
 
 @gluon.jit
-def _consume(program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr):
+def _consume(
+    program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr
+):
     """A consumer: the gradients of 64 keys."""
     CHUNKS: gl.constexpr = len(program.outs) // 2
     accs, register_operands = begin(program, consumer)
     accs, _before, _iteration = stream_queries(
-        _tile, accs, (), register_operands, program, consumer, CHUNKS, CAUSAL, VARIES
+        _tile, accs, (), register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT
     )
     store_results(program, accs, consumer, CHUNKS, D_V, 2)
 
@@ -72,7 +75,9 @@ def _consume(program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.c
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_value_kernel(
     k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
-    mask, tensor_scales, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
+    mask, bias, log_l, tensor_scales, scale, M, N, heads, group,
+    CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
@@ -88,12 +93,12 @@ def backward_value_kernel(
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
     pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
     fence_async_shared()
-    program = Program(outs, pipeline, optional(mask), optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(outs, pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, 0, CAUSAL, VARIES)),
-            (_consume, (program, 1, CAUSAL, VARIES)),
+            (_consume, (program, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (_consume, (program, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

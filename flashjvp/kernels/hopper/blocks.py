@@ -84,11 +84,17 @@ def where_visible(x, other, row, tile, N, LAYOUT: gl.constexpr, CAUSAL: gl.const
 
 
 @gluon.jit
-def where_causal(p, row0, tile, consumer: gl.constexpr, LAYOUT: gl.constexpr):
-    """P [keys, queries] where the query may see the key, 0 elsewhere."""
+def where_causal(p, tile, program, consumer: gl.constexpr, LAYOUT: gl.constexpr):
+    """P [keys, queries] where the query may see the key, 0 elsewhere.
+
+    With an additive mask queries beyond the end see what the last one does, whose numbers they read (bias.py).
+    """
     ROWS: gl.constexpr = p.shape[1]
+    row0 = program.block.row0
     if tile * ROWS < row0 + 2 * CONSUMER_ROWS:
         key = row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
         query = tile * ROWS + gl.arange(0, ROWS, gl.SliceLayout(0, LAYOUT))[None, :]
+        if len(program.bias) > 0:
+            query = gl.minimum(query, program.M - 1)
         p = gl.where(key <= query, p, 0.0)  # mutate: p
     return p

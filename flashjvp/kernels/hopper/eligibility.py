@@ -13,9 +13,9 @@ BLOCK = 128  # queries and keys of a mask that a program packs
 def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    One batch dim at most, head dims that 8 divides, no mask but a boolean one, a positive scale, tensors that TMA can
-    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed. Above
-    DENSE_WIDTH half types with tangents and without a mask.
+    One batch dim at most, head dims that 8 divides, no tangent of a mask, a positive scale, tensors that TMA can address:
+    the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed. Above DENSE_WIDTH
+    half types with tangents and without a mask.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
@@ -28,21 +28,21 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     """
     (width, *_), (value_width, *_) = call.k_columns, call.v_columns
     aligned = width % 8 == 0 and value_width % 8 == 0 and value_width > 0
-    maskable = call.mask is None or can_pack(call)
+    of_mask = None if call.mask is None else _unserved_mask(call)
     if call.seed is not None:
         return "dropout"
     if call.width > DENSE_WIDTH and (reason := _unwritten_wide(call, inputs)) is not None:
         return reason
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
-    if aligned and maskable and len(call.batch_shape) == 1 and scale > 0:
+    if aligned and of_mask is None and len(call.batch_shape) == 1 and scale > 0:
         return None
     if width % 8 != 0:
         return f"D={width} is not a multiple of 8: pad q, k, v with zeros (and give scale=D**-0.5)"
     if value_width % 8 != 0 or value_width == 0:
         return f"Dv={value_width} is not a positive multiple of 8: pad v with zeros"
-    if not maskable:
-        return "a mask of too many queries and keys" if _is_boolean(call.mask_tensor) else "an additive mask"
+    if of_mask is not None:
+        return of_mask
     if len(call.batch_shape) != 1:
         return f"{len(call.batch_shape)} batch dims: flatten them to one"
     return f"a scale that is not positive, {scale}"
@@ -83,13 +83,28 @@ def fits(x: Tensor) -> bool:
     )  # fmt: skip
 
 
-def can_pack(call: Call) -> bool:
-    """Whether the call's mask is boolean, and 32 bits count the words of a head (packed_mask.py)."""
+def _unserved_mask(call: Call) -> str | None:
+    """What of a call's mask the kernels are not written for.
+
+    32 bits count the words of a head of a boolean mask (packed_mask.py), and the numbers of one of an additive mask
+    (bias.py).
+    """
     m, n = call.sizes.queries, call.sizes.keys
-    return _is_boolean(call.mask_tensor) and (m + BLOCK) * (n + BLOCK) < 1 << 36
+    if is_boolean(call.mask_tensor):
+        return None if (m + BLOCK) * (n + BLOCK) < 1 << 36 else "a mask of too many queries and keys"
+    if call.mask_t is not None:
+        return "a tangent of the mask"
+    if call.precision != "half":
+        return "an additive mask in TF32"
+    assert call.mask is not None
+    column, *_ = call.mask_layout
+    _, (_, (row, *_)), _ = call.mask
+    if column == 0:
+        return "an additive mask of one key for all"
+    return None if m * max(row, 1) + n < 1 << 31 else "a mask of too many queries and keys"
 
 
-def _is_boolean(mask: Maybe) -> bool:
+def is_boolean(mask: Maybe) -> bool:
     """A boolean mask comes as bytes."""
     return mask is not None and mask.element_size() == 1
 

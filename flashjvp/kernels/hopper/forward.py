@@ -9,6 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 
+from .bias import LOG2_E, add_bias_by_key, bias_of_head, bias_operand
 from .blocks import CONSUMER_ROWS, query_block, where_visible
 from .chunks import (
     add,
@@ -35,33 +36,38 @@ RESCALE_THRESHOLD = gl.constexpr(8.0)
 @gluon.constexpr_function
 def _subtracts_first(dtype):
     """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
-    1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
+    1, which types with more digits than bfloat16 need, and scores with an additive mask, which may be large. Otherwise it is 1 up to the rounding of the scaled maximum, the
     same for all keys of a row; that takes one instruction a score less."""
     return dtype != gl.bfloat16
 
 
 @gluon.jit
 def _softmax(
-    s, m, l, mask, program, row, tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
+    s, m, l, inputs, program, row, tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; the scale is positive.
 
     m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
-    plain maximum of the products q @ k.T, before they are scaled.
+    plain maximum of the products q @ k.T, before they are scaled, or with an additive mask of scores in nats.
     """
-    scale2 = program.scale * 1.4426950408889634
-    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
+    BIASED: gl.constexpr = len(inputs.bias) > 0
+    SUBTRACT_FIRST: gl.constexpr = BIASED or _subtracts_first(dtype)
+    if BIASED:
+        s = add_bias_by_key(s, program.scale, inputs.bias, LAYOUT)
+        scale2 = LOG2_E  # mutate: scale2
+    else:
+        scale2 = program.scale * 1.4426950408889634
     if MASKED:
         s = where_visible(s, float("-inf"), row, tile, program.N, LAYOUT, CAUSAL)
-    s = where_allowed(s, mask, float("-inf"), LAYOUT)
+    s = where_allowed(s, inputs.mask, float("-inf"), LAYOUT)
     tile_max = gl.max(s, 1)
     if SUBTRACT_FIRST:
         m_new = gl.maximum(m, tile_max)
     else:
         m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
     m_safe = m_new
-    if len(mask) > 0:  # no key so far may be allowed
+    if len(inputs.mask) + len(inputs.bias) > 0:  # no key so far may be allowed
         m_safe = gl.where(m_new > float("-inf"), m_new, 0.0)  # mutate: m_safe
     if SUBTRACT_FIRST:
         alpha = gl.exp2((m - m_safe) * scale2)
@@ -74,9 +80,9 @@ def _softmax(
 
 
 @gluon.jit
-def _divisor(l, mask):
-    """l as a divisor: 1 for a row without allowed keys, where it is 0."""
-    if len(mask) > 0:
+def _divisor(l, x):
+    """l as a divisor: 1 for a row without allowed keys, where it is 0. `x` has the masks."""
+    if len(x.mask) + len(x.bias) > 0:
         l = gl.where(l > 0.0, l, 1.0)  # mutate: l
     return l
 
@@ -91,7 +97,7 @@ def _plain_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr, M
     WIDE: gl.constexpr = v[0].shape[1] > 64  # else a branch takes longer than the products that it skips
     zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, inputs.resident[0], k, USE_ACC=False)])
-    p, _tile_sum, l, m, alpha = _softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, _tile_sum, l, m, alpha = _softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o = lazy_rescale(accs[0], alpha) if WIDE else scale_rows(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
@@ -115,7 +121,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)  # mutate: s_t (1)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, tile_sum, l, m, alpha = _softmax(s, m, l, inputs.mask, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = _softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
     acc_o = lazy_rescale(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
@@ -124,7 +130,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])  # mutate: s_t (2)
     # mutate: negative_step
-    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, inputs.mask)
+    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, inputs)
     mean -= negative_step
     # mutate: weights_t
     weights_t = left_operands((p * (s_t * scale - mean[:, None])).to(v[0].dtype), v)
@@ -140,7 +146,10 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
 
 
 @gluon.jit
-def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr):
+def _consume(
+    program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
+):  # fmt: skip
     """A consumer: 64 queries."""
     outs, pipeline, block = program.outs, program.pipeline, program.block
     JVP: gl.constexpr = len(statistics) == 2
@@ -153,7 +162,7 @@ def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, 
         state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
     accs, state = stream_keys(
-        ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, MASK_AHEAD=not JVP
+        ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT, MASK_AHEAD=not JVP
     )
     rows = block.row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
     offset = (block.batch.to(gl.int64) * program.loop.query_heads + block.head) * program.M + rows
@@ -161,10 +170,15 @@ def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, 
         m, l, mu = state
     else:
         m, l = state
-    norm = 1.0 / _divisor(l, program.mask)  # a row without keys has zeros, and -inf for lse
+    norm = 1.0 / _divisor(l, program)  # a row without keys has zeros, and -inf for lse
     SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
-    lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)
-    gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
+    if len(program.bias) > 0:  # m and log(l): layout.empty_lse
+        gl.store(statistics[0] + offset * 2, m, mask=rows < program.M)
+        # mutate: gl.store (2)
+        gl.store(statistics[0] + offset * 2 + 1, gl.log2(norm) * -0.6931471805599453, mask=rows < program.M)
+    else:
+        lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)
+        gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
     if JVP:
         if len(program.tensor_scales) > 0:
             mu = mu * gl.load(program.tensor_scales[0] + MU)
@@ -175,9 +189,9 @@ def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
-    mask, tensor_scales, scale, M, N, heads, group,
+    mask, bias, tensor_scales, scale, M, N, heads, group,
     JVP: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
-    VARIES: gl.constexpr,
+    VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 queries of one head against all keys. A `_rest` is a tensor's second chunk, if it has one."""
     resident = chunks(q, q_rest)
@@ -194,14 +208,15 @@ def forward_kernel(
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)
+    bias = bias_of_head(bias_operand(bias, None), block.batch, block.head)
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
-    program = Program(outs, pipeline, packed_mask, optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(outs, pipeline, packed_mask, bias, optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS)),
-            (_consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS)),
+            (_consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
+            (_consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...layout import empty_rows, empty_statistic
+from ...layout import empty_lse, empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
@@ -16,6 +16,7 @@ from .backward_postprocess import dq_columns, launch_postprocess
 from .backward_preprocess import launch_preprocess
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
+from .bias import bias_of_call
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import PackedMask, pack
@@ -34,16 +35,18 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
     tile = _pipelines(call, jvp)["forward"]
-    o, lse = empty_rows(like, width), empty_statistic(like)
+    o, lse = empty_rows(like, width), empty_lse(like, call.mask_tensor)
     o_t, mu = (empty_rows(like, width), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed, packed_mask = (
         described(call, tile.block_rows, k, v, k_t, v_t),
         pack(call, by_keys=True, by_queries=False),
     )
-    args = (*resident, *streamed, *outs, lse, mu, packed_mask.by_keys, given.tensor_scales)
+    bias, bias_layout = bias_of_call(call)
+    args = (*resident, *streamed, *outs, lse, mu, packed_mask.by_keys, bias, given.tensor_scales)
     flags: dict[str, Any] = {
-        "JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands, "VARIES": packed_mask.varies
+        "JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands, "VARIES": packed_mask.varies,
+        "BIAS_LAYOUT": bias_layout,
     }  # fmt: skip
     call.launch(forward_kernel, "forward", call.query_programs(BLOCK_ROWS), args, scale, **flags)
     return o, o_t, lse, mu
@@ -62,7 +65,7 @@ def backward(
     assert o is not None and lse is not None
     given = _as_read(call, inputs, cotangents, scale)
     call, (d_o, d_o_t) = given.call, given.cotangents
-    stats = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
+    stats, log_l = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
     jvp = d_o_t is not None
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
@@ -76,7 +79,7 @@ def backward(
     written = _written_to(inputs.q, grads, jvp)
     # Kernels that read nothing of the one before start early if that one has waited for the statistics.
     waited = of_keys or (of_values and not apart)
-    work = _Backward(given, stats, packed_mask, written, dq_accum, scale, waited)
+    work = _Backward(given, stats, log_l, packed_mask, written, dq_accum, scale, waited)
     if family == "backward_pairs" and of_keys:
         work.pairs(tiles[family])
     elif waited:
@@ -109,6 +112,7 @@ class _Backward(NamedTuple):
 
     given: KernelOperands
     stats: Tensor
+    log_l: Maybe
     packed_mask: PackedMask
     grads: Inputs
     dq_accum: DqAccum | None
@@ -180,8 +184,9 @@ class _Backward(NamedTuple):
         )  # mutate: self._launch
 
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: Any) -> None:
-        flags["VARIES"] = self.packed_mask.varies
-        args = (*args, self.given.tensor_scales)
+        bias, bias_layout = bias_of_call(self.given.call)
+        flags |= {"VARIES": self.packed_mask.varies, "BIAS_LAYOUT": bias_layout}
+        args = (*args, bias, self.log_l, self.given.tensor_scales)
         self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:

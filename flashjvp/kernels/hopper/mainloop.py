@@ -9,6 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from .bias import bias_of_head, bias_by_key, load_bias_by_query
 from .blocks import CONSUMER_ROWS, unmasked_tiles
 from .chunks import by_tensor, zeros
 from .dq_accum import store_zeros
@@ -23,6 +24,7 @@ class Inputs(NamedTuple):
     streamed: Any
     stats: Any  # [4, streamed rows], of the backward with resident keys
     mask: Any  # (words of the packed mask,), or ()
+    bias: Any  # the tile of the additive mask (bias.py), or ()
     passed: Any  # (barrier, phase) of the tile, for `keep_above`
 
 
@@ -57,6 +59,7 @@ def _resident(pipeline, register_operands, consumer, iteration, CHUNKS: gl.const
 def _stream_keys(
     add_tile: gl.constexpr, accs, state, register_operands, program, first, end, consumer: gl.constexpr,
     CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr, MASK_AHEAD: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """`stream_keys` for the tiles from `first` until before `end`, MASKED by position or not."""
     pipeline, packed_mask = program.pipeline, program.mask
@@ -72,11 +75,12 @@ def _stream_keys(
             next_mask = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, end - 1), KEYS)  # mutate: next_mask
         else:
             mask = load_mask_tile(packed_mask, row, tile, KEYS)
+        bias = bias_by_key(program.bias, row, tile, program.M, program.N, KEYS, BIAS_LAYOUT, MASKED)
         bar, phase = passed
         mbarrier.wait(bar, phase)
         resident = _resident(pipeline, register_operands, consumer, tile, CHUNKS)
         streamed = by_tensor(streamed_rows(pipeline.streamed, stage), CHUNKS)
-        inputs = Inputs(resident, streamed, (), mask, passed)
+        inputs = Inputs(resident, streamed, (), mask, bias, passed)
         accs, state = add_tile(by_tensor(accs, CHUNKS), state, inputs, program, row, tile, CAUSAL, MASKED)
         mbarrier.arrive(pipeline.empty.index(stage), count=1)
     return accs, state
@@ -85,7 +89,7 @@ def _stream_keys(
 @gluon.jit
 def stream_keys(
     add_tile: gl.constexpr, accs, state, register_operands, program, consumer: gl.constexpr, CHUNKS: gl.constexpr,
-    CAUSAL: gl.constexpr, MASK_AHEAD: gl.constexpr = False,
+    CAUSAL: gl.constexpr, BIAS_LAYOUT: gl.constexpr, MASK_AHEAD: gl.constexpr = False,
 ):  # fmt: skip
     """The mainloop of resident queries, over the tiles of keys. `state` has numbers of each query.
 
@@ -96,17 +100,20 @@ def stream_keys(
     end = program.loop.end
     unmasked = unmasked_tiles(program.block.row0 + consumer * CONSUMER_ROWS, program.N, end, KEYS, CAUSAL)
     accs, state = _stream_keys(
-        add_tile, accs, state, register_operands, program, 0, unmasked, consumer, CHUNKS, CAUSAL, False, MASK_AHEAD
-    )
+        add_tile, accs, state, register_operands, program, 0, unmasked, consumer, CHUNKS, CAUSAL, False, MASK_AHEAD,
+        BIAS_LAYOUT,
+    )  # fmt: skip
     return _stream_keys(
-        add_tile, accs, state, register_operands, program, unmasked, end, consumer, CHUNKS, CAUSAL, True, MASK_AHEAD
-    )
+        add_tile, accs, state, register_operands, program, unmasked, end, consumer, CHUNKS, CAUSAL, True, MASK_AHEAD,
+        BIAS_LAYOUT,
+    )  # fmt: skip
 
 
 @gluon.jit
 def stream_queries(
     add_tile: gl.constexpr, accs, dq, register_operands, program, consumer: gl.constexpr, CHUNKS: gl.constexpr,
-    CAUSAL: gl.constexpr, VARIES: gl.constexpr, SUB_TILES: gl.constexpr = 1, DQ_COLUMNS: gl.constexpr = 0,
+    CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr, SUB_TILES: gl.constexpr = 1,
+    DQ_COLUMNS: gl.constexpr = 0,
 ):  # fmt: skip
     """The mainloop of resident keys, over the tiles of queries of all heads of the group, each in SUB_TILES pieces.
 
@@ -126,17 +133,24 @@ def stream_queries(
         for tile in range(loop.first, loop.end):
             stage = iteration % STAGES
             passed = barrier_of(pipeline.full, iteration)
-            masks = ()
+            bias = bias_of_head(program.bias, block.batch, head)
+            masks, biases = (), ()
             for i in gl.static_range(SUB_TILES):
                 row = block.row0 + consumer * CONSUMER_ROWS
                 masks = masks + (load_mask_tile(packed_mask, row, tile * SUB_TILES + i, ROWS),)
+                biases = biases + (
+                    load_bias_by_query(
+                        bias, block.batch * loop.query_heads + head, row, tile * SUB_TILES + i, program.M, program.N,
+                        ROWS, BIAS_LAYOUT,
+                    ),
+                )  # fmt: skip
             bar, phase = passed
             mbarrier.wait(bar, phase)
             resident = _resident(pipeline, register_operands, consumer, iteration, CHUNKS)
             for i in gl.static_range(SUB_TILES):
                 streamed = by_tensor(sub_tile_rows(streamed_rows(pipeline.streamed, stage), i, SUB_TILES), CHUNKS)
                 stats = pipeline.stats[0].index(stage).slice(i * ROWS, ROWS, 1)
-                inputs = Inputs(resident, streamed, stats, masks[i], passed)
+                inputs = Inputs(resident, streamed, stats, masks[i], biases[i], passed)
                 accs = add_tile(
                     by_tensor(accs, CHUNKS), dq, inputs, program,
                     # in place: an assignment would make tensors of its constants

@@ -17,7 +17,7 @@ from triton.experimental.gluon import language as gl
 from ..launch.call import Call, Maybe
 from ..tiles import from_odd, load_mask, odd, select_head
 from .blocks import CONSUMER_ROWS
-from .eligibility import BLOCK
+from .eligibility import BLOCK, is_boolean
 
 # $1 where the word $3 has the bit $4, else $2. LLVM makes vectors of such tests beside a chain of maxima, at 1.7
 # times the instructions; from this ptxas moves seven bits of a byte to predicates at once.
@@ -71,8 +71,8 @@ def pack_words(seen, SIDE: tl.constexpr):
 
 
 def pack(call: Call, by_keys: bool, by_queries: bool) -> PackedMask:
-    """The words in the layouts that are asked for; none without a mask."""
-    if call.mask is None:
+    """The words in the layouts that are asked for; none without a boolean mask."""
+    if call.mask is None or not is_boolean(call.mask_tensor):
         return PackedMask()
     tensor, (_, (row, head, batch)), _ = call.mask
     varies = (batch != odd(0), head != odd(0), row != 0)

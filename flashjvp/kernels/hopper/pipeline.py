@@ -20,7 +20,7 @@ from .blocks import CONSUMER_ROWS
 from .scales import SOFTMAX_SCALE
 from .triton_compat import load_tile
 
-STATISTICS = gl.constexpr(4)  # lse * log2(e), mu, row_a, row_delta
+STATISTICS = gl.constexpr(4)  # lse * log2(e) (with an additive mask m in nats), mu, row_a, row_delta
 LSE = gl.constexpr(0)
 MU = gl.constexpr(1)
 ROW_A = gl.constexpr(2)
@@ -44,6 +44,7 @@ class Program(NamedTuple):
     outs: Any  # descriptors of the results
     pipeline: Any
     mask: Any  # the packed mask, as the kernel's mainloop takes it, or ()
+    bias: Any  # the additive mask, likewise (bias.py)
     tensor_scales: Any  # (numbers of per-tensor scaling,), or ()
     block: Any
     loop: Any
