@@ -13,26 +13,27 @@ DEVICES = {"cuda"}  # tests add "cpu", where Triton interprets the kernels
 
 
 def applies(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether kernels may serve these tensors: on a GPU, with Triton, in reverse mode alone, and not empty.
-
-    An exported program holds PyTorch's operators only.
-    """
+    """Whether kernels may serve these tensors: on a GPU, with Triton, in reverse mode alone, and not empty."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return (
-        environment.has_triton()
-        and all(x.device.type in DEVICES and x.dtype in TYPES and x.numel() > 0 for x in given)
-        and not _is_recorded_or_transformed()
+    return all(x.device.type in DEVICES and x.dtype in TYPES and x.numel() > 0 for x in given) and _may_run(
+        given[0].device
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_recorded_or_transformed() -> bool:
-    """Whether torch.export, a transform of torch.func or a level of forward mode looks at what is called.
+@torch.compiler.assume_constant_result
+def _may_run(device: torch.device) -> bool:
+    """Whether the device runs the kernels, and nothing but reverse mode looks at what is called.
 
-    A constant for torch.compile, which guards these levels itself; it would take `is_exporting` for true.
+    An exported program holds PyTorch's operators only; torch.func's transforms and forward mode need formulas. All this
+    is a constant for torch.compile, which guards the transforms by itself and would take `is_exporting` for true.
     """
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return transformed or torch.compiler.is_exporting()
+    return environment.has_triton() and _is_fit(device) and not transformed and not torch.compiler.is_exporting()
+
+
+def _is_fit(device: torch.device) -> bool:
+    """Whether a GPU copies to shared memory on the side; without one, Triton interprets kernels."""
+    return device.type != "cuda" or (not environment.is_amd() and environment.capability(device.index) >= (8, 0))
 
 
 def all_or_none(tangents: Sequence[Tensor | None]) -> bool:

@@ -1,77 +1,104 @@
-"""The operators `tvm_ref::heads` and `tvm_ref::heads_backward`: the kernels of heads_kernels.py for the dispatcher.
+"""The operators `tvm_ref::heads` and `tvm_ref::heads_backward`: the kernels of kernels/heads.py for the dispatcher.
 
-heads.py has their autograd formula. A call without tangents has None for theirs, and no results for them.
+A call without tangents has None for theirs, and no results for them.
 """
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 
-from .library import define
+from .library import Maybe, define
 
-NUMBERS = 4096  # of a tensor, in a program
-WARPS = 4
-
-
-def _forward_results(qkv, qkv_t, q_weight, k_weight, heads, eps):  # type: ignore[no-untyped-def]
-    """Unwritten q, q_t, k, k_t [B, N, heads, D]."""
-    images, tokens, width = qkv.shape
-    single = [qkv.new_empty(images, tokens, heads, width // 3 // heads) for _ in range(2 if qkv_t is None else 4)]
-    return [single[0], None, single[1], None] if qkv_t is None else single
+NUMBERS = 2048  # of a tensor, in a program
+WARPS = 2
 
 
-def _forward(results, qkv, qkv_t, q_weight, k_weight, heads, eps):  # type: ignore[no-untyped-def]
-    from .heads_kernels import heads_forward_kernel
+class Forward(NamedTuple):
+    """qkv [B, N, 3 width], the weights [head_dim], and how many heads there are."""
 
-    _launch(heads_forward_kernel, 2, qkv, qkv_t, (q_weight, k_weight, *results), heads, eps)
-
-
-def _backward_results(qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, heads, eps):  # type: ignore[no-untyped-def]
-    """Unwritten dqkv, dqkv_t, and sums, the gradients of the weights by programs (heads_backward_kernel)."""
-    dqkv = qkv.new_empty(qkv.shape)
-    sums = qkv.new_empty(2, _programs(qkv, heads), q_weight.shape[0], dtype=torch.float32)
-    return [dqkv, None if qkv_t is None else torch.empty_like(dqkv), sums]
+    qkv: Tensor
+    qkv_t: Maybe
+    q_weight: Tensor
+    k_weight: Tensor
+    heads: int
+    eps: float
 
 
-def _backward(results, qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, heads, eps):  # type: ignore[no-untyped-def]
-    from .heads_kernels import heads_backward_kernel
+class Backward(NamedTuple):
+    """The same, and the gradients of q, k and v [B, N, heads, head_dim]."""
 
-    gradients = [None if grad is None else grad.contiguous() for grad in (dq, dq_t, dk, dk_t, dv, dv_t)]
-    _launch(heads_backward_kernel, 3, qkv, qkv_t, (q_weight, k_weight, *gradients, *results), heads, eps)
+    qkv: Tensor
+    qkv_t: Maybe
+    q_weight: Tensor
+    k_weight: Tensor
+    dq: Tensor
+    dq_t: Maybe
+    dk: Tensor
+    dk_t: Maybe
+    dv: Tensor
+    dv_t: Maybe
+    heads: int
+    eps: float
 
 
-def _programs(qkv, heads):  # type: ignore[no-untyped-def]
-    images, tokens, width = qkv.shape
-    return -(-images * tokens * heads // _block(width // 3 // heads)[0])
+def _forward_results(given: Forward) -> list[Maybe]:
+    """q, q_t, k, k_t [B, N, heads, head_dim]."""
+    q, k = (given.qkv.new_empty(*given.qkv.shape[:2], given.heads, _dims(given)) for _ in range(2))
+    return [q, None, k, None] if given.qkv_t is None else [q, torch.empty_like(q), k, torch.empty_like(k)]
 
 
-def _block(D: int) -> tuple[int, int]:
-    """Rows and dims of a program."""
-    dims = 1 << (D - 1).bit_length()
-    return max(NUMBERS // dims, 1), dims
+def _forward(given: Forward, results: list[Maybe]) -> None:
+    from .kernels.heads import heads_forward_kernel
+
+    _launch(heads_forward_kernel, 2, given, (*given[:4], *results))
 
 
-def _launch(kernel, parts, qkv, qkv_t, tensors, heads, eps):  # type: ignore[no-untyped-def]
-    """Runs a kernel, with qkv in place of tensors that the call does not have."""
-    images, tokens, width = qkv.shape
-    D = width // 3 // heads
-    rows, dims = _block(D)
-    given = [qkv if tensor is None else tensor.contiguous() for tensor in (qkv, qkv_t, *tensors)]
-    kernel[(_programs(qkv, heads), parts)](
-        *given,
-        images * tokens * heads,
-        heads,
-        D,
-        eps,
+def _backward_results(given: Backward) -> list[Maybe]:
+    """dqkv, dqkv_t, weight_sums and bias_sums (heads_backward_kernel)."""
+    dqkv = given.qkv.new_empty(given.qkv.shape)
+    dqkv_t = None if given.qkv_t is None else torch.empty_like(dqkv)
+    sums = [given.qkv.new_empty(n, _parts(given), given.heads, _dims(given), dtype=torch.float32) for n in (2, 3)]
+    return [dqkv, dqkv_t, *sums]
+
+
+def _backward(given: Backward, results: list[Maybe]) -> None:
+    from .kernels.heads import heads_backward_kernel
+
+    _launch(heads_backward_kernel, 3, given, (*given[:10], *results))
+
+
+def _launch(kernel: Any, parts: int, given: Forward | Backward, tensors: Sequence[Maybe]) -> None:
+    """Runs a kernel on some of q, k and v, with qkv in place of tensors that the call does not have."""
+    rows, dims = _block(given)
+    kernel[(_parts(given) * given.heads, parts)](
+        *((given.qkv if tensor is None else tensor).contiguous() for tensor in tensors),
+        given.qkv.shape[0] * given.qkv.shape[1],
+        given.heads,
+        _dims(given),
+        given.eps,
         BLOCK=rows,
         BLOCK_D=dims,
-        TANGENT=qkv_t is not None,
+        TANGENT=given.qkv_t is not None,
         num_warps=WARPS,
     )
 
 
-_PACKED = "Tensor qkv, Tensor? qkv_t, Tensor q_weight, Tensor k_weight"
-heads = define(f"heads({_PACKED}, int heads, float eps)", _forward_results, _forward)
-heads_backward = define(
-    f"heads_backward({_PACKED}, Tensor dq, Tensor? dq_t, Tensor dk, Tensor? dk_t, Tensor dv, Tensor? dv_t, int heads, "
-    "float eps)",
-    _backward_results, _backward,
-)  # fmt: skip
+def _dims(given: Forward | Backward) -> int:
+    return given.qkv.shape[2] // 3 // given.heads
+
+
+def _block(given: Forward | Backward) -> tuple[int, int]:
+    """Tokens and dims of a program."""
+    dims = 1 << (_dims(given) - 1).bit_length()
+    return max(NUMBERS // dims, 1), dims
+
+
+def _parts(given: Forward | Backward) -> int:
+    """How many programs share the tokens."""
+    return -(-given.qkv.shape[0] * given.qkv.shape[1] // _block(given)[0])
+
+
+heads = define("heads", Forward, _forward_results, _forward)
+heads_backward = define("heads_backward", Backward, _backward_results, _backward)

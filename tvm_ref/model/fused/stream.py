@@ -17,8 +17,8 @@ from ..dual import Dual, Maybe
 from .applies import all_or_none, applies
 from .stream_operators import stream, stream_backward
 
-MOST_CHANNELS = 4096  # of a row in registers
-NOTHING = (None, None)
+MOST_CHANNELS = 2048  # of a row, of which several are in flight in shared memory: 98 KB, and some cards have 99
+NOTHING: tuple[Maybe, Maybe] = (None, None)
 Norm = Literal["rms", "layer"]
 
 
@@ -109,7 +109,7 @@ class _Stream(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Maybe) -> tuple[Maybe, ...]:
         x, x_t, branch, branch_t, gate, gate_t, scale, scale_t = ctx.saved_tensors
         normed, gated = scale is not None, branch is not None
@@ -124,7 +124,7 @@ class _Stream(torch.autograd.Function):
         each = 2 if tangents else 1
         dx = _pair(found[:each]) if normed else (dy, dy_t)
         db = _pair(found[-each:]) if gated else NOTHING
-        d_gate, d_shift, d_scale = NOTHING, NOTHING, NOTHING
+        d_gate = d_shift = d_scale = NOTHING
         vectors = sums.sum(1).to((scale if gate is None else gate).dtype).unsqueeze(2).unbind(1)
         kinds = len(vectors) // each
         if gated:

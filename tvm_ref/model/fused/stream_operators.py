@@ -1,61 +1,91 @@
-"""The operators `tvm_ref::stream` and `tvm_ref::stream_backward`: the kernels of stream_kernels.py for the dispatcher.
+"""The operators `tvm_ref::stream` and `tvm_ref::stream_backward`: the kernels of kernels/stream.py for the dispatcher.
 
-stream.py has their autograd formula. A call without a branch, without a norm or without tangents has None for the
-tensors of these, and no results for them.
+A call without a branch, without a norm or without tangents has None for the tensors of these, and no results for them.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .library import define
-
-Maybe = Tensor | None
+from .library import Maybe, define
 
 ROWS = 32  # tokens of a program
 WARPS = 8
-STAGES = 2
+STAGES = 3
 
 
-def _forward_results(x, x_t, branch, branch_t, gate, gate_t, shift, shift_t, scale, scale_t, eps, dtype):  # type: ignore[no-untyped-def]
-    """Unwritten y, y_t, inner, inner_t."""
-    y = None if branch is None else _empty(x, x.dtype)
-    inner = None if scale is None else _empty(x, dtype)
-    return [y, _second(y, x_t), inner, _second(inner, x_t)]
+class Forward(NamedTuple):
+    """x and branch [B, N, C]; gate, shift and scale [B, 1, C]; dtype is that of the normalised rows."""
+
+    x: Tensor
+    x_t: Maybe
+    branch: Maybe
+    branch_t: Maybe
+    gate: Maybe
+    gate_t: Maybe
+    shift: Maybe
+    shift_t: Maybe
+    scale: Maybe
+    scale_t: Maybe
+    eps: float
+    dtype: torch.dtype
 
 
-def _forward(results, x, x_t, branch, branch_t, gate, gate_t, shift, shift_t, scale, scale_t, eps, dtype):  # type: ignore[no-untyped-def]
-    from .stream_kernels import stream_forward_kernel
+class Backward(NamedTuple):
+    """The same, x only with a norm, and the gradients of y and of the normalised rows (inner)."""
 
-    vectors = (gate, gate_t, shift, shift_t, scale, scale_t)
-    rows = map(_contiguous, (x, x_t, branch, branch_t))
-    _launch(stream_forward_kernel, x, (*rows, *vectors, *results), vectors, eps, branch, scale, x_t)
+    x: Maybe
+    x_t: Maybe
+    branch: Maybe
+    branch_t: Maybe
+    gate: Maybe
+    gate_t: Maybe
+    scale: Maybe
+    scale_t: Maybe
+    dy: Tensor
+    dy_t: Maybe
+    di: Maybe
+    di_t: Maybe
+    eps: float
 
 
-def _backward_results(x, x_t, branch, branch_t, gate, gate_t, scale, scale_t, dy, dy_t, di, di_t, eps):  # type: ignore[no-untyped-def]
-    """Unwritten dx, dx_t, dbranch, dbranch_t, and sums, the gradients of vectors by programs (stream_backward_kernel)."""
-    dx = None if scale is None else _empty(dy, dy.dtype)
-    db = None if branch is None else _empty(dy, branch.dtype)
-    images, tokens, channels = dy.shape
-    vectors = ((gate is not None) + 2 * (scale is not None)) * (1 if dy_t is None else 2)
-    sums = dy.new_empty(images, _parts(tokens), vectors, channels, dtype=torch.float32)
-    return [dx, _second(dx, dy_t), db, _second(db, dy_t), sums]
+def _forward_results(given: Forward) -> list[Maybe]:
+    """y, y_t, inner, inner_t."""
+    y = None if given.branch is None else _empty(given.x, given.x.dtype)
+    inner = None if given.scale is None else _empty(given.x, given.dtype)
+    return [y, _second(y, given.x_t), inner, _second(inner, given.x_t)]
 
 
-def _backward(results, x, x_t, branch, branch_t, gate, gate_t, scale, scale_t, dy, dy_t, di, di_t, eps):  # type: ignore[no-untyped-def]
-    from .stream_kernels import stream_backward_kernel
+def _forward(given: Forward, results: list[Maybe]) -> None:
+    from .kernels.stream import stream_forward_kernel
 
-    vectors = (gate, gate_t, scale, scale_t)
-    rows, gradients = map(_contiguous, (x, x_t, branch, branch_t)), map(_contiguous, (dy, dy_t, di, di_t))
-    _launch(stream_backward_kernel, dy, (*rows, *vectors, *gradients, *results), vectors, eps, branch, scale, dy_t)
+    rows, vectors = map(_contiguous, given[:4]), given[4:10]
+    _launch(stream_forward_kernel, given, given.x, given.x_t, (*rows, *vectors, *results), vectors)
+
+
+def _backward_results(given: Backward) -> list[Maybe]:
+    """dx, dx_t, dbranch, dbranch_t, and sums, the gradients of vectors by programs (stream_backward_kernel)."""
+    dx = None if given.scale is None else _empty(given.dy, given.dy.dtype)
+    db = None if given.branch is None else _empty(given.dy, given.branch.dtype)
+    images, tokens, channels = given.dy.shape
+    vectors = ((given.gate is not None) + 2 * (given.scale is not None)) * (1 if given.dy_t is None else 2)
+    sums = given.dy.new_empty(images, _parts(tokens), vectors, channels, dtype=torch.float32)
+    return [dx, _second(dx, given.dy_t), db, _second(db, given.dy_t), sums]
+
+
+def _backward(given: Backward, results: list[Maybe]) -> None:
+    from .kernels.stream import stream_backward_kernel
+
+    rows, vectors, gradients = map(_contiguous, given[:4]), given[4:8], map(_contiguous, given[8:12])
+    tensors = (*rows, *vectors, *gradients, *results)
+    _launch(stream_backward_kernel, given, given.dy, given.dy_t, tensors, vectors)
 
 
 def _launch(
-    kernel: Any, x: Tensor, tensors: Sequence[Maybe], vectors: Sequence[Maybe], eps: float, branch: Maybe, scale: Maybe,
-    tangent: Maybe,
-) -> None:  # fmt: skip
+    kernel: Any, given: Forward | Backward, x: Tensor, x_t: Maybe, tensors: Sequence[Maybe], vectors: Sequence[Maybe]
+) -> None:
     """Runs a kernel on tensors, with x in place of those that the call does not have."""
     images, tokens, channels = x.shape
     kernel[(images, _parts(tokens))](
@@ -63,13 +93,13 @@ def _launch(
         *(0 if vector is None else vector.stride(0) for vector in vectors),
         tokens,
         channels,
-        eps,
+        given.eps,
         ROWS=ROWS,
         BLOCK=1 << (channels - 1).bit_length(),
         STAGES=STAGES,
-        GATED=branch is not None,
-        NORMED=scale is not None,
-        TANGENT=tangent is not None,
+        GATED=given.branch is not None,
+        NORMED=given.scale is not None,
+        TANGENT=x_t is not None,
         num_warps=WARPS,
     )
 
@@ -92,13 +122,5 @@ def _contiguous(x: Maybe) -> Maybe:
     return None if x is None else x.contiguous()
 
 
-_ROWS = "Tensor? x, Tensor? x_t, Tensor? branch, Tensor? branch_t, Tensor? gate, Tensor? gate_t"
-stream = define(
-    f"stream({_ROWS}, Tensor? shift, Tensor? shift_t, Tensor? scale, Tensor? scale_t, float eps, ScalarType dtype)",
-    _forward_results, _forward,
-)  # fmt: skip
-stream_backward = define(
-    f"stream_backward({_ROWS}, Tensor? scale, Tensor? scale_t, Tensor dy, Tensor? dy_t, Tensor? di, Tensor? di_t, "
-    "float eps)",
-    _backward_results, _backward,
-)  # fmt: skip
+stream = define("stream", Forward, _forward_results, _forward)
+stream_backward = define("stream_backward", Backward, _backward_results, _backward)
