@@ -1,37 +1,33 @@
-"""The fused kernels against the formulas of `dual` in float64: results and all gradients, where they apply and where not.
+"""The fused kernels against the formulas of `dual` in float64: results and all gradients, and planted faults.
 
 Without a GPU, Triton interprets the kernels.
 """
 
-from collections.abc import Callable, Iterator
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tvm_ref.model import blocks
-from tvm_ref.model.config import DiTConfig
 from tvm_ref.model.dual import Dual
-from tvm_ref.model.fused import applies, gelu_operators, heads_operators, stream, stream_operators
+from tvm_ref.model.fused import applies, kernels, stream
 from tvm_ref.model.fused.gelu import hidden_layer
 from tvm_ref.model.fused.heads import normalised_heads
 from tvm_ref.model.fused.stream import Modulation
-from tvm_ref.training.parallel import recompute
 from verify.budget.network_tolerance import network_budget, relative_error
 
 EPS = 1e-6
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-OPERATORS = (stream_operators, heads_operators, gelu_operators)
 Results = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def on_this_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applies, "DEVICES", {"cuda", "cpu"})
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def by_formulas(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
@@ -41,26 +37,28 @@ def by_formulas(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any
 
 
 class Inputs:
-    """Numbers of a standard normal law: the same ones in every type, each time they are drawn in the same order."""
+    """Numbers of a standard normal law: the same ones in every type, each time they are drawn in the same order.
 
-    def __init__(self, dtype: torch.dtype, tangent: bool) -> None:
-        self.dtype, self.tangent = dtype, tangent
+    half: the type of branches, where that is not the dtype of everything else.
+    """
+
+    def __init__(self, dtype: torch.dtype, half: torch.dtype | None, tangent: bool) -> None:
+        self.dtype, self.half, self.tangent = dtype, half or dtype, tangent
         self.leaves: dict[str, Tensor] = {}
         self._draw = torch.Generator().manual_seed(7)
 
-    def draw(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Numbers that are the same ones after rounding to half precision."""
-        numbers = torch.randn(shape, dtype=torch.float64, generator=self._draw).half()
-        return numbers.to(DEVICE, dtype or self.dtype)
+    def draw(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=self._draw).bfloat16().to(DEVICE, self.dtype)
 
-    def leaf(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        self.leaves[name] = self.draw(*shape, dtype=dtype).requires_grad_()
+    def leaf(self, name: str, *shape: int) -> Tensor:
+        self.leaves[name] = self.draw(*shape).requires_grad_()
         return self.leaves[name]
 
-    def dual(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Dual:
-        value, tangent = (self.leaf(name + suffix, *shape, dtype=dtype) for suffix in ("", "_t"))
-        if not self.tangent:
-            del self.leaves[f"{name}_t"]
+    def dual(self, name: str, *shape: int) -> Dual:
+        value, tangent = self.draw(*shape), self.draw(*shape)
+        self.leaves[name] = value.requires_grad_()
+        if self.tangent:
+            self.leaves[f"{name}_t"] = tangent.requires_grad_()
         return Dual(value, tangent if self.tangent else None)
 
 
@@ -84,13 +82,15 @@ def modulated(inputs: Inputs, images: int, tokens: int, channels: int, detach: b
 
 
 def added_and_modulated(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x, branch = (inputs.dual(name, images, tokens, channels) for name in ("x", "branch"))
+    x, branch = inputs.dual("x", images, tokens, channels), inputs.dual("branch", images, tokens, channels)
+    branch = branch.map(lambda part: part.to(inputs.half))
     found = vectors(inputs, channels, images)
     return stream.added_and_modulated(x, found[2], branch, Modulation(*found[3:5]), "rms", eps=EPS, detach=detach)
 
 
 def added(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x, branch = (inputs.dual(name, images, tokens, channels) for name in ("x", "branch"))
+    x, branch = inputs.dual("x", images, tokens, channels), inputs.dual("branch", images, tokens, channels)
+    branch = branch.map(lambda part: part.to(inputs.half))
     return (stream.added(x, vectors(inputs, channels, images)[5], branch, detach=detach),)
 
 
@@ -109,10 +109,16 @@ Part = Callable[[Inputs, int, int, int, bool], tuple[Dual, ...]]
 PARTS: dict[str, Part] = {f.__name__: f for f in (modulated, added_and_modulated, added, heads, hidden)}
 
 
-def evaluate(part: Part, sizes: tuple[int, int, int], dtype: torch.dtype, tangent: bool, detach: bool) -> Results:
-    """Results, and the gradients of a product of each of them with numbers; not of tangents where they are detached."""
-    inputs = Inputs(dtype, tangent)
-    duals = part(inputs, *sizes, detach)
+def evaluate(
+    part: Part, sizes: tuple[int, int, int], dtype: torch.dtype, half: torch.dtype | None, tangent: bool, detach: bool
+) -> Results:
+    """Results, and the gradients of a product of each of them with numbers; not of tangents where they are detached.
+
+    half: the type of autocast.
+    """
+    inputs = Inputs(dtype, half, tangent)
+    with torch.autocast(DEVICE, half or torch.bfloat16, enabled=half is not None):
+        duals = part(inputs, *sizes, detach)
     results = {f"{i}{suffix}": z for i, pair in enumerate(duals) for z, suffix in zip(pair, ("", "_t"), strict=True)}
     found = {name: z.detach() for name, z in results.items() if z is not None}
     draw = torch.Generator().manual_seed(8)
@@ -125,7 +131,7 @@ def evaluate(part: Part, sizes: tuple[int, int, int], dtype: torch.dtype, tangen
 
 
 def outside(found: Results, measured: Results, exact: Results, dtype: torch.dtype) -> list[str]:
-    """The names of results that are outside the budget of a dtype, which `measured` shows; see verify/model/judge.py."""
+    """The names of results outside the budget of a dtype, which `measured` shows, as in verify/model/judge.py."""
     assert found.keys() == measured.keys() == exact.keys()
     some = [name for name in exact if exact[name].any()]
     together = network_budget([measured[name] for name in some], [exact[name] for name in some], dtype, dtype)
@@ -138,14 +144,13 @@ def outside(found: Results, measured: Results, exact: Results, dtype: torch.dtyp
 
 
 def judged(
-    part: Part, sizes: tuple[int, int, int], tangent: bool, detach: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, part: str, sizes: tuple[int, int, int], half: torch.dtype | None, *how: bool
 ) -> list[str]:
-    found = evaluate(part, sizes, torch.float32, tangent, detach)
-    exact, measured = (
-        by_formulas(monkeypatch, lambda dtype=dtype: evaluate(part, sizes, dtype, tangent, detach))
-        for dtype in (torch.float64, torch.float32)
-    )
-    return outside(found, measured, exact, torch.float32)
+    """What is wrong of a part with kernels. how: with tangents, detached."""
+    found = evaluate(PARTS[part], sizes, torch.float32, half, *how)
+    exact = by_formulas(monkeypatch, lambda: evaluate(PARTS[part], sizes, torch.float64, None, *how))
+    measured = by_formulas(monkeypatch, lambda: evaluate(PARTS[part], sizes, torch.float32, half, *how))
+    return outside(found, measured, exact, half or torch.float32)
 
 
 @pytest.mark.parametrize(("tangent", "detach"), [(False, False), (True, False), (True, True)])
@@ -154,4 +159,56 @@ def judged(
 def test_results_and_gradients_are_those_of_the_formulas(
     part: str, sizes: tuple[int, int, int], tangent: bool, detach: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not judged(PARTS[part], sizes, tangent, detach, monkeypatch)
+    assert not judged(monkeypatch, part, sizes, None, tangent, detach)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_in_autocast_they_lose_no_more_than_the_formulas(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not judged(monkeypatch, part, (2, 20, 12), torch.float16, True, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tangent", "detach"), [(False, False), (True, False)])
+@pytest.mark.parametrize("part", PARTS)
+def test_in_autocast_on_a_gpu_at_the_width_of_a_network(
+    part: str, tangent: bool, detach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = {"heads": 64, "hidden": 4608}.get(part, 1152)
+    assert not judged(monkeypatch, part, (3, 256, channels), torch.bfloat16, tangent, detach)
+
+
+FAULTS = [
+    ("stream", "row_t += g_t * b + g *", "row_t += g *", "added"),
+    ("stream", "n * gain_t + offset_t", "offset_t", "modulated"),
+    ("stream", "slope * r / C)) * r", "slope * r / C))", "modulated"),
+    ("stream", "- 3 * a * s * r", "- 2 * a * s * r", "modulated"),
+    ("stream", " - (s * r) * row_t", "", "modulated"),
+    ("stream", "d_inner * n + d_inner_t * n_t", "d_inner * n", "modulated"),
+    ("stream", "row_t += g_t * b + g * b_t", "row_t += g * b_t", "added_and_modulated"),
+    ("stream", "sum_g += d_t * b_t", "pass", "added"),
+    ("stream", "d * g + d_t * g_t", "d * g", "added"),
+    ("stream", "tl.minimum(first + ROWS, N)", "tl.minimum(first + ROWS, N - 1)", "modulated"),
+    ("heads", "of_weight += d_t * n_t", "pass", "heads"),
+    ("heads", "- 2 * a * s * r", "- a * s * r", "heads"),
+    ("heads", "(dn_t * a + x_t * s) * r", "dn_t * a * r", "heads"),
+    ("heads", "_store(dqkv, packed, d, inside)", "_store(dqkv, packed, 2 * d, inside)", "heads"),
+    ("heads", "tl.sum(d, 0)", "tl.sum(d * d, 0)", "heads"),
+    ("gelu", "gradient += bend * tangent * d_t", "pass", "hidden"),
+    ("gelu", "half_u2 - (2 * s - 1)", "half_u2 + (2 * s - 1)", "hidden"),
+    ("gelu", "tl.sum(total, 0)", "tl.sum(total * total, 0)", "hidden"),
+]
+
+
+@pytest.mark.parametrize(("file", "right", "wrong", "part"), FAULTS)
+def test_planted_faults_are_seen(
+    file: str, right: str, wrong: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = Path(kernels.__path__[0], f"{file}.py").read_text()
+    assert right in source
+    (tmp_path / f"{file}.py").write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location(f"faulty_{file}", tmp_path / f"{file}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, f"{kernels.__name__}.{file}", module)
+    assert judged(monkeypatch, part, (2, 33, 8), None, True, False)

@@ -10,6 +10,7 @@ from .. import dual
 from ..dual import Dual, Maybe
 from .applies import applies
 from .gelu_operators import gelu, gelu_backward
+from .library import differentiable
 
 
 def hidden_layer(x: Dual, layer: nn.Linear, *, detach: bool) -> Dual:
@@ -17,7 +18,7 @@ def hidden_layer(x: Dual, layer: nn.Linear, *, detach: bool) -> Dual:
     if applies([*x, *layer.parameters()]):
         # The bias gets its gradient from the kernel, which adds it up on the way.
         h = dual.linear(x, layer.weight, layer.bias.detach())
-        return Dual(*_Gelu.apply(detach, *h, layer.bias))
+        return Dual(*_gelu(detach, *h, layer.bias))
     return dual.gelu(dual.linear(x, layer.weight, layer.bias))
 
 
@@ -32,8 +33,7 @@ class _Gelu(torch.autograd.Function):
             ctx.mark_non_differentiable(results[1])
             h_t = None
         ctx.save_for_backward(h, h_t)
-        if not torch.compiler.is_compiling():  # which does not know it, and fills in zeros
-            ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)
         return tuple(results)
 
     @staticmethod
@@ -46,3 +46,6 @@ class _Gelu(torch.autograd.Function):
         *found, sums = gelu_backward(h, h_t, dy, dy_t)
         dh, dh_t = found if h_t is not None else (*found, None)
         return None, dh, dh_t, sums.sum(0).to(ctx.dtype)
+
+
+_gelu = differentiable("differentiable_gelu", {"detach": bool, "h": Tensor, "h_t": Maybe, "bias": Tensor}, _Gelu)

@@ -15,6 +15,7 @@ from .. import dual
 from ..dual import Dual, Maybe
 from .applies import applies
 from .heads_operators import heads, heads_backward
+from .library import differentiable
 
 
 def split_heads(qkv: Dual, count: int) -> tuple[Dual, Dual, Dual]:
@@ -34,7 +35,7 @@ def normalised_heads(
     if applies([*x, *layer.parameters(), q_weight, k_weight]):
         # The layer's bias gets its gradient from the kernel, which adds it up on the way.
         qkv = dual.linear(x, layer.weight, layer.bias.detach())
-        results = _Heads.apply(count, eps, detach, *qkv, layer.bias, q_weight, k_weight)
+        results = _heads(count, eps, detach, *qkv, layer.bias, q_weight, k_weight)
         q, k, v = (Dual(*results[i::3]).map(lambda part: part.transpose(1, 2)) for i in range(3))
         return q, k, v
     q, k, v = split_heads(dual.linear(x, layer.weight, layer.bias), count)
@@ -67,8 +68,7 @@ class _Heads(torch.autograd.Function):
             ctx.mark_non_differentiable(*results[3:])
             qkv_t = None
         ctx.save_for_backward(qkv, qkv_t, q_weight, k_weight)
-        if not torch.compiler.is_compiling():  # which does not know it, and fills in zeros
-            ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)
         return tuple(results)
 
     @staticmethod
@@ -89,3 +89,10 @@ class _Heads(torch.autograd.Function):
         of_q, of_k = weight_sums.sum((1, 2)).unbind()
         of_bias = bias_sums.sum(1).flatten().to(ctx.dtype)
         return None, None, None, dqkv, dqkv_t, of_bias, of_q.to(q_weight.dtype), of_k.to(k_weight.dtype)
+
+
+_HINTS = {
+    "count": int, "eps": float, "detach": bool, "qkv": Tensor, "qkv_t": Maybe, "bias": Tensor, "q_weight": Tensor,
+    "k_weight": Tensor,
+}  # fmt: skip
+_heads = differentiable("differentiable_heads", _HINTS, _Heads)

@@ -1,6 +1,7 @@
 """The dispatcher's library `tvm_ref`, in which the fused kernels are operators, so that torch.compile keeps them whole.
 
-Autograd does not know the operators: stream.py and heads.py have the formulas.
+A pass of a kernel is an operator that autograd does not know (`define`). What joins a forward and a backward pass is
+an operator too, composed of them (`differentiable`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ Maybe = Tensor | None
 Record = TypeVar("Record", bound=tuple[Any, ...])
 _LIBRARY = torch.library.Library("tvm_ref", "DEF")
 _TYPES: dict[Any, str] = {
-    Tensor: "Tensor", Maybe: "Tensor?", int: "int", float: "float", torch.dtype: "ScalarType"
+    Tensor: "Tensor", Maybe: "Tensor?", bool: "bool", int: "int", float: "float", torch.dtype: "ScalarType"
 }  # fmt: skip
 
 
@@ -29,9 +30,7 @@ def define(
     out of the list that it returns.
     fill: writes the results.
     """
-    arguments = ", ".join(f"{_TYPES[hint]} {field}" for field, hint in get_type_hints(record).items())
-    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    _LIBRARY.define(f"{name}({arguments}) -> Tensor[]", tags=tags)
+    _declare(name, get_type_hints(record))
     make: Callable[..., Record] = record
 
     def run(*arguments: Any) -> list[Tensor]:
@@ -43,6 +42,29 @@ def define(
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tvm_ref::{name}", lambda *given: _present(allocate(make(*given))), lib=_LIBRARY)
+    return _handle(name)
+
+
+def differentiable(
+    name: str, hints: dict[str, Any], function: type[torch.autograd.Function]
+) -> Callable[..., list[Tensor]]:
+    """Defines an operator that applies a function of autograd to arguments of these types, and returns its handle.
+
+    An `autograd.Function` by itself would lose activation checkpointing's marks when it is compiled (torch 2.11): what
+    it computes would be kept, not computed again.
+    """
+    _declare(name, hints)
+    _LIBRARY.impl(name, lambda *given: list(function.apply(*given)), "CompositeImplicitAutograd")
+    return _handle(name)
+
+
+def _declare(name: str, hints: dict[str, Any]) -> None:
+    arguments = ", ".join(f"{_TYPES[hint]} {argument}" for argument, hint in hints.items())
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    _LIBRARY.define(f"{name}({arguments}) -> Tensor[]", tags=tags)
+
+
+def _handle(name: str) -> Callable[..., list[Tensor]]:
     handle: Callable[..., list[Tensor]] = getattr(torch.ops.tvm_ref, name).default
     return handle
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from .. import dual
 from ..dual import Dual, Maybe
 from .applies import all_or_none, applies
+from .library import differentiable
 from .stream_operators import stream, stream_backward
 
 MOST_CHANNELS = 2048  # of a row, of which several are in flight in shared memory: 98 KB, and some cards have 99
@@ -84,7 +85,7 @@ def _fused(
     shift, scale = to or (NOTHING, NOTHING)
     device = x.value.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.value.dtype
-    results = _Stream.apply(eps, dtype, detach, *x, *(branch or NOTHING), *(gate or NOTHING), *shift, *scale)
+    results = _stream(eps, dtype, detach, *x, *(branch or NOTHING), *(gate or NOTHING), *shift, *scale)
     each = 1 if x.tangent is None else 2
     return Dual(*results[:each]), None if to is None else Dual(*results[each:])
 
@@ -104,8 +105,7 @@ class _Stream(torch.autograd.Function):
             x_t = branch_t = gate_t = scale_t = None
         rows = NOTHING if scale is None else (x, x_t)  # which only norms need
         ctx.save_for_backward(*rows, branch, branch_t, gate, gate_t, scale, scale_t)
-        if not torch.compiler.is_compiling():  # which does not know it, and fills in zeros
-            ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)
         return tuple(results)
 
     @staticmethod
@@ -153,3 +153,8 @@ def _pair(found: Sequence[Maybe]) -> tuple[Maybe, Maybe]:
     """What is there of two, and None for the rest."""
     first, second = (*found, None, None)[:2]
     return first, second
+
+
+_ROWS = ("x", "x_t", "branch", "branch_t", "gate", "gate_t", "shift", "shift_t", "scale", "scale_t")
+_HINTS = {"eps": float, "dtype": torch.dtype, "detach": bool} | dict.fromkeys(_ROWS, Maybe)
+_stream = differentiable("differentiable_stream", _HINTS, _Stream)

@@ -6,8 +6,8 @@ A row is a head of a token: x of D numbers, with the weight w,
     n_t = (x_t - n mean(n x_t)) / rms(x)       o_t = n_t w
 
 The projection is [tokens, 3, heads, D] with q, k, v along the second dim; q, k, v and their gradients by themselves are
-[tokens, heads, D]. A program takes a head of BLOCK tokens, and adds up over them what weights and bias get. The sums over
-programs are left to the caller.
+[tokens, heads, D]. A program takes a head of BLOCK tokens, and adds up over them what weights and bias get. The sums
+over programs are left to the caller.
 """
 
 import triton
@@ -67,8 +67,8 @@ def _normalise(
 
 @triton.jit
 def heads_backward_kernel(
-    qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, dqkv, dqkv_t, weight_sums, bias_sums, tokens, H, D, eps,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
+    qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, dqkv, dqkv_t, weight_sums, bias_sums,
+    tokens, H, D, eps, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of the projection, that of its tangent (TANGENT), and sums, in float32.
 
