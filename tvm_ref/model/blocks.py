@@ -10,7 +10,6 @@ from . import dual
 from .config import DiTConfig
 from .dual import Dual, Maybe
 from .fused import stream
-from .fused.gelu import hidden_layer
 from .fused.heads import normalised_heads, split_heads
 from .fused.stream import Modulation
 from .initialise import spectral, zero
@@ -72,11 +71,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Dual, detach: bool) -> Dual:
         """Maps tokens [B, N, width] to tokens. detach: no gradient flows through the tangent."""
+        qkv = dual.linear(x, self.qkv.weight, self.qkv.bias)
         if self.q_norm is None or self.k_norm is None:
-            q, k, v = split_heads(dual.linear(x, self.qkv.weight, self.qkv.bias), self.heads)
+            q, k, v = split_heads(qkv, self.heads)
         else:
             weights = self.q_norm.weight, self.k_norm.weight
-            q, k, v = normalised_heads(x, self.qkv, self.heads, *weights, eps=EPS, detach=detach)
+            q, k, v = normalised_heads(qkv, self.heads, *weights, eps=EPS, detach=detach)
         if detach:
             q, k, v = q.detach_tangent(), k.detach_tangent(), v.detach_tangent()
         heads = dual.attention(q, k, v, backend=self.backend, sharding=self.sharding)
@@ -101,8 +101,8 @@ class Mlp(nn.Module):
         self.fc2 = spectral(nn.Linear(config.hidden, config.width))
 
     def forward(self, x: Dual, detach: bool) -> Dual:
-        """Maps tokens [B, N, width] to tokens. detach: no gradient flows through the tangent."""
-        hidden = hidden_layer(x, self.fc1, detach=detach)
+        """Maps tokens [B, N, width] to tokens. `detach` has no effect here; `DiTBlock` passes it to both branches."""
+        hidden = dual.gelu(dual.linear(x, self.fc1.weight, self.fc1.bias))
         return dual.linear(hidden, self.fc2.weight, self.fc2.bias)
 
 

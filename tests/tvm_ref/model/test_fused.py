@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tvm_ref.model.dual import Dual
 from tvm_ref.model.fused import applies, kernels, stream
-from tvm_ref.model.fused.gelu import hidden_layer
 from tvm_ref.model.fused.heads import normalised_heads
 from tvm_ref.model.fused.stream import Modulation
 from verify.budget.network_tolerance import network_budget, relative_error
@@ -68,14 +67,6 @@ def vectors(inputs: Inputs, channels: int, images: int) -> list[Dual]:
     return [packed.map(lambda part, i=i: part.select(1, i)) for i in range(6)]
 
 
-def layer(inputs: Inputs, width: int, out: int) -> nn.Linear:
-    made = nn.Linear(width, out, device=DEVICE, dtype=inputs.dtype)
-    for name, parameter in made.named_parameters():
-        parameter.data = inputs.draw(*parameter.shape) / width**0.5
-        inputs.leaves[f"layer.{name}"] = parameter
-    return made
-
-
 def modulated(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
     x, found = inputs.dual("x", images, tokens, channels), vectors(inputs, channels, images)
     return stream.modulated(x, Modulation(*found[:2]), "rms", eps=EPS, detach=detach)
@@ -95,18 +86,13 @@ def added(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool)
 
 
 def heads(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x = inputs.dual("x", images, tokens, 8)
-    qkv, weights = layer(inputs, 8, 9 * channels), [inputs.leaf(name, channels) for name in ("q_weight", "k_weight")]
-    return normalised_heads(x, qkv, 3, *weights, eps=EPS, detach=detach)
-
-
-def hidden(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x = inputs.dual("x", images, tokens, 8)
-    return (hidden_layer(x, layer(inputs, 8, channels), detach=detach),)
+    qkv = inputs.dual("qkv", images, tokens, 9 * channels).map(lambda part: part.to(inputs.half))
+    weights = [inputs.leaf(name, channels) for name in ("q_weight", "k_weight")]
+    return normalised_heads(qkv, 3, *weights, eps=EPS, detach=detach)
 
 
 Part = Callable[[Inputs, int, int, int, bool], tuple[Dual, ...]]
-PARTS: dict[str, Part] = {f.__name__: f for f in (modulated, added_and_modulated, added, heads, hidden)}
+PARTS: dict[str, Part] = {f.__name__: f for f in (modulated, added_and_modulated, added, heads)}
 
 
 def evaluate(
@@ -153,6 +139,7 @@ def judged(
     return outside(found, measured, exact, half or torch.float32)
 
 
+@pytest.mark.sampled(of=4)
 @pytest.mark.parametrize(("tangent", "detach"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("sizes", [(2, 37, 20), (3, 1, 64), (1, 65, 5)])
 @pytest.mark.parametrize("part", PARTS)
@@ -173,7 +160,7 @@ def test_in_autocast_they_lose_no_more_than_the_formulas(part: str, monkeypatch:
 def test_in_autocast_on_a_gpu_at_the_width_of_a_network(
     part: str, tangent: bool, detach: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channels = {"heads": 64, "hidden": 4608}.get(part, 1152)
+    channels = 64 if part == "heads" else 1152
     assert not judged(monkeypatch, part, (3, 256, channels), torch.bfloat16, tangent, detach)
 
 
@@ -192,13 +179,11 @@ FAULTS = [
     ("heads", "- 2 * a * s * r", "- a * s * r", "heads"),
     ("heads", "(dn_t * a + x_t * s) * r", "dn_t * a * r", "heads"),
     ("heads", "_store(dqkv, packed, d, inside)", "_store(dqkv, packed, 2 * d, inside)", "heads"),
-    ("heads", "tl.sum(d, 0)", "tl.sum(d * d, 0)", "heads"),
-    ("gelu", "gradient += bend * tangent * d_t", "pass", "hidden"),
-    ("gelu", "half_u2 - (2 * s - 1)", "half_u2 + (2 * s - 1)", "hidden"),
-    ("gelu", "tl.sum(total, 0)", "tl.sum(total * total, 0)", "hidden"),
+    ("heads", "row // H * 3 * H", "row // H * 2 * H", "heads"),
 ]
 
 
+@pytest.mark.sampled(of=4)
 @pytest.mark.parametrize(("file", "right", "wrong", "part"), FAULTS)
 def test_planted_faults_are_seen(
     file: str, right: str, wrong: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

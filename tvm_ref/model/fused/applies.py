@@ -13,10 +13,16 @@ DEVICES = {"cuda"}  # tests add "cpu", where Triton interprets the kernels
 
 
 def applies(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether kernels may serve these tensors: on a GPU, with Triton, in reverse mode alone, and not empty."""
+    """Whether kernels are to serve these tensors: on a GPU, with Triton, in reverse mode alone, and not empty.
+
+    Without gradients formulas do: what inductor makes of them is as fast in a forward pass (docs/performance-log.md).
+    """
     given = [tensor for tensor in tensors if tensor is not None]
-    return all(x.device.type in DEVICES and x.dtype in TYPES and x.numel() > 0 for x in given) and _may_run(
-        given[0].device
+    return (
+        torch.is_grad_enabled()
+        and any(x.requires_grad for x in given)
+        and all(x.device.type in DEVICES and x.dtype in TYPES and x.numel() > 0 for x in given)
+        and _may_run(given[0].device)
     )
 
 

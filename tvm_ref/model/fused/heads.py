@@ -1,14 +1,14 @@
 """q, k and v by head from the packed projection, with the RMS norm of q and k, fused where kernels apply.
 
 v stays a view of the projection. The backward pass writes the gradient of the projection at once, so that no parts of
-it are put together, and adds it up for the bias on the way.
+it are put together.
 """
 
 from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import dual
@@ -26,19 +26,17 @@ def split_heads(qkv: Dual, count: int) -> tuple[Dual, Dual, Dual]:
 
 
 def normalised_heads(
-    x: Dual, layer: nn.Linear, count: int, q_weight: Tensor, k_weight: Tensor, *, eps: float, detach: bool
+    qkv: Dual, count: int, q_weight: Tensor, k_weight: Tensor, *, eps: float, detach: bool
 ) -> tuple[Dual, Dual, Dual]:
-    """`split_heads` of the layer at x, with q and k RMS-normalised in float32 or wider, in the dtype of the projection.
+    """`split_heads` with q and k RMS-normalised in float32 or wider, in the dtype of the projection.
 
     detach: no gradient flows through tangents.
     """
-    if applies([*x, *layer.parameters(), q_weight, k_weight]):
-        # The layer's bias gets its gradient from the kernel, which adds it up on the way.
-        qkv = dual.linear(x, layer.weight, layer.bias.detach())
-        results = _heads(count, eps, detach, *qkv, layer.bias, q_weight, k_weight)
+    if applies([*qkv, q_weight, k_weight]):
+        results = _heads(count, eps, detach, *qkv, q_weight, k_weight)
         q, k, v = (Dual(*results[i::3]).map(lambda part: part.transpose(1, 2)) for i in range(3))
         return q, k, v
-    q, k, v = split_heads(dual.linear(x, layer.weight, layer.bias), count)
+    q, k, v = split_heads(qkv, count)
     q, k = (
         dual.rms_norm(part, weight, eps=eps).map(lambda each: each.to(v.value.dtype))
         for part, weight in ((q, q_weight), (k, k_weight))
@@ -47,23 +45,19 @@ def normalised_heads(
 
 
 class _Heads(torch.autograd.Function):
-    """q, k, v, and then their tangents, if there are some: [B, N, heads, head_dim].
-
-    qkv has the bias in it, but detached: its gradient is given here.
-    """
+    """q, k, v, and then their tangents, if there are some: [B, N, heads, head_dim]."""
 
     @staticmethod
     def forward(
-        ctx: Any, count: int, eps: float, detach: bool, qkv: Tensor, qkv_t: Maybe, bias: Tensor, q_weight: Tensor,
-        k_weight: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx: Any, count: int, eps: float, detach: bool, qkv: Tensor, qkv_t: Maybe, q_weight: Tensor, k_weight: Tensor
+    ) -> tuple[Tensor, ...]:
         normalised = heads(qkv, qkv_t, q_weight, k_weight, count, eps)
         results = []
         for number, packed in enumerate((qkv,) if qkv_t is None else (qkv, qkv_t)):
             each = 1 if qkv_t is None else 2
             results += normalised[number::each]
             results.append(packed.unflatten(-1, (3, count, -1))[:, :, 2])
-        ctx.count, ctx.eps, ctx.detach, ctx.dtype = count, eps, detach or qkv_t is None, bias.dtype
+        ctx.count, ctx.eps, ctx.detach = count, eps, detach or qkv_t is None
         if detach and qkv_t is not None:
             ctx.mark_non_differentiable(*results[3:])
             qkv_t = None
@@ -82,17 +76,13 @@ class _Heads(torch.autograd.Function):
         dq, dk, dv = (torch.zeros_like(whole) if grad is None else grad for grad in values)
         of_tangents = [torch.zeros_like(whole) if grad is None else grad for grad in tangents]
         dq_t, dk_t, dv_t = of_tangents or (None, None, None)
-        *found, weight_sums, bias_sums = heads_backward(
-            qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, ctx.count, ctx.eps
-        )
+        *found, sums = heads_backward(qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, ctx.count, ctx.eps)
         dqkv, dqkv_t = found if tangents else (*found, None)
-        of_q, of_k = weight_sums.sum((1, 2)).unbind()
-        of_bias = bias_sums.sum(1).flatten().to(ctx.dtype)
-        return None, None, None, dqkv, dqkv_t, of_bias, of_q.to(q_weight.dtype), of_k.to(k_weight.dtype)
+        of_q, of_k = sums.sum(1).unbind()
+        return None, None, None, dqkv, dqkv_t, of_q.to(q_weight.dtype), of_k.to(k_weight.dtype)
 
 
 _HINTS = {
-    "count": int, "eps": float, "detach": bool, "qkv": Tensor, "qkv_t": Maybe, "bias": Tensor, "q_weight": Tensor,
-    "k_weight": Tensor,
+    "count": int, "eps": float, "detach": bool, "qkv": Tensor, "qkv_t": Maybe, "q_weight": Tensor, "k_weight": Tensor
 }  # fmt: skip
 _heads = differentiable("differentiable_heads", _HINTS, _Heads)

@@ -56,11 +56,10 @@ def _forward(given: Forward, results: list[Maybe]) -> None:
 
 
 def _backward_results(given: Backward) -> list[Maybe]:
-    """dqkv, dqkv_t, weight_sums and bias_sums (heads_backward_kernel)."""
+    """dqkv, dqkv_t, and sums, the gradients of the weights by programs (heads_backward_kernel)."""
     dqkv = given.qkv.new_empty(given.qkv.shape)
-    dqkv_t = None if given.qkv_t is None else torch.empty_like(dqkv)
-    sums = [given.qkv.new_empty(n, _parts(given), given.heads, _dims(given), dtype=torch.float32) for n in (2, 3)]
-    return [dqkv, dqkv_t, *sums]
+    sums = given.qkv.new_empty(2, _programs(given), _dims(given), dtype=torch.float32)
+    return [dqkv, None if given.qkv_t is None else torch.empty_like(dqkv), sums]
 
 
 def _backward(given: Backward, results: list[Maybe]) -> None:
@@ -72,9 +71,9 @@ def _backward(given: Backward, results: list[Maybe]) -> None:
 def _launch(kernel: Any, parts: int, given: Forward | Backward, tensors: Sequence[Maybe]) -> None:
     """Runs a kernel on some of q, k and v, with qkv in place of tensors that the call does not have."""
     rows, dims = _block(given)
-    kernel[(_parts(given) * given.heads, parts)](
+    kernel[(_programs(given), parts)](
         *((given.qkv if tensor is None else tensor).contiguous() for tensor in tensors),
-        given.qkv.shape[0] * given.qkv.shape[1],
+        _rows(given),
         given.heads,
         _dims(given),
         given.eps,
@@ -85,19 +84,22 @@ def _launch(kernel: Any, parts: int, given: Forward | Backward, tensors: Sequenc
     )
 
 
+def _rows(given: Forward | Backward) -> int:
+    return given.qkv.shape[0] * given.qkv.shape[1] * given.heads
+
+
 def _dims(given: Forward | Backward) -> int:
     return given.qkv.shape[2] // 3 // given.heads
 
 
 def _block(given: Forward | Backward) -> tuple[int, int]:
-    """Tokens and dims of a program."""
+    """Rows and dims of a program."""
     dims = 1 << (_dims(given) - 1).bit_length()
     return max(NUMBERS // dims, 1), dims
 
 
-def _parts(given: Forward | Backward) -> int:
-    """How many programs share the tokens."""
-    return -(-given.qkv.shape[0] * given.qkv.shape[1] // _block(given)[0])
+def _programs(given: Forward | Backward) -> int:
+    return -(-_rows(given) // _block(given)[0])
 
 
 heads = define("heads", Forward, _forward_results, _forward)

@@ -6,8 +6,7 @@ A row is a head of a token: x of D numbers, with the weight w,
     n_t = (x_t - n mean(n x_t)) / rms(x)       o_t = n_t w
 
 The projection is [tokens, 3, heads, D] with q, k, v along the second dim; q, k, v and their gradients by themselves are
-[tokens, heads, D]. A program takes a head of BLOCK tokens, and adds up over them what weights and bias get. The sums
-over programs are left to the caller.
+[tokens, heads, D]. A program takes BLOCK rows. Sums over rows, the gradients of the weights, are left to the caller.
 """
 
 import triton
@@ -16,26 +15,25 @@ import triton.language as tl
 
 @triton.jit
 def heads_forward_kernel(
-    qkv, qkv_t, q_weight, k_weight, q, q_t, k, k_t, tokens, H, D, eps,
+    qkv, qkv_t, q_weight, k_weight, q, q_t, k, k_t, rows, H, D, eps,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
 ):  # fmt: skip
     """Writes q and k, and their tangents (TANGENT)."""
     part = tl.program_id(1)
     if part == 0:
-        _normalise(qkv, qkv_t, q_weight, q, q_t, 0, tokens, H, D, eps, BLOCK, BLOCK_D, TANGENT)
+        _normalise(qkv, qkv_t, q_weight, q, q_t, 0, rows, H, D, eps, BLOCK, BLOCK_D, TANGENT)
     else:
-        _normalise(qkv, qkv_t, k_weight, k, k_t, 1, tokens, H, D, eps, BLOCK, BLOCK_D, TANGENT)
+        _normalise(qkv, qkv_t, k_weight, k, k_t, 1, rows, H, D, eps, BLOCK, BLOCK_D, TANGENT)
 
 
 @triton.jit
-def _places(part, tokens, H, D, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+def _places(part, rows, H, D, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """Where the rows of a program are in the projection and by themselves, which are inside, and their dims."""
-    token = tl.program_id(0).to(tl.int64) // H * BLOCK + tl.arange(0, BLOCK)
-    head = tl.program_id(0) % H
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, BLOCK_D)
-    inside = (token < tokens)[:, None] & (dims < D)[None, :]
-    packed = ((token * 3 + part) * H + head)[:, None] * D + dims[None, :]
-    return packed, (token * H + head)[:, None] * D + dims[None, :], inside, dims
+    inside = (row < rows)[:, None] & (dims < D)[None, :]
+    packed = (row // H * 3 * H + part * H + row % H)[:, None] * D + dims[None, :]
+    return packed, row[:, None] * D + dims[None, :], inside, dims
 
 
 @triton.jit
@@ -50,10 +48,10 @@ def _store(pointer, at, value, inside):
 
 @triton.jit
 def _normalise(
-    qkv, qkv_t, weight, o, o_t, part, tokens, H, D, eps,
+    qkv, qkv_t, weight, o, o_t, part, rows, H, D, eps,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
 ):  # fmt: skip
-    packed, single, inside, dims = _places(part, tokens, H, D, BLOCK, BLOCK_D)
+    packed, single, inside, dims = _places(part, rows, H, D, BLOCK, BLOCK_D)
     w = _load(weight, dims, dims < D)[None, :]
     x = _load(qkv, packed, inside)
     r = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
@@ -67,70 +65,31 @@ def _normalise(
 
 @triton.jit
 def heads_backward_kernel(
-    qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, dqkv, dqkv_t, weight_sums, bias_sums,
-    tokens, H, D, eps, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
+    qkv, qkv_t, q_weight, k_weight, dq, dq_t, dk, dk_t, dv, dv_t, dqkv, dqkv_t, sums, rows, H, D, eps,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the projection, that of its tangent (TANGENT), and sums, in float32.
+    """Writes the gradient of the projection, that of its tangent (TANGENT), and sums.
 
-    weight_sums [2, blocks of tokens, H, D]: of the gradients of the weights of q and k.
-    bias_sums [3, blocks of tokens, H, D]: of the gradient of the projection.
+    sums [2, programs, D] float32: the gradients of the weights of q and k.
     """
     part = tl.program_id(1)
     if part == 0:
-        _differentiate(
-            qkv,
-            qkv_t,
-            q_weight,
-            dq,
-            dq_t,
-            dqkv,
-            dqkv_t,
-            weight_sums,
-            bias_sums,
-            0,
-            tokens,
-            H,
-            D,
-            eps,
-            BLOCK,
-            BLOCK_D,
-            TANGENT,
-        )
+        _differentiate(qkv, qkv_t, q_weight, dq, dq_t, dqkv, dqkv_t, sums, 0, rows, H, D, eps, BLOCK, BLOCK_D, TANGENT)
     elif part == 1:
-        _differentiate(
-            qkv,
-            qkv_t,
-            k_weight,
-            dk,
-            dk_t,
-            dqkv,
-            dqkv_t,
-            weight_sums,
-            bias_sums,
-            1,
-            tokens,
-            H,
-            D,
-            eps,
-            BLOCK,
-            BLOCK_D,
-            TANGENT,
-        )
+        _differentiate(qkv, qkv_t, k_weight, dk, dk_t, dqkv, dqkv_t, sums, 1, rows, H, D, eps, BLOCK, BLOCK_D, TANGENT)
     else:
-        packed, single, inside, dims = _places(2, tokens, H, D, BLOCK, BLOCK_D)
-        d = _load(dv, single, inside)
-        _store(dqkv, packed, d, inside)
-        _store(bias_sums, (2 * tl.num_programs(0) + tl.program_id(0)) * D + dims, tl.sum(d, 0), dims < D)
+        packed, single, inside, _ = _places(2, rows, H, D, BLOCK, BLOCK_D)
+        _store(dqkv, packed, _load(dv, single, inside), inside)
         if TANGENT:
             _store(dqkv_t, packed, _load(dv_t, single, inside), inside)
 
 
 @triton.jit
 def _differentiate(
-    qkv, qkv_t, weight, do, do_t, dqkv, dqkv_t, weight_sums, bias_sums, part, tokens, H, D, eps,
+    qkv, qkv_t, weight, do, do_t, dqkv, dqkv_t, sums, part, rows, H, D, eps,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TANGENT: tl.constexpr,
 ):  # fmt: skip
-    packed, single, inside, dims = _places(part, tokens, H, D, BLOCK, BLOCK_D)
+    packed, single, inside, dims = _places(part, rows, H, D, BLOCK, BLOCK_D)
     w = _load(weight, dims, dims < D)[None, :]
     x = _load(qkv, packed, inside)
     d = _load(do, single, inside)
@@ -151,8 +110,6 @@ def _differentiate(
         m += (tl.sum(dn_t * n_t, 1) / D)[:, None] - 2 * a * s * r
         dn -= (dn_t * a + x_t * s) * r
         _store(dqkv_t, packed, (dn_t - n * s) * r, inside)
-    dx = (dn - n * m) * r
-    _store(dqkv, packed, dx, inside)
+    _store(dqkv, packed, (dn - n * m) * r, inside)
     at = (part * tl.num_programs(0) + tl.program_id(0)) * D + dims
-    _store(weight_sums, at, tl.sum(of_weight, 0), dims < D)
-    _store(bias_sums, at, tl.sum(dx, 0), dims < D)
+    _store(sums, at, tl.sum(of_weight, 0), dims < D)
