@@ -1,8 +1,7 @@
 """Blocks of the diffusion transformer: attention and MLP with modulation, and the output layer."""
 
 from functools import partial
-from operator import itemgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,9 @@ from torch import Tensor, nn
 from . import dual
 from .config import DiTConfig
 from .dual import Dual, Maybe
+from .fused import stream
+from .fused.heads import normalised_heads, split_heads
+from .fused.stream import Modulation
 from .initialise import spectral, zero
 
 if TYPE_CHECKING:
@@ -42,9 +44,14 @@ class DiTBlock(nn.Module):
         """
         tokens = Dual(x, x_t)
         vectors = modulation_vectors(Dual(c, c_t), self.adaLN_modulation, 6, self.modulation_eps)
-        for branch, (shift, scale, gate) in zip((self.attn, self.mlp), (vectors[:3], vectors[3:]), strict=True):
-            inner = dual.modulate(_norm(tokens, self.norm), shift, scale)
-            tokens = dual.gated_residual(tokens, gate, branch(inner, detach))
+        for_attention, gate_of_attention = Modulation(*vectors[:2]), vectors[2]
+        for_mlp, gate_of_mlp = Modulation(*vectors[3:5]), vectors[5]
+        tokens, inner = stream.modulated(tokens, for_attention, self.norm, eps=EPS, detach=detach)
+        branch = self.attn(inner, detach)
+        tokens, inner = stream.added_and_modulated(
+            tokens, gate_of_attention, branch, for_mlp, self.norm, eps=EPS, detach=detach
+        )
+        tokens = stream.added(tokens, gate_of_mlp, self.mlp(inner, detach), detach=detach)
         if tokens.tangent is None:
             return tokens.value
         return tokens.value, tokens.tangent.detach() if detach else tokens.tangent
@@ -64,31 +71,25 @@ class Attention(nn.Module):
 
     def forward(self, x: Dual, detach: bool) -> Dual:
         """Maps tokens [B, N, width] to tokens. detach: no gradient flows through the tangent."""
-        qkv = dual.linear(x, self.qkv.weight, self.qkv.bias).map(self._split)
-        q, k, v = (qkv.map(itemgetter(i)) for i in range(3))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q, v.value.dtype), self.k_norm(k, v.value.dtype)
+        qkv = dual.linear(x, self.qkv.weight, self.qkv.bias)
+        if self.q_norm is None or self.k_norm is None:
+            q, k, v = split_heads(qkv, self.heads)
+        else:
+            weights = self.q_norm.weight, self.k_norm.weight
+            q, k, v = normalised_heads(qkv, self.heads, *weights, eps=EPS, detach=detach)
         if detach:
             q, k, v = q.detach_tangent(), k.detach_tangent(), v.detach_tangent()
         heads = dual.attention(q, k, v, backend=self.backend, sharding=self.sharding)
         tokens = heads.map(lambda part: part.transpose(1, 2).flatten(2))
         return dual.linear(tokens, self.proj.weight, self.proj.bias)
 
-    def _split(self, qkv: Tensor) -> Tensor:
-        """Views [B, N, 3 width] as [3, B, heads, N, head_dim]."""
-        return qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-
 
 class HeadNorm(nn.Module):
-    """RMSNorm over the head dim, with a learned weight."""
+    """The learned weight of an RMSNorm over the head dim; `normalised_heads` computes it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Dual, dtype: torch.dtype) -> Dual:
-        """Normalises x in float32 or wider, and returns the result in `dtype`."""
-        return dual.rms_norm(x, self.weight, eps=EPS).map(lambda part: part.to(dtype))
 
 
 class Mlp(nn.Module):
@@ -115,10 +116,11 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = modulation(config, 2)
         self.modulation_eps = config.modulation_eps if config.modulation_norm else None
 
-    def forward(self, x: Dual, c: Dual) -> Dual:
-        """Returns the patches, with a tangent if x or c has one."""
+    def forward(self, x: Dual, c: Dual, detach: bool) -> Dual:
+        """Returns the patches, with a tangent if x or c has one. detach: no gradient flows through the tangent."""
         shift, scale = modulation_vectors(c, self.adaLN_modulation, 2, self.modulation_eps)
-        return dual.linear(dual.modulate(_norm(x, self.norm), shift, scale), self.linear.weight, self.linear.bias)
+        _, inner = stream.modulated(x, Modulation(shift, scale), self.norm, eps=EPS, detach=detach)
+        return dual.linear(inner, self.linear.weight, self.linear.bias)
 
 
 def modulation(config: DiTConfig, vectors: int) -> nn.Sequential:
@@ -135,7 +137,3 @@ def modulation_vectors(c: Dual, layers: nn.Sequential, count: int, eps: float | 
     if eps is not None:
         stacked = dual.rms_norm(stacked, eps=eps)
     return [stacked.map(partial(torch.select, dim=1, index=i)) for i in range(count)]
-
-
-def _norm(x: Dual, kind: Literal["rms", "layer"]) -> Dual:
-    return dual.rms_norm(x, eps=EPS) if kind == "rms" else dual.layer_norm(x, eps=EPS)

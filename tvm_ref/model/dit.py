@@ -106,7 +106,7 @@ class DiT(nn.Module):
             tokens = _as_dual(block(tokens.value, condition.value, tokens.tangent, condition.tangent, detach))
             if self.watch is not None:
                 self.watch(number, tokens)
-        output = self.final_layer(tokens, condition)
+        output = self.final_layer(tokens, condition, detach)
         F, F_t = output if sharding is None else output.map(lambda part: sharding.unshard(part, 1))
         F = self._image(F, x.dtype)
         if tangents is None:

@@ -10,7 +10,7 @@ has a silently wrong gradient (PyTorch 2.13), while the same formula written out
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,11 @@ def rms_norm(x: Dual, weight: Maybe = None, *, eps: float) -> Dual:
 def layer_norm(x: Dual, *, eps: float) -> Dual:
     """(x - mean) / sqrt(var + eps) over the last dim, var = mean((x - mean)^2), without parameters."""
     return rms_norm(x.map(_wide).map(_centred), eps=eps)
+
+
+def norm(x: Dual, kind: Literal["rms", "layer"], *, eps: float) -> Dual:
+    """`rms_norm` or `layer_norm`, without parameters."""
+    return rms_norm(x, eps=eps) if kind == "rms" else layer_norm(x, eps=eps)
 
 
 def modulate(x: Dual, shift: Dual, scale: Dual) -> Dual:
