@@ -86,6 +86,12 @@ def _of_family(name: str) -> Any:
     return FAMILIES[family](rest)
 
 
+def result_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
+    """The type of o and o_t that backend `name` gives for q of a type: float32 where it is more precise (high.py)."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if is_half and name is not None and name.startswith("high:") else dtype
+
+
 def is_wide(q: Tensor, v: Tensor) -> bool:
     """Whether a head dim is too wide for the kernels."""
     return is_too_wide(max(q.shape[-1], v.shape[-1]), q.device, q.dtype)

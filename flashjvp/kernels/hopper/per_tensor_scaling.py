@@ -1,4 +1,5 @@
-"""Per-tensor scaling: where TF32 is allowed, float32 tensors are turned into float16 tensors times powers of two.
+"""Per-tensor scaling: where TF32 is allowed, float32 tensors are turned into float16 tensors times powers of two. With
+precision="high" (backends/high.py) tensors of half types are, too; float16 has all the bits of a bfloat16 number.
 
 A TF32 product rounds its operands to 11 significant bits. float16 has as many, and tensor cores multiply it twice as
 fast, but it has few exponents. So every tensor is divided by a power of two, its scale, which is measured: no row of q
@@ -43,16 +44,27 @@ from .scales import (
     KEY_SIDE,
     MU,
     O_T,
-    P_EXPONENT,
     QUERY_SIDE,
     SOFTMAX_SCALE,
     O,
 )
 
 LONGEST_QK = tl.constexpr(8)  # log2 of the greatest length of a row of q and of k, unless scores are small
-LONGEST_FORWARD, LONGEST_BACKWARD = (12, 0), (-3, 5)  # likewise of v, and of d_o and d_o_t
 _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
 _ROWS = 32  # of a program
+
+
+class Room(NamedTuple):
+    """How the range of float16 is divided: log2 of the greatest length of a row of v, likewise of d_o and d_o_t, and of
+    what P is multiplied by, in which float16 would lose digits: it is one over the number of keys on average."""
+
+    v: int
+    G: int
+    p_exponent: int
+
+
+FORWARD, BACKWARD = Room(12, 0, 0), Room(-3, 5, 9)
+BACKWARD_OF_HALF = Room(4, 2, 5)
 
 
 class KernelOperands(NamedTuple):
@@ -62,22 +74,24 @@ class KernelOperands(NamedTuple):
     inputs: Inputs
     cotangents: tuple[Maybe, ...]  # of o and o_t
     tensor_scales: Maybe = None
+    p_exponent: int = 0
 
 
 def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
-    """The call with contiguous float16 tensors, divided by their scales, in place of float32 ones; None stays None."""
+    """The call with contiguous float16 tensors, divided by their scales, in place of the given ones; None stays None."""
     q, k, v, q_t, k_t, v_t = inputs
     d_o, d_o_t = cotangents or (None, None)
     query_side, key_side = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
     norms = q.new_zeros(8, dtype=torch.int32)
-    tensor_scales = q.new_empty(scales.COUNT)
+    tensor_scales = q.new_empty(scales.COUNT, dtype=torch.float32)
     of_rows: dict[str, Any] = {"stages": 1, "ROWS": _ROWS}
     query_programs, key_programs = call.query_programs(_ROWS), call.key_programs(_ROWS)
     queries, keys = call.operands(*query_side), call.operands(*key_side)
     call.launch(row_norms_kernel, "row_norms", query_programs, (*queries, norms), scale, KEYS=False, **of_rows)
     call.launch(row_norms_kernel, "row_norms", key_programs, (*keys, norms), scale, KEYS=True, **of_rows)
-    longest_v, longest_G = LONGEST_BACKWARD if cotangents else LONGEST_FORWARD
-    longest: dict[str, Any] = {"LONGEST_V": longest_v, "LONGEST_G": longest_G}
+    of_backward = BACKWARD if q.dtype == torch.float32 else BACKWARD_OF_HALF
+    room = of_backward if cotangents else FORWARD
+    longest: dict[str, Any] = {"LONGEST_V": room.v, "LONGEST_G": room.G, "P_EXPONENT": room.p_exponent}
     call.launch(scales_kernel, "tensor_scales", 1, (norms, tensor_scales), scale, stages=1, **longest)
     scaled_q, scaled_k = tuple(map(_empty_half, query_side)), tuple(map(_empty_half, key_side))
     args = (*queries, *call.operands(*scaled_q), tensor_scales)
@@ -88,7 +102,7 @@ def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], sca
     k, v, k_t, v_t = scaled_k
     assert q is not None and k is not None and v is not None
     half = Call(q, k, v, call.mask_tensor, call.is_causal)
-    return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
+    return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales, room.p_exponent)
 
 
 def _empty_half(x: Maybe) -> Maybe:
@@ -110,9 +124,9 @@ def _raise_to_longest(norms, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.con
     """Raises a norm, kept as the bits of a float32 number, to that of the longest row here."""
     if len(x) > 0:
         tile = load_rows(x, first, rows, ROWS, COLUMNS, REGULAR)
-        longest = tl.max(tl.abs(tile[0]), 1)
+        longest = tl.max(tl.abs(tile[0].to(tl.float32)), 1)
         for i in tl.static_range(1, len(tile)):
-            longest = tl.maximum(longest, tl.max(tl.abs(tile[i]), 1))
+            longest = tl.maximum(longest, tl.max(tl.abs(tile[i].to(tl.float32)), 1))
         unit = tl.maximum(longest, 1e-30)  # so that no square leaves the range of float32
         total = tl.sum((tile[0] / unit[:, None]) * (tile[0] / unit[:, None]), 1)
         for i in tl.static_range(1, len(tile)):
@@ -160,12 +174,9 @@ def _power(e):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def scales_kernel(
     norms, tensor_scales, scale, batch_shape, M, N, heads, group,
-    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr,
+    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr, P_EXPONENT: tl.constexpr,
 ):  # fmt: skip
-    """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent.
-
-    MOST_V is the log2 of the greatest length of a row of v, MOST_G that of d_o and d_o_t.
-    """
+    """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent."""
     norm_q_t, norm_k_t = _exponent(tl.load(norms + 1)), _exponent(tl.load(norms + 6))
     norm_v_t, norm_G = _exponent(tl.load(norms + 7)), _exponent(tl.load(norms + 2))
     norm_T = _exponent(tl.load(norms + 3))
