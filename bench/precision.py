@@ -67,7 +67,7 @@ COLUMNS = tuple(field.name for field in fields(PrecisionRow))
 
 
 def errors(
-    dtype: str, head_dim: int, heads: int, tokens: int, device: torch.device, where: dict[str, str]
+    dtype: str, head_dim: int, heads: int, tokens: int, device: torch.device, where: dict[str, Any]
 ) -> Iterator[PrecisionRow]:
     """Of each provider at scores of each size."""
     shape: dict[str, Any] = {"q_heads": heads, "kv_heads": heads, "m": tokens, "n": tokens}
@@ -77,7 +77,7 @@ def errors(
         exact = dense64(inputs)
         for provider, results in PROVIDERS.items():
             found = results(inputs)
-            of = {name: _error(getattr(found, name), getattr(exact, name)) for name in NAMES}
+            of: dict[str, Any] = {name: _error(getattr(found, name), getattr(exact, name)) for name in NAMES}
             yield PrecisionRow(
                 dtype=dtype, head_dim=head_dim, heads=heads, tokens=tokens, provider=provider, scores=scores, **of,
                 **where,
@@ -89,7 +89,7 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def times(
-    dtype: str, head_dim: int, heads: int, tokens: int, device: torch.device, where: dict[str, str]
+    dtype: str, head_dim: int, heads: int, tokens: int, device: torch.device, where: dict[str, Any]
 ) -> Iterator[PrecisionRow]:
     """By default and with precision="high", in turns."""
     case = Case(

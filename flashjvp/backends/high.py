@@ -8,6 +8,8 @@ with float32 copies. Gradients are rounded to the type of what they are of, once
 """
 
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,45 +22,48 @@ from . import select
 Maybe = Tensor | None
 HALF = (torch.float16, torch.bfloat16)
 _OF_PLAIN = ("q", "k", "v", "mask")  # what `backward` gives gradients of
+_RECORDS: dict[str, Any] = {
+    "forward": PlainOperands, "forward_jvp": Operands, "backward": PlainBackwardOperands,
+    "backward_jvp": BackwardOperands,
+}  # fmt: skip
 
 
-class High:
-    """The four functions of a backend (reference.py)."""
+def of_tensors(local: str, q: Tensor, v: Tensor) -> Any:
+    """What has the four functions of a backend (reference.py) for tensors like q and v."""
+    module = select.resolve(None if local == "best" else local, q.device, q.dtype, select.is_wide(q, v))
+    if q.dtype not in HALF:
+        return module
+    return _functions(module, _OfKernels if module.__name__.endswith(".triton") else _InFloat32)
 
-    def __init__(self, local: str) -> None:
-        self._local = None if local == "best" else local
 
-    def forward(self, *args: Any) -> tuple[Tensor, Tensor]:
-        """o and lse."""
-        found: tuple[Tensor, Tensor] = self._computed("forward", PlainOperands, args)
-        return found
+@cache
+def _functions(local: ModuleType, made: Callable[..., Any]) -> Any:
+    return SimpleNamespace(**{name: made(local, name, record) for name, record in _RECORDS.items()})
 
-    def forward_jvp(self, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """o, o_t, lse and mu."""
-        found: tuple[Tensor, Tensor, Tensor, Tensor] = self._computed("forward_jvp", Operands, args)
-        return found
 
-    def backward(self, *args: Any) -> tuple[Maybe, ...]:
-        """The wanted ones of d_q, d_k, d_v, d_mask."""
-        found: tuple[Maybe, ...] = self._computed("backward", PlainBackwardOperands, args)
-        return found
+class _InFloat32:
+    """A function of a backend with float32 copies of half tensors."""
 
-    def backward_jvp(self, *args: Any) -> tuple[Maybe, ...]:
-        """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t."""
-        found: tuple[Maybe, ...] = self._computed("backward_jvp", BackwardOperands, args)
-        return found
+    def __init__(self, local: ModuleType, name: str, record: Any) -> None:
+        self._local, self._name, self._record = local, name, record
 
-    def _computed(self, name: str, record: Any, args: tuple[Any, ...]) -> Any:
-        count = len(record._fields)
-        operands, rest = record._make(args[:count]), args[count:]
-        q, v = operands.q, operands.v
-        local = select.resolve(self._local, q.device, q.dtype, select.is_wide(q, v))
-        function = getattr(local, name)
-        if q.dtype not in HALF:
-            return function(*args)
-        if local.__name__.endswith(".triton"):
-            return function(*args, None, True)
-        return in_float32(function, operands, rest)
+    def __call__(self, *args: Any) -> Any:
+        count = len(self._record._fields)
+        return in_float32(getattr(self._local, self._name), self._record._make(args[:count]), args[count:])
+
+
+class _OfKernels:
+    """A function of the triton backend, which knows what to do; bound as captured ones are (kernels/launch/replay.py)."""
+
+    def __init__(self, local: ModuleType, name: str, _: Any) -> None:
+        self._local, self._name = local, name
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(self._local, self._name)(*args, None, True)
+
+    def bind(self, operands: Any, options: tuple[Any, ...]) -> Any:
+        """What takes the tensors alone."""
+        return getattr(self._local, self._name).bind(operands, (*options, None, True))
 
 
 def in_float32(function: Callable[..., Any], operands: Any, rest: tuple[Any, ...]) -> Any:
@@ -85,4 +90,4 @@ def _empty_gradient(name: str, x: Tensor) -> Tensor:
     return empty_bias(x) if name.startswith("mask") else empty_rows(x, x.shape[-1])
 
 
-select.FAMILIES["high"] = High
+select.FAMILIES_BY_TENSORS["high"] = of_tensors

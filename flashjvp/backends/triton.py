@@ -108,8 +108,11 @@ def backward_jvp(
     if served and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, (d_o, d_o_t), (o, o_t, lse, mu), scale, computed)
     elif high and q.dtype in HALF:
-        operands = BackwardOperands(d_o, d_o_t, *given, o, o_t, lse, mu, mask, mask_t, seed)
-        return in_float32(backward_jvp, operands, (is_causal, scale, dropout_p, wanted, None, True))
+        operands = BackwardOperands._make((d_o, d_o_t, *given, o, o_t, lse, mu, mask, mask_t, seed))
+        widened: tuple[Maybe, ...] = in_float32(
+            backward_jvp, operands, (is_causal, scale, dropout_p, wanted, None, True)
+        )
+        return widened
     else:
         row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)

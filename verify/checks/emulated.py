@@ -22,6 +22,7 @@ from ..emulator.machine import EmulationError
 from ..oracles.attention import Results, Subject, dense_same_type
 from ..oracles.identities import Check
 from .against_float64 import against_float64
+from .high import more_precise
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -92,6 +93,14 @@ def scaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
 
 
+def high(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """`more_precise` of half tensors, which the kernels read as float16 with per-tensor scaling."""
+    from flashjvp.kernels.launch import schedule
+
+    with patch.object(schedule, "high_precision", lambda device: "tf32"):
+        return _emulated(more_precise, inputs, subject, ordered=False)
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -147,5 +156,6 @@ EMULATED: dict[str, Check] = {
     "emulated-dq-accum": in_any_order,
     "per-tensor-scaling": scaled,
     "per-tensor-scaling-in-order": scaled_in_order,
+    "high-scaling": high,
     "replayed": replayed,
 }

@@ -65,9 +65,7 @@ def preprocess_kernel(
     tl.store(stats + place + 3 * ROWS * tiles, delta)
 
 
-def launch_preprocess(
-    given: KernelOperands, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe
-) -> Tensor:
+def launch_preprocess(given: KernelOperands, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe) -> Tensor:
     """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros."""
     call, (d_o, d_o_t), tensor_scales = given.call, given.cotangents, given.tensor_scales
     rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads

@@ -78,7 +78,7 @@ class KernelOperands(NamedTuple):
 
 
 def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
-    """The call with contiguous float16 tensors, divided by their scales, in place of the given ones; None stays None."""
+    """The call with contiguous float16 tensors, divided by their scales, in place of those given; None stays None."""
     q, k, v, q_t, k_t, v_t = inputs
     d_o, d_o_t = cotangents or (None, None)
     query_side, key_side = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
