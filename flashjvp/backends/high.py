@@ -53,7 +53,7 @@ class _InFloat32:
 
 
 class _OfKernels:
-    """A function of the triton backend, which knows what to do; bound as captured ones are (kernels/launch/replay.py)."""
+    """A function of the triton backend, which knows what to do, and can be bound (kernels/launch/replay.py)."""
 
     def __init__(self, local: ModuleType, name: str, _: Any) -> None:
         self._local, self._name = local, name

@@ -57,8 +57,8 @@ def _memory(dtype: torch.dtype) -> Tensor:
 
 # An argument of a kernel: the tensor, or a descriptor of one; what a launch of the compiled kernel takes; its class, a
 # Special, or of a descriptor its type and tile, from which the rest follows. A launch takes addresses (and the strides
-# of an Operand) in place of tensors, and so need not ask the driver about them. A plain tuple, since a launch makes up to
-# 20, and a record takes eight times as long to make.
+# of an Operand) in place of tensors, and so need not ask the driver about them. A plain tuple, since a launch makes up
+# to 20, and a record takes eight times as long to make.
 Argument = tuple[Any, Any, Any]
 ABSENT: Argument = (None, None, None)
 
