@@ -36,7 +36,7 @@ def serving(
         else:
             attn_mask, is_causal = plain_mask(attn_mask, is_causal, q, k)
     if precision is not None:
-        name = f"{HIGH}:{'best' if backend is None else backend}"
+        name = f"{HIGH}:{'best' if backend is None else backend}"  # mutate: name
     return Serving(name, attn_mask, is_causal, block_mask)
 
 

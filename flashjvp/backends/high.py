@@ -71,7 +71,7 @@ def in_float32(function: Callable[..., Any], operands: Any, rest: tuple[Any, ...
 
     `operands` is a record of the function's tensors, `rest` what it takes besides.
     """
-    results = function(*map(_widened, operands), *rest)
+    results = function(*map(_widened, operands), *rest)  # mutate: results
     if isinstance(operands, PlainOperands | Operands):
         return results
     names = Gradients._fields if isinstance(operands, BackwardOperands) else _OF_PLAIN

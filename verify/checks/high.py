@@ -1,11 +1,15 @@
-"""precision="high": bfloat16 is as exact as float16 is by default, but that its gradients are rounded once more."""
+"""precision="high": bfloat16 is as exact as float16 is by default, but that its gradients are rounded once more.
+
+Gradients of single keys are not judged: those of keys that next to no query sees may lie below what float16 copies with
+per-tensor scaling can hold, whose scales the other keys set.
+"""
 
 import torch
 
 from ..budget import tolerance
 from ..budget.tolerance import Identity
 from ..cases.inputs import Inputs
-from ..oracles.attention import Subject, dense64, dense_same_type, run
+from ..oracles.attention import QUERY_SIDE, Subject, dense64, dense_same_type, run
 
 HALF = (torch.float16, torch.bfloat16)
 OUTPUTS = ("o", "o_t")
@@ -31,6 +35,7 @@ def more_precise(inputs: Inputs, subject: Subject) -> list[Identity]:
     ]
     for row in tolerance.check(results, exact, budgets):
         more = 0.0 if row.tensor in OUTPUTS else rounding
-        for error, budget in ((row.frobenius, row.frobenius_budget), (row.worst_row, row.worst_row_budget)):
+        pairs = ((row.frobenius, row.frobenius_budget), (row.worst_row, row.worst_row_budget))
+        for error, budget in pairs if row.tensor in QUERY_SIDE else pairs[:1]:
             found.append(Identity(row.tensor, error, budget + more, error <= budget + more))
     return found

@@ -35,7 +35,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
     tile = _pipelines(call, jvp)["forward"]
-    kind = like.dtype if given.tensor_scales is None else torch.float32
+    kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
     o, lse = empty_rows(like, width, kind), empty_statistic(like)
     o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
     resident, outs = _described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)

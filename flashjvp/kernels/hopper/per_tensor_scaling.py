@@ -51,20 +51,23 @@ from .scales import (
 
 LONGEST_QK = tl.constexpr(8)  # log2 of the greatest length of a row of q and of k, unless scores are small
 _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
+_SHORTER = tl.constexpr(6)  # of half types: log2 of how much shorter v may be than v_t, and d_o_t than d_o
 _ROWS = 32  # of a program
 
 
 class Room(NamedTuple):
-    """How the range of float16 is divided: log2 of the greatest length of a row of v, likewise of d_o and d_o_t, and of
-    what P is multiplied by, in which float16 would lose digits: it is one over the number of keys on average."""
+    """How the range of float16 is divided: log2 of the greatest length of a row of v, likewise of d_o and d_o_t beside
+    |S_t| <= 2, of the greatest |S_t|, and of what P is multiplied by, in which float16 would lose digits: it is one
+    over the number of keys on average."""
 
     v: int
     G: int
+    s_t: int
     p_exponent: int
 
 
-FORWARD, BACKWARD = Room(12, 0, 0), Room(-3, 5, 9)
-BACKWARD_OF_HALF = Room(4, 2, 5)
+FORWARD, BACKWARD = Room(12, 0, 1, 0), Room(-3, 5, 1, 9)
+FORWARD_OF_HALF, BACKWARD_OF_HALF = Room(12, 0, 14, 0), Room(5, 4, 10, 5)
 
 
 class KernelOperands(NamedTuple):
@@ -89,9 +92,12 @@ def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], sca
     queries, keys = call.operands(*query_side), call.operands(*key_side)
     call.launch(row_norms_kernel, "row_norms", query_programs, (*queries, norms), scale, KEYS=False, **of_rows)
     call.launch(row_norms_kernel, "row_norms", key_programs, (*keys, norms), scale, KEYS=True, **of_rows)
-    of_backward = BACKWARD if q.dtype == torch.float32 else BACKWARD_OF_HALF
-    room = of_backward if cotangents else FORWARD
-    longest: dict[str, Any] = {"LONGEST_V": room.v, "LONGEST_G": room.G, "P_EXPONENT": room.p_exponent}
+    is_half = q.dtype != torch.float32  # mutate: is_half
+    rooms = (FORWARD_OF_HALF, BACKWARD_OF_HALF) if is_half else (FORWARD, BACKWARD)
+    room = rooms[len(cotangents) > 0]
+    longest: dict[str, Any] = {
+        "LONGEST_V": room.v, "LONGEST_G": room.G, "LONGEST_S_T": room.s_t, "P_EXPONENT": room.p_exponent
+    }  # fmt: skip
     call.launch(scales_kernel, "tensor_scales", 1, (norms, tensor_scales), scale, stages=1, **longest)
     scaled_q, scaled_k = tuple(map(_empty_half, query_side)), tuple(map(_empty_half, key_side))
     args = (*queries, *call.operands(*scaled_q), tensor_scales)
@@ -174,7 +180,7 @@ def _power(e):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def scales_kernel(
     norms, tensor_scales, scale, batch_shape, M, N, heads, group,
-    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr, P_EXPONENT: tl.constexpr,
+    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr, LONGEST_S_T: tl.constexpr, P_EXPONENT: tl.constexpr,
 ):  # fmt: skip
     """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent."""
     norm_q_t, norm_k_t = _exponent(tl.load(norms + 1)), _exponent(tl.load(norms + 6))
@@ -191,9 +197,18 @@ def scales_kernel(
     r = tl.maximum(norm_q_t - norm_q, norm_k_t - norm_k) + tl.maximum(scores, longest - 15)
     r = tl.maximum(r, norm_v_t - norm_v)
     r = tl.where(r > _NONE // 2, r, 0)  # tangents, if there are any, are zeros
-    r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T), r)
+    more = 0  # than 2 that |S_t| may be, as a power of two
+    if LONGEST_S_T > 1:
+        s_t = scores - norm_q - norm_k  # |S_t| <= 2^(s_t + 1), also where q or k are zeros
+        s_t += tl.maximum(norm_q_t + _exponent(tl.load(norms + 4)), _exponent(tl.load(norms)) + norm_k_t)
+        least = tl.maximum(s_t + 1 - LONGEST_S_T, tl.maximum(norm_q_t - u_q, norm_k_t - u_k) - 15)
+        r = tl.maximum(tl.minimum(r, 0), tl.maximum(least, norm_v_t - norm_v - _SHORTER))
+        r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T - _SHORTER), r)
+        u_v, more = tl.maximum(norm_v, norm_v_t - r) - LONGEST_V, tl.maximum(s_t - r, 0)
+    else:
+        r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T), r)
     u_do = tl.maximum(norm_G, norm_T + r)
-    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - LONGEST_G
+    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - LONGEST_G + more
     u_do_t = u_do - r
 
     tl.store(tensor_scales + SOFTMAX_SCALE, softmax_scale)

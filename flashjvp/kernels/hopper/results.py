@@ -52,4 +52,4 @@ def store_results(
                 _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))
             else:
                 tile = reinterpret_tile(outs[i], tiles[i].index(consumer))
-                _store_rows(outs[i], values[i] * scale, coordinates, tile)
+                _store_rows(outs[i], values[i] * scale, coordinates, tile)  # mutate: _store_rows (2)
