@@ -8,7 +8,6 @@ tangent each, forward and JVP, then backward through both; the last rows have th
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from flashjvp_commands import arguments as types
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
 from reports.environment import commit, machine, version
+from reports.precision import PRECISION_COLUMNS, PrecisionRow
 from reports.schema import write_rows
 from verify.cases.case import Case as Numbers
 from verify.cases.inputs import Inputs
@@ -35,35 +35,6 @@ PROVIDERS: dict[str, Callable[[Inputs], Results]] = {
     "dense": dense_same_type, "default": run, "high": lambda inputs: run(inputs, precision="high")
 }  # fmt: skip
 TURNS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionRow:
-    """Errors of one provider at scores of one size, or its times in milliseconds."""
-
-    dtype: str
-    head_dim: int
-    heads: int
-    tokens: int
-    provider: str
-    scores: float = 1.0
-    o: float | None = None
-    o_t: float | None = None
-    d_q: float | None = None
-    d_k: float | None = None
-    d_v: float | None = None
-    d_q_t: float | None = None
-    d_k_t: float | None = None
-    d_v_t: float | None = None
-    fwd_ms: float | None = None
-    bwd_ms: float | None = None
-    machine: str
-    torch_version: str
-    triton_version: str
-    commit: str
-
-
-COLUMNS = tuple(field.name for field in fields(PrecisionRow))
 
 
 def errors(
@@ -146,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.error("--device: expected a CUDA GPU, found none")
     device = torch.device("cpu" if name == "auto" else name)
     try:
-        path = options.out and outputs.prepared(options.out, "precision.csv", (".csv",), outputs.has_columns(COLUMNS))
+        expected = outputs.has_columns(PRECISION_COLUMNS)
+        path = options.out and outputs.prepared(options.out, "precision.csv", (".csv",), expected)
     except outputs.OutputError as error:
         given.error(f"--out: {error}")
     rows: list[PrecisionRow] = []
@@ -155,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for x in measured(device, options.heads, options.tokens, (heads_timed, options.timed)):
         rows.append(x)
         if path:
-            write_rows(path, rows, COLUMNS)
+            write_rows(path, rows, PRECISION_COLUMNS)
         console.print(_words(x), highlight=False, soft_wrap=True)
     return 0
 

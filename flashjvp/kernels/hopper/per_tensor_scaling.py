@@ -16,6 +16,9 @@ Rows of gradients differ more in length than those of v: they have the larger pa
 Where q and k are short, with scores below 2^-7, their scales are larger, so that q_t and k_t stay below 2^15, too. In
 the forward v may be longer, so that v_t keeps its digits beside an S_t of 10^4 that P (S_t - mu) leaves nothing of.
 
+Of half types q and k are exact, and what is lost of v_t and d_o beside a large S_t would be most of the error: there
+r is 0 up to |S_t| = 2^10, in the forward 2^14, and d_o and d_o_t make room for it; MATH.md (22').
+
 A number has 11 bits down to 2^-14 and below loses them one by one: of v in rows 2^-8 times as long as the longest one
 (for D = 64), of d_o 2^-16, of q and k 2^-19. Where a large S_t or v_t sets r, the other one and d_o lose some earlier.
 Rows between 2^-100 and 2^100 long are served; infinite ones give NaN. Powers of two lose nothing.
