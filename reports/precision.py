@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from .style import COLOURS, MARKERS
 
 TENSORS = ("o", "o_t", "d_q", "d_k", "d_v", "d_q_t", "d_k_t", "d_v_t")
-PROVIDERS = {"dense": "dense attention in the same type", "default": "flashjvp", "high": 'flashjvp, precision="high"'}
+PROVIDERS = {"dense": "dense attention, the same type", "default": "flashjvp", "high": 'flashjvp, precision="high"'}
 PANELS = {"tangent o_t": ("o_t",), "worst of six gradients": TENSORS[2:]}
 
 
@@ -74,15 +74,15 @@ def _times(rows: pd.DataFrame) -> list[str]:
 
 
 def draw_precision(rows: pd.DataFrame) -> Figure:
-    """Error against the size of scores, a line a provider; a column for each type and head dim."""
+    """The largest error of all head dims against the size of scores, a line a provider; a column for each type."""
     errors = rows[rows["fwd_ms"].isna()]
-    columns = list(dict.fromkeys(zip(errors["dtype"], errors["head_dim"], strict=True)))
+    dtypes = list(dict.fromkeys(errors["dtype"]))
     figure, grid = plt.subplots(
-        len(PANELS), len(columns), figsize=(1.0 + 1.6 * len(columns), 3.6), layout="constrained", sharex=True,
+        len(PANELS), len(dtypes), figsize=(1.0 + 1.6 * len(dtypes), 3.4), layout="constrained", sharex=True,
         sharey="row", squeeze=False,
     )  # fmt: skip
-    for column, (dtype, head_dim) in enumerate(columns):
-        part = errors[(errors["dtype"] == dtype) & (errors["head_dim"] == head_dim)]
+    for column, dtype in enumerate(dtypes):
+        part = errors[errors["dtype"] == dtype].groupby(["provider", "scores"])[list(TENSORS)].max().reset_index()
         for line, (name, tensors) in enumerate(PANELS.items()):
             axes: Any = grid[line, column]
             for i, (provider, label) in enumerate(PROVIDERS.items()):
@@ -94,12 +94,12 @@ def draw_precision(rows: pd.DataFrame) -> Figure:
             axes.set_xscale("log")
             axes.set_yscale("log")
             if line == 0:
-                axes.set_title(f"{dtype}, D={head_dim}")
+                axes.set_title(dtype)
             if column == 0:
                 axes.set_ylabel(name)
             if line == len(PANELS) - 1:
                 axes.set_xlabel("typical score (nats)")
-    figure.suptitle(f"{rows['machine'].iloc[0]}: relative error against float64", fontsize=10)
+    figure.suptitle(f"{rows['machine'].iloc[0]}: relative error against float64", fontsize=8)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(PROVIDERS))
+    figure.legend(handles, labels, loc="outside lower center", ncols=1)
     return figure

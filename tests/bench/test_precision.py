@@ -13,7 +13,9 @@ from reports.precision import PANELS, TENSORS, draw_precision, precision_table
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("precision") / "precision.csv"
-    assert precision.main(["--device", "cpu", "--heads", "1", "--tokens", "24", "--timed", "16", "--out", str(out)]) == 0
+    assert (
+        precision.main(["--device", "cpu", "--heads", "1", "--tokens", "24", "--timed", "16", "--out", str(out)]) == 0
+    )
     return out
 
 
@@ -36,7 +38,9 @@ def test_table_and_figure(rows: Path) -> None:
     assert "| bfloat16 | 64 | 1000 |" in table and "float16 |" not in table.replace("bfloat16 |", "")
     assert "1, 1, 16, 64 in bfloat16: forward and JVP" in table
     axes = draw_precision(data).axes
-    assert len(axes) == len(PANELS) * 4 and all(len(x.lines) == len(precision.PROVIDERS) for x in axes)
+    assert len(axes) == len(PANELS) * len(precision.DTYPES) and all(
+        len(x.lines) == len(precision.PROVIDERS) for x in axes
+    )
 
 
 def test_an_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
