@@ -1,16 +1,17 @@
 """The public functions: signatures, documentation, checks, autocast, and the views that the operators take."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import call_forms, causal_bias, checks, partial
+from . import call_forms, checks, partial
 from .canonical import canonical
 from .dispatch import derivatives, fast_path, func_jvp
 from .dispatch.schema import FORWARD, FORWARD_JVP
 from .operands import Operands, Options
+from .serving import serving
 
 Maybe = Tensor | None
 
@@ -26,6 +27,7 @@ def attention(
     enable_gqa: bool = False,
     *,
     window: tuple[int | None, int | None] | None = None,
+    precision: Literal["high"] | None = None,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -65,6 +67,9 @@ def attention(
         window: (left, right), as flash_attn has it: query m sees keys m + N - M - left <= n <= m + N - M + right, so
             that the last query is aligned with the last key. None or -1 does not bound a side. Applies together with
             `is_causal` (which is aligned at the top left) and `attn_mask`. Keys outside of it cost nothing.
+        precision: None, or "high" for half types: o is float32, and products have operands of 11 significant bits. For
+            large scores, where errors of gradients through a tangent grow (docs/numerics.md). Other types are computed
+            as with None. Not beside a window or a block mask.
         backend: "triton", "tiled" (plain PyTorch, tile by tile), "reference" (dense, O(M N) memory), or None = triton
             on a GPU, for a dtype and head dims that it supports, else tiled. A backend asked for by name serves the
             call or raises.
@@ -75,8 +80,8 @@ def attention(
         value: another name of v.
 
     Returns:
-        o [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype and device, its head and row dims in
-        the order that q has them in memory. Zeros for a query that may see no key.
+        o [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype (but see `precision`) and device, its
+        head and row dims in the order that q has them in memory. Zeros for a query that may see no key.
 
     Derivatives:
         Reverse mode (`backward`, `torch.func.grad`) in q, k, v and a float `attn_mask`, whose gradient takes the
@@ -89,7 +94,7 @@ def attention(
             that is missing or came by both of its names.
         ArgumentValueError: (a ValueError) shapes that do not fit, devices that differ, a value out of range.
         UnsupportedError: (a NotImplementedError) a scale or dropout_p that needs a gradient or has a tangent,
-            a sparse or nested tensor, a call that the backend asked for cannot serve.
+            a sparse or nested tensor, a call that the backend asked for cannot serve, a precision beside a window.
         SecondOrderError: (an UnsupportedError) a derivative beyond one JVP followed by one backward pass.
 
     Numerics:
@@ -109,21 +114,17 @@ def attention(
     if layout != "bhmd":
         q, k, v = call_forms.heads_first(layout, q=q, k=k, v=v)
         return attention(
-            q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, window=window, backend=backend
+            q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, window=window, precision=precision,
+            backend=backend,
         ).transpose(-2, -3)  # fmt: skip
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
-    serving, block_mask = backend, None
-    if window is not None:
-        window = partial.window_of(window)
-        serving = partial.name_of(backend, window)
-    if attn_mask is not None and type(attn_mask) is not Tensor:
-        if partial.is_block_mask(attn_mask):
-            block_mask, attn_mask = attn_mask, partial.plan_of(attn_mask, q, k, window, is_causal)
-            serving, is_causal = partial.name_of_blocks(backend), is_causal if is_causal is not True else False
-        else:
-            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, attn_mask, None), (is_causal, scale, serving)
+    served_by, block_mask = backend, None
+    if not (window is None and precision is None and (attn_mask is None or type(attn_mask) is Tensor)):
+        served_by, attn_mask, is_causal, block_mask = serving(
+            q, k, attn_mask, is_causal, window, precision, backend
+        )  # fmt: skip
+    given, options = (q, k, v, attn_mask, None), (is_causal, scale, served_by)
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
         result: Tensor = run(given)[0]
         return result
@@ -131,13 +132,13 @@ def attention(
     if attn_mask is None:
         below = functools.partial(
             attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p,
-            window=window, backend=backend,
+            window=window, precision=precision, backend=backend,
         )  # fmt: skip
         if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
             return dual
     operands = Operands._make((q, k, v, None, None, None, attn_mask, None, None))
     operands = _seeded(_canonical(operands, enable_gqa, backend, block_mask), dropout_p)
-    o = derivatives.attention(operands, Options(is_causal, _scale(scale), serving, float(dropout_p)))
+    o = derivatives.attention(operands, Options(is_causal, _scale(scale), served_by, float(dropout_p)))
     if operands.seed is None:
         fast_path.keep(FORWARD, given, options, enable_gqa, operands.plain)
     return _result(o, operands, q, k, v)
@@ -158,6 +159,7 @@ def attention_jvp(
     attn_mask_t: Maybe = None,
     dropout_p: float | Tensor = 0.0,
     window: tuple[int | None, int | None] | None = None,
+    precision: Literal["high"] | None = None,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -191,6 +193,7 @@ def attention_jvp(
         attn_mask_t: tangent of a float `attn_mask`, of its shape, dtype and device, which S_t gets added. None = zero.
         dropout_p: as in `attention`: o_t is then the tangent of the o that is returned.
         window: as in `attention`: (left, right), the keys around a query that it sees.
+        precision: as in `attention`: None, or "high", with which o and o_t are float32 for half types, too.
         backend: as in `attention`: "triton", "tiled", "reference" or None.
         layout: as in `attention`: "bhmd" or "bmhd", of q, k, v, their tangents, o and o_t.
         query: another name of q.
@@ -198,9 +201,9 @@ def attention_jvp(
         value: another name of v.
 
     Returns:
-        o and o_t, each [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype and device, laid out
-        like q; o_t in o's unit per unit of the variable of differentiation. Both are zero for a query that may see no
-        key, and o_t is zero when no tangent is given.
+        o and o_t, each [*batch, Hq, M, Dv] ([M, Dv] where q, k, v have two dims), of q's dtype (but see `precision`)
+        and device, laid out like q; o_t in o's unit per unit of the variable of differentiation. Both are zero for a
+        query that may see no key, and o_t is zero when no tangent is given.
 
     Derivatives:
         Reverse mode in q, k, v, a float mask and all tangents, through o and o_t together, in one backward launch.
@@ -228,22 +231,17 @@ def attention_jvp(
         q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
         o, o_t = attention_jvp(
             q, k, v, q_t, k_t, v_t, attn_mask, is_causal, scale, enable_gqa, attn_mask_t=attn_mask_t,
-            dropout_p=dropout_p, window=window, backend=backend,
+            dropout_p=dropout_p, window=window, precision=precision, backend=backend,
         )  # fmt: skip
         return o.transpose(-2, -3), o_t.transpose(-2, -3)
     if not (type(dropout_p) is float and (scale is None or type(scale) is float)):
         dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
-    serving, block_mask = backend, None
-    if window is not None:
-        window = partial.window_of(window)
-        serving = partial.name_of(backend, window)
-    if attn_mask is not None and type(attn_mask) is not Tensor:
-        if partial.is_block_mask(attn_mask):
-            block_mask, attn_mask = attn_mask, partial.plan_of(attn_mask, q, k, window, is_causal)
-            serving, is_causal = partial.name_of_blocks(backend), is_causal if is_causal is not True else False
-        else:
-            attn_mask, is_causal = _plain_mask(attn_mask, is_causal, q, k)
-    given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, serving)
+    served_by, block_mask = backend, None
+    if not (window is None and precision is None and (attn_mask is None or type(attn_mask) is Tensor)):
+        served_by, attn_mask, is_causal, block_mask = serving(
+            q, k, attn_mask, is_causal, window, precision, backend
+        )  # fmt: skip
+    given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, served_by)
     is_dropped = type(dropout_p) is not float or dropout_p != 0.0
     if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
         o, o_t, _, _ = run(given)
@@ -251,7 +249,7 @@ def attention_jvp(
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     operands = _seeded(_canonical(Operands._make(given), enable_gqa, backend, block_mask), dropout_p)
     # mutate: o, o_t
-    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), serving, float(dropout_p)))
+    o, o_t = derivatives.attention_jvp(operands, Options(is_causal, _scale(scale), served_by, float(dropout_p)))
     if operands.has_tangents and operands.seed is None:
         fast_path.keep(FORWARD_JVP, given, options, enable_gqa, operands)
     return _result(o, operands, q, k, v), _result(o_t, operands, q, k, v)
@@ -284,11 +282,3 @@ def _seeded(x: Operands, dropout_p: Any) -> Operands:
     if dropout_p == 0.0:
         return x
     return x._replace(seed=torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.q.device))
-
-
-def _plain_mask(mask: Any, is_causal: bool, q: object, k: object) -> tuple[Any, bool]:
-    """A causal bias of PyTorch's as what it means; any other mask as it is."""
-    if not causal_bias.is_causal_bias(mask):
-        return mask, is_causal
-    plain, causal = causal_bias.meaning(mask, q, k)
-    return plain, True if causal and is_causal is False else is_causal

@@ -4,15 +4,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _torch, api, call_forms, checks, environment, partial, support
 from .backends import select
+from .backends.high import HALF
 from .canonical import canonical
 from .operands import Operands, Options
+from .serving import check_precision, plain_mask
 
 if TYPE_CHECKING:
     from .kernels.launch.call import Call
@@ -77,6 +79,7 @@ def explain(
     attn_mask_t: Maybe = None,
     dropout_p: float | Tensor = 0.0,
     window: tuple[int | None, int | None] | None = None,
+    precision: Literal["high"] | None = None,
     backend: str | None = None,
     layout: str = "bhmd",
     query: Maybe = None,
@@ -95,16 +98,17 @@ def explain(
     q, k, v = call_forms.by_either_name(q, k, v, query, key, value)
     if layout != "bhmd":
         q, k, v, q_t, k_t, v_t = call_forms.heads_first(layout, q=q, k=k, v=v, q_t=q_t, k_t=k_t, v_t=v_t)
+    check_precision(precision, window, attn_mask)
     window = partial.window_of(window)
     block_mask = attn_mask if partial.is_block_mask(attn_mask) else None
-    attn_mask, is_causal = (None, is_causal) if block_mask else api._plain_mask(attn_mask, is_causal, q, k)
+    attn_mask, is_causal = (None, is_causal) if block_mask else plain_mask(attn_mask, is_causal, q, k)
     what_is_seen = "a block mask" if block_mask else "a window" if window else ""
     dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     with _WithoutCopies():
         operands = canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t), enable_gqa, backend)
         options = Options(is_causal, api._scale(scale), backend, float(dropout_p))
-        served = _served(operands, options, what_is_seen)
+        served = _served(operands, options, what_is_seen, precision is not None)
     explanation = _explanation(served, operands.q, backend)
     print(explanation)
     return explanation
@@ -134,8 +138,9 @@ class _Served(NamedTuple):
     wide: bool = False
 
 
-def _served(operands: Operands, options: Options, what_is_seen: str) -> _Served:
-    """Of canonical operands. `what_is_seen` names what chooses keys besides masks, if anything does."""
+def _served(operands: Operands, options: Options, what_is_seen: str, high: bool) -> _Served:
+    """Of canonical operands. `what_is_seen` names what chooses keys besides masks, if anything does; `high`: with
+    precision="high"."""
     q, k, v, mask = operands.q, operands.k, operands.v, operands.mask
     is_causal, scale, dropout_p = options.of_backend(q)
     wide = select.is_wide(q, v)
@@ -154,7 +159,8 @@ def _served(operands: Operands, options: Options, what_is_seen: str) -> _Served:
     from .kernels.launch.call import Call
 
     seed = q.new_empty((), dtype=torch.int64) if dropout_p else None
-    call = Call(q, k, v, mask, is_causal, operands.mask_t, seed, dropout_p)
+    high = high and q.dtype in HALF
+    call = Call(q, k, v, mask, is_causal, operands.mask_t, seed, dropout_p, None, high)
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
     jvp = operands.has_tangents

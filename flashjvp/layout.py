@@ -13,15 +13,16 @@ STATISTIC_DTYPE = {
 }
 
 
-def empty_rows(like: Tensor, width: int) -> Tensor:
-    """Unwritten tensor `[*like.shape[:-1], width]` of `like`'s dtype that keeps the order of its head and row dims.
+def empty_rows(like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Unwritten tensor `[*like.shape[:-1], width]`, of `like`'s dtype unless given another, that keeps the order of its
+    head and row dims.
 
     Where `like` [..., H, M, D] is a view of `[..., M, H, D]` memory (packed projections), the result is one too, so
     that `o.transpose(-2, -3).flatten(-2)` stays a view; otherwise it is contiguous.
     """
     if type(like) is Tensor:  # its sizes are numbers, not symbols
-        return like.new_empty_strided(*_known_rows(like.shape, like.stride(), width))
-    return _empty_rows(like, width)
+        return like.new_empty_strided(*_known_rows(like.shape, like.stride(), width), dtype=dtype)
+    return _empty_rows(like, width, dtype)
 
 
 def zero_rows(like: Tensor, width: int) -> Tensor:
@@ -32,12 +33,12 @@ def zero_rows(like: Tensor, width: int) -> Tensor:
     return like.new_zeros(*like.shape[:-1], width)
 
 
-def _empty_rows(like: Tensor, width: int) -> Tensor:
+def _empty_rows(like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
     shape = (*like.shape[:-1], width)
     if like.ndim >= 3 and like.stride(-3) < like.stride(-2):
         swapped = (*shape[:-3], shape[-2], shape[-3], width)
-        return like.new_empty(swapped).transpose(-2, -3)
-    return like.new_empty(shape)
+        return like.new_empty(swapped, dtype=dtype).transpose(-2, -3)
+    return like.new_empty(shape, dtype=dtype)
 
 
 @lru_cache(1 << 14)

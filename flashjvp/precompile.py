@@ -1,15 +1,17 @@
 """`precompile`: the kernels that a program will need, compiled before its first call."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .backends import select
+from .backends.high import HALF
 from .backends.patterns import Band, Listed
 from .errors import ArgumentTypeError, ArgumentValueError
 from .layout import empty_lse, empty_statistic
+from .serving import check_precision
 
 MASKS = ("bool", "additive", "blocks")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -31,6 +33,7 @@ class Call(NamedTuple):
     packed: bool
     dropout: bool
     backward: bool
+    high: bool
 
 
 def precompile(
@@ -46,6 +49,7 @@ def precompile(
     packed: bool = False,
     enable_gqa: bool = False,
     dropout: bool = False,
+    precision: Literal["high"] | None = None,
     tokens: int = 4096,
     device: torch.device | str = "cuda",
 ) -> int:
@@ -70,6 +74,7 @@ def precompile(
         packed: True for the kernels of `attention_varlen`, without mask, window and dropout.
         enable_gqa: whether a key head serves several query heads.
         dropout: whether there is dropout; its rate makes no difference.
+        precision: as of `attention`, without window, block mask and packed sequences.
         tokens: queries, and as many keys.
         device: the GPU.
 
@@ -84,6 +89,9 @@ def precompile(
         is_causal=is_causal, window=window, packed=packed, enable_gqa=enable_gqa, dropout=dropout, backward=backward
     )
     _check(dtype, tangents, attn_mask)
+    check_precision(precision)
+    if precision is not None and (window or packed or attn_mask == "blocks"):
+        raise ArgumentValueError(f"precision: expected None beside window, packed and blocks, got {precision!r}")
     if packed and (attn_mask is not None or window or dropout):
         raise ArgumentValueError("packed: expected no mask, window or dropout beside it, got one")
     found = _gpu(device)
@@ -105,6 +113,7 @@ def precompile(
         packed,
         dropout,
         backward,
+        precision is not None and dtype in HALF,
     )
     wanted: dict[Any, compilation.Wanted] = {}
     for function, args in _calls(like):
@@ -169,6 +178,8 @@ def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     seed = torch.empty((), dtype=torch.int64, device=like.device) if like.dropout else None
     options = like.is_causal and not pattern, like.head_dim**-0.5, 0.5 if like.dropout else 0.0
     lse = empty_lse(q, mask)
+    if like.high:
+        o, d_o, pattern = o.float(), d_o.float(), (None, True)
     if not like.tangents:
         yield kernels.forward, (q, k, v, mask, seed, *options, *pattern)
         if like.backward:
@@ -181,7 +192,7 @@ def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield kernels.backward_jvp, (*given, *options, (*(True,) * 6, False, False), *pattern)
 
 
-def _seen(like: Call) -> tuple[Tensor | None, tuple[Band | Listed, ...]]:
+def _seen(like: Call) -> tuple[Tensor | None, tuple[Any, ...]]:
     """What comes in the mask's place, and the pattern beside it, if there is one."""
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:

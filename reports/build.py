@@ -35,6 +35,7 @@ from .host_times import HOST_COLUMNS, host_table
 from .interleaved import INTERLEAVED_COLUMNS, interleaved_table
 from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
+from .precision import PRECISION_COLUMNS, draw_precision, precision_table
 from .schema import Row, SchemaError, read_rows
 from .step_profile import PROFILE_COLUMNS, profile_table
 from .style import OURS, STYLE, whole_mode
@@ -69,7 +70,11 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     PROFILE_COLUMNS: profile_table,
     INTERLEAVED_COLUMNS: interleaved_table,
     HOST_COLUMNS: host_table,
+    PRECISION_COLUMNS: precision_table,
 }
+
+
+OTHERS_WITH_FIGURES = (VERIFICATION_COLUMNS, PRECISION_COLUMNS)
 
 
 class BuildError(ValueError):
@@ -104,7 +109,7 @@ def build(pages: Sequence[Path], data: Path) -> list[str]:
             temporary.write_text(new)
             temporary.replace(page)
             written.append(f"{page.name}: {len(BLOCK.findall(new))} tables")
-    for csv in (*sweeps(data), *verifications(pages, data)):
+    for csv in (*sweeps(data), *others_with_figures(pages, data)):
         with plt.rc_context(STYLE):
             for path, draw in figures(csv).items():
                 save(draw(), path, source(csv))
@@ -122,7 +127,7 @@ def check(pages: Sequence[Path], data: Path, shown_only: bool = False) -> list[s
     ]
     shown = {data / f"{found[1]}.csv" for _, found in marks}
     drawn = [csv for csv in sweeps(data) if csv in shown or not shown_only]
-    for csv in (*drawn, *verifications(pages, data)):
+    for csv in (*drawn, *others_with_figures(pages, data)):
         for path in figures(csv):
             if not path.exists():
                 stale.append(f"{path.relative_to(data)} is missing")
@@ -163,10 +168,10 @@ def sweeps(data: Path) -> list[Path]:
     return [csv for csv in sorted(data.glob("*/*.csv")) if {"provider", "mode", "status"} <= set(_header(csv))]
 
 
-def verifications(pages: Sequence[Path], data: Path) -> list[Path]:
-    """The files of verifications that a page has a table of."""
+def others_with_figures(pages: Sequence[Path], data: Path) -> list[Path]:
+    """The files of verifications, and of errors against scores, that a page has a table of."""
     names = dict.fromkeys(found[1] for page in pages for found in BLOCK.finditer(_whole(page)))
-    return [csv for csv in (_file(name, data) for name in names) if tuple(_header(csv)) == VERIFICATION_COLUMNS]
+    return [csv for csv in (_file(name, data) for name in names) if tuple(_header(csv)) in OTHERS_WITH_FIGURES]
 
 
 def rows_of_one_run(csv: Path) -> list[Row]:
@@ -183,6 +188,8 @@ def figures(csv: Path) -> dict[Path, Callable[[], Figure]]:
     """The figures of a sweep or a verification: where each goes and how it is drawn."""
     if tuple(_header(csv)) == VERIFICATION_COLUMNS:
         return verify_plot.figures(read_verdicts(csv), csv.with_name(csv.name.split(".")[0]))
+    if tuple(_header(csv)) == PRECISION_COLUMNS:
+        return {csv.with_suffix(".png"): partial(draw_precision, pd.read_csv(csv))}
     rows = rows_of_one_run(csv)
     if is_coverage(rows):
         return {csv.with_suffix(".png"): partial(draw_coverage, rows)}

@@ -20,7 +20,7 @@ OF_ITS_OWN_FILE = {
     "flashjvp.kernels.launch.selfcheck": {"_checked", "_checked_card", "SUBJECT", "_THREAD.checks"},
     "flashjvp.kernels.launch.driver": {"_MOST_ENCODED"},
     "flashjvp.kernels.launch.replay": {"TensorKeyedCache.find", "CapturedCall.replay"},
-    "flashjvp.kernels.launch.schedule": {"input_precision", "ARCHITECTURES"},
+    "flashjvp.kernels.launch.schedule": {"input_precision", "high_precision", "ARCHITECTURES"},
     "flashjvp.backends.triton": {"_hopper"},
     "flashjvp.backends.select": {"obstacle"},
     "flashjvp.support": {"installed"},

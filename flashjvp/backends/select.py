@@ -34,6 +34,9 @@ _RESOLVED: dict[tuple[str | None, torch.device, torch.dtype, bool], ModuleType] 
 FAMILIES: dict[str, Callable[[str], Any]] = {}
 """Others, of which there is one for each name `family:...`: what makes it from the rest of its name."""
 
+FAMILIES_BY_TENSORS: dict[str, Callable[[str, Tensor, Tensor], Any]] = {}
+"""Those that are other ones for other q and v."""
+
 
 def resolve(name: str | None, device: torch.device, dtype: torch.dtype, wide: bool = False) -> ModuleType:
     """The module that implements backend `name`; None means triton on a GPU that it supports, else tiled.
@@ -76,7 +79,8 @@ def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
     """What implements backend `name` for these tensors: the composed one of this name, or a module."""
     composed = COMPOSED.get(name) if name is not None else None
     if composed is None and name is not None and ":" in name:
-        return _of_family(name)
+        family, _, rest = name.partition(":")
+        return FAMILIES_BY_TENSORS[family](rest, q, v) if family in FAMILIES_BY_TENSORS else _of_family(name)
     return resolve(name, q.device, q.dtype, is_wide(q, v)) if composed is None else composed
 
 
@@ -84,6 +88,12 @@ def serving(name: str | None, q: Tensor, v: Tensor) -> Any:
 def _of_family(name: str) -> Any:
     family, _, rest = name.partition(":")
     return FAMILIES[family](rest)
+
+
+def result_dtype(name: str | None, dtype: torch.dtype) -> torch.dtype:
+    """The type of o and o_t that backend `name` gives for q of a type: float32 where it is more precise (high.py)."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if is_half and name is not None and name.startswith("high:") else dtype
 
 
 def is_wide(q: Tensor, v: Tensor) -> bool:

@@ -20,6 +20,7 @@ from ..kernels.portable.partial import DENSE, PARTIAL, Kernels
 from ..layout import empty_bias, empty_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
+from .high import HALF, in_float32
 from .patterns import Band, Listed
 
 selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
@@ -29,13 +30,15 @@ selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 @side_by_side
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
-    pattern: Band | Listed | None = None,
+    pattern: Band | Listed | None = None, high: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse."""
-    call, inputs = Call(q, k, v, mask, is_causal, None, seed, dropout_p, pattern), Inputs(q, k, v)
+    call, inputs = Call(q, k, v, mask, is_causal, None, seed, dropout_p, pattern, high), Inputs(q, k, v)
     if (hopper := _hopper(call, scale, inputs)) is not None:
         o, _, lse, _ = hopper.forward(call, inputs, scale)
         return o, lse
+    if high and q.dtype in HALF:
+        return in_float32(forward, PlainOperands(q, k, v, mask, seed), (is_causal, scale, dropout_p, None, True))
     o, _, lse, _ = launch_forward(call, inputs, mask, scale, jvp=False, kernel=_kernels(call).forward)
     return o, lse
 
@@ -44,13 +47,17 @@ def forward(
 @side_by_side
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
-    is_causal: bool, scale: float, dropout_p: float, pattern: Band | Listed | None = None,
+    is_causal: bool, scale: float, dropout_p: float, pattern: Band | Listed | None = None, high: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """o, o_t, lse and mu."""
-    call, inputs = Call(q, k, v, mask, is_causal, mask_t, seed, dropout_p, pattern), Inputs(q, k, v, q_t, k_t, v_t)
+    inputs = Inputs(q, k, v, q_t, k_t, v_t)
+    call = Call(q, k, v, mask, is_causal, mask_t, seed, dropout_p, pattern, high)
     if (hopper := _hopper(call, scale, inputs)) is not None:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, inputs, scale)
         return results
+    if high and q.dtype in HALF:
+        operands = Operands(*inputs, mask, mask_t, seed)
+        return in_float32(forward_jvp, operands, (is_causal, scale, dropout_p, None, True))
     o, o_t, lse, mu = launch_forward(call, inputs, mask, scale, jvp=True, kernel=_kernels(call).forward)
     assert o_t is not None and mu is not None
     return o, o_t, lse, mu
@@ -61,12 +68,13 @@ def forward_jvp(
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe, is_causal: bool,
     scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool], pattern: Band | Listed | None = None,
+    high: bool = False,
 ) -> tuple[Maybe, Maybe, Maybe, Maybe]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_mask."""
     of_q, of_k, of_v, of_mask = wanted
     d_q, d_k, d_v, _, _, _, d_mask, _ = backward_jvp(
         d_o, None, q, k, v, None, None, None, o, None, lse, None, mask, None, seed, is_causal, scale, dropout_p,
-        (of_q, of_k, of_v, False, False, False, of_mask, False), pattern,
+        (of_q, of_k, of_v, False, False, False, of_mask, False), pattern, high,
     )  # fmt: skip
     return d_q, d_k, d_v, d_mask
 
@@ -76,7 +84,7 @@ def backward(
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
-    dropout_p: float, wanted: tuple[bool, ...], pattern: Band | Listed | None = None,
+    dropout_p: float, wanted: tuple[bool, ...], pattern: Band | Listed | None = None, high: bool = False,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t.
 
@@ -86,7 +94,7 @@ def backward_jvp(
     *wanted_of_inputs, of_mask, of_mask_t = wanted
     asked = Inputs(*[want and x is not None for want, x in zip(wanted_of_inputs, given, strict=True)])
     of_mask, of_mask_t = of_mask and mask is not None, of_mask_t and mask_t is not None
-    call = Call(q, k, v, mask, is_causal, None if d_o_t is None else mask_t, seed, dropout_p, pattern)
+    call = Call(q, k, v, mask, is_causal, None if d_o_t is None else mask_t, seed, dropout_p, pattern, high)
     if call.is_empty:
         of_masks = _zeros_of_mask(mask, of_mask), _zeros_of_mask(mask_t, of_mask_t)
         return *[_zeros_like(x) if want else None for x, want in zip(given, asked, strict=True)], *of_masks
@@ -97,6 +105,12 @@ def backward_jvp(
     cotangents, kernels, statistics = (d_o, d_o_t), _kernels(call), None
     if any(computed) and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, cotangents, (o, o_t, lse, mu), scale, computed)
+    elif high and q.dtype in HALF:
+        operands = BackwardOperands._make((d_o, d_o_t, *given, o, o_t, lse, mu, mask, mask_t, seed))
+        widened: tuple[Maybe, ...] = in_float32(
+            backward_jvp, operands, (is_causal, scale, dropout_p, wanted, None, True)
+        )
+        return widened
     else:
         statistics = _statistics(call, cotangents, (o, o_t, lse, mu))
         d_q, d_q_t = launch_backward_query(call, inputs, cotangents, statistics, scale, computed, kernels.query)

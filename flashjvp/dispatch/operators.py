@@ -79,20 +79,20 @@ def _implementation(operator: Operator) -> Callable[..., Any]:
 # Fake rules: shapes, dtypes and strides of the results.
 
 
-def _fake_forward(x: PlainOperands) -> tuple[Tensor, ...]:
-    return empty_rows(x.q, x.v.shape[-1]), empty_lse(x.q, x.mask)
+def _fake_forward(x: PlainOperands, options: Options) -> tuple[Tensor, ...]:
+    return empty_rows(x.q, x.v.shape[-1], select.result_dtype(options.backend, x.q.dtype)), empty_lse(x.q, x.mask)
 
 
-def _fake_forward_jvp(x: Operands) -> tuple[Tensor, ...]:
-    width = x.v.shape[-1]
-    return empty_rows(x.q, width), empty_rows(x.q, width), empty_lse(x.q, x.mask), empty_statistic(x.q)
+def _fake_forward_jvp(x: Operands, options: Options) -> tuple[Tensor, ...]:
+    o, o_t = (empty_rows(x.q, x.v.shape[-1], select.result_dtype(options.backend, x.q.dtype)) for _ in range(2))
+    return o, o_t, empty_lse(x.q, x.mask), empty_statistic(x.q)
 
 
-def _fake_backward(x: PlainBackwardOperands, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+def _fake_backward(x: PlainBackwardOperands, _: Options, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     return _fake_gradients((x.q, x.k, x.v), (x.mask,), wanted)
 
 
-def _fake_backward_jvp(x: BackwardOperands, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
+def _fake_backward_jvp(x: BackwardOperands, _: Options, wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     return _fake_gradients((x.q, x.k, x.v, x.q_t, x.k_t, x.v_t), (x.mask, x.mask_t), wanted)
 
 
@@ -111,8 +111,8 @@ _FAKES: dict[Operator, Callable[..., Any]] = {
 
 def _fake_rule(operator: Operator) -> Callable[..., Any]:
     def rule(*args: Any) -> tuple[Tensor, ...]:
-        operands, _, wanted = operator.split(args)
-        results: tuple[Tensor, ...] = _FAKES[operator](operands, *wanted)
+        operands, options, wanted = operator.split(args)
+        results: tuple[Tensor, ...] = _FAKES[operator](operands, options, *wanted)
         return results
 
     return rule

@@ -22,8 +22,11 @@ def by_varlen(
 ) -> Tensor | None:  # fmt: skip
     """Attention within each sequence of q [total, Hq, D], k [total, Hkv, D], v [total, Hkv, Dv]: [total, Hq, Dv].
 
-    Causal is aligned at the bottom right. None where flashjvp refuses and the context allows dense equations.
+    Causal is aligned at the bottom right. None where flashjvp refuses and the context allows dense equations, and with
+    a precision, which `varlen` does not have.
     """
+    if context.precision is not None:
+        return None
     try:
         o = varlen(q, k, v, starts_q, starts_k, is_causal=is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     except FlashJVPError:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import ArgumentTypeError, ArgumentValueError
+from ..serving import check_precision
 from . import (
     active,
     batch_counts,
@@ -53,8 +54,12 @@ _PATCHES = Patches(replacements)
 class Replaced:
     """A context of `replaced`. It can be entered again, also inside itself."""
 
-    def __init__(self, model: nn.Module | None, fallback: str, when: str, norms: bool, checkpoint: bool) -> None:
+    def __init__(
+        self, model: nn.Module | None, fallback: str, when: str, norms: bool, checkpoint: bool,
+        precision: Literal["high"] | None,
+    ) -> None:  # fmt: skip
         self.model, self.fallback, self.when, self.norms, self.checkpoint = model, fallback, when, norms, checkpoint
+        self.precision, self.is_plain = precision, when == "always" and precision is None
         self.entered = 0
         self.report_of = Recorder(model)
         self._switched: list[list[nn.Module]] = []
@@ -103,6 +108,7 @@ def replaced(
     when: Literal["always", "jvp"] = "always",
     norms: bool = True,
     checkpoint: bool = True,
+    precision: Literal["high"] | None = None,
 ) -> Replaced:
     """A context in which models that nobody rewrote use flashjvp, under a JVP and in the backward pass through it.
 
@@ -128,6 +134,7 @@ def replaced(
         when: "always", or "jvp": calls without a tangent are PyTorch's own. Compiled code counts as within a JVP.
         norms: whether norms are replaced by `flashjvp.layer_norm` and `flashjvp.batch_norm`.
         checkpoint: whether checkpoints inside a JVP are those of `flashjvp.checkpoint`.
+        precision: as in `attention`. Results are then rounded to the type in which PyTorch's own functions give them.
 
     Returns:
         The context. Its `report()` prints and returns what was intercepted, how often, what served it, and which
@@ -137,8 +144,8 @@ def replaced(
         Those of `attention`, `layer_norm`, `batch_norm` and `checkpoint`.
 
     Raises:
-        ArgumentTypeError: (a TypeError) a model that is no nn.Module.
-        ArgumentValueError: (a ValueError) another word for `fallback` or `when`.
+        ArgumentTypeError: (a TypeError) a model that is no nn.Module, a `precision` that is no string.
+        ArgumentValueError: (a ValueError) another word for `fallback`, `when` or `precision`.
         In the context, what `attention` raises.
 
     Numerics:
@@ -153,7 +160,8 @@ def replaced(
         raise ArgumentValueError(f"fallback: expected 'raise' or 'dense', got {fallback!r}")
     if when not in ("always", "jvp"):
         raise ArgumentValueError(f"when: expected 'always' or 'jvp', got {when!r}")
-    return Replaced(model, fallback, when, bool(norms), bool(checkpoint))
+    check_precision(precision)
+    return Replaced(model, fallback, when, bool(norms), bool(checkpoint), precision)
 
 
 def install(
@@ -162,6 +170,7 @@ def install(
     when: Literal["always", "jvp"] = "always",
     norms: bool = True,
     checkpoint: bool = True,
+    precision: Literal["high"] | None = None,
 ) -> Replaced:
     """The same as `replaced`, for all threads and for good: until `uninstall`, or another `install`.
 
@@ -172,14 +181,16 @@ def install(
         when: as in `replaced`.
         norms: as in `replaced`.
         checkpoint: as in `replaced`.
+        precision: as in `replaced`.
 
     Returns:
         What `report()` can be asked of.
 
     Raises:
+        ArgumentTypeError: (a TypeError) as `replaced`.
         ArgumentValueError: (a ValueError) as `replaced`.
     """
-    context = replaced(fallback=fallback, when=when, norms=norms, checkpoint=checkpoint)
+    context = replaced(fallback=fallback, when=when, norms=norms, checkpoint=checkpoint, precision=precision)
     context._put()
     before = active.set_for_process(context)
     if before is not None:

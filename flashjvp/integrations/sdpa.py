@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
     if not is_dynamo_compiling():
         contexts = THREAD.contexts
         context = contexts[-1] if contexts else None
-        if context is not None and context.entered and context.when == "always" and not ANY_WANTED:
+        if context is not None and context.entered and context.is_plain and not ANY_WANTED:
             # The same as below for most calls, in few steps: where caches are cold, each function costs about 1 us.
             try:
                 o = attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -84,11 +84,19 @@ def served(
 ) -> Tensor:  # fmt: skip
     """The attention that a replaced function of this name stands for: by flashjvp, else dense or an error."""
     try:
-        o = attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        o = attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, precision=context.precision)
     except FlashJVPError as error:
         return _refused(context, name, error, q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     context.report_of.add_attention(name, q)
-    return o
+    return o if context.precision is None else o.to(_dtype_of_stock(q))
+
+
+def _dtype_of_stock(q: Tensor) -> torch.dtype:
+    """Of the result of PyTorch's function, which models rely on."""
+    device_type = q.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return q.dtype
 
 
 def _refused(

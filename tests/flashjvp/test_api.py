@@ -51,7 +51,7 @@ def test_backend_and_other_names_are_keyword_only(function: Any) -> None:
     assert backend.default is None
     others = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     of_tangents = ["attn_mask_t", "dropout_p"] if function is attention_jvp else []
-    assert others == [*of_tangents, "window", "backend", "layout", "query", "key", "value"]
+    assert others == [*of_tangents, "window", "precision", "backend", "layout", "query", "key", "value"]
 
 
 # The scores are all 0 then, so rows of v are averaged, as in PyTorch's other releases.

@@ -130,6 +130,8 @@ def test_nothing_is_launched_where_kernels_are_asked_for() -> None:
         ),
         ({"packed": True, "attn_mask": "blocks"}, ArgumentValueError, "packed: expected no mask"),
         ({"packed": True, "window": True}, ArgumentValueError, "packed: expected no mask"),
+        ({"precision": "low"}, ArgumentValueError, "precision: expected None or 'high', got 'low'"),
+        ({"precision": "high", "window": True}, ArgumentValueError, "precision: expected None beside window, packed"),
         ({"backward": None}, ArgumentTypeError, "backward: expected a bool, got NoneType"),
         ({"device": "no such"}, ArgumentValueError, "device: expected a CUDA device, got 'no such'"),
         ({"device": "cpu"}, ArgumentValueError, "device: expected a CUDA device, got 'cpu'"),

@@ -23,6 +23,7 @@ from ..oracles.attention import Results, Subject, dense_same_type
 from ..oracles.identities import Check
 from .against_float64 import against_float64
 from .finite_masks import finite_masks
+from .high import more_precise
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -98,6 +99,14 @@ def with_finite_masks(inputs: Inputs, subject: Subject) -> list[Identity]:
     return _emulated(finite_masks, inputs, subject, ordered=False)
 
 
+def high(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """`more_precise` of half tensors, which the kernels read as float16 with per-tensor scaling."""
+    from flashjvp.kernels.launch import schedule
+
+    with patch.object(schedule, "high_precision", lambda device: "tf32"):
+        return _emulated(more_precise, inputs, subject, ordered=False)
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -154,5 +163,6 @@ EMULATED: dict[str, Check] = {
     "per-tensor-scaling": scaled,
     "per-tensor-scaling-in-order": scaled_in_order,
     "emulated-finite-masks": with_finite_masks,
+    "high-scaling": high,
     "replayed": replayed,
 }

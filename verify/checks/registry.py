@@ -10,6 +10,7 @@ from .compiled_duals import compiled_duals
 from .distributed import divided
 from .dropout import dropped
 from .finite_masks import finite_masks
+from .high import more_precise
 from .masks import causal_biases
 from .packed import packed
 from .partial import block_masks, windows
@@ -32,6 +33,7 @@ SITUATIONS: dict[str, Check] = {
     "packed": packed,
     "windows": windows,
     "block-masks": block_masks,
+    "high": more_precise,
 }
 """What may surround a call: `python -m verify` runs these too, on few cases."""
 IN_PYTORCH: dict[str, Check] = {

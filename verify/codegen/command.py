@@ -183,7 +183,7 @@ def fault(kernel: Kernel, triton_version: str) -> str:
 
 
 def _of_spills(kernel: Kernel, allowed: float) -> str:
-    aligned = all(width * (2 if kernel.kind == "half" else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
+    aligned = all(width * (2 if kernel.kind in ("half", "high") else 4) % 16 == 0 for width in (kernel.d, kernel.dv))
     if aligned and kernel.loop_spill_share > allowed:
         return f"spills: {kernel.loop_spill_share:.1%} of a loop's instructions, at most {allowed:.1%}"
     return ""

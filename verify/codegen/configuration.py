@@ -15,7 +15,8 @@ HEAD_DIMS = (16, 32, 40, 64, 72, 96, 128, 160, 192, 256)  # each way to cover a 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One call of attention, forward and backward: the input precision (half is bfloat16), head dims and options.
+    """One call of attention, forward and backward: the input precision (half is bfloat16, high the same with
+    precision="high"), head dims and options.
 
     `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "float32" (an
     additive one of that type), "learned" (with a gradient, and a tangent where there are any), "dropout" (of
@@ -89,6 +90,8 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, kind, 64, 64, mask="bool") for kind in KINDS[1:]]
     extra += [Configuration(architecture, "ieee", 128, 128, mask=mask) for mask in ("learned", "dropout")]
     extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
+    extra += [Configuration(architecture, "high", d, d) for d in (64, 72, 96, 128)]
+    extra += [Configuration(architecture, "high", 64, 64, "", mask="bool")]
     extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
     extra += [Configuration(architecture, "half", d, d, mask=kind) for kind in PARTIAL for d in (64, 72, 128)]
     extra += [Configuration(architecture, "tf32", 64, 64, mask=kind) for kind in PARTIAL]

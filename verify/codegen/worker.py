@@ -99,7 +99,8 @@ def compile_all(
 def call(configuration: Configuration) -> None:
     """Forward and backward on meta tensors."""
     torch.use_deterministic_algorithms(configuration.ordered, warn_only=True)
-    dtype = torch.bfloat16 if configuration.kind == "half" else torch.float32
+    high = configuration.kind == "high"
+    dtype = torch.bfloat16 if configuration.kind in ("half", "high") else torch.float32
     heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group}
     widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv}
 
@@ -108,7 +109,7 @@ def call(configuration: Configuration) -> None:
 
     q, k, v = (empty(name) for name in "qkv")
     q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
-    d_o = torch.empty(BATCH, HEADS, ROWS, configuration.dv, dtype=dtype, device=META)
+    d_o = torch.empty(BATCH, HEADS, ROWS, configuration.dv, dtype=torch.float32 if high else dtype, device=META)
     mask = mask_t = seed = None
     of_partial = _partial(configuration.mask)
     if of_partial is not None:
@@ -123,7 +124,7 @@ def call(configuration: Configuration) -> None:
         seed = torch.empty((), dtype=torch.int64, device=META)
     options = (configuration.causal, 0.125, 0.5 if dropout else 0.0)
     of: Any = kernels if of_partial is None else of_partial.functions
-    seen = () if of_partial is None else of_partial.pattern
+    seen: tuple[Any, ...] = of_partial.pattern if of_partial is not None else (None, True) if high else ()
     if configuration.tangents:
         o, o_t, lse, mu = of.forward_jvp(q, k, v, q_t, k_t, v_t, mask, mask_t, seed, *options, *seen)
         given, wanted = (q, k, v, q_t, k_t, v_t, o, o_t, lse, mu), (*(True,) * 6, learned, learned)

@@ -19,6 +19,7 @@ EMULATED_CHECKS = (
     "per-tensor-scaling",
     "per-tensor-scaling-in-order",
     "emulated-finite-masks",
+    "high-scaling",
     "replayed",
 )
 
@@ -52,6 +53,7 @@ HOPPER_CASES = (
     Case("hopper_sequence_major", batch=(1,), m=33, n=65, d=64, dv=64, layout="sequence_major"),
     Case("hopper_cotangent_o", **_ONE, m=40, n=50, d=64, dv=64, cotangents=("o",)),
     Case("hopper_q_t_alone", **_ONE, m=40, n=50, d=64, dv=64, tangents=("q",)),
+    Case("hopper_64_large_mu", **_ONE, m=130, n=150, d=64, dv=64, kind="large_mu"),
     Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
     Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from .fault import Fault
 from .fault_list_bias import OF_BIAS
 from .fault_list_distributed import OF_SEVERAL_PROCESSES
-from .fault_list_gpu import OF_PIPELINES, OF_REPLAY, OF_SCALING
+from .fault_list_gpu import OF_HIGH, OF_PIPELINES, OF_REPLAY, OF_SCALING
 from .fault_list_packed import OF_PACKED_SEQUENCES
 from .fault_list_partial import OF_PARTIAL
 from .fault_list_tiled import OF_TILED, TILED
@@ -404,6 +404,15 @@ _OF_SITUATIONS = [
         "s = (s * scale * 1.4426950408889634 + bias.to(tl.float32) * 1.4426950408889634) / 1.4426950408889634",
         "gqa_short", "finite-masks",
     ),
+    # Precision
+    Fault(
+        "no float32 copies of half tensors", "wiring", "backends/high.py", "results",
+        "results = function(*operands, *rest)", "gqa_short", "high",
+    ),
+    Fault(
+        "a precision forgotten", "wiring", "serving.py", "name",
+        "pass", "gqa_short", "high",
+    ),
     # Other threads and compiled functions
     Fault(
         "what one thread does taken for all", "wiring", "_torch/eager.py", "_THREAD",
@@ -421,6 +430,6 @@ _OF_SITUATIONS = [
 ]  # fmt: skip
 
 FAULTS = (
-    *_OF_KERNELS, *OF_PIPELINES, *OF_WIDE, *OF_SCALING, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
+    *_OF_KERNELS, *OF_PIPELINES, *OF_WIDE, *OF_SCALING, *OF_HIGH, *OF_REPLAY, *OF_TILED, *_OF_WIRING, *_OF_SITUATIONS,
     *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL, *OF_BIAS,
 )  # fmt: skip

@@ -24,6 +24,10 @@ def _scaled(
     return Fault(f"per-tensor scaling: {name}", "pipelines", file, marker, statement, case, check)
 
 
+def _high(name: str, file: str, marker: str, statement: str, case: str = "hopper_64") -> Fault:
+    return Fault(f"high precision: {name}", "pipelines", file, marker, statement, case, "high-scaling")
+
+
 def _repeated(name: str, file: str, marker: str, statement: str, case: str = "hopper_heads") -> Fault:
     return Fault(name, "repeated calls", file, marker, statement, case, "replayed")
 
@@ -303,6 +307,17 @@ OF_SCALING = [
         "d_k_t with the scale of d_v", KEY, "store_results",
         "store_results(program, grads, consumer, CHUNKS, D_K, 1)",
         "hopper_72", "per-tensor-scaling-in-order",
+    ),
+]  # fmt: skip
+
+OF_HIGH = [
+    _high(
+        "scale missing from gradients", RESULTS, "_store_rows (2)",
+        "_store_rows(outs[i], values[i], coordinates, tile)",
+    ),
+    _high("O rounded to the type of q", LAUNCH, "kind", "kind = like.dtype"),
+    _high(
+        "v_t and d_o lose digits beside a large S_t", SCALING, "is_half", "is_half = False", "hopper_64_large_mu",
     ),
 ]  # fmt: skip
 

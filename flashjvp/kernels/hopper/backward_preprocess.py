@@ -3,15 +3,18 @@
 With an additive mask lse is m in nats, and there is log(l) * log2(e), a tensor of its own: layout.empty_lse.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...layout import is_additive
-from ..launch.call import Call, Maybe
+from ..launch.call import Maybe
 from ..portable.backward_preprocess import row_dot
 from ..tiles import load_rows, select_head
-from .scales import INVERSE_MU, INVERSE_O, INVERSE_O_T, P_EXPONENT
+from .per_tensor_scaling import KernelOperands
+from .scales import INVERSE_MU, INVERSE_O, INVERSE_O_T
 
 _ROWS = 128  # of a program that makes statistics
 _LEAST = tl.constexpr(-3.4028234663852886e38)
@@ -20,7 +23,7 @@ _LEAST = tl.constexpr(-3.4028234663852886e38)
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def preprocess_kernel(
     d_o, d_o_t, o, o_t, lse, mu, stats, log_l, tensor_scales, scale, batch_shape, M, N, heads, group,
-    V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr,
+    V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr, P_EXPONENT: tl.constexpr,
 ):  # fmt: skip
     """One program: lse * log2(e), mu, a (11) and delta (12) of 128 rows of one head; zeros beyond the last row. A
     missing cotangent is zero.
@@ -76,16 +79,16 @@ def preprocess_kernel(
     tl.store(stats + place + 3 * ROWS * tiles, delta)
 
 
-def launch_preprocess(
-    call: Call, d_o: Maybe, d_o_t: Maybe, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe, tensor_scales: Maybe
-) -> tuple[Tensor, Maybe]:
+def launch_preprocess(given: KernelOperands, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe) -> tuple[Tensor, Maybe]:
     """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros. And with an additive
     mask log(l) * log2(e), [batch * heads, M rounded up to 128]."""
+    call, (d_o, d_o_t), tensor_scales = given.call, given.cotangents, given.tensor_scales
     rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads
     make = lse.new_empty if d_o_t is not None else lse.new_zeros
     stats = make((call.programs * heads * 4, rows))
     log_l = lse.new_empty((call.programs * heads, rows)) if is_additive(call.mask_tensor) else None
     args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, stats, log_l, tensor_scales)
     programs = call.query_programs(_ROWS)
-    call.launch(preprocess_kernel, "backward_preprocess", programs, args, 0.0, warps=8, stages=1, ROWS=_ROWS)
+    flags: dict[str, Any] = {"ROWS": _ROWS, "P_EXPONENT": given.p_exponent}
+    call.launch(preprocess_kernel, "backward_preprocess", programs, args, 0.0, warps=8, stages=1, **flags)
     return stats, log_l

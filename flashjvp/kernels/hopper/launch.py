@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...layout import empty_lse, empty_rows, empty_statistic
@@ -35,8 +36,9 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
     tile = _pipelines(call, jvp)["forward"]
-    o, lse = empty_rows(like, width), empty_lse(like, call.mask_tensor)
-    o_t, mu = (empty_rows(like, width), empty_statistic(like)) if jvp else (None, None)
+    kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
+    o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
+    o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed, packed_mask = (
         described(call, tile.block_rows, k, v, k_t, v_t),
@@ -65,7 +67,7 @@ def backward(
     assert o is not None and lse is not None
     given = _as_read(call, inputs, cotangents, scale)
     call, (d_o, d_o_t) = given.call, given.cotangents
-    stats, log_l = launch_preprocess(call, d_o, d_o_t, o, o_t, lse, mu, given.tensor_scales)
+    stats, log_l = launch_preprocess(given, o, o_t, lse, mu)
     jvp = d_o_t is not None
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
@@ -220,7 +222,7 @@ def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
 
 def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
-    if given.tensor_scales is None:
+    if all(x is None or x.dtype != torch.float32 for x in tensors):
         return described(given.call, CONSUMER_ROWS, *tensors)
     widths = schedule.pipeline_chunks(given.call.width)
     found: list[Any] = []

@@ -1,4 +1,5 @@
-"""Per-tensor scaling: where TF32 is allowed, float32 tensors are turned into float16 tensors times powers of two.
+"""Per-tensor scaling: where TF32 is allowed, float32 tensors are turned into float16 tensors times powers of two. With
+precision="high" (backends/high.py) tensors of half types are, too; float16 has all the bits of a bfloat16 number.
 
 A TF32 product rounds its operands to 11 significant bits. float16 has as many, and tensor cores multiply it twice as
 fast, but it has few exponents. So every tensor is divided by a power of two, its scale, which is measured: no row of q
@@ -14,6 +15,9 @@ Rows of gradients differ more in length than those of v: they have the larger pa
 
 Where q and k are short, with scores below 2^-7, their scales are larger, so that q_t and k_t stay below 2^15, too. In
 the forward v may be longer, so that v_t keeps its digits beside an S_t of 10^4 that P (S_t - mu) leaves nothing of.
+
+Of half types q and k are exact, and what is lost of v_t and d_o beside a large S_t would be most of the error: there
+r is 0 up to |S_t| = 2^10, in the forward 2^14, and d_o and d_o_t make room for it; MATH.md (22').
 
 A number has 11 bits down to 2^-14 and below loses them one by one: of v in rows 2^-8 times as long as the longest one
 (for D = 64), of d_o 2^-16, of q and k 2^-19. Where a large S_t or v_t sets r, the other one and d_o lose some earlier.
@@ -43,16 +47,30 @@ from .scales import (
     KEY_SIDE,
     MU,
     O_T,
-    P_EXPONENT,
     QUERY_SIDE,
     SOFTMAX_SCALE,
     O,
 )
 
 LONGEST_QK = tl.constexpr(8)  # log2 of the greatest length of a row of q and of k, unless scores are small
-LONGEST_FORWARD, LONGEST_BACKWARD = (12, 0), (-3, 5)  # likewise of v, and of d_o and d_o_t
 _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
+_SHORTER = tl.constexpr(6)  # of half types: log2 of how much shorter v may be than v_t, and d_o_t than d_o
 _ROWS = 32  # of a program
+
+
+class Room(NamedTuple):
+    """How the range of float16 is divided: log2 of the greatest length of a row of v, likewise of d_o and d_o_t beside
+    |S_t| <= 2, of the greatest |S_t|, and of what P is multiplied by, in which float16 would lose digits: it is one
+    over the number of keys on average."""
+
+    v: int
+    G: int
+    s_t: int
+    p_exponent: int
+
+
+FORWARD, BACKWARD = Room(12, 0, 1, 0), Room(-3, 5, 1, 9)
+FORWARD_OF_HALF, BACKWARD_OF_HALF = Room(12, 0, 14, 0), Room(5, 4, 10, 5)
 
 
 class KernelOperands(NamedTuple):
@@ -62,22 +80,27 @@ class KernelOperands(NamedTuple):
     inputs: Inputs
     cotangents: tuple[Maybe, ...]  # of o and o_t
     tensor_scales: Maybe = None
+    p_exponent: int = 0
 
 
 def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> KernelOperands:
-    """The call with contiguous float16 tensors, divided by their scales, in place of float32 ones; None stays None."""
+    """The call with contiguous float16 tensors, divided by their scales, in place of those given; None stays None."""
     q, k, v, q_t, k_t, v_t = inputs
     d_o, d_o_t = cotangents or (None, None)
     query_side, key_side = (q, q_t, d_o, d_o_t), (k, v, k_t, v_t)
     norms = q.new_zeros(8, dtype=torch.int32)
-    tensor_scales = q.new_empty(scales.COUNT)
+    tensor_scales = q.new_empty(scales.COUNT, dtype=torch.float32)
     of_rows: dict[str, Any] = {"stages": 1, "ROWS": _ROWS}
     query_programs, key_programs = call.query_programs(_ROWS), call.key_programs(_ROWS)
     queries, keys = call.operands(*query_side), call.operands(*key_side)
     call.launch(row_norms_kernel, "row_norms", query_programs, (*queries, norms), scale, KEYS=False, **of_rows)
     call.launch(row_norms_kernel, "row_norms", key_programs, (*keys, norms), scale, KEYS=True, **of_rows)
-    longest_v, longest_G = LONGEST_BACKWARD if cotangents else LONGEST_FORWARD
-    longest: dict[str, Any] = {"LONGEST_V": longest_v, "LONGEST_G": longest_G}
+    is_half = q.dtype != torch.float32  # mutate: is_half
+    rooms = (FORWARD_OF_HALF, BACKWARD_OF_HALF) if is_half else (FORWARD, BACKWARD)
+    room = rooms[len(cotangents) > 0]
+    longest: dict[str, Any] = {
+        "LONGEST_V": room.v, "LONGEST_G": room.G, "LONGEST_S_T": room.s_t, "P_EXPONENT": room.p_exponent
+    }  # fmt: skip
     call.launch(scales_kernel, "tensor_scales", 1, (norms, tensor_scales), scale, stages=1, **longest)
     scaled_q, scaled_k = tuple(map(_empty_half, query_side)), tuple(map(_empty_half, key_side))
     args = (*queries, *call.operands(*scaled_q), tensor_scales)
@@ -88,7 +111,7 @@ def scale_tensors(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], sca
     k, v, k_t, v_t = scaled_k
     assert q is not None and k is not None and v is not None
     half = Call(q, k, v, call.mask_tensor, call.is_causal)
-    return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales)
+    return KernelOperands(half, Inputs(q, k, v, q_t, k_t, v_t), (d_o, d_o_t), tensor_scales, room.p_exponent)
 
 
 def _empty_half(x: Maybe) -> Maybe:
@@ -110,9 +133,9 @@ def _raise_to_longest(norms, x, first, rows, ROWS: tl.constexpr, COLUMNS: tl.con
     """Raises a norm, kept as the bits of a float32 number, to that of the longest row here."""
     if len(x) > 0:
         tile = load_rows(x, first, rows, ROWS, COLUMNS, REGULAR)
-        longest = tl.max(tl.abs(tile[0]), 1)
+        longest = tl.max(tl.abs(tile[0].to(tl.float32)), 1)
         for i in tl.static_range(1, len(tile)):
-            longest = tl.maximum(longest, tl.max(tl.abs(tile[i]), 1))
+            longest = tl.maximum(longest, tl.max(tl.abs(tile[i].to(tl.float32)), 1))
         unit = tl.maximum(longest, 1e-30)  # so that no square leaves the range of float32
         total = tl.sum((tile[0] / unit[:, None]) * (tile[0] / unit[:, None]), 1)
         for i in tl.static_range(1, len(tile)):
@@ -160,12 +183,9 @@ def _power(e):
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def scales_kernel(
     norms, tensor_scales, scale, batch_shape, M, N, heads, group,
-    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr,
+    LONGEST_V: tl.constexpr, LONGEST_G: tl.constexpr, LONGEST_S_T: tl.constexpr, P_EXPONENT: tl.constexpr,
 ):  # fmt: skip
-    """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent.
-
-    MOST_V is the log2 of the greatest length of a row of v, MOST_G that of d_o and d_o_t.
-    """
+    """One program: all scales, as exponents of two: u of a tensor and u + r of its tangent."""
     norm_q_t, norm_k_t = _exponent(tl.load(norms + 1)), _exponent(tl.load(norms + 6))
     norm_v_t, norm_G = _exponent(tl.load(norms + 7)), _exponent(tl.load(norms + 2))
     norm_T = _exponent(tl.load(norms + 3))
@@ -180,9 +200,18 @@ def scales_kernel(
     r = tl.maximum(norm_q_t - norm_q, norm_k_t - norm_k) + tl.maximum(scores, longest - 15)
     r = tl.maximum(r, norm_v_t - norm_v)
     r = tl.where(r > _NONE // 2, r, 0)  # tangents, if there are any, are zeros
-    r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T), r)
+    more = 0  # than 2 that |S_t| may be, as a power of two
+    if LONGEST_S_T > 1:
+        s_t = scores - norm_q - norm_k  # |S_t| <= 2^(s_t + 1), also where q or k are zeros
+        s_t += tl.maximum(norm_q_t + _exponent(tl.load(norms + 4)), _exponent(tl.load(norms)) + norm_k_t)
+        least = tl.maximum(s_t + 1 - LONGEST_S_T, tl.maximum(norm_q_t - u_q, norm_k_t - u_k) - 15)
+        r = tl.maximum(tl.minimum(r, 0), tl.maximum(least, norm_v_t - norm_v - _SHORTER))
+        r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T - _SHORTER), r)
+        u_v, more = tl.maximum(norm_v, norm_v_t - r) - LONGEST_V, tl.maximum(s_t - r, 0)
+    else:
+        r = tl.where(norm_T > _NONE, tl.maximum(r, norm_G - norm_T), r)
     u_do = tl.maximum(norm_G, norm_T + r)
-    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - LONGEST_G
+    u_do = tl.where(u_do > _NONE // 2, u_do, 0) - LONGEST_G + more
     u_do_t = u_do - r
 
     tl.store(tensor_scales + SOFTMAX_SCALE, softmax_scale)

@@ -36,8 +36,8 @@ def store_results(
 ):
     """Writes a consumer's 64 rows of each result.
 
-    With per-tensor scaling (per_tensor_scaling.py) results are float32 and multiplied by their scales: the first by
-    number FIRST, the next by number FIRST + STEP, and so on.
+    With per-tensor scaling (per_tensor_scaling.py) results are multiplied by their scales: the first by number FIRST,
+    the next by number FIRST + STEP, and so on. They are float32, or gradients of another half type than that of tiles.
     """
     outs, tiles, block, tensor_scales = program.outs, program.pipeline.resident, program.block, program.tensor_scales
     WIDTH: gl.constexpr = tiles[0].shape[4]
@@ -48,4 +48,8 @@ def store_results(
             _store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
         else:
             scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))  # mutate: scale
-            _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))
+            if outs[i].dtype == gl.float32:
+                _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))
+            else:
+                tile = reinterpret_tile(outs[i], tiles[i].index(consumer))
+                _store_rows(outs[i], values[i] * scale, coordinates, tile)  # mutate: _store_rows (2)

@@ -20,7 +20,3 @@ INVERSE_O_T = tl.constexpr(12)
 QUERY_SIDE = tl.constexpr(16)  # and the next three: what q, q_t, d_o, d_o_t are multiplied by
 KEY_SIDE = tl.constexpr(20)  # likewise: k, v, k_t, v_t
 COUNT = 24
-
-# The backward kernels compute 2^P_EXPONENT * P: P itself is one over the number of keys on average, of which float16
-# would lose digits.
-P_EXPONENT = tl.constexpr(9)

@@ -14,6 +14,7 @@ from .absent import unwanted, with_zeros, zero
 from .backward_preprocess import launch_preprocess
 from .descriptors import statistics_descriptor
 from .launch import described
+from .per_tensor_scaling import KernelOperands
 from .wide_backward_key import wide_backward_key_kernel
 from .wide_backward_query import wide_backward_query_kernel
 from .wide_backward_value import wide_backward_value_kernel
@@ -45,7 +46,7 @@ def backward(
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. `results` are o, o_t, lse and mu."""
     (G, T), (o, o_t, lse, mu) = cotangents, results
     assert T is not None and o is not None and lse is not None
-    stats = launch_preprocess(call, G, T, o, o_t, lse, mu, None)
+    stats, _ = launch_preprocess(KernelOperands(call, inputs, cotangents), o, o_t, lse, mu)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
     nobody = unwanted(inputs.q)

@@ -56,9 +56,9 @@ def _memory(dtype: torch.dtype) -> Tensor:
 
 
 # An argument of a kernel: the tensor, or a descriptor of one; what a launch of the compiled kernel takes; its class, a
-# Special, or of a descriptor its tile, from which the rest follows. A launch takes addresses (and the strides of an
-# Operand) in place of tensors, and so need not ask the driver about them. A plain tuple, since a launch makes up to 20,
-# and a record takes eight times as long to make.
+# Special, or of a descriptor its type and tile, from which the rest follows. A launch takes addresses (and the strides
+# of an Operand) in place of tensors, and so need not ask the driver about them. A plain tuple, since a launch makes up
+# to 20, and a record takes eight times as long to make.
 Argument = tuple[Any, Any, Any]
 ABSENT: Argument = (None, None, None)
 
@@ -67,7 +67,7 @@ def argument(x: Any) -> Argument:
     """What a launch takes of a tensor or a descriptor."""
     if isinstance(x, Tensor):
         return statistic(x)
-    return x, x, tuple(x.block_shape)  # a descriptor, whose layout follows from the type and the tile
+    return x, x, (x.base.dtype, *x.block_shape)  # a descriptor, whose layout follows from the type and the tile
 
 
 def statistic(x: Tensor) -> Argument:

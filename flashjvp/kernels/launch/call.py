@@ -36,11 +36,13 @@ class Call:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
-        dropout_p: float = 0.0, pattern: Band | Listed | None = None,
+        dropout_p: float = 0.0, pattern: Band | Listed | None = None, high: bool = False,
     ) -> None:  # fmt: skip
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self._index, self._shape = index_of(self.device), q.shape
         self.precision = schedule.input_precision(self._dtype, self.device)
+        if high:
+            self.precision = schedule.high_precision(self.device)
         if self.precision == "ieee":
             self.precision = schedule.float32_products(self.device, max(q.shape[-1], v.shape[-1]))
         (

@@ -91,6 +91,11 @@ def input_precision(dtype: torch.dtype, device: torch.device) -> str:
     return selfcheck.precision() or ("tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee")
 
 
+def high_precision(device: torch.device) -> str:
+    """Which table serves precision="high" (backends/high.py): that of TF32, whatever PyTorch's setting and the type."""
+    return "half" if device.type == "cpu" else "tf32"
+
+
 def float32_products(device: torch.device, head_dim: int) -> str:
     """How float32 products are computed where TF32 is not allowed: on tensor cores, where there are tiles for it."""
     return "bf16x6" if head_dim <= 64 and "bf16x6" in TABLES[architecture(device)] else "ieee"

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from flashjvp import environment
+from flashjvp.backends.high import HALF
+from flashjvp.kernels.hopper.descriptors import rows_descriptors
 from flashjvp.kernels.launch import schedule
+from flashjvp.kernels.launch.argument import argument
 from flashjvp.kernels.launch.call import Call
 from flashjvp.kernels.tiles import Operand, odd
 from tests.flashjvp.kernels.stand_in import WIDTH, Kernel, on_cpu, rows, statistic
@@ -240,3 +243,9 @@ def test_the_cache_keeps_no_tensor_alive() -> None:
     del x
     gc.collect()
     assert died() is None
+
+
+def test_a_descriptor_of_another_type_makes_another_kernel() -> None:
+    """As of gradients in bfloat16 and in float16 that come from the same float16 copies."""
+    found = {argument(rows_descriptors(rows().to(dtype)[..., :16], 16, (16,))[0])[2] for dtype in HALF}
+    assert len(found) == len(HALF)
