@@ -83,7 +83,7 @@ def wide_backward_key_kernel(
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
     pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 2), STAGES, 1)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (stats,), pipeline, block, loop)),

@@ -93,7 +93,7 @@ def wide_backward_query_kernel(
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL, 1)
     pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 2), STAGES, 1)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (), pipeline, block, loop)),

@@ -115,7 +115,7 @@ def wide_backward_value_kernel(
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
     pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 1), STAGES, 2)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (stats,), pipeline, block, loop)),

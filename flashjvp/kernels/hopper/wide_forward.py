@@ -179,7 +179,7 @@ def wide_forward_kernel(
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL, 1)
     pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 1), STAGES, 2)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (), pipeline, block, loop)),
