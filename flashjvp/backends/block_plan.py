@@ -1,15 +1,20 @@
 """The plan of a block mask: what kernels read in its place. One int32 tensor, made once for each BlockMask object.
 
-    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, 0, 0, 0]     (entries and heads may be 1)
-    ends of queries   where in this tensor the list of each (entry, head, row of blocks) starts, and where the last ends
+    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, at of words by keys, at of words by queries, 0]
+                      entries and heads may be 1
+    ends of queries   where in this tensor the lists of each (entry, head, row of blocks) start, that of whole blocks
+                      and that of blocks with a bitmap, and where the last ends
     lists of queries  (column of blocks, number of its bitmap or -1 where all of the block is visible)
     ends of keys, lists of keys     the same of each (entry, head, column), by rows
-    bitmaps           a bit for each of BLOCK x BLOCK scores
+    bitmaps           a bit for each of BLOCK x BLOCK scores, row by row (patterns.py)
+    words             the same bits in the two layouts of hopper/packed_mask.py
 
 Blocks are of BLOCK queries and keys, whatever those of the mask. Its function is evaluated where the mask lists blocks
-that are not full, and nowhere else.
+that are not full, and nowhere else, but for a last column of blocks that is not full of keys: these have bitmaps, in
+which keys beyond the end are not visible.
 """
 
+import itertools
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -18,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError
-from .patterns import BLOCK, Band, packed
+from .patterns import BLOCK, Band, packed, packed_for_tiles
 
 HEADER = 8
 PARTS_AT_ONCE = 256
@@ -49,13 +54,14 @@ def _made(block_mask: Any, queries: int, keys: int, band: Band | None) -> Tensor
     of_columns = _overlap(keys, size_k, columns, part.device)
     listed = _any(of_rows, part | full, of_columns)
     whole = listed & ~_any(of_rows, ~full, of_columns)
+    whole[..., keys // BLOCK :] = False  # mutate: whole
     if band is not None:
         listed, whole = _inside(listed, whole, band)
     visible = _visibility(block_mask.mask_mod, (part, full), (size_q, size_k), band)
-    bits, whole, partial = _bitmaps(visible, listed, whole, queries, keys)
+    bitmaps, whole, partial = _bitmaps(visible, listed, whole, queries, keys)
     number = torch.full(listed.shape, -1, dtype=torch.int32, device=listed.device)
-    number[partial] = torch.arange(len(bits), dtype=torch.int32, device=listed.device)
-    return _joined(whole | partial, number, bits)
+    number[partial] = torch.arange(len(bitmaps[0]), dtype=torch.int32, device=listed.device)
+    return _joined(whole, partial, number, bitmaps)
 
 
 def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
@@ -104,26 +110,31 @@ def _visibility(mask_mod: Mask, blocks: tuple[Tensor, Tensor], sizes: tuple[int,
     return visible
 
 
-def _bitmaps(visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The bitmaps of blocks that are visible in part, which blocks are visible as a whole, and which in part.
+def _bitmaps(
+    visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: int
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The bitmaps of blocks that are visible in part, in three layouts, which blocks are visible as a whole, and which
+    in part.
 
-    Rows beyond the last query and key are as that one: nothing reads them.
+    Rows beyond the last query are as that one: nothing reads them.
     """
     from torch.nn.attention.flex_attention import create_mask
 
     places = (listed & ~whole).nonzero()
     whole, partial = whole.clone(), torch.zeros_like(whole)
-    bits = [torch.empty(0, BLOCK, BLOCK // 32, dtype=torch.int32, device=listed.device)]
+    none = torch.empty(0, BLOCK, BLOCK, dtype=torch.bool, device=listed.device)
+    bits = [(packed(none), packed_for_tiles(none), packed_for_tiles(none))]
     for some in places.split(PARTS_AT_ONCE) if len(places) else ():
         entry, head, row, column = some.unbind(1)
-        tiles = create_mask(
+        seen = create_mask(
             _of_part(visible, some, queries, keys), len(some), 1, BLOCK, BLOCK, device=str(listed.device)
         )[:, 0]
-        seen, all_seen = tiles.flatten(1).any(1), tiles.flatten(1).all(1)
+        some_seen, all_seen = seen.flatten(1).any(1), seen.flatten(1).all(1)
         whole[entry, head, row, column] = all_seen
-        partial[entry, head, row, column] = seen & ~all_seen  # mutate: partial
-        bits.append(packed(tiles[seen & ~all_seen]))
-    return torch.cat(bits), whole, partial
+        partial[entry, head, row, column] = some_seen & ~all_seen  # mutate: partial
+        part = seen[some_seen & ~all_seen]
+        bits.append((packed(part), packed_for_tiles(part), packed_for_tiles(part.mT)))
+    return [torch.cat(x) for x in zip(*bits, strict=True)], whole, partial
 
 
 def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
@@ -132,29 +143,30 @@ def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
 
     def of_part(t: Tensor, _: Tensor, i: Tensor, j: Tensor) -> Tensor:
         m, n = row[t] * BLOCK + i, column[t] * BLOCK + j
-        return visible(entry[t], head[t], m.clamp(max=queries - 1), n.clamp(max=keys - 1))
+        return visible(entry[t], head[t], m.clamp(max=queries - 1), n.clamp(max=keys - 1)) & (n < keys)
 
     return of_part
 
 
-def _joined(listed: Tensor, number: Tensor, bits: Tensor) -> Tensor:
+def _joined(whole: Tensor, partial: Tensor, number: Tensor, bitmaps: list[Tensor]) -> Tensor:
     """All of it in one tensor."""
-    entries, heads, rows, columns = listed.shape
-    count = int(listed.sum())
-    at_queries = HEADER
-    at_keys = at_queries + entries * heads * rows + 1 + 2 * count
-    at_bits = at_keys + entries * heads * columns + 1 + 2 * count
-    if at_bits + bits.numel() >= 2**31:
-        raise ArgumentValueError(f"attn_mask: expected a BlockMask of fewer partial blocks, got {len(bits)}")
-    header = torch.tensor([entries, heads, at_queries, at_keys, at_bits, 0, 0, 0], dtype=torch.int32)
-    of_queries = _lists(listed, number, at_queries)
-    of_keys = _lists(listed.mT, number.mT, at_keys)
-    return torch.cat([header.to(bits.device), *of_queries, *of_keys, bits.flatten()])
+    entries, heads, _, _ = whole.shape
+    parts = [*_lists(whole, partial, number), *_lists(whole.mT, partial.mT, number.mT), *map(torch.flatten, bitmaps)]
+    at_queries, of_queries, at_keys, of_keys, *at_bits, end = itertools.accumulate(map(len, parts), initial=HEADER)
+    if end >= 2**31:
+        raise ArgumentValueError(
+            f"attn_mask: expected a BlockMask of fewer partial blocks, got {len(bitmaps[0])}"
+        )
+    for ends, first in ((parts[0], of_queries), (parts[2], of_keys)):
+        ends += first
+    header = torch.tensor([entries, heads, at_queries, at_keys, *at_bits, 0], dtype=torch.int32)
+    return torch.cat([header.to(whole.device), *parts])
 
 
-def _lists(listed: Tensor, number: Tensor, at: int) -> tuple[Tensor, Tensor]:
-    """Ends and lists of the rows of [entries, heads, rows, columns], which stand from `at` on."""
+def _lists(whole: Tensor, partial: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends, counted from the first list on, and lists of the rows of [entries, heads, rows, columns]."""
+    listed = torch.stack((whole, partial), -2)  # mutate: listed
     counts = listed.sum(-1).flatten()
-    ends = torch.cat([counts.new_zeros(1), 2 * counts.cumsum(0)]) + at + len(counts) + 1
+    ends = torch.cat([counts.new_zeros(1), 2 * counts.cumsum(0)])
     *_, column = listed.nonzero(as_tuple=True)
-    return ends.int(), torch.stack((column.int(), number[listed]), -1).flatten()
+    return ends.int(), torch.stack((column.int(), number[..., None, :].expand_as(listed)[listed]), -1).flatten()

@@ -125,15 +125,16 @@ def _tangent_tile(
 
 
 @gluon.jit
-def _consume(
+def consume(
     program, dq, consumer: gl.constexpr, CHUNKS: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr,
     REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, VARIES: gl.constexpr, DQ_COLUMNS: gl.constexpr,
+    stream: gl.constexpr = stream_queries,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     SUB_ROWS: gl.constexpr = program.pipeline.stats[0].shape[2] // SUB_TILES
     ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, SUB_ROWS)
-    accs, before, iteration = stream_queries(
+    accs, before, iteration = stream(
         ADD_TILE, accs, dq, register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, SUB_TILES, DQ_COLUMNS
     )
     if len(dq) > 0:
@@ -188,8 +189,8 @@ def backward_key_kernel(
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, dq, 0, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, DQ_COLUMNS)),
-            (_consume, (program, dq, 1, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, DQ_COLUMNS)),
+            (consume, (program, dq, 0, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, DQ_COLUMNS)),
+            (consume, (program, dq, 1, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, DQ_COLUMNS)),
         ],
         [4, 4],
         [240, 240],

@@ -97,9 +97,10 @@ def _tangent_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, 
 
 
 @gluon.jit
-def _consume(
-    program, stats, consumer: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr
-):
+def consume(
+    program, stats, consumer: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    stream: gl.constexpr = stream_keys,
+):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
     block = program.block
     CHUNKS: gl.constexpr = len(program.outs) // 2 if JVP else len(program.outs)
@@ -116,7 +117,7 @@ def _consume(
         _load_statistic(stats, head, padded, numbers, ROW_DELTA),
     )
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
-    accs, _rows = stream_keys(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL)
+    accs, _rows = stream(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL)
     store_results(program, scaled(accs, program.scale), consumer, CHUNKS, D_Q, 1)  # mutate: store_results
 
 
@@ -150,8 +151,8 @@ def backward_query_kernel(
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS)),
-            (_consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS)),
+            (consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS)),
+            (consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS)),
         ],
         [4, 4],
         [240, 240],

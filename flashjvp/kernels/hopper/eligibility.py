@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from ... import environment
 from ...operands import Inputs
 from ..launch.call import Call, Maybe
+from ..launch.hopper_tables import MEASURED
 
 NAMES = (*Inputs._fields, "the gradient of o", "the gradient of o_t")
 BLOCK = 128  # queries and keys of a mask that a program packs
@@ -29,6 +31,10 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     maskable = call.mask is None or can_pack(call)
     if call.seed is not None:
         return "dropout"
+    if call.plan and call.precision == "tf32":
+        return "a block mask of float32 tensors"  # their scales would be those of rows that nobody sees, too
+    if call.plan and environment.triton_release() not in MEASURED:
+        return f"a block mask with another Triton than {', '.join('.'.join(map(str, x)) for x in MEASURED)}"
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
     if aligned and maskable and len(call.batch_shape) == 1 and scale > 0:

@@ -140,7 +140,10 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
 
 
 @gluon.jit
-def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr):
+def consume(
+    program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    stream: gl.constexpr = stream_keys,
+):  # fmt: skip
     """A consumer: 64 queries."""
     outs, pipeline, block = program.outs, program.pipeline, program.block
     JVP: gl.constexpr = len(statistics) == 2
@@ -152,7 +155,7 @@ def _consume(program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, 
     if JVP:
         state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
-    accs, state = stream_keys(
+    accs, state = stream(
         ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, MASK_AHEAD=not JVP
     )
     rows = block.row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
@@ -200,8 +203,8 @@ def forward_kernel(
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS)),
-            (_consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS)),
+            (consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS)),
+            (consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS)),
         ],
         [4, 4],
         [240, 240],

@@ -64,9 +64,9 @@ def _entries(plan, section, batch, head, blocks, number):
     entries = tl.load(plan)
     heads = tl.load(plan + 1)
     place = ((batch % entries) * heads + head % heads) * blocks + number  # mutate: place
-    ends = plan + tl.load(plan + section) + place
+    ends = plan + tl.load(plan + section) + place * 2
     first = tl.load(ends)
-    return plan + first, (tl.load(ends + 1) - first) // 2 * BLOCK
+    return plan + first, (tl.load(ends + 2) - first) // 2 * BLOCK
 
 
 @triton.jit
