@@ -4,8 +4,9 @@
                       entries and heads may be 1
     ends of queries   where in this tensor the lists of each (entry, head, row of blocks) start, that of whole blocks
                       and that of blocks with a bitmap, and where the last ends
-    lists of queries  (column of blocks, number of its bitmap or -1 where all of the block is visible)
-    ends of keys, lists of keys     the same of each (entry, head, column), by rows
+    lists of queries  (column of blocks, number of its bitmap or -1 where all of it is visible, which quadrants are
+                      visible: bit 2 i + j, if any of half i of the queries sees any of half j of the keys)
+    ends of keys, lists of keys     the same of each (entry, head, column), by rows, with bit 2 j + i
     bitmaps           a bit for each of BLOCK x BLOCK scores, row by row (patterns.py)
     words             the same bits in the two layouts of hopper/packed_mask.py
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..errors import ArgumentValueError
 from .patterns import BLOCK, Band, packed, packed_for_tiles
 
-HEADER = 8
+HEADER, ENTRY = 8, 3
 PARTS_AT_ONCE = 256
 """Bitmaps that one call of the mask's function computes: 32 MiB for each of its intermediate results of int64."""
 
@@ -58,10 +59,8 @@ def _made(block_mask: Any, queries: int, keys: int, band: Band | None) -> Tensor
     if band is not None:
         listed, whole = _inside(listed, whole, band)
     visible = _visibility(block_mask.mask_mod, (part, full), (size_q, size_k), band)
-    bitmaps, whole, partial = _bitmaps(visible, listed, whole, queries, keys)
-    number = torch.full(listed.shape, -1, dtype=torch.int32, device=listed.device)
-    number[partial] = torch.arange(len(bitmaps[0]), dtype=torch.int32, device=listed.device)
-    return _joined(whole, partial, number, bitmaps)
+    bitmaps, quadrants, whole, partial = _bitmaps(visible, listed, whole, queries, keys)
+    return _joined(whole, partial, quadrants, bitmaps)
 
 
 def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
@@ -112,9 +111,9 @@ def _visibility(mask_mod: Mask, blocks: tuple[Tensor, Tensor], sizes: tuple[int,
 
 def _bitmaps(
     visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: int
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The bitmaps of blocks that are visible in part, in three layouts, which blocks are visible as a whole, and which
-    in part.
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Of blocks that are visible in part: bitmaps in three layouts, and of which quadrants any score is visible,
+    [blocks, 2, 2]. Then which blocks are visible as a whole, and which in part.
 
     Rows beyond the last query are as that one: nothing reads them.
     """
@@ -122,19 +121,24 @@ def _bitmaps(
 
     places = (listed & ~whole).nonzero()
     whole, partial = whole.clone(), torch.zeros_like(whole)
-    none = torch.empty(0, BLOCK, BLOCK, dtype=torch.bool, device=listed.device)
-    bits = [(packed(none), packed_for_tiles(none), packed_for_tiles(none))]
+    made = [_of_tiles(torch.empty(0, BLOCK, BLOCK, dtype=torch.bool, device=listed.device))]
     for some in places.split(PARTS_AT_ONCE) if len(places) else ():
         entry, head, row, column = some.unbind(1)
-        seen = create_mask(
+        tiles = create_mask(
             _of_part(visible, some, queries, keys), len(some), 1, BLOCK, BLOCK, device=str(listed.device)
         )[:, 0]
-        some_seen, all_seen = seen.flatten(1).any(1), seen.flatten(1).all(1)
+        seen, all_seen = tiles.flatten(1).any(1), tiles.flatten(1).all(1)
         whole[entry, head, row, column] = all_seen
-        partial[entry, head, row, column] = some_seen & ~all_seen  # mutate: partial
-        part = seen[some_seen & ~all_seen]
-        bits.append((packed(part), packed_for_tiles(part), packed_for_tiles(part.mT)))
-    return [torch.cat(x) for x in zip(*bits, strict=True)], whole, partial
+        partial[entry, head, row, column] = seen & ~all_seen  # mutate: partial
+        made.append(_of_tiles(tiles[seen & ~all_seen]))
+    *bitmaps, quadrants = [torch.cat(x) for x in zip(*made, strict=True)]
+    return bitmaps, quadrants, whole, partial
+
+
+def _of_tiles(tiles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The bitmaps of boolean [T, BLOCK, BLOCK], and their quadrants."""
+    quadrants = tiles.unflatten(2, (2, -1)).any(3).unflatten(1, (2, -1)).any(2)
+    return packed(tiles), packed_for_tiles(tiles), packed_for_tiles(tiles.mT), quadrants
 
 
 def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
@@ -148,25 +152,37 @@ def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
     return of_part
 
 
-def _joined(whole: Tensor, partial: Tensor, number: Tensor, bitmaps: list[Tensor]) -> Tensor:
+def _joined(whole: Tensor, partial: Tensor, quadrants: Tensor, bitmaps: list[Tensor]) -> Tensor:
     """All of it in one tensor."""
     entries, heads, _, _ = whole.shape
-    parts = [*_lists(whole, partial, number), *_lists(whole.mT, partial.mT, number.mT), *map(torch.flatten, bitmaps)]
+    device, count = whole.device, len(quadrants)
+    number = torch.full(whole.shape, -1, dtype=torch.int32, device=device)
+    number[partial] = torch.arange(count, dtype=torch.int32, device=device)
+    of_rows, of_columns = number.new_zeros(2, *whole.shape)
+    of_rows[partial] = _as_bits(quadrants.flatten(1))
+    of_columns[partial] = _as_bits(quadrants.mT.flatten(1))  # mutate: of_columns
+    queries = _lists(whole, partial, number, of_rows)
+    keys = _lists(whole.mT, partial.mT, number.mT, of_columns.mT)
+    parts = [*queries, *keys, *map(torch.flatten, bitmaps)]
     at_queries, of_queries, at_keys, of_keys, *at_bits, end = itertools.accumulate(map(len, parts), initial=HEADER)
     if end >= 2**31:
-        raise ArgumentValueError(
-            f"attn_mask: expected a BlockMask of fewer partial blocks, got {len(bitmaps[0])}"
-        )
-    for ends, first in ((parts[0], of_queries), (parts[2], of_keys)):
-        ends += first
+        raise ArgumentValueError(f"attn_mask: expected a BlockMask of fewer partial blocks, got {count}")
+    parts[0] += of_queries
+    parts[2] += of_keys
     header = torch.tensor([entries, heads, at_queries, at_keys, *at_bits, 0], dtype=torch.int32)
-    return torch.cat([header.to(whole.device), *parts])
+    return torch.cat([header.to(device), *parts])
 
 
-def _lists(whole: Tensor, partial: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+def _as_bits(seen: Tensor) -> Tensor:
+    """Boolean [blocks, 4] as numbers of four bits."""
+    return (seen.int() << torch.arange(4, dtype=torch.int32, device=seen.device)).sum(1, dtype=torch.int32)
+
+
+def _lists(whole: Tensor, partial: Tensor, number: Tensor, quadrants: Tensor) -> tuple[Tensor, Tensor]:
     """Ends, counted from the first list on, and lists of the rows of [entries, heads, rows, columns]."""
-    listed = torch.stack((whole, partial), -2)  # mutate: listed
+    listed = torch.stack((whole, partial), -2)
     counts = listed.sum(-1).flatten()
-    ends = torch.cat([counts.new_zeros(1), 2 * counts.cumsum(0)])
+    ends = torch.cat([counts.new_zeros(1), ENTRY * counts.cumsum(0)])
     *_, column = listed.nonzero(as_tuple=True)
-    return ends.int(), torch.stack((column.int(), number[..., None, :].expand_as(listed)[listed]), -1).flatten()
+    of_each = [x[..., None, :].expand_as(listed)[listed] for x in (number, quadrants)]
+    return ends.int(), torch.stack((column.int(), *of_each), -1).flatten()

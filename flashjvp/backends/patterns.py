@@ -45,8 +45,8 @@ class Blocks:
         entries, heads, ends_at, _, bits_at, bits_end, *_ = plan[:8].tolist()
         rows, columns = -(-queries // BLOCK), -(-keys // BLOCK)
         ends = plan[ends_at : ends_at + entries * heads * rows * 2 + 1]
-        row = torch.repeat_interleave(torch.arange(len(ends) - 1, device=plan.device) // 2, ends.diff() // 2)
-        column, part = plan[ends[0] : ends[-1]].view(-1, 2).long().unbind(1)
+        row = torch.repeat_interleave(torch.arange(len(ends) - 1, device=plan.device) // 2, ends.diff() // 3)
+        column, part, _ = plan[ends[0] : ends[-1]].view(-1, 3).long().unbind(1)
         self._parts = torch.full((entries * heads * rows, columns), -2, device=plan.device)  # -1: all of it
         self._parts[row, column] = part
         self._parts = self._parts.view(entries, heads, rows, columns)
