@@ -181,8 +181,21 @@ def _as_bits(seen: Tensor) -> Tensor:
 def _lists(whole: Tensor, partial: Tensor, number: Tensor, quadrants: Tensor) -> tuple[Tensor, Tensor]:
     """Ends, counted from the first list on, and lists of the rows of [entries, heads, rows, columns]."""
     listed = torch.stack((whole, partial), -2)
-    counts = listed.sum(-1).flatten()
-    ends = torch.cat([counts.new_zeros(1), ENTRY * counts.cumsum(0)])
-    *_, column = listed.nonzero(as_tuple=True)
-    of_each = [x[..., None, :].expand_as(listed)[listed] for x in (number, quadrants)]
-    return ends.int(), torch.stack((column.int(), *of_each), -1).flatten()
+    counts = listed.sum(-1)
+    ends = torch.cat([counts.new_zeros(1), ENTRY * counts.flatten().cumsum(0)])
+    place = torch.stack((whole.double().cumsum(-1), _turn(partial, quadrants)), -2)
+    order = place.masked_fill(~listed, torch.inf).argsort(dim=-1, stable=True)
+    first = torch.arange(listed.shape[-1], device=listed.device) < counts[..., None]
+    of_each = [x[..., None, :].expand_as(order).gather(-1, order)[first] for x in (number, quadrants)]
+    return ends.int(), torch.stack((order[first].int(), *of_each), -1).flatten()
+
+
+def _turn(partial: Tensor, quadrants: Tensor) -> Tensor:
+    """Numbers by which the partial blocks of a row are ordered: those that only the first half of the row sees, those
+    that only the second half sees, and the others, evenly mixed. Each half is the work of another consumer
+    (hopper/listed.py)."""
+    first, second = partial & (quadrants & 12 == 0), partial & (quadrants & 3 == 0)
+    turn = torch.zeros(partial.shape, dtype=torch.float64, device=partial.device)
+    for some in (first, second, partial & ~first & ~second):
+        turn += some * (some.cumsum(-1) - 0.5) / some.sum(-1, keepdim=True).clamp(min=1)
+    return turn
