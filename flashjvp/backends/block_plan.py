@@ -1,6 +1,6 @@
 """The plan of a block mask: what kernels read in its place. One int32 tensor, made once for each BlockMask object.
 
-    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, at of words by keys, at of words by queries, 0]
+    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, at of words by keys, of words by queries, 0]
                       entries and heads may be 1
     ends of queries   where in this tensor the lists of each (entry, head, row of blocks) start, that of whole blocks
                       and that of blocks with a bitmap, and where the last ends
@@ -55,7 +55,7 @@ def _made(block_mask: Any, queries: int, keys: int, band: Band | None) -> Tensor
     of_columns = _overlap(keys, size_k, columns, part.device)
     listed = _any(of_rows, part | full, of_columns)
     whole = listed & ~_any(of_rows, ~full, of_columns)
-    whole[..., keys // BLOCK :] = False  # mutate: whole
+    whole[..., keys // BLOCK :] = False
     if band is not None:
         listed, whole = _inside(listed, whole, band)
     visible = _visibility(block_mask.mask_mod, (part, full), (size_q, size_k), band)

@@ -6,6 +6,7 @@ that it compares.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +23,7 @@ from ..emulator.machine import EmulationError
 from ..oracles.attention import Results, Subject, dense_same_type
 from ..oracles.identities import Check
 from .against_float64 import against_float64
+from .partial import block_masks
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -92,6 +94,15 @@ def scaled_in_order(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _emulated(partial(against_float64, dense=dense_tf32), inputs, subject, ordered=True)
 
 
+def listed(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Block masks on warp-specialised kernels, without dq_accum and with it."""
+    found = []
+    for ordered in (True, False):
+        identities = _emulated(block_masks, inputs, subject, ordered=ordered)
+        found += [replace(x, quantity=f"{x.quantity}{'' if ordered else ', dq_accum'}") for x in identities]
+    return found
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -147,5 +158,6 @@ EMULATED: dict[str, Check] = {
     "emulated-dq-accum": in_any_order,
     "per-tensor-scaling": scaled,
     "per-tensor-scaling-in-order": scaled_in_order,
+    "emulated-block-masks": listed,
     "replayed": replayed,
 }

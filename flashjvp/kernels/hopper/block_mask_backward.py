@@ -70,7 +70,7 @@ def block_mask_key_kernel(
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
-    block, loop = key_block(M, N, heads, group, ROWS, False)
+    block, loop = key_block(M, N, heads, group, ROWS, False)  # mutate: block, loop
     pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
     dq = ()
     if DQ_COLUMNS > 0:

@@ -28,7 +28,8 @@ def block_mask_forward_kernel(
         outs = outs + chunks(o_t, o_t_rest)
         statistics = statistics + (mu,)
     KEYS: gl.constexpr = k.block_shape[2]
-    block, loop = query_block(M, N, heads, group, KEYS, True)  # the last rows first: where causal, their lists are long
+    # the last rows first: where causal, their lists are long
+    block, loop = query_block(M, N, heads, group, KEYS, True)  # mutate: block, loop
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)
     fence_async_shared()
     program = Program(outs, pipeline, (plan,), (), block, loop, scale, M, N)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ... import environment
+from ...backends.patterns import Listed
 from ...operands import Inputs
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import MEASURED
@@ -14,8 +15,9 @@ BLOCK = 128  # queries and keys of a mask that a program packs
 def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    One batch dim at most, head dims that 8 divides, no mask but a boolean one, a positive scale, tensors that TMA can
-    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed.
+    One batch dim at most, head dims that 8 divides, no mask but a boolean one or, of half types, a block mask, a
+    positive scale, tensors that TMA can address: the inputs, unless they are scaled (per_tensor_scaling.py), and the
+    results, whose rows are packed.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
@@ -31,10 +33,11 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     maskable = call.mask is None or can_pack(call)
     if call.seed is not None:
         return "dropout"
-    if call.plan and call.precision == "tf32":
-        return "a block mask of float32 tensors"  # their scales would be those of rows that nobody sees, too
-    if call.plan and environment.triton_release() not in MEASURED:
-        return f"a block mask with another Triton than {', '.join('.'.join(map(str, x)) for x in MEASURED)}"
+    if isinstance(call.pattern, Listed):
+        if call.precision == "tf32":  # the scales would be those of rows that nobody sees, too
+            return "a block mask of float32 tensors"
+        if environment.triton_release() not in MEASURED:
+            return f"a block mask with another Triton than {', '.join('.'.join(map(str, x)) for x in MEASURED)}"
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
     if aligned and maskable and len(call.batch_shape) == 1 and scale > 0:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ...backends.patterns import Listed
 from ...layout import empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
@@ -140,7 +141,7 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, call: Call, tensor_scales: Maybe, by_keys: bool, by_queries: bool) -> "_Seen":
         """Packs a boolean mask in the layouts that are asked for. The plan of a block mask has both."""
-        if call.plan:
+        if isinstance(call.pattern, Listed):
             return cls(BLOCK_MASK, call.plan, call.plan, {})
         words = pack(call, by_keys, by_queries)
         args = (words.by_keys, tensor_scales), (words.by_queries, tensor_scales)
@@ -169,7 +170,9 @@ class _Backward(NamedTuple):
         outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
         flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
-        self._of_keys(self.seen.kernels.backward_pairs, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags)
+        self._of_keys(
+            self.seen.kernels.backward_pairs, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags
+        )
 
     def keys(self, family: str, tile: Pipeline, values: bool) -> None:
         """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are accumulators, adds to those."""

@@ -61,8 +61,8 @@ def stage_of(pipeline, iteration):
 
 @gluon.jit
 def add_keys(
-    add_tile: gl.constexpr, accs, state, register_operands, program, mask, row, tile, iteration, full, consumer: gl.constexpr,
-    CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr,
+    add_tile: gl.constexpr, accs, state, register_operands, program, mask, row, tile, iteration, full,
+    consumer: gl.constexpr, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """One iteration of resident queries: awaits its keys, adds them, and frees their stage. `full`
     comes from `stage_of`."""

@@ -43,7 +43,7 @@ class Program(NamedTuple):
 
     outs: Any  # descriptors of the results
     pipeline: Any
-    mask: Any  # the packed mask, as the kernel's mainloop takes it, or ()
+    mask: Any  # the packed mask or (the plan of a block mask,), as the kernel's mainloop takes it, or ()
     tensor_scales: Any  # (numbers of per-tensor scaling,), or ()
     block: Any
     loop: Any
