@@ -16,6 +16,7 @@ from tests.flashjvp.kernels.test_hopper import PLAIN, expected, interpreted, pip
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
 from verify.cases.inputs import make_inputs
+from verify.checks.emulated import tf32
 from verify.emulator.gluon import emulated
 from verify.oracles.attention import dense64, dense_same_type, run
 
@@ -141,11 +142,13 @@ def test_what_other_kernels_serve(machine: Callable[..., None]) -> None:
     inputs = inputs_of(140, 150)
     block_mask = create_block_mask(causal(CASES[0]), None, None, 140, 150, device="cpu")
     with emulated(), pipelines_in_use(True) as launched:
-        first = flashjvp.attention_jvp(*inputs, block_mask, backend="triton")
+        flashjvp.attention_jvp(*inputs, block_mask, backend="triton")
         assert launched == ["partial_forward"]
         flashjvp.attention_jvp(*inputs, block_mask, dropout_p=0.5, backend="triton")
+        with tf32():
+            flashjvp.attention_jvp(*[x.float() for x in inputs], block_mask, backend="triton")
     newest = max(MEASURED)
     machine(triton_release=(newest[0], newest[1] + 1))
     with emulated(), pipelines_in_use(True) as launched_then:
-        assert_close(flashjvp.attention_jvp(*inputs, block_mask, backend="triton"), first, rtol=1e-2, atol=1e-2)
+        flashjvp.attention_jvp(*inputs, block_mask, backend="triton")
     assert launched == ["partial_forward"] and not launched_then
