@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _torch, api, call_forms, checks, environment, partial, support
 from .backends import select
 from .backends.high import HALF
+from .backends.patterns import Band, Listed
 from .canonical import canonical
 from .operands import Operands, Options
 from .serving import check_precision, plain_mask
@@ -102,13 +103,13 @@ def explain(
     window = partial.window_of(window)
     block_mask = attn_mask if partial.is_block_mask(attn_mask) else None
     attn_mask, is_causal = (None, is_causal) if block_mask else plain_mask(attn_mask, is_causal, q, k)
-    what_is_seen = "a block mask" if block_mask else "a window" if window else ""
+    pattern = Listed() if block_mask else Band(-1, 1) if window else None
     dropout_p, scale = call_forms.number("dropout_p", dropout_p, q), call_forms.number("scale", scale, q)
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     with _WithoutCopies():
         operands = canonical(Operands(q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t), enable_gqa, backend)
         options = Options(is_causal, api._scale(scale), backend, float(dropout_p))
-        served = _served(operands, options, what_is_seen, precision is not None)
+        served = _served(operands, options, pattern, precision is not None)
     explanation = _explanation(served, operands.q, backend)
     print(explanation)
     return explanation
@@ -138,8 +139,8 @@ class _Served(NamedTuple):
     wide: bool = False
 
 
-def _served(operands: Operands, options: Options, what_is_seen: str, high: bool) -> _Served:
-    """Of canonical operands. `what_is_seen` names what chooses keys besides masks, if anything does; `high`: with
+def _served(operands: Operands, options: Options, pattern: Band | Listed | None, high: bool) -> _Served:
+    """Of canonical operands. `pattern` stands for what chooses keys besides masks, if anything does; `high`: with
     precision="high"."""
     q, k, v, mask = operands.q, operands.k, operands.v, operands.mask
     is_causal, scale, dropout_p = options.of_backend(q)
@@ -160,13 +161,15 @@ def _served(operands: Operands, options: Options, what_is_seen: str, high: bool)
 
     seed = q.new_empty((), dtype=torch.int64) if dropout_p else None
     high = high and q.dtype in HALF
-    call = Call(q, k, v, mask, is_causal, operands.mask_t, seed, dropout_p, None, high)
+    is_causal = is_causal and pattern is None
+    call = Call(q, k, v, mask, is_causal, operands.mask_t, seed, dropout_p, pattern, high)
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
     jvp = operands.has_tangents
     reasons = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
     if schedule.has_pipelines(call.device, call.precision, call.width):
-        reasons.append(what_is_seen or eligibility.obstacle(call, operands.inputs, (), scale))
+        window = "a window" if isinstance(pattern, Band) else None
+        reasons.append(window or eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in reasons if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)

@@ -1,15 +1,21 @@
 """The plan of a block mask: what kernels read in its place. One int32 tensor, made once for each BlockMask object.
 
-    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, 0, 0, 0]     (entries and heads may be 1)
-    ends of queries   where in this tensor the list of each (entry, head, row of blocks) starts, and where the last ends
-    lists of queries  (column of blocks, number of its bitmap or -1 where all of the block is visible)
-    ends of keys, lists of keys     the same of each (entry, head, column), by rows
-    bitmaps           a bit for each of BLOCK x BLOCK scores
+    [entries, heads, at of queries' ends, at of keys' ends, at of bitmaps, at of words by keys, of words by queries, 0]
+                      entries and heads may be 1
+    ends of queries   where in this tensor the lists of each (entry, head, row of blocks) start, that of whole blocks
+                      and that of blocks with a bitmap, and where the last ends
+    lists of queries  (column of blocks, number of its bitmap or -1 where all of it is visible, which quadrants are
+                      visible: bit 2 i + j, if any of half i of the queries sees any of half j of the keys)
+    ends of keys, lists of keys     the same of each (entry, head, column), by rows, with bit 2 j + i
+    bitmaps           a bit for each of BLOCK x BLOCK scores, row by row (patterns.py)
+    words             the same bits in the two layouts of hopper/packed_mask.py
 
 Blocks are of BLOCK queries and keys, whatever those of the mask. Its function is evaluated where the mask lists blocks
-that are not full, and nowhere else.
+that are not full, and nowhere else, but for a last column of blocks that is not full of keys: these have bitmaps, in
+which keys beyond the end are not visible.
 """
 
+import itertools
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -18,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentValueError
-from .patterns import BLOCK, Band, packed
+from .patterns import BLOCK, Band, packed, packed_for_tiles
 
-HEADER = 8
+HEADER, ENTRY = 8, 3
 PARTS_AT_ONCE = 256
 """Bitmaps that one call of the mask's function computes: 32 MiB for each of its intermediate results of int64."""
 
@@ -49,13 +55,12 @@ def _made(block_mask: Any, queries: int, keys: int, band: Band | None) -> Tensor
     of_columns = _overlap(keys, size_k, columns, part.device)
     listed = _any(of_rows, part | full, of_columns)
     whole = listed & ~_any(of_rows, ~full, of_columns)
+    whole[..., keys // BLOCK :] = False
     if band is not None:
         listed, whole = _inside(listed, whole, band)
     visible = _visibility(block_mask.mask_mod, (part, full), (size_q, size_k), band)
-    bits, whole, partial = _bitmaps(visible, listed, whole, queries, keys)
-    number = torch.full(listed.shape, -1, dtype=torch.int32, device=listed.device)
-    number[partial] = torch.arange(len(bits), dtype=torch.int32, device=listed.device)
-    return _joined(whole | partial, number, bits)
+    bitmaps, quadrants, whole, partial = _bitmaps(visible, listed, whole, queries, keys)
+    return _joined(whole, partial, quadrants, bitmaps)
 
 
 def _listed(counts: Tensor, indices: Tensor, columns: int) -> Tensor:
@@ -104,16 +109,19 @@ def _visibility(mask_mod: Mask, blocks: tuple[Tensor, Tensor], sizes: tuple[int,
     return visible
 
 
-def _bitmaps(visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The bitmaps of blocks that are visible in part, which blocks are visible as a whole, and which in part.
+def _bitmaps(
+    visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: int
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Of blocks that are visible in part: bitmaps in three layouts, and of which quadrants any score is visible,
+    [blocks, 2, 2]. Then which blocks are visible as a whole, and which in part.
 
-    Rows beyond the last query and key are as that one: nothing reads them.
+    Rows beyond the last query are as that one: nothing reads them.
     """
     from torch.nn.attention.flex_attention import create_mask
 
     places = (listed & ~whole).nonzero()
     whole, partial = whole.clone(), torch.zeros_like(whole)
-    bits = [torch.empty(0, BLOCK, BLOCK // 32, dtype=torch.int32, device=listed.device)]
+    made = [_of_tiles(torch.empty(0, BLOCK, BLOCK, dtype=torch.bool, device=listed.device))]
     for some in places.split(PARTS_AT_ONCE) if len(places) else ():
         entry, head, row, column = some.unbind(1)
         tiles = create_mask(
@@ -122,8 +130,15 @@ def _bitmaps(visible: Mask, listed: Tensor, whole: Tensor, queries: int, keys: i
         seen, all_seen = tiles.flatten(1).any(1), tiles.flatten(1).all(1)
         whole[entry, head, row, column] = all_seen
         partial[entry, head, row, column] = seen & ~all_seen  # mutate: partial
-        bits.append(packed(tiles[seen & ~all_seen]))
-    return torch.cat(bits), whole, partial
+        made.append(_of_tiles(tiles[seen & ~all_seen]))
+    *bitmaps, quadrants = [torch.cat(x) for x in zip(*made, strict=True)]
+    return bitmaps, quadrants, whole, partial
+
+
+def _of_tiles(tiles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The bitmaps of boolean [T, BLOCK, BLOCK], and their quadrants."""
+    quadrants = tiles.unflatten(2, (2, -1)).any(3).unflatten(1, (2, -1)).any(2)
+    return packed(tiles), packed_for_tiles(tiles), packed_for_tiles(tiles.mT), quadrants
 
 
 def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
@@ -132,29 +147,55 @@ def _of_part(visible: Mask, places: Tensor, queries: int, keys: int) -> Mask:
 
     def of_part(t: Tensor, _: Tensor, i: Tensor, j: Tensor) -> Tensor:
         m, n = row[t] * BLOCK + i, column[t] * BLOCK + j
-        return visible(entry[t], head[t], m.clamp(max=queries - 1), n.clamp(max=keys - 1))
+        return visible(entry[t], head[t], m.clamp(max=queries - 1), n.clamp(max=keys - 1)) & (n < keys)
 
     return of_part
 
 
-def _joined(listed: Tensor, number: Tensor, bits: Tensor) -> Tensor:
+def _joined(whole: Tensor, partial: Tensor, quadrants: Tensor, bitmaps: list[Tensor]) -> Tensor:
     """All of it in one tensor."""
-    entries, heads, rows, columns = listed.shape
-    count = int(listed.sum())
-    at_queries = HEADER
-    at_keys = at_queries + entries * heads * rows + 1 + 2 * count
-    at_bits = at_keys + entries * heads * columns + 1 + 2 * count
-    if at_bits + bits.numel() >= 2**31:
-        raise ArgumentValueError(f"attn_mask: expected a BlockMask of fewer partial blocks, got {len(bits)}")
-    header = torch.tensor([entries, heads, at_queries, at_keys, at_bits, 0, 0, 0], dtype=torch.int32)
-    of_queries = _lists(listed, number, at_queries)
-    of_keys = _lists(listed.mT, number.mT, at_keys)
-    return torch.cat([header.to(bits.device), *of_queries, *of_keys, bits.flatten()])
+    entries, heads, _, _ = whole.shape
+    device, count = whole.device, len(quadrants)
+    number = torch.full(whole.shape, -1, dtype=torch.int32, device=device)
+    number[partial] = torch.arange(count, dtype=torch.int32, device=device)
+    of_rows, of_columns = number.new_zeros(2, *whole.shape)
+    of_rows[partial] = _as_bits(quadrants.flatten(1))
+    of_columns[partial] = _as_bits(quadrants.mT.flatten(1))  # mutate: of_columns
+    queries = _lists(whole, partial, number, of_rows)
+    keys = _lists(whole.mT, partial.mT, number.mT, of_columns.mT)
+    parts = [*queries, *keys, *map(torch.flatten, bitmaps)]
+    at_queries, of_queries, at_keys, of_keys, *at_bits, end = itertools.accumulate(map(len, parts), initial=HEADER)
+    if end >= 2**31:
+        raise ArgumentValueError(f"attn_mask: expected a BlockMask of fewer partial blocks, got {count}")
+    parts[0] += of_queries
+    parts[2] += of_keys
+    header = torch.tensor([entries, heads, at_queries, at_keys, *at_bits, 0], dtype=torch.int32)
+    return torch.cat([header.to(device), *parts])
 
 
-def _lists(listed: Tensor, number: Tensor, at: int) -> tuple[Tensor, Tensor]:
-    """Ends and lists of the rows of [entries, heads, rows, columns], which stand from `at` on."""
-    counts = listed.sum(-1).flatten()
-    ends = torch.cat([counts.new_zeros(1), 2 * counts.cumsum(0)]) + at + len(counts) + 1
-    *_, column = listed.nonzero(as_tuple=True)
-    return ends.int(), torch.stack((column.int(), number[listed]), -1).flatten()
+def _as_bits(seen: Tensor) -> Tensor:
+    """Boolean [blocks, 4] as numbers of four bits."""
+    return (seen.int() << torch.arange(4, dtype=torch.int32, device=seen.device)).sum(1, dtype=torch.int32)
+
+
+def _lists(whole: Tensor, partial: Tensor, number: Tensor, quadrants: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends, counted from the first list on, and lists of the rows of [entries, heads, rows, columns]."""
+    listed = torch.stack((whole, partial), -2)
+    counts = listed.sum(-1)
+    ends = torch.cat([counts.new_zeros(1), ENTRY * counts.flatten().cumsum(0)])
+    place = torch.stack((whole.double().cumsum(-1), _turn(partial, quadrants)), -2)
+    order = place.masked_fill(~listed, torch.inf).argsort(dim=-1, stable=True)
+    first = torch.arange(listed.shape[-1], device=listed.device) < counts[..., None]
+    of_each = [x[..., None, :].expand_as(order).gather(-1, order)[first] for x in (number, quadrants)]
+    return ends.int(), torch.stack((order[first].int(), *of_each), -1).flatten()
+
+
+def _turn(partial: Tensor, quadrants: Tensor) -> Tensor:
+    """Numbers by which the partial blocks of a row are ordered: those that only the first half of the row sees, those
+    that only the second half sees, and the others, evenly mixed. Each half is the work of another consumer
+    (hopper/listed.py)."""
+    first, second = partial & (quadrants & 12 == 0), partial & (quadrants & 3 == 0)
+    turn = torch.zeros(partial.shape, dtype=torch.float64, device=partial.device)
+    for some in (first, second, partial & ~first & ~second):
+        turn += some * (some.cumsum(-1) - 0.5) / some.sum(-1, keepdim=True).clamp(min=1)
+    return turn

@@ -42,15 +42,15 @@ class Blocks:
     """The blocks of a plan, read on the host: of how many batch entries and heads, and what each of them sees."""
 
     def __init__(self, plan: Tensor, queries: int, keys: int) -> None:
-        entries, heads, ends_at, _, bits_at, *_ = plan[:8].tolist()
+        entries, heads, ends_at, _, bits_at, bits_end, *_ = plan[:8].tolist()
         rows, columns = -(-queries // BLOCK), -(-keys // BLOCK)
-        ends = plan[ends_at : ends_at + entries * heads * rows + 1]
-        row = torch.repeat_interleave(torch.arange(len(ends) - 1, device=plan.device), ends.diff() // 2)
-        column, part = plan[ends[0] : ends[-1]].view(-1, 2).long().unbind(1)
+        ends = plan[ends_at : ends_at + entries * heads * rows * 2 + 1]
+        row = torch.repeat_interleave(torch.arange(len(ends) - 1, device=plan.device) // 2, ends.diff() // 3)
+        column, part, _ = plan[ends[0] : ends[-1]].view(-1, 3).long().unbind(1)
         self._parts = torch.full((entries * heads * rows, columns), -2, device=plan.device)  # -1: all of it
         self._parts[row, column] = part
         self._parts = self._parts.view(entries, heads, rows, columns)
-        self._bits = plan[bits_at:].view(-1, BLOCK, BLOCK // 32)
+        self._bits = plan[bits_at:bits_end].view(-1, BLOCK, BLOCK // 32)
 
     def runs(self, rows: slice, keys: int) -> list[slice]:
         """The keys, out of so many, that any of the rows sees, in blocks."""
@@ -89,8 +89,20 @@ def _in_blocks(part: slice) -> slice:
 
 def packed(tiles: Tensor) -> Tensor:
     """Boolean [T, BLOCK, BLOCK] as int32 [T, BLOCK, BLOCK / 32]: bit j of a word is its key j."""
-    bits = tiles.unflatten(-1, (-1, 32)).long() << torch.arange(32, device=tiles.device)
-    return bits.sum(-1).where(bits.sum(-1) < 2**31, bits.sum(-1) - 2**32).int()
+    return _words(tiles.unflatten(-1, (-1, 32)).long() << torch.arange(32, device=tiles.device))
+
+
+def packed_for_tiles(tiles: Tensor) -> Tensor:
+    """Boolean [T, rows, BLOCK] as int32 [T, quarter, rows]: the words of packed masks (hopper/packed_mask.py). Of every
+    8 columns, two are bits of each quarter's word."""
+    bit = torch.arange(BLOCK, device=tiles.device) // 8 * 2 + torch.arange(BLOCK, device=tiles.device) % 2
+    return _words((tiles.long() << bit).unflatten(-1, (16, 4, 2)).transpose(-3, -2).flatten(-2)).mT
+
+
+def _words(bits: Tensor) -> Tensor:
+    """The sums of int64 bits over the last dim, as words of 32 bits."""
+    words = bits.sum(-1)
+    return words.where(words < 2**31, words - 2**32).int()
 
 
 def unpacked(bits: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def _kernels(call: Call) -> Kernels:
 
 def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
     """The launches of the warp-specialised kernels, if they serve the call."""
-    if call.is_empty or call.pattern is not None:
+    if call.is_empty or isinstance(call.pattern, Band):
         return None
     in_use = schedule.pipelines(call.device, call.precision, call.width)
     if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 import flashjvp
 from flashjvp import support
@@ -113,6 +114,19 @@ def test_what_keeps_the_warp_specialised_kernels_off_is_named(change: dict[str, 
         found = flashjvp.explain(**arguments, backend="triton")
     assert found.kernels == "portable"
     assert len(found.why_not_faster) == 1 and words in found.why_not_faster[0]
+
+
+def test_what_is_seen_beside_masks_decides() -> None:
+    """Block masks have warp-specialised kernels, but not with dropout, and windows have none."""
+    block_mask: Any = create_block_mask(lambda b, h, i, j: j <= i, None, None, 100, 100, device="cpu").to("meta")
+    arguments: Any = {**dict(zip("qkv", qkv(2, 4, 100, 64, **HALF), strict=True)), "backend": "triton"}
+    with every_release_verified():
+        listed = flashjvp.explain(**arguments, attn_mask=block_mask, is_causal=True)
+        dropped = flashjvp.explain(**arguments, attn_mask=block_mask, dropout_p=0.5)
+        window = flashjvp.explain(**arguments, window=(3, 4))
+    assert listed.kernels == "warp-specialised" and listed.tiles.keys() >= {"forward", "backward_query"}
+    assert (dropped.kernels, dropped.why_not_faster) == ("portable", ("dropout",))
+    assert (window.kernels, window.why_not_faster) == ("portable", ("a window",))
 
 
 def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:

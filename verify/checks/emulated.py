@@ -6,6 +6,7 @@ that it compares.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,7 @@ from ..oracles.identities import Check
 from .against_float64 import against_float64
 from .finite_masks import finite_masks
 from .high import more_precise
+from .partial import block_masks
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -107,6 +109,15 @@ def high(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _emulated(more_precise, inputs, subject, ordered=False)
 
 
+def listed(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Block masks on warp-specialised kernels, without dq_accum and with it."""
+    found = []
+    for ordered in (True, False):
+        identities = _emulated(block_masks, inputs, subject, ordered=ordered)
+        found += [replace(x, quantity=f"{x.quantity}{'' if ordered else ', dq_accum'}") for x in identities]
+    return found
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -164,5 +175,6 @@ EMULATED: dict[str, Check] = {
     "per-tensor-scaling-in-order": scaled_in_order,
     "emulated-finite-masks": with_finite_masks,
     "high-scaling": high,
+    "emulated-block-masks": listed,
     "replayed": replayed,
 }

@@ -97,6 +97,9 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, "tf32", 64, 64, mask=kind) for kind in PARTIAL]
     extra += [Configuration(architecture, "half", 64, 64, "", mask=kind) for kind in PARTIAL]
     extra += [Configuration(architecture, "half", 64, 64, causal=True, mask="packed")]
+    extra += [Configuration(architecture, "half", d, d, mask="blocks", ordered=True) for d in (72, 96, 128)]
+    extra += [Configuration(architecture, "half", 96, 96, mask="blocks")]
+    extra += [Configuration(architecture, "half", 128, 128, "", mask="blocks")]
     return bases + extra
 
 

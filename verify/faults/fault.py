@@ -20,6 +20,7 @@ EMULATED_CHECKS = (
     "per-tensor-scaling-in-order",
     "emulated-finite-masks",
     "high-scaling",
+    "emulated-block-masks",
     "replayed",
 )
 
@@ -54,6 +55,8 @@ HOPPER_CASES = (
     Case("hopper_cotangent_o", **_ONE, m=40, n=50, d=64, dv=64, cotangents=("o",)),
     Case("hopper_q_t_alone", **_ONE, m=40, n=50, d=64, dv=64, tangents=("q",)),
     Case("hopper_64_large_mu", **_ONE, m=130, n=150, d=64, dv=64, kind="large_mu"),
+    Case("hopper_blocks", batch=(1,), q_heads=2, kv_heads=1, m=300, n=420, d=64, dv=64),
+    Case("hopper_blocks_128", **_ONE, m=270, n=300, d=128, dv=128),
     Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
     Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
 )  # fmt: skip

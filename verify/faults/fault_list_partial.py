@@ -6,6 +6,13 @@ VISIBLE, PLAN = "kernels/portable/visible.py", "backends/block_plan.py"
 STAGE: Stage = "windows, block masks"
 WIDE, LONG = "lengths_33_257", "lengths_257_33"
 
+HOPPER = "kernels/hopper/"
+
+
+def _listed(name: str, marker: str, statement: str, case: str = "hopper_blocks") -> Fault:
+    return Fault(f"block masks: {name}", STAGE, HOPPER + "listed.py", marker, statement, case, "emulated-block-masks")
+
+
 OF_PARTIAL = [
     Fault(
         "window starts a tile late", STAGE, VISIBLE, "start",
@@ -51,6 +58,41 @@ OF_PARTIAL = [
     Fault(
         "tiles: window off by one", STAGE, "backends/patterns.py", "return difference",
         "return ((difference >= self.low) & (difference < self.high))[None, None]", check="windows",
+    ),
+    Fault(
+        "quadrants of queries for keys", STAGE, PLAN, "of_columns",
+        "of_columns[partial] = _as_bits(quadrants.flatten(1))", "hopper_blocks", "emulated-block-masks",
+    ),
+    _listed(
+        "blocks of the first head", "place",
+        "place = (batch % entries) * heads * gl.cdiv(rows, BLOCK) + row0 // BLOCK",
+    ),
+    _listed("bitmaps of the other side", "words", "words = plan + gl.load(plan + (5 - OF + AT_WORDS))"),
+    _listed("first tile of a block for all", "return block", "return block * BLOCK", "hopper_blocks_128"),
+    _listed(
+        "bits of a block's first tile for all", "return load_mask_tile",
+        "return load_mask_tile((words, BLOCK, 0), consumer * CONSUMER_ROWS, tile * 0, COLUMNS)", "hopper_blocks_128",
+    ),
+    _listed(
+        "bits of the first consumer for both", "return load_mask_tile",
+        "return load_mask_tile((words, BLOCK, 0), 0, tile % (BLOCK // COLUMNS), COLUMNS)",
+    ),
+    _listed(
+        "first half of a block for both", "quadrants",
+        "quadrants = quadrants & 5", "hopper_blocks_128",
+    ),
+    _listed(
+        "consumers exchanged", "return quadrants",
+        "return quadrants != 0, (quadrants & 12) != 0, (quadrants & 3) != 0",
+    ),
+    _listed("d_q of a head's first tile", "before", "before = head * program.loop.end", "hopper_blocks_128"),
+    Fault(
+        "block masks: a key head for each query head", STAGE, HOPPER + "block_mask_forward.py", "block, loop",
+        "block, loop = query_block(M, N, heads, 1, KEYS, True)", "hopper_blocks", "emulated-block-masks",
+    ),
+    Fault(
+        "block masks: keys' gradients from one head of a group", STAGE, HOPPER + "block_mask_backward.py",
+        "block, loop", "block, loop = key_block(M, N, heads, 1, ROWS, False)", "hopper_blocks", "emulated-block-masks",
     ),
     Fault(
         "partial blocks left out", STAGE, PLAN, "partial",

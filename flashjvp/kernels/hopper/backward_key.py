@@ -126,16 +126,16 @@ def _tangent_tile(
 
 
 @gluon.jit
-def _consume(
+def consume(
     program, dq, consumer: gl.constexpr, CHUNKS: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr,
     REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
-    DQ_COLUMNS: gl.constexpr,
+    DQ_COLUMNS: gl.constexpr, stream: gl.constexpr = stream_queries,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     SUB_ROWS: gl.constexpr = program.pipeline.stats[0].shape[2] // SUB_TILES
     ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, SUB_ROWS)
-    accs, before, iteration = stream_queries(
+    accs, before, iteration = stream(
         ADD_TILE, accs, dq, register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT, SUB_TILES,
         DQ_COLUMNS,
     )  # fmt: skip
@@ -195,11 +195,11 @@ def backward_key_kernel(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
             (
-                _consume,
+                consume,
                 (program, dq, 0, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, BIAS_LAYOUT, DQ_COLUMNS),
             ),
             (
-                _consume,
+                consume,
                 (program, dq, 1, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, BIAS_LAYOUT, DQ_COLUMNS),
             ),
         ],

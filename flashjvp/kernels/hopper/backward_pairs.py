@@ -51,13 +51,24 @@ PIECE = gl.constexpr(64)  # columns of one copy: the tile of a pair is copied in
 
 
 @gluon.jit
-def _allocate_pairs(tensors, COUNT: gl.constexpr):
+def allocate_pairs(tensors, COUNT: gl.constexpr):
     """Shared memory for COUNT tiles of each pair of tensors."""
     tiles = ()
     for i in gl.static_range(len(tensors) // 2):
         x = tensors[2 * i]
         tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT, 1, 1, 2 * x.block_shape[2], 2 * PIECE], x.layout),)
     return tiles
+
+
+@gluon.jit
+def allocate_dq(accums, pipeline, done):
+    """`Dq` for the tiles of this pipeline."""
+    k, _v, k_t, _v_t = pipeline.resident
+    ROWS: gl.constexpr = pipeline.stats[0].shape[2]
+    DS_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS, 16)
+    ds_tiles = gl.allocate_shared_memory(k.dtype, [2 * BUFFER_STAGES, CONSUMER_ROWS, 2 * ROWS], DS_LAYOUT)
+    ready, free = make_barriers(BUFFER_STAGES, 2), make_barriers(BUFFER_STAGES, 2)
+    return Dq(accums, ds_tiles, ready, free, done, k, k_t)
 
 
 @gluon.jit
@@ -81,7 +92,7 @@ def _split_product(product):
 
 
 @gluon.jit
-def _load_pairs(streamed, pairs, stage, bar, batch, head, row, CHUNKS: gl.constexpr):
+def load_pairs(streamed, pairs, stage, bar, batch, head, row, CHUNKS: gl.constexpr):
     """As `load_chunks`, but two tensors are copied into one tile."""
     ROWS: gl.constexpr = streamed[0].block_shape[2]
     for i in gl.static_range(len(streamed)):
@@ -166,12 +177,13 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
 
 
 @gluon.jit
-def _consume(
-    program, dq, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr
-):
+def consume(
+    program, dq, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
+    stream: gl.constexpr = stream_queries,
+):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     accs, register_operands = begin(program, consumer)
-    accs, before, iteration = stream_queries(
+    accs, before, iteration = stream(
         _tile, accs, dq, register_operands, program, consumer, 1, CAUSAL, VARIES, BIAS_LAYOUT
     )
     if len(dq) > 0:
@@ -183,7 +195,8 @@ def _consume(
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_pairs_kernel(
-    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales, scale, M, N, heads, group,
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales, scale, M, N,
+    heads, group,
     DQ_ACCUM: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
     BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
@@ -198,15 +211,11 @@ def backward_pairs_kernel(
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
-    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, _allocate_pairs)
+    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, allocate_pairs)
     done = make_barriers(1, 2)
     dq = ()
     if DQ_ACCUM:
-        DS_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS, 16)
-        ds_tiles = gl.allocate_shared_memory(q.dtype, [2 * BUFFER_STAGES, CONSUMER_ROWS, 2 * ROWS], DS_LAYOUT)
-        ready, free = make_barriers(BUFFER_STAGES, 2), make_barriers(BUFFER_STAGES, 2)
-        k_tile, k_t_tile = pipeline.resident[0], pipeline.resident[2]
-        dq = Dq((d_q, d_q_t), ds_tiles, ready, free, done, k_tile, k_t_tile)
+        dq = allocate_dq((d_q, d_q_t), pipeline, done)
     fence_async_shared()
     program = Program(
         (d_k, d_k_t),
@@ -222,9 +231,9 @@ def backward_pairs_kernel(
     )
     gl.warp_specialize(
         [
-            (produce, (resident, streamed, (stats,), pipeline, block, loop, 1, _load_pairs)),
-            (_consume, (program, dq, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
-            (_consume, (program, dq, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (produce, (resident, streamed, (stats,), pipeline, block, loop, 1, load_pairs)),
+            (consume, (program, dq, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (consume, (program, dq, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

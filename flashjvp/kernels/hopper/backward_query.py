@@ -98,9 +98,9 @@ def _tangent_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, 
 
 
 @gluon.jit
-def _consume(
+def consume(
     program, stats, consumer: gl.constexpr, JVP: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
-    BIAS_LAYOUT: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr, stream: gl.constexpr = stream_keys,
 ):  # fmt: skip
     """A consumer: the gradients of 64 queries."""
     block = program.block
@@ -120,7 +120,7 @@ def _consume(
     if len(program.bias) > 0:
         rows = rows + (gl.load(program.bias[2] + head * padded + numbers)[:, None],)
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
-    accs, _rows = stream_keys(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT)
+    accs, _rows = stream(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT)
     store_results(program, scaled(accs, program.scale), consumer, CHUNKS, D_Q, 1)  # mutate: store_results
 
 
@@ -155,8 +155,8 @@ def backward_query_kernel(
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
-            (_consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
+            (consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
+            (consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

@@ -60,11 +60,14 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
 
 
 @gluon.jit
-def _consume(program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr):
+def consume(
+    program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
+    stream: gl.constexpr = stream_queries,
+):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     CHUNKS: gl.constexpr = len(program.outs) // 2
     accs, register_operands = begin(program, consumer)
-    accs, _before, _iteration = stream_queries(
+    accs, _before, _iteration = stream(
         _tile, accs, (), register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT
     )
     store_results(program, accs, consumer, CHUNKS, D_V, 2)
@@ -97,8 +100,8 @@ def backward_value_kernel(
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
-            (_consume, (program, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (consume, (program, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (consume, (program, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

@@ -2,8 +2,11 @@
 
 from torch import Tensor
 
+from ... import environment
+from ...backends.patterns import Listed
 from ...operands import Inputs
 from ..launch.call import Call, Maybe
+from ..launch.hopper_tables import MEASURED_MASKS
 
 NAMES = (*Inputs._fields, "the gradient of o", "the gradient of o_t")
 DENSE_WIDTH = 128  # the largest padded head dim of the kernels for all calls; above it are the wide ones
@@ -13,9 +16,9 @@ BLOCK = 128  # queries and keys of a mask that a program packs
 def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    One batch dim at most, head dims that 8 divides, no tangent of a mask, a positive scale, tensors that TMA can address:
-    the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed. Above DENSE_WIDTH
-    half types with tangents and without a mask.
+    One batch dim at most, head dims that 8 divides, no tangent of a mask, block masks of half types alone, a positive
+    scale, tensors that TMA can address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results,
+    whose rows are packed. Above DENSE_WIDTH half types with tangents and without a mask.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
@@ -32,6 +35,8 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     if call.seed is not None:
         return "dropout"
     if call.width > DENSE_WIDTH and (reason := _unwritten_wide(call, inputs)) is not None:
+        return reason
+    if isinstance(call.pattern, Listed) and (reason := _unwritten_listed(call)) is not None:
         return reason
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
@@ -53,9 +58,23 @@ def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
     found = {
         "float32": call.precision != "half",
         "no tangents or no cotangent of o_t": all(x is None for x in (inputs.q_t, inputs.k_t, inputs.v_t)),
-        "a mask": call.mask is not None,
+        "a mask": call.mask is not None or call.pattern is not None,
     }
     return next((f"{what} at head dims above {DENSE_WIDTH}" for what, is_given in found.items() if is_given), None)
+
+
+def _unwritten_listed(call: Call) -> str | None:
+    """What of a call with a block mask the kernels are not written for, or were not measured with."""
+    if call.precision == "tf32":
+        return "a block mask of float32 tensors"  # the scales would be those of rows that nobody sees, too
+    return _unmeasured(call, "a block mask")
+
+
+def _unmeasured(call: Call, what: str) -> str | None:
+    """That this release of Triton was not measured with masks of this kind; None if it was, or nothing runs here."""
+    if call.device.type != "cuda" or environment.triton_release() in MEASURED_MASKS:
+        return None
+    return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in MEASURED_MASKS)}"
 
 
 def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:
@@ -101,7 +120,9 @@ def _unserved_mask(call: Call) -> str | None:
     _, (_, (row, *_)), _ = call.mask
     if column == 0:
         return "an additive mask of one key for all"
-    return None if m * max(row, 1) + n < 1 << 31 else "a mask of too many queries and keys"
+    if m * max(row, 1) + n >= 1 << 31:
+        return "a mask of too many queries and keys"
+    return _unmeasured(call, "an additive mask")
 
 
 def is_boolean(mask: Maybe) -> bool:

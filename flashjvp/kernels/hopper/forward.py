@@ -146,9 +146,9 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
 
 
 @gluon.jit
-def _consume(
+def consume(
     program, statistics, consumer: gl.constexpr, CAUSAL: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
-    BIAS_LAYOUT: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr, stream: gl.constexpr = stream_keys,
 ):  # fmt: skip
     """A consumer: 64 queries."""
     outs, pipeline, block = program.outs, program.pipeline, program.block
@@ -161,7 +161,7 @@ def _consume(
     if JVP:
         state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
-    accs, state = stream_keys(
+    accs, state = stream(
         ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT, MASK_AHEAD=not JVP
     )
     rows = block.row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, ROW)
@@ -215,8 +215,8 @@ def forward_kernel(
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
-            (_consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
-            (_consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
+            (consume, (program, statistics, 0, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
+            (consume, (program, statistics, 1, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...backends.patterns import Listed
 from ...layout import empty_lse, empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
@@ -18,15 +19,41 @@ from .backward_preprocess import launch_preprocess
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
 from .bias import bias_of_call
+from .block_mask_backward import (
+    block_mask_key_kernel,
+    block_mask_pairs_kernel,
+    block_mask_query_kernel,
+    block_mask_value_kernel,
+)
+from .block_mask_forward import block_mask_forward_kernel
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
-from .packed_mask import PackedMask, pack
+from .packed_mask import pack
 from .per_tensor_scaling import KernelOperands, scale_tensors
 
 DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
 BLOCK_ROWS = 128  # rows of a program
 CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
+
+
+class Kernels(NamedTuple):
+    """The kernels of a call, by family. Where d_q is accumulated, `backward_key` does it."""
+
+    forward: Any
+    backward_query: Any
+    backward_key: Any
+    backward_value: Any
+    backward_pairs: Any
+
+
+DENSE = Kernels(
+    forward_kernel, backward_query_kernel, backward_key_kernel, backward_value_kernel, backward_pairs_kernel
+)
+BLOCK_MASK = Kernels(
+    block_mask_forward_kernel, block_mask_query_kernel, block_mask_key_kernel, block_mask_value_kernel,
+    block_mask_pairs_kernel,
+)  # fmt: skip
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -40,17 +67,12 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
     o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
-    streamed, packed_mask = (
-        described(call, tile.block_rows, k, v, k_t, v_t),
-        pack(call, by_keys=True, by_queries=False),
-    )
-    bias, bias_layout = bias_of_call(call)
-    args = (*resident, *streamed, *outs, lse, mu, packed_mask.by_keys, bias, given.tensor_scales)
-    flags: dict[str, Any] = {
-        "JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands, "VARIES": packed_mask.varies,
-        "BIAS_LAYOUT": bias_layout,
-    }  # fmt: skip
-    call.launch(forward_kernel, "forward", call.query_programs(BLOCK_ROWS), args, scale, **flags)
+    streamed = described(call, tile.block_rows, k, v, k_t, v_t)
+    seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
+    args = (*resident, *streamed, *outs, lse, mu, *seen.by_keys)
+    flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
+    programs = call.query_programs(BLOCK_ROWS)
+    call.launch(seen.kernels.forward, call.family("forward"), programs, args, scale, **flags, **seen.flags)
     return o, o_t, lse, mu
 
 
@@ -73,7 +95,8 @@ def backward(
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     apart = "backward_value" in tiles
     family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, of_queries and of_keys)
-    packed_mask = pack(call, by_keys=of_queries and not summed, by_queries=of_keys or of_values)
+    by_keys = of_queries and not summed
+    seen = _Seen.of(call, given.tensor_scales, log_l, by_keys=by_keys, by_queries=of_keys or of_values)
     grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
     if d_o_t is not None:
@@ -81,7 +104,7 @@ def backward(
     written = _written_to(inputs.q, grads, jvp)
     # Kernels that read nothing of the one before start early if that one has waited for the statistics.
     waited = of_keys or (of_values and not apart)
-    work = _Backward(given, stats, log_l, packed_mask, written, dq_accum, scale, waited)
+    work = _Backward(given, stats, seen, written, dq_accum, scale, waited)
     if family == "backward_pairs" and of_keys:
         work.pairs(tiles[family])
     elif waited:
@@ -109,13 +132,34 @@ def _zero_dq_accum(call: Call, stats: Tensor, tile: Pipeline) -> DqAccum:
     return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
+class _Seen(NamedTuple):
+    """The kernels of a call, and what they are told of its mask and of per-tensor scaling: their last arguments, for
+    tiles [queries, keys] and for tiles [keys, queries], and constants."""
+
+    kernels: Kernels
+    by_keys: tuple[Any, ...]
+    by_queries: tuple[Any, ...]
+    flags: dict[str, Any]
+
+    @classmethod
+    def of(cls, call: Call, tensor_scales: Maybe, *log_l: Maybe, by_keys: bool, by_queries: bool) -> "_Seen":
+        """Packs a boolean mask in the layouts that are asked for. The plan of a block mask has both. Kernels of
+        backward passes take `log_l`, too: there is one beside an additive mask."""
+        if isinstance(call.pattern, Listed):
+            return cls(BLOCK_MASK, call.plan, call.plan, {})
+        words = pack(call, by_keys, by_queries)
+        bias, layout = bias_of_call(call)
+        rest = (bias, *log_l, tensor_scales)
+        flags = {"VARIES": words.varies, "BIAS_LAYOUT": layout}
+        return cls(DENSE, (words.by_keys, *rest), (words.by_queries, *rest), flags)
+
+
 class _Backward(NamedTuple):
     """The launches of a backward pass, and what they share."""
 
     given: KernelOperands
     stats: Tensor
-    log_l: Maybe
-    packed_mask: PackedMask
+    seen: _Seen
     grads: Inputs
     dq_accum: DqAccum | None
     scale: float
@@ -132,7 +176,9 @@ class _Backward(NamedTuple):
         outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
         flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
-        self._of_keys(backward_pairs_kernel, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags)
+        self._of_keys(
+            self.seen.kernels.backward_pairs, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags
+        )
 
     def keys(self, family: str, tile: Pipeline, values: bool) -> None:
         """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are accumulators, adds to those."""
@@ -151,7 +197,7 @@ class _Backward(NamedTuple):
             "REGISTER_OPERANDS": tile.register_operands, "SUB_TILES": tile.sub_tiles,
             "BUFFER_STAGES": tile.buffer_stages,
         }  # fmt: skip
-        self._of_keys(backward_key_kernel, family, args, **flags)
+        self._of_keys(self.seen.kernels.backward_key, family, args, **flags)
 
     def values(self, tile: Pipeline) -> None:
         """Writes d_v and d_v_t."""
@@ -161,7 +207,7 @@ class _Backward(NamedTuple):
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
         args = (*resident, *streamed, self._statistics(tile), *_written(self.given, self.grads.v, self.grads.v_t))
-        self._of_keys(backward_value_kernel, "backward_value", args, STAGES=tile.stages)
+        self._of_keys(self.seen.kernels.backward_value, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
@@ -170,26 +216,20 @@ class _Backward(NamedTuple):
             self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t),
             self._described(tile.block_rows, k, v, k_t, v_t),
         )
-        args = (
-            *resident,
-            *streamed,
-            self.stats,
-            *_written(self.given, self.grads.q, self.grads.q_t),
-            self.packed_mask.by_keys,
-        )
+        outs = _written(self.given, self.grads.q, self.grads.q_t)
+        args = (*resident, *streamed, self.stats, *outs, *self.seen.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
-        self._launch(backward_query_kernel, "backward_query", self.given.call.query_programs(BLOCK_ROWS), args, **flags)
+        programs = self.given.call.query_programs(BLOCK_ROWS)
+        self._launch(self.seen.kernels.backward_query, "backward_query", programs, args, **flags)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
         self._launch(
-            kernel, family, self.given.call.key_programs(BLOCK_ROWS), (*args, self.packed_mask.by_queries), **flags
+            kernel, family, self.given.call.key_programs(BLOCK_ROWS), (*args, *self.seen.by_queries), **flags
         )  # mutate: self._launch
 
     def _launch(self, kernel: Any, family: str, programs: int, args: tuple[Any, ...], **flags: Any) -> None:
-        bias, bias_layout = bias_of_call(self.given.call)
-        flags |= {"VARIES": self.packed_mask.varies, "BIAS_LAYOUT": bias_layout}
-        args = (*args, bias, self.log_l, self.given.tensor_scales)
-        self.given.call.launch(kernel, family, programs, args, self.scale, launch_pdl=self.waited, **flags)
+        call, flags = self.given.call, {**flags, **self.seen.flags}
+        call.launch(kernel, call.family(family), programs, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _described(self, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
         return described(self.given.call, rows, *tensors)

@@ -56,33 +56,79 @@ def _resident(pipeline, register_operands, consumer, iteration, CHUNKS: gl.const
 
 
 @gluon.jit
+def stage_of(pipeline, iteration):
+    """The stage of an iteration, and what `barrier_of` gives of it: whether it is full."""
+    return iteration % pipeline.full.shape[0], barrier_of(pipeline.full, iteration)
+
+
+@gluon.jit
+def add_keys(
+    add_tile: gl.constexpr, accs, state, register_operands, program, mask, bias, row, tile, iteration, full,
+    consumer: gl.constexpr, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """One iteration of resident queries: awaits its keys, adds them, and frees their stage. `full`
+    comes from `stage_of`."""
+    pipeline = program.pipeline
+    stage, passed = full
+    bar, phase = passed
+    mbarrier.wait(bar, phase)
+    resident = _resident(pipeline, register_operands, consumer, iteration, CHUNKS)
+    streamed = by_tensor(streamed_rows(pipeline.streamed, stage), CHUNKS)
+    inputs = Inputs(resident, streamed, (), mask, bias, passed)
+    accs, state = add_tile(by_tensor(accs, CHUNKS), state, inputs, program, row, tile, CAUSAL, MASKED)
+    mbarrier.arrive(pipeline.empty.index(stage), count=1)
+    return accs, state
+
+
+@gluon.jit
+def add_queries(
+    add_tile: gl.constexpr, accs, dq, register_operands, program, masks, biases, tile, iteration, before, full,
+    consumer: gl.constexpr, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, SUB_TILES: gl.constexpr,
+    DQ_COLUMNS: gl.constexpr,
+):  # fmt: skip
+    """One iteration of resident keys: awaits its queries, adds them piece by piece, and frees their stage."""
+    pipeline = program.pipeline
+    ROWS: gl.constexpr = pipeline.stats[0].shape[2] // SUB_TILES
+    stage, passed = full
+    bar, phase = passed
+    mbarrier.wait(bar, phase)
+    resident = _resident(pipeline, register_operands, consumer, iteration, CHUNKS)
+    for i in gl.static_range(SUB_TILES):
+        streamed = by_tensor(sub_tile_rows(streamed_rows(pipeline.streamed, stage), i, SUB_TILES), CHUNKS)
+        stats = pipeline.stats[0].index(stage).slice(i * ROWS, ROWS, 1)
+        inputs = Inputs(resident, streamed, stats, masks[i], biases[i], passed)
+        accs = add_tile(
+            by_tensor(accs, CHUNKS), dq, inputs, program,
+            # in place: an assignment would make tensors of its constants
+            Position(tile * SUB_TILES + i, iteration, before, i, SUB_TILES), consumer, CAUSAL, DQ_COLUMNS,
+        )  # fmt: skip
+    mbarrier.arrive(pipeline.empty.index(stage), count=1)
+    return accs
+
+
+@gluon.jit
 def _stream_keys(
     add_tile: gl.constexpr, accs, state, register_operands, program, first, end, consumer: gl.constexpr,
     CHUNKS: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr, MASK_AHEAD: gl.constexpr,
     BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """`stream_keys` for the tiles from `first` until before `end`, MASKED by position or not."""
-    pipeline, packed_mask = program.pipeline, program.mask
-    KEYS: gl.constexpr = pipeline.streamed[0].shape[3]
-    STAGES: gl.constexpr = pipeline.full.shape[0]
+    packed_mask = program.mask
+    KEYS: gl.constexpr = program.pipeline.streamed[0].shape[3]
     row = program.block.row0 + consumer * CONSUMER_ROWS
     next_mask = load_mask_tile(packed_mask, row, gl.minimum(first, end - 1), KEYS) if MASK_AHEAD else ()
     for tile in range(first, end):
-        stage = tile % STAGES
-        passed = barrier_of(pipeline.full, tile)
+        full = stage_of(program.pipeline, tile)
         if MASK_AHEAD:
             mask = next_mask
             next_mask = load_mask_tile(packed_mask, row, gl.minimum(tile + 1, end - 1), KEYS)  # mutate: next_mask
         else:
             mask = load_mask_tile(packed_mask, row, tile, KEYS)
         bias = bias_by_key(program.bias, row, tile, program.M, program.N, KEYS, BIAS_LAYOUT, MASKED)
-        bar, phase = passed
-        mbarrier.wait(bar, phase)
-        resident = _resident(pipeline, register_operands, consumer, tile, CHUNKS)
-        streamed = by_tensor(streamed_rows(pipeline.streamed, stage), CHUNKS)
-        inputs = Inputs(resident, streamed, (), mask, bias, passed)
-        accs, state = add_tile(by_tensor(accs, CHUNKS), state, inputs, program, row, tile, CAUSAL, MASKED)
-        mbarrier.arrive(pipeline.empty.index(stage), count=1)
+        accs, state = add_keys(
+            add_tile, accs, state, register_operands, program, mask, bias, row, tile, tile, full, consumer, CHUNKS,
+            CAUSAL, MASKED,
+        )  # fmt: skip
     return accs, state
 
 
@@ -120,9 +166,8 @@ def stream_queries(
     `dq` and DQ_COLUMNS are for `add_tile` (dq_accum.py). Returns the accumulators, the last tile (among those of all
     heads) and the number of iterations.
     """
-    pipeline, block, loop = program.pipeline, program.block, program.loop
-    ROWS: gl.constexpr = pipeline.stats[0].shape[2] // SUB_TILES
-    STAGES: gl.constexpr = pipeline.full.shape[0]
+    block, loop = program.block, program.loop
+    ROWS: gl.constexpr = program.pipeline.stats[0].shape[2] // SUB_TILES
     iteration = 0
     before = (block.batch * loop.query_heads + loop.head) * loop.end + loop.first
     if len(dq) > 0:
@@ -131,8 +176,7 @@ def stream_queries(
         head = loop.head + member
         packed_mask = packed_by_query(program.mask, block.batch, head, loop.query_heads, program.M, program.N, VARIES)
         for tile in range(loop.first, loop.end):
-            stage = iteration % STAGES
-            passed = barrier_of(pipeline.full, iteration)
+            full = stage_of(program.pipeline, iteration)
             bias = bias_of_head(program.bias, block.batch, head)
             masks, biases = (), ()
             for i in gl.static_range(SUB_TILES):
@@ -144,19 +188,10 @@ def stream_queries(
                         ROWS, BIAS_LAYOUT,
                     ),
                 )  # fmt: skip
-            bar, phase = passed
-            mbarrier.wait(bar, phase)
-            resident = _resident(pipeline, register_operands, consumer, iteration, CHUNKS)
-            for i in gl.static_range(SUB_TILES):
-                streamed = by_tensor(sub_tile_rows(streamed_rows(pipeline.streamed, stage), i, SUB_TILES), CHUNKS)
-                stats = pipeline.stats[0].index(stage).slice(i * ROWS, ROWS, 1)
-                inputs = Inputs(resident, streamed, stats, masks[i], biases[i], passed)
-                accs = add_tile(
-                    by_tensor(accs, CHUNKS), dq, inputs, program,
-                    # in place: an assignment would make tensors of its constants
-                    Position(tile * SUB_TILES + i, iteration, before, i, SUB_TILES), consumer, CAUSAL, DQ_COLUMNS,
-                )  # fmt: skip
-            mbarrier.arrive(pipeline.empty.index(stage), count=1)
+            accs = add_queries(
+                add_tile, accs, dq, register_operands, program, masks, biases, tile, iteration, before, full, consumer,
+                CHUNKS, CAUSAL, SUB_TILES, DQ_COLUMNS,
+            )  # fmt: skip
             if len(dq) > 0:
                 # mutate: before
                 before = (block.batch * loop.query_heads + loop.head + member) * loop.end + tile

@@ -43,7 +43,7 @@ class Program(NamedTuple):
 
     outs: Any  # descriptors of the results
     pipeline: Any
-    mask: Any  # the packed mask, as the kernel's mainloop takes it, or ()
+    mask: Any  # the packed mask or (the plan of a block mask,), as the kernel's mainloop takes it, or ()
     bias: Any  # the additive mask, likewise (bias.py)
     tensor_scales: Any  # (numbers of per-tensor scaling,), or ()
     block: Any
@@ -213,6 +213,26 @@ def load_chunks(streamed, tiles, stage, bar, batch, head, row, CHUNKS: gl.conste
 
 
 @gluon.jit
+def load_stage(
+    streamed, stats, pipeline, iteration, batch, head, query_heads, row, CHUNKS: gl.constexpr,
+    load_streamed: gl.constexpr,
+):  # fmt: skip
+    """Starts the copies of the tiles of an iteration, the rows from `row` on of one head, once their stage is free."""
+    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    BYTES: gl.constexpr = bytes_of(pipeline.streamed, streamed) + len(stats) * STATISTICS * ROWS * 4
+    STAGES: gl.constexpr = pipeline.full.shape[0]
+    stage = iteration % STAGES
+    bar = pipeline.full.index(stage)
+    empty, phase = barrier_of(pipeline.empty, iteration)
+    mbarrier.wait(empty, phase ^ 1)  # mutate: mbarrier.wait
+    mbarrier.expect(bar, BYTES)
+    load_streamed(streamed, pipeline.streamed, stage, bar, batch, head, row, CHUNKS)
+    if len(stats) > 0:
+        number = batch * query_heads + head  # mutate: number
+        load_tile(stats[0], [number * STATISTICS, row], bar, pipeline.stats[0].index(stage))
+
+
+@gluon.jit
 def produce(
     resident, streamed, stats, pipeline, block, loop, CHUNKS: gl.constexpr, load_streamed: gl.constexpr = load_chunks
 ):
@@ -221,20 +241,12 @@ def produce(
     `stats`, if it is given, holds the statistics of the streamed rows, [batch * heads * 4, rows].
     """
     ROWS: gl.constexpr = streamed[0].block_shape[2]
-    BYTES: gl.constexpr = bytes_of(pipeline.streamed, streamed) + len(stats) * STATISTICS * ROWS * 4
-    STAGES: gl.constexpr = pipeline.full.shape[0]
     load_resident(resident, pipeline, block, CHUNKS)
     iteration = 0
     for member in range(loop.heads):
         for tile in range(loop.first, loop.end):
-            stage = iteration % STAGES
-            bar = pipeline.full.index(stage)
-            empty, phase = barrier_of(pipeline.empty, iteration)
-            mbarrier.wait(empty, phase ^ 1)  # mutate: mbarrier.wait
-            mbarrier.expect(bar, BYTES)
-            head = loop.head + member
-            load_streamed(streamed, pipeline.streamed, stage, bar, block.batch, head, tile * ROWS, CHUNKS)
-            if len(stats) > 0:
-                number = block.batch * loop.query_heads + head  # mutate: number
-                load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, pipeline.stats[0].index(stage))
+            load_stage(
+                streamed, stats, pipeline, iteration, block.batch, loop.head + member, loop.query_heads, tile * ROWS,
+                CHUNKS, load_streamed,
+            )  # fmt: skip
             iteration += 1

@@ -9,7 +9,8 @@ replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTo
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
-MEASURED_WIDE; with another one they must pass selfcheck.py. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
+MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
+alone. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
 registers: the ptxas of that release copies them for each product.
 """
 
@@ -32,6 +33,7 @@ DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
+MEASURED_MASKS: tuple[Release, ...] = ((3, 6),)
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
 REGISTER_OPERANDS = {

@@ -64,9 +64,9 @@ def _entries(plan, section, batch, head, blocks, number):
     entries = tl.load(plan)
     heads = tl.load(plan + 1)
     place = ((batch % entries) * heads + head % heads) * blocks + number  # mutate: place
-    ends = plan + tl.load(plan + section) + place
+    ends = plan + tl.load(plan + section) + place * 2
     first = tl.load(ends)
-    return plan + first, (tl.load(ends + 1) - first) // 2 * BLOCK
+    return plan + first, (tl.load(ends + 2) - first) // 3 * BLOCK
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def keys_at(i, full, seen):
     else:
         entries, bits, in_block, _ = seen
         number, place = _in_blocks(i)
-        entry = entries + number * 2
+        entry = entries + number * 3
         n0 = tl.load(entry) * BLOCK + place
         part = tl.load(entry + 1)
         words = bits + part.to(tl.int64) * (BLOCK * WORDS)
@@ -119,7 +119,7 @@ def queries_at(i, full, seen):
     else:
         entries, bits, in_block, _ = seen
         number, place = _in_blocks(i)
-        entry = entries + number * 2
+        entry = entries + number * 3
         m0 = tl.load(entry) * BLOCK + place
         part = tl.load(entry + 1)
         words = bits + part.to(tl.int64) * (BLOCK * WORDS)
