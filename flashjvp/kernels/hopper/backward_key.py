@@ -188,7 +188,9 @@ def backward_key_kernel(
         k_tiles, k_t_tiles = pipeline.resident[:CHUNKS], pipeline.resident[2 * CHUNKS : 3 * CHUNKS]
         dq = allocate((d_q, d_q_t), k_tiles, k_t_tiles, ROWS, SUB_TILES, BUFFER_STAGES)
     fence_async_shared()
-    program = Program(outs, pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(
+        outs, pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N
+    )
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),

@@ -183,7 +183,8 @@ def _consume(
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_pairs_kernel(
-    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales, scale, M, N, heads, group,
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales,
+    scale, M, N, heads, group,
     DQ_ACCUM: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
     BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
@@ -208,7 +209,18 @@ def backward_pairs_kernel(
         k_tile, k_t_tile = pipeline.resident[0], pipeline.resident[2]
         dq = Dq((d_q, d_q_t), ds_tiles, ready, free, done, k_tile, k_t_tile)
     fence_async_shared()
-    program = Program((d_k, d_k_t), pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(
+        (d_k, d_k_t),
+        pipeline,
+        optional(mask),
+        bias_operand(bias, log_l),
+        optional(tensor_scales),
+        block,
+        loop,
+        scale,
+        M,
+        N,
+    )
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, 1, _load_pairs)),

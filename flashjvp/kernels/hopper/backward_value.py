@@ -60,9 +60,7 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
 
 
 @gluon.jit
-def _consume(
-    program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr
-):
+def _consume(program, consumer: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr):
     """A consumer: the gradients of 64 keys."""
     CHUNKS: gl.constexpr = len(program.outs) // 2
     accs, register_operands = begin(program, consumer)
@@ -93,7 +91,9 @@ def backward_value_kernel(
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
     pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
     fence_async_shared()
-    program = Program(outs, pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N)
+    program = Program(
+        outs, pipeline, optional(mask), bias_operand(bias, log_l), optional(tensor_scales), block, loop, scale, M, N
+    )
     gl.warp_specialize(
         [
             (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),

@@ -12,8 +12,8 @@ BLOCK = 128  # queries and keys of a mask that a program packs
 def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    One batch dim at most, head dims that 8 divides, no tangent of a mask, a positive scale, tensors that TMA can address:
-    the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed.
+    One batch dim at most, head dims that 8 divides, no tangent of a mask, a positive scale, tensors that TMA can
+    address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results, whose rows are packed.
     """
     return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
 
