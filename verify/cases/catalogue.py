@@ -53,7 +53,9 @@ def _cases() -> list[Case]:
             "mask_dims_128_additive", **line | {"m": 140, "n": 160, "d": 128, "dv": 128}, mask="additive",
             mask_shape="per_key",
         ),
-        Case("mask_dims_128_causal", **line | {"m": 70, "n": 141, "d": 128, "dv": 128}, mask="additive", is_causal=True),
+        Case(
+            "mask_dims_128_causal", **line | {"m": 70, "n": 141, "d": 128, "dv": 128}, mask="additive", is_causal=True,
+        ),
         Case("mqa_dims_64_causal", **line | {"q_heads": 3, "m": 140, "n": 150, "d": 64, "dv": 64}, is_causal=True),
         Case("mqa_dims_192_causal", **line | {"q_heads": 3, "m": 70, "n": 150, "d": 192, "dv": 192}, is_causal=True),
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),

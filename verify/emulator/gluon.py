@@ -10,7 +10,6 @@ are contracted with the sum that they enter. Layouts mean nothing here: only the
 import importlib
 import inspect
 import math
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from flashjvp.kernels.tiles import Operand
 
+from . import assembly
 from .contraction import Contracted
 from .machine import RUNNING, Barrier, EmulationError, Program, Shared
 
@@ -165,29 +165,6 @@ def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
     pointer.memory.view(-1)[pointer.offsets[mask]] = value[mask]
 
 
-def _asm(text: str, constraints: str, args: Sequence[Tensor], *rest: object, **options: object) -> Tensor:
-    """Of assembly only what the kernels have: selections, products in branches, and numbers as they are."""
-    if text == "mov.u32 $0, $1;":
-        return args[0]
-    if "movmatrix" in text:  # of squares, [warp, half, row, group, column]
-        return args[0].transpose(2, 4)
-    if "setp.lt.s32 p, $1, $2" in text:
-        return torch.where(args[0] < args[1], args[2], args[3])
-    if "selp.f32 $0, $1, $2, p" in text:
-        return torch.where((args[2] & args[3]) != 0, args[0], args[1])
-    if "vote.sync.any.pred p, p, -1" in text:
-        return _times_unless_one(text, *args)
-    raise EmulationError(f"assembly that is not known here: {text}")
-
-
-def _times_unless_one(text: str, x: Tensor, factor: Tensor) -> Tensor:
-    """Of 64 rows a warp has 16, and a thread two that are 8 apart: it asks for factors by the number of an operand."""
-    asked = [int(operand) // 2 % 2 for operand in re.findall(r"setp\S+ p, \$(\d+)", text)]
-    other = torch.stack([factor.reshape(4, 2, 8)[:, half] != 1 for half in asked]).any(0).any(1)
-    multiplies = other if "@!p bra" in text else ~other
-    return torch.where(multiplies.repeat_interleave(16)[:, None], x * factor, x)
-
-
 def _atomic_add(pointer: Pointer, value: Tensor, sem: str) -> None:
     with RUNNING[-1].atomics:
         pointer.memory.view(-1).index_add_(0, pointer.offsets.expand(value.shape).reshape(-1), value.reshape(-1))
@@ -253,7 +230,7 @@ def _modules() -> dict[str, ModuleType]:
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), log2=torch.log2,
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         multiple_of=lambda x, values: x, cast=lambda x, dtype: x, load=_load, store=_store,
-        atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
+        atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=assembly.run,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
         NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout,
         float32=torch.float32, int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16,

@@ -14,7 +14,9 @@ def _additive(
 
 
 OF_BIAS = [
-    _additive("that of the first head for all", BIAS, "offset", "offset = batch.to(gl.int64) * ((batch_stride - 3) >> 1)"),
+    _additive(
+        "that of the first head for all", BIAS, "offset", "offset = batch.to(gl.int64) * ((batch_stride - 3) >> 1)",
+    ),
     _additive("scaled like the products", BIAS, "return s bias", "return (s + bias.to(gl.float32)) * scale"),
     _additive("rows of the first query for all", BIAS, "offsets", "offsets = gl.minimum(query, 0) * row_stride"),
     _additive("transposed twice", BIAS, "key, query", "key, query = column, row"),

@@ -195,8 +195,8 @@ def consume(
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_pairs_kernel(
-    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales, scale, M, N,
-    heads, group,
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, d_q, d_q_t, mask, bias, log_l, tensor_scales,
+    scale, M, N, heads, group,
     DQ_ACCUM: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr,
     BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip

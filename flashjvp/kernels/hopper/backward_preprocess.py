@@ -80,8 +80,8 @@ def preprocess_kernel(
 
 
 def launch_preprocess(given: KernelOperands, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe) -> tuple[Tensor, Maybe]:
-    """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros. And with an additive
-    mask log(l) * log2(e), [batch * heads, M rounded up to 128]."""
+    """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros. And with an
+    additive mask log(l) * log2(e), [batch * heads, M rounded up to 128]."""
     call, (d_o, d_o_t), tensor_scales = given.call, given.cotangents, given.tensor_scales
     rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads
     make = lse.new_empty if d_o_t is not None else lse.new_zeros

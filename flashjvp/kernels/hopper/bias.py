@@ -56,8 +56,8 @@ def bias_of_head(bias, batch, head):
 
 @gluon.constexpr_function
 def _in_squares(groups):
-    """The layout of a [64, 8 * groups] accumulator as squares, [warp, half, row, group, column]. A warp has 16 rows, and
-    a thread of each square two columns of a row."""
+    """The layout of a [64, 8 * groups] accumulator as squares, [warp, half, row, group, column]. A warp has 16 rows, a
+    thread of each square two columns of a row."""
     registers = [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]] + [[0, 0, 0, 1 << i, 0] for i in range(groups.bit_length() - 1)]
     lanes = [[0, 0, 0, 0, 2], [0, 0, 0, 0, 4], [0, 0, 1, 0, 0], [0, 0, 2, 0, 0], [0, 0, 4, 0, 0]]
     warps = [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0]]
@@ -142,10 +142,7 @@ def load_bias_by_query(bias, number, row0, tile, M, N, COLUMNS: gl.constexpr, BI
             first = gl.multiple_of(first, 16)
         rows = first + _row_offsets(tile * COLUMNS + (group * 8 + query), M, bias[1], ALIGNED)
         pointers = rows + (warp * 16 + half * 8 + key)
-        if ALIGNED:
-            exists = row0 // 8 + (warp * 2 + half) < N // 8
-        else:
-            exists = row0 + (warp * 16 + half * 8 + key) < N
+        exists = row0 // 8 + (warp * 2 + half) < N // 8 if ALIGNED else row0 + (warp * 16 + half * 8 + key) < N
         log_l = bias[2] + (number.to(gl.int64) * (gl.cdiv(M, 128) * 128) + tile * COLUMNS)  # mutate: log_l
         return gl.load(pointers, mask=exists, other=float("-inf")), log_l  # mutate: return gl load
 

@@ -36,8 +36,9 @@ RESCALE_THRESHOLD = gl.constexpr(8.0)
 @gluon.constexpr_function
 def _subtracts_first(dtype):
     """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
-    1, which types with more digits than bfloat16 need, and scores with an additive mask, which may be large. Otherwise it is 1 up to the rounding of the scaled maximum, the
-    same for all keys of a row; that takes one instruction a score less."""
+    1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
+    same for all keys of a row; that takes one instruction a score less. With an additive mask it is subtracted first in
+    all types, since scores may be large."""
     return dtype != gl.bfloat16
 
 

@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from .bias import bias_of_head, bias_by_key, load_bias_by_query
+from .bias import bias_by_key, bias_of_head, load_bias_by_query
 from .blocks import CONSUMER_ROWS, unmasked_tiles
 from .chunks import by_tensor, zeros
 from .dq_accum import store_zeros

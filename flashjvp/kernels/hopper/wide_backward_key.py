@@ -35,7 +35,7 @@ def _tile_of_scores(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, tile, 0, TILE)
+        p = where_causal(p, tile, program, 0, TILE)
     mu = row_statistic(inputs.stats, MU, TILE)
     return add_gradients_from_scores(accs, p, s_t, program.scale, mu, inputs, 0)
 

@@ -52,7 +52,7 @@ def _tile_of_s(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     release_first(inputs)
     p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
     if CAUSAL:
-        p = where_causal(p, program.block.row0, tile, 0, TILE)
+        p = where_causal(p, tile, program, 0, TILE)
     store_numbers(inputs, p)
     give(inputs, P)
     weights = left_operands(p.to(q[0].dtype), G)

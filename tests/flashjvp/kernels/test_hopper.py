@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,9 +13,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-import flashjvp
 from flashjvp.kernels.launch.hopper_tables import PIPELINES as TABLES
 from flashjvp.kernels.launch.schedule import padded_width
+from tests.flashjvp.kernels.additive_cases import ADDITIVE, PLAIN
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
@@ -25,7 +24,6 @@ from verify.emulator.machine import EmulationError
 from verify.oracles.attention import dense64, dense_same_type, run
 
 ROOT = Path(__file__).resolve().parents[3]
-PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
 CASES = (
     Case("square", batch=(1,), m=128, n=128, d=64, dv=64),
     Case("ragged_64", batch=(2,), m=200, n=150, d=64, dv=64),
@@ -105,23 +103,7 @@ CASES = (
     Case("mask_causal_128", batch=(1,), q_heads=1, kv_heads=1, m=150, n=140, d=128, dv=128, mask="bool",
          is_causal=True),
     Case("mask_no_batch", batch=(), q_heads=2, kv_heads=2, m=40, n=90, d=64, dv=64, mask="bool"),
-    Case("additive_64", batch=(2,), q_heads=2, kv_heads=2, m=200, n=150, d=64, dv=64, mask="additive"),
-    Case("additive_128", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=128, dv=128, mask="additive"),
-    Case("additive_72", batch=(1,), q_heads=2, kv_heads=1, m=150, n=133, d=72, dv=72, mask="additive"),
-    Case("additive_96", batch=(1,), q_heads=1, kv_heads=1, m=70, n=128, d=96, dv=96, mask="additive",
-         mask_shape="per_head"),
-    Case("additive_float32_aligned", batch=(2,), q_heads=4, kv_heads=2, m=90, n=144, d=64, dv=64,
-         mask="additive_float32", mask_shape="per_head"),
-    Case("additive_causal_128", batch=(2,), q_heads=2, kv_heads=1, m=150, n=140, d=128, dv=128, mask="additive",
-         mask_shape="matrix", is_causal=True),
-    Case("additive_empty_rows", batch=(2,), q_heads=1, kv_heads=1, m=140, n=150, d=64, dv=64, mask="additive",
-         mask_shape="empty_rows"),
-    Case("additive_per_key_plain", batch=(2,), q_heads=1, kv_heads=1, m=140, n=200, d=128, dv=128, mask="additive",
-         mask_shape="per_key", **PLAIN),
-    Case("additive_per_batch_plain", batch=(2,), q_heads=2, kv_heads=1, m=130, n=160, d=64, dv=64,
-         mask="additive_float32", mask_shape="per_batch", **PLAIN),
-    Case("additive_causal_plain", batch=(1,), q_heads=1, kv_heads=1, m=200, n=130, d=72, dv=72, mask="additive",
-         mask_shape="empty_rows", is_causal=True, **PLAIN),
+    *ADDITIVE,
 )  # fmt: skip
 NOT_SERVED = (
     Case("v_t_alone", batch=(1,), m=64, n=70, d=64, dv=64, tangents=("v",)),
@@ -237,44 +219,6 @@ def test_other_calls_take_the_other_kernels(case: Case) -> None:
     exact = dense64(inputs)
     budgets = budget(inputs, exact, dense_same_type(inputs))
     assert not [row for row in check(results, exact, budgets) if not row.ok]
-
-
-@interpreted
-@pytest.mark.parametrize("d", [64, 72, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-def test_what_an_additive_mask_hides_or_has_beside_it_is_not_seen(dtype: torch.dtype, d: int) -> None:
-    """NaN where keys come after the query, and in memory between rows and heads."""
-    case = Case("nan", batch=(1,), q_heads=2, kv_heads=1, m=150, n=170, d=d, dv=d, is_causal=True)
-    inputs = make_inputs(case, dtype)
-    around = torch.full((3, 190, 200), torch.nan, dtype=dtype)
-    bias = around[1:, 3:153, 7:177]
-    bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
-    seen = bias.tril().clone()
-    bias.masked_fill_(torch.ones(bias.shape, dtype=torch.bool).triu(1), torch.nan)
-    exact = dense64(replace(inputs, mask=seen))
-    budgets = budget(inputs, exact, dense_same_type(replace(inputs, mask=seen)))
-    with emulated(), pipelines_in_use(False) as launched:
-        results = run(replace(inputs, mask=bias), "triton")
-    assert "forward" in launched
-    assert not [row for row in check(results, exact, budgets) if not row.ok]
-
-
-@interpreted
-def test_the_gradient_of_an_additive_mask_comes_beside_the_others() -> None:
-    """From a portable kernel, which a tangent of the mask keeps for all gradients."""
-    inputs = make_inputs(Case("learned", batch=(2,), q_heads=2, kv_heads=1, m=70, n=90, d=64, dv=64), torch.float32)
-    bias = torch.randn(2, 70, 90, generator=torch.Generator().manual_seed(0))
-
-    def gradients(backend: str) -> tuple[torch.Tensor, ...]:
-        given = (inputs.q, inputs.k, inputs.v, inputs.q_t, inputs.k_t, inputs.v_t, bias)
-        leaves = [x.detach().requires_grad_() for x in given if x is not None]
-        outputs = flashjvp.attention_jvp(*leaves, enable_gqa=True, backend=backend)  # type: ignore[arg-type, misc]
-        return torch.autograd.grad(outputs, leaves, [inputs.d_o, inputs.d_o_t])
-
-    with emulated(), pipelines_in_use(True) as launched:
-        found = gradients("triton")
-    assert set(launched) == {"forward", "backward_key", "backward_query"}
-    torch.testing.assert_close(found, gradients("reference"), rtol=1e-4, atol=1e-4)
 
 
 @interpreted

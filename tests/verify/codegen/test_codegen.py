@@ -9,7 +9,7 @@ import pytest
 
 from verify.codegen import command
 from verify.codegen.command import SHARED_BYTES, compiled, fault
-from verify.codegen.configuration import HEAD_DIMS, PARTIAL, Configuration, Kernel, sample
+from verify.codegen.configuration import ADDITIVE, HEAD_DIMS, PARTIAL, Configuration, Kernel, sample
 from verify.codegen.worker import in_loops, of_sass, overwritten
 
 GOOD = Kernel("sm_90", "half", 64, 64, family="forward", tile="64x64x4x3", registers=210, tensor_core=24)
@@ -100,7 +100,7 @@ def test_the_sample_has_every_head_dim_kind_and_option() -> None:
     assert len(set(chosen)) == len(chosen)
     assert {(c.kind, c.d) for c in chosen} >= {("half", d) for d in HEAD_DIMS} | {("tf32", 64), ("ieee", 256)}
     assert {c.tangents for c in chosen} >= {"", "q", "k", "v", "qkv"}
-    assert {c.mask for c in chosen} == {"", "bool", "additive", "learned", "dropout", *PARTIAL}
+    assert {c.mask for c in chosen} == {"", "bool", *ADDITIVE, "learned", "dropout", *PARTIAL}
     assert any(c.causal and c.mask for c in chosen) and any(c.group > 1 for c in chosen)
     assert any(c.d != c.dv for c in chosen)
 
