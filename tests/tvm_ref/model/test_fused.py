@@ -178,7 +178,7 @@ FAULTS = [
     ("heads", "of_weight += d_t * n_t", "pass", "heads"),
     ("heads", "- 2 * a * s * r", "- a * s * r", "heads"),
     ("heads", "(dn_t * a + x_t * s) * r", "dn_t * a * r", "heads"),
-    ("heads", "_store(dqkv, packed, d, inside)", "_store(dqkv, packed, 2 * d, inside)", "heads"),
+    ("heads", "_load(dv, single, inside), inside)", "2 * _load(dv, single, inside), inside)", "heads"),
     ("heads", "row // H * 3 * H", "row // H * 2 * H", "heads"),
 ]
 

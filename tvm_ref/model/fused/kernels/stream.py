@@ -25,8 +25,8 @@ def _store(pointer, at, value, inside):
 
 
 @triton.jit
-def _add_three(a, b, c, d, e, f):
-    return a + d, b + e, c + f
+def _add_two(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -83,8 +83,28 @@ def stream_forward_kernel(
 
 
 @triton.jit
-def _add_two(a, b, c, d):
-    return a + c, b + d
+def _through_norm(row, dn, C, eps):
+    """n, and the gradient of the row that comes from dn."""
+    squares, along = tl.reduce((row * row, dn * row), 0, _add_two)
+    r = tl.rsqrt(squares / C + eps)
+    n = row * r
+    return n, r * (dn - n * (along * r / C))
+
+
+@triton.jit
+def _through_dual_norm(row, row_t, dn, dn_t, C, eps):
+    """n and n_t, and the gradients of the row and of its tangent that come from dn and dn_t."""
+    squares, slope, along, along_t, across = tl.reduce(
+        (row * row, row * row_t, dn * row, dn_t * row, dn_t * row_t), 0, _add_five
+    )
+    r = tl.rsqrt(squares / C + eps)
+    n = row * r
+    a = slope * r / C  # mean(n y_t)
+    s = along_t * r / C  # mean(dn_t n)
+    # The means of what is taken away along n: dn n - 2 a r s, and dn_t n_t = r (dn_t y_t - a s).
+    m = (along + across) * r / C - 3 * a * s * r
+    d = r * (dn - (a * r) * dn_t - (s * r) * row_t - n * m)
+    return n, (row_t - n * a) * r, d, r * (dn_t - n * s)
 
 
 @triton.jit
@@ -139,29 +159,17 @@ def stream_backward_kernel(
                     row_t += g_t * b + g * b_t
                 dn = d_inner * gain + d_inner_t * gain_t
                 dn_t = d_inner_t * gain
-                squares, slope, along, along_t, across = tl.reduce(
-                    (row * row, row * row_t, dn * row, dn_t * row, dn_t * row_t), 0, _add_five
-                )
-                r = tl.rsqrt(squares / C + eps)
-                n = row * r
-                a = slope * r / C  # mean(n y_t)
-                s = along_t * r / C  # mean(dn_t n)
-                n_t = (row_t - n * a) * r
-                # The means of what is taken away along n: dn n - 2 a r s, and dn_t n_t = r (dn_t y_t - a s).
-                m = (along + across) * r / C - 3 * a * s * r
-                d += r * (dn - (a * r) * dn_t - (s * r) * row_t - n * m)
-                d_t += r * (dn_t - n * s)
+                n, n_t, of_norm, of_norm_t = _through_dual_norm(row, row_t, dn, dn_t, C, eps)
+                d += of_norm
+                d_t += of_norm_t
                 sum_shift += d_inner
                 sum_scale += d_inner * n + d_inner_t * n_t
                 sum_shift_t += d_inner_t
                 sum_scale_t += d_inner_t * n
                 _store(dx_t, at, d_t, inside)
             else:
-                dn = d_inner * gain
-                squares, along = tl.reduce((row * row, dn * row), 0, _add_two)
-                r = tl.rsqrt(squares / C + eps)
-                n = row * r
-                d += r * (dn - n * (along * r / C))
+                n, of_norm = _through_norm(row, d_inner * gain, C, eps)
+                d += of_norm
                 sum_shift += d_inner
                 sum_scale += d_inner * n
             _store(dx, at, d, inside)
