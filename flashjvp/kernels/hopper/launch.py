@@ -262,7 +262,7 @@ def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
 
 def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
-    if all(x is None or x.dtype != torch.float32 for x in tensors):
+    if given.tensor_scales is None or all(x is None or x.dtype != torch.float32 for x in tensors):
         return described(given.call, CONSUMER_ROWS, *tensors)
     widths = schedule.pipeline_chunks(given.call.width)
     found: list[Any] = []
