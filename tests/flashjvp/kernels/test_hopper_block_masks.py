@@ -11,7 +11,11 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from torch.testing import assert_close
 
 import flashjvp
-from flashjvp.kernels.launch.hopper_tables import MEASURED
+from flashjvp.backends.patterns import Listed
+from flashjvp.kernels.hopper import eligibility
+from flashjvp.kernels.launch.call import Call
+from flashjvp.kernels.launch.hopper_tables import MEASURED_MASKS
+from flashjvp.operands import Inputs
 from tests.flashjvp.kernels.test_hopper import PLAIN, expected, interpreted, pipelines_in_use
 from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
@@ -137,8 +141,8 @@ def test_keys_beyond_the_end_of_a_full_block() -> None:
 
 
 @interpreted
-def test_what_other_kernels_serve(machine: Callable[..., None]) -> None:
-    """Dropout, float32 in TF32, and a Triton that nobody measured."""
+def test_what_other_kernels_serve() -> None:
+    """Dropout, and float32 in TF32."""
     inputs = inputs_of(140, 150)
     block_mask = create_block_mask(causal(CASES[0]), None, None, 140, 150, device="cpu")
     with emulated(), pipelines_in_use(True) as launched:
@@ -147,8 +151,16 @@ def test_what_other_kernels_serve(machine: Callable[..., None]) -> None:
         flashjvp.attention_jvp(*inputs, block_mask, dropout_p=0.5, backend="triton")
         with tf32():
             flashjvp.attention_jvp(*[x.float() for x in inputs], block_mask, backend="triton")
-    newest = max(MEASURED)
-    machine(triton_release=(newest[0], newest[1] + 1))
-    with emulated(), pipelines_in_use(True) as launched_then:
-        flashjvp.attention_jvp(*inputs, block_mask, backend="triton")
-    assert launched == ["partial_forward"] and not launched_then
+    assert launched == ["partial_forward"]
+
+
+def test_a_triton_that_block_masks_were_not_measured_with(machine: Callable[..., None]) -> None:
+    inputs = Inputs(*[x.to("meta") for x in inputs_of(140, 150)])
+    call = Call(
+        inputs.q, inputs.k, inputs.v, torch.empty(100, dtype=torch.int32, device="meta"), False, pattern=Listed()
+    )
+    call.device = torch.device("cuda", 0)  # which no kernel is launched on
+    newest = max(MEASURED_MASKS)
+    for release, is_served in ((newest, True), ((newest[0], newest[1] + 1), False)):
+        machine(triton_release=release)
+        assert (eligibility.unwritten(call, inputs, 0.125) is None) == is_served
