@@ -178,8 +178,9 @@ def fault(kernel: Kernel, triton_version: str) -> str:
     family = kernel.family.split(",")[0]
     width = max(kernel.d, kernel.dv)
     columns = padded_width(width)
-    allowed = max(known.get((kernel.kind, x, family), 0.0) for x in (width, columns))
-    allowed = max(allowed, FASTER_SPILLS.get((kernel.kind, columns, family.removeprefix("partial_")), 0.0))
+    kind = "tf32" if kernel.kind == "high" else kernel.kind  # but for the type of gradients, the same kernels
+    allowed = max(known.get((kind, x, family), 0.0) for x in (width, columns))
+    allowed = max(allowed, FASTER_SPILLS.get((kind, columns, family.removeprefix("partial_")), 0.0))
     options = UNTUNED_SPILLS if kernel.mask in ("learned", "dropout", *PARTIAL) else OPTION_SPILLS
     options = ADDITIVE_SPILLS if kernel.mask in ADDITIVE else options
     allowed = allowed if default else max(allowed, options)
