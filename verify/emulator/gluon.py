@@ -241,9 +241,8 @@ def _modules() -> dict[str, ModuleType]:
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         load=_load, store=_store, atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=_asm,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout,
-        float32=torch.float32, int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16,
-        shared_memory_descriptor=Shared,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout, float32=torch.float32,
+        int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16, shared_memory_descriptor=Shared,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
         MBarrierLayout=lambda: "barriers",
