@@ -232,9 +232,8 @@ def _modules() -> dict[str, ModuleType]:
         multiple_of=lambda x, values: x, cast=lambda x, dtype: x, load=_load, store=_store,
         atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=assembly.run,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout,
-        float32=torch.float32, int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16,
-        shared_memory_descriptor=Shared,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout, float32=torch.float32,
+        int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16, shared_memory_descriptor=Shared,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
         MBarrierLayout=lambda: "barriers",
