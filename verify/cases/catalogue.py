@@ -43,19 +43,6 @@ def _cases() -> list[Case]:
             "mask_dims_72_per_key", **line | {"m": 70, "n": 141, "d": 72, "dv": 72}, mask="bool", mask_shape="per_key"
         ),
         Case("mask_dims_128_aligned", **line | {"m": 70, "n": 160, "d": 128, "dv": 128}, mask="bool"),
-        Case("mask_dims_64_additive", **line | {"m": 130, "n": 150, "d": 64, "dv": 64}, mask="additive"),
-        Case(
-            "mask_dims_64_additive_plain", **line | {"m": 70, "n": 160, "d": 64, "dv": 64}, mask="additive",
-            mask_shape="empty_rows", **plain,
-        ),
-        Case("mask_dims_72_float32", **line | {"m": 70, "n": 144, "d": 72, "dv": 72}, mask="additive_float32"),
-        Case(
-            "mask_dims_128_additive", **line | {"m": 140, "n": 160, "d": 128, "dv": 128}, mask="additive",
-            mask_shape="per_key",
-        ),
-        Case(
-            "mask_dims_128_causal", **line | {"m": 70, "n": 141, "d": 128, "dv": 128}, mask="additive", is_causal=True,
-        ),
         Case("mqa_dims_64_causal", **line | {"q_heads": 3, "m": 140, "n": 150, "d": 64, "dv": 64}, is_causal=True),
         Case("mqa_dims_192_causal", **line | {"q_heads": 3, "m": 70, "n": 150, "d": 192, "dv": 192}, is_causal=True),
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),
@@ -74,7 +61,7 @@ def _cases() -> list[Case]:
         Case("tangents_expanded", **small | {"batch": (2,)}, tangent_layout="expanded"),
         # The tiled backend streams over keys only beyond 2048 of them.
         Case("lengths_512_2100", batch=(), q_heads=1, kv_heads=1, m=512, n=2100, d=8, dv=8),
-    ]  # fmt: skip
+    ]
     cases += [Case(f"layout_{layout}", **small | {"batch": (2,)}, layout=layout) for layout in layouts]
     for tangents in TANGENT_SUBSETS[1:-1]:
         cases.append(Case("tangents_" + "".join(tangents), **small, tangents=tangents))
@@ -102,6 +89,27 @@ def _cases() -> list[Case]:
     return cases
 
 
+def _additive_masks() -> list[Case]:
+    """Of head dims that a GPU may have other kernels for."""
+    line: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
+    plain: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
+    return [
+        Case("mask_dims_64_additive", **line | {"m": 130, "n": 150, "d": 64, "dv": 64}, mask="additive"),
+        Case(
+            "mask_dims_64_additive_plain", **line | {"m": 70, "n": 160, "d": 64, "dv": 64}, mask="additive",
+            mask_shape="empty_rows", **plain,
+        ),
+        Case("mask_dims_72_float32", **line | {"m": 70, "n": 144, "d": 72, "dv": 72}, mask="additive_float32"),
+        Case(
+            "mask_dims_128_additive", **line | {"m": 140, "n": 160, "d": 128, "dv": 128}, mask="additive",
+            mask_shape="per_key",
+        ),
+        Case(
+            "mask_dims_128_causal", **line | {"m": 70, "n": 141, "d": 128, "dv": 128}, mask="additive", is_causal=True,
+        ),
+    ]  # fmt: skip
+
+
 def _edges() -> list[Case]:
     """Nothing to sum over, rows that start anywhere over several tiles of keys, head dims that kernels do not serve."""
     one: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
@@ -117,7 +125,7 @@ def _edges() -> list[Case]:
     ]
 
 
-CASES = [*_cases(), *_edges()]
+CASES = [*_cases(), *_additive_masks(), *_edges()]
 
 
 def draw_case(choose: Callable[[Sequence[Any]], Any], name: str = "random") -> Case:
