@@ -128,9 +128,9 @@ class _Stream(torch.autograd.Function):
         vectors = sums.sum(1).to((scale if gate is None else gate).dtype).unsqueeze(2).unbind(1)
         kinds = len(vectors) // each
         if gated:
-            d_gate = _pair(vectors[::kinds])
+            d_gate = _pair(vectors[kinds - 1 :: kinds])
         if normed:
-            d_shift, d_scale = _pair(vectors[kinds - 2 :: kinds]), _pair(vectors[kinds - 1 :: kinds])
+            d_shift, d_scale = _pair(vectors[::kinds]), _pair(vectors[1::kinds])
         return None, None, None, *dx, *db, *d_gate, *d_shift, *d_scale
 
 

@@ -117,11 +117,10 @@ def stream_backward_kernel(
 ):  # fmt: skip
     """Writes dx (NORMED; otherwise it is dy), db (GATED), those of tangents (TANGENT), and sums.
 
-    sums [B, programs of an image, vectors, C] float32: the gradients of gate (GATED), shift and scale (NORMED), then,
-    in this order, of their tangents (TANGENT).
+    sums [B, programs of an image, vectors, C] float32: the gradients of shift and scale (NORMED) and of gate (GATED),
+    then, in this order, of their tangents (TANGENT).
     """
     image, part = tl.program_id(0), tl.program_id(1)
-    first = part * ROWS
     channels = tl.max_contiguous(tl.arange(0, BLOCK), 4)
     inside = channels < C
     if GATED:
@@ -138,7 +137,7 @@ def stream_backward_kernel(
             gain_t = _load(scale_t, image * scale_t_stride + channels, inside)
             sum_shift_t = tl.zeros([BLOCK], tl.float32)
             sum_scale_t = tl.zeros([BLOCK], tl.float32)
-    for token in tl.range(first, tl.minimum(first + ROWS, N), num_stages=STAGES):
+    for token in tl.range(part * ROWS, tl.minimum((part + 1) * ROWS, N), num_stages=STAGES):
         at = (image.to(tl.int64) * N + token) * C + channels
         d = _load(dy, at, inside)
         if TANGENT:
@@ -182,17 +181,15 @@ def stream_backward_kernel(
                 _store(db_t, at, d_t * g, inside)
             else:
                 _store(db, at, d * g, inside)
-    KINDS: tl.constexpr = (1 if GATED else 0) + (2 if NORMED else 0)
-    VECTORS: tl.constexpr = KINDS * (2 if TANGENT else 1)
-    NEXT: tl.constexpr = 1 if GATED else 0
-    at = ((image.to(tl.int64) * tl.num_programs(1) + part) * VECTORS) * C + channels
-    if GATED:
-        _store(sums, at, sum_g, inside)
-        if TANGENT:
-            _store(sums, at + KINDS * C, sum_g_t, inside)
+    KINDS: tl.constexpr = (2 if NORMED else 0) + (1 if GATED else 0)
+    at = (image.to(tl.int64) * tl.num_programs(1) + part) * KINDS * (2 if TANGENT else 1) * C + channels
     if NORMED:
-        _store(sums, at + NEXT * C, sum_shift, inside)
-        _store(sums, at + (NEXT + 1) * C, sum_scale, inside)
+        _store(sums, at, sum_shift, inside)
+        _store(sums, at + C, sum_scale, inside)
         if TANGENT:
-            _store(sums, at + (KINDS + NEXT) * C, sum_shift_t, inside)
-            _store(sums, at + (KINDS + NEXT + 1) * C, sum_scale_t, inside)
+            _store(sums, at + KINDS * C, sum_shift_t, inside)
+            _store(sums, at + (KINDS + 1) * C, sum_scale_t, inside)
+    if GATED:
+        _store(sums, at + (KINDS - 1) * C, sum_g, inside)
+        if TANGENT:
+            _store(sums, at + (2 * KINDS - 1) * C, sum_g_t, inside)
