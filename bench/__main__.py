@@ -13,7 +13,7 @@ COMMANDS = {
     "train-quality": "sample quality and training time of presets",
     "interleaved": "calls beside what the device can do at the clocks it then has",
     "ring": "one sequence on several GPUs, under torchrun",
-    "precision": 'errors of half types against the size of scores, and what precision="high" costs',
+    "precision": 'errors of half types by size of scores, precision="high" too',
     "partial": "packed sequences, windows and block masks against dense calls",
     "host": "where the host's time of a call goes",
     "tune": "searches tiles for an architecture",
