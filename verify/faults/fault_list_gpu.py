@@ -233,7 +233,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "statistics of the wrong head", PIPELINE, "number",
-        "number = block.batch * loop.query_heads + loop.head", "hopper_64_gqa",
+        "number = batch * query_heads", "hopper_64_gqa",
     ),
     _pipeline(
         "second column chunk read at a wrong column", PIPELINE, "load_tile",
@@ -262,7 +262,7 @@ OF_PIPELINES = [
     _pipeline(
         "last keys without a program", LAUNCH, "self._launch",
         "self._launch(kernel, family, max(1, self.given.call.key_programs(BLOCK_ROWS) - 1), (*args, "
-        "self.packed_mask.by_queries), **flags)",
+        "*self.seen.by_queries), **flags)",
     ),
 ]  # fmt: skip
 
