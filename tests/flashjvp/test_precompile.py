@@ -250,7 +250,7 @@ def test_of_random_calls_each_kernel_is_compiled_once(architecture: str, kind: s
         return
     portable = {"forward", "backward_preprocess", "backward_query", "backward_key"}
     assert {f"portable.{name}" for name in portable} <= files
-    assert ("hopper.forward" in files) == (architecture == "sm_90" and kind in ("none", "grouped", "bool"))
+    assert ("hopper.forward" in files) == (architecture == "sm_90" and kind in ("none", "grouped", "bool", "additive"))
     for name, count in found.items():
         most = 1 if name.endswith("preprocess_kernel") else MOST_COMPILATIONS[kind]
         assert count <= (4 if kind == "bool" and name.startswith("hopper") else most), found
