@@ -162,7 +162,7 @@ def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangen
     if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
         return
     reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
-    reason = reason or eligibility.misfit(call, inputs, cotangents)
+    reason = reason or eligibility.unmeasured(call) or eligibility.misfit(call, inputs, cotangents)
     warn_once(f"{call.device} runs attention on the portable kernels, which are slower: {reason}")
 
 

@@ -20,7 +20,7 @@ def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
     scale, tensors that TMA can address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results,
     whose rows are packed. Above DENSE_WIDTH half types with tangents and without a mask.
     """
-    return unwritten(call, inputs, scale) or misfit(call, inputs, cotangents)
+    return unwritten(call, inputs, scale) or unmeasured(call) or misfit(call, inputs, cotangents)
 
 
 def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
@@ -36,8 +36,8 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
         return "dropout"
     if call.width > DENSE_WIDTH and (reason := _unwritten_wide(call, inputs)) is not None:
         return reason
-    if isinstance(call.pattern, Listed) and (reason := _unwritten_listed(call)) is not None:
-        return reason
+    if isinstance(call.pattern, Listed) and call.precision == "tf32":
+        return "a block mask of float32 tensors"  # the scales would be those of rows that nobody sees, too
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
     if aligned and of_mask is None and len(call.batch_shape) == 1 and scale > 0:
@@ -63,17 +63,14 @@ def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
     return next((f"{what} at head dims above {DENSE_WIDTH}" for what, is_given in found.items() if is_given), None)
 
 
-def _unwritten_listed(call: Call) -> str | None:
-    """What of a call with a block mask the kernels are not written for, or were not measured with."""
-    if call.precision == "tf32":
-        return "a block mask of float32 tensors"  # the scales would be those of rows that nobody sees, too
-    return _unmeasured(call, "a block mask")
-
-
-def _unmeasured(call: Call, what: str) -> str | None:
+def unmeasured(call: Call) -> str | None:
     """That this release of Triton was not measured with masks of this kind; None if it was, or nothing runs here."""
+    is_listed = isinstance(call.pattern, Listed)
+    if not is_listed and (call.mask is None or is_boolean(call.mask_tensor)):
+        return None
     if call.device.type != "cuda" or environment.triton_release() in MEASURED_MASKS:
         return None
+    what = "a block mask" if is_listed else "an additive mask"
     return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in MEASURED_MASKS)}"
 
 
@@ -120,9 +117,7 @@ def _unserved_mask(call: Call) -> str | None:
     _, (_, (row, *_)), _ = call.mask
     if column == 0:
         return "an additive mask of one key for all"
-    if m * max(row, 1) + n >= 1 << 31:
-        return "a mask of too many queries and keys"
-    return _unmeasured(call, "an additive mask")
+    return None if m * max(row, 1) + n < 1 << 31 else "a mask of too many queries and keys"
 
 
 def is_boolean(mask: Maybe) -> bool:

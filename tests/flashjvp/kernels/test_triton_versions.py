@@ -22,8 +22,10 @@ import torch
 
 from flashjvp import environment
 from flashjvp.backends import reference
+from flashjvp.backends.patterns import Listed
+from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import compilation, schedule, selfcheck
-from flashjvp.kernels.launch.hopper_tables import MEASURED, MEASURED_WIDE, PIPELINES, REGISTER_OPERANDS
+from flashjvp.kernels.launch.hopper_tables import MEASURED, MEASURED_MASKS, MEASURED_WIDE, PIPELINES, REGISTER_OPERANDS
 
 ROOT = Path(__file__).resolve().parents[3]
 CARD = torch.device("cuda", 0)
@@ -214,6 +216,20 @@ def test_wide_ones_are_checked_where_they_were_not_measured(
     if release not in MEASURED_WIDE:
         calls.append("o is wrong")
     assert are_served(192) == (release in MEASURED_WIDE) and are_served(128)
+
+
+def test_masks_that_were_not_measured_say_so(machine: Callable[..., None]) -> None:
+    def why_not(mask: torch.Tensor | None, pattern: Any = None) -> str | None:
+        call: Any = SimpleNamespace(pattern=pattern, mask=mask, mask_tensor=mask, device=CARD)
+        return eligibility.unmeasured(call)
+
+    additive, boolean = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+    machine(triton_release=(3, 9))
+    assert "an additive mask with another Triton" in (why_not(additive) or "")
+    assert "a block mask with another Triton" in (why_not(None, Listed()) or "")
+    assert why_not(boolean) is why_not(None) is None
+    machine(triton_release=MEASURED_MASKS[0])
+    assert why_not(additive) is why_not(None, Listed()) is None
 
 
 def test_why_not_in_words(calls: list[Any], machine: Callable[..., None]) -> None:

@@ -33,7 +33,9 @@ def _may_run(device: torch.device) -> bool:
     An exported program holds PyTorch's operators only; torch.func's transforms and forward mode need formulas. All this
     is a constant for torch.compile, which guards the transforms by itself and would take `is_exporting` for true.
     """
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    # Names of PyTorch's own: where a release lacks one, the formulas serve.
+    in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+    transformed = in_transform() or getattr(forward_ad, "_current_level", 0) >= 0
     return environment.has_triton() and _is_fit(device) and not transformed and not torch.compiler.is_exporting()
 
 
