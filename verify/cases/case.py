@@ -9,7 +9,7 @@ from typing import Literal
 MaskKind = Literal["bool", "additive", "additive_float32"]
 MaskShape = Literal["full", "per_key", "per_row", "per_head", "per_batch", "matrix", "empty_rows"]
 Layout = Literal["contiguous", "packed", "sequence_major", "expanded", "padded", "column_major"]
-Kind = Literal["normal", "large_mu", "one_hot", "constant_keys", "zeros"]
+Kind = Literal["normal", "large_mu", "one_hot", "constant_keys", "low_scores", "zeros"]
 
 TANGENT_SUBSETS: tuple[tuple[str, ...], ...] = (
     ("q", "k", "v"),

@@ -83,6 +83,10 @@ def _cases() -> list[Case]:
         Case("constant_keys", kind="constant_keys"),
         Case("constant_keys_causal", **line, m=64, n=77, kind="constant_keys", is_causal=True),
         Case("constant_keys_tangent_q", **small, kind="constant_keys", tangents=("q",)),
+        Case("low_scores", n=77, kind="low_scores"),
+        Case("low_scores_causal", **line | {"d": 72, "dv": 72}, m=130, n=70, kind="low_scores", is_causal=True),
+        Case("low_scores_mask", **small, kind="low_scores", mask="bool"),
+        Case("low_scores_plain", **line, m=64, n=77, kind="low_scores", **plain),
         Case("zeros", kind="zeros"),
         Case("zeros_odd", **line, m=31, n=77, kind="zeros"),
     ]
@@ -151,7 +155,7 @@ def draw_case(choose: Callable[[Sequence[Any]], Any], name: str = "random") -> C
         tangents=tangents,
         cotangents=choose(COTANGENT_SUBSETS) if tangents else ("o",),
         magnitude=choose((1.0, 10.0, 1e4)),
-        kind=choose(("normal", "large_mu", "one_hot", "constant_keys", "zeros")),
+        kind=choose(("normal", "large_mu", "one_hot", "constant_keys", "low_scores", "zeros")),
     )  # fmt: skip
 
 

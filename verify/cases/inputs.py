@@ -102,6 +102,11 @@ def _shape_numbers(case: Case, primals: dict[str, Tensor], tangents: dict[str, T
         primals["q"] = 4.0 * keys[..., rows, :]
     elif case.kind == "constant_keys":
         primals["k"] = primals["k"][..., :1, :].expand_as(primals["k"]).clone()
+    elif case.kind == "low_scores" and case.d > 0:  # all near -200: exp(-lse) overflows, and a key of zeros would win
+        scale = case.d**-0.5 if case.scale is None else case.scale
+        root = (200.0 / abs(scale)) ** 0.5
+        primals["k"][..., 0] = root
+        primals["q"][..., 0] = -root if scale > 0 else root
     elif case.kind == "zeros":
         for x in primals:
             primals[x] = torch.zeros_like(primals[x])

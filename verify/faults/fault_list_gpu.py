@@ -95,7 +95,7 @@ OF_PIPELINES = [
         "grads = grads + (accs[i] if WITH_DV and i // CHUNKS % 2 == 1 else accs[i],)",
     ),
     _pipeline(
-        "causal off by one in the backward", BLOCKS, "p",
+        "causal off by one in the backward", BLOCKS, "p (1)",
         "p = gl.where(key < query, p, 0.0)", "hopper_64_causal",
     ),
     _pipeline(
@@ -190,8 +190,12 @@ OF_PIPELINES = [
         "quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + 0 * tile", "hopper_mask",
     ),
     _pipeline(
-        "bits of a block's first tile for all", MASK, "return gl load",
-        "return (gl.load(first + (quarter[None, :] + row[:, None])) >> 0,)", "hopper_mask",
+        "bits of a block's first tile for all", MASK, "return words", "return (words >> 0,)", "hopper_mask",
+    ),
+    _pipeline(
+        "keys beyond the end see what the last one does", MASK, "words",
+        "words = gl.load(first + (quarter[None, :] + gl.minimum(row, rows - 1)[:, None]))",
+        "hopper_mask_128_low_scores", "emulated-dq-accum",
     ),
     _pipeline(
         "pairs of columns share a bit", MASK, "pair",
@@ -217,6 +221,13 @@ OF_PIPELINES = [
     ),
     # Blocks, the pipeline, column chunks and launches
     _pipeline("edge of the keys unmasked", BLOCKS, "limit (1)", "limit = KEYS"),
+    _pipeline(
+        "keys beyond the end in sums of d_q", BLOCKS, "p (2)", "pass", "hopper_72_low_scores", "emulated-dq-accum",
+    ),
+    _pipeline(
+        "the other consumer's keys beyond the end in sums of d_q", BLOCKS, "p (2)",
+        "p = gl.where(key + CONSUMER_ROWS < program.N, p, 0.0)", "hopper_128_low_scores", "emulated-dq-accum",
+    ),
     _pipeline(
         "causal off by one", BLOCKS, "limit (2)",
         "limit = gl.minimum(query + 2, limit)[:, None]", "hopper_64_causal",

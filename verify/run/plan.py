@@ -50,6 +50,7 @@ GROUPS = {
     "large": "extreme numbers",
     "one": "extreme numbers",
     "constant": "extreme numbers",
+    "low": "extreme numbers",
     "zeros": "extreme numbers",
     "random": "random",
     "tiny": "tiny",

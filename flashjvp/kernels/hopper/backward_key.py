@@ -10,7 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .bias import bias_operand, probabilities_of_keys
-from .blocks import CONSUMER_ROWS, key_block, where_causal
+from .blocks import CONSUMER_ROWS, key_block, where_causal, where_key_exists
 from .chunks import add_product, add_scores, chunks, complete, left_operands
 from .dq_accum import accumulate, add_dq, allocate, await_readers
 from .mainloop import begin, stream_queries
@@ -87,6 +87,8 @@ def _tangent_tile(
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
         p = where_causal(p, at.tile, program, consumer, TILE)
+    if len(dq) > 0 and len(inputs.mask) == 0 and len(inputs.bias) == 0:
+        p = where_key_exists(p, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     keep_above(inputs.passed)
     if WITH_DV:

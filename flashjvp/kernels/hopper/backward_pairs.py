@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .bias import bias_operand, probabilities_of_keys
-from .blocks import CONSUMER_ROWS, key_block, where_causal
+from .blocks import CONSUMER_ROWS, key_block, where_causal, where_key_exists
 from .chunks import flat, scaled
 from .dq_accum import Dq, atomic_add_tile, await_readers, store_ds
 from .mainloop import begin, stream_queries
@@ -149,6 +149,8 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
         p = where_causal(p, at.tile, program, consumer, TILE)
+    if len(dq) > 0 and len(inputs.mask) == 0 and len(inputs.bias) == 0:
+        p = where_key_exists(p, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     keep_above(inputs.passed)
     row_a = row_statistic(stats, ROW_A, TILE)

@@ -96,5 +96,19 @@ def where_causal(p, tile, program, consumer: gl.constexpr, LAYOUT: gl.constexpr)
         query = tile * ROWS + gl.arange(0, ROWS, gl.SliceLayout(0, LAYOUT))[None, :]
         if len(program.bias) > 0:
             query = gl.minimum(query, program.M - 1)
-        p = gl.where(key <= query, p, 0.0)  # mutate: p
+        p = gl.where(key <= query, p, 0.0)  # mutate: p (1)
+    return p
+
+
+@gluon.jit
+def where_key_exists(p, program, consumer: gl.constexpr, LAYOUT: gl.constexpr):
+    """P [keys, queries] where there is such a key, 0 elsewhere, as any mask has it by itself.
+
+    Rows beyond the last key are copied as zeros. Their scores are 0 and their P is exp(-lse), which overflows where all
+    real scores are far below 0. Their own gradients are never written, but d_q is a sum over all keys.
+    """
+    if program.block.row0 + 2 * CONSUMER_ROWS > program.N:
+        first = program.block.row0 + consumer * CONSUMER_ROWS
+        key = first + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
+        p = gl.where(key < program.N, p, 0.0)  # mutate: p (2)
     return p

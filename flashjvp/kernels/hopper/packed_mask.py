@@ -146,18 +146,19 @@ def _along(layout, dims):
 def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr):
     """(words [64, quarters],) of 64 rows from `row0` on and of a tile of COLUMNS columns, or () without a mask.
 
-    The tile's bits are the lowest of each word.
+    The tile's bits are the lowest of each word. Rows beyond the last one see nothing.
     """
     if len(words) == 0:
         return ()
     else:
         first, rows, step = words
         WORDS: gl.constexpr = _along(_bit_layout(COLUMNS // 8), (0, 2))
-        row = gl.minimum(row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS)), rows - 1)
+        row = row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS))
         # mutate: quarter
         quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + tile * COLUMNS // 128 * step
-        # mutate: return gl load
-        return (gl.load(first + (quarter[None, :] + row[:, None])) >> (tile * COLUMNS % 128 // 4),)
+        # mutate: words
+        words = gl.load(first + (quarter[None, :] + row[:, None]), mask=(row < rows)[:, None], other=0)
+        return (words >> (tile * COLUMNS % 128 // 4),)  # mutate: return words
 
 
 @gluon.jit

@@ -38,6 +38,7 @@ CASES = (
     Case("q_t_alone", **ONE, m=70, n=90, d=192, dv=192, tangents=("q",)),
     Case("k_t_and_v_t", **ONE, m=70, n=90, d=160, dv=160, tangents=("k", "v"), scale=0.3),
     Case("cotangent_o_t", **ONE, m=70, n=90, d=256, dv=256, cotangents=("o_t",)),
+    Case("low_scores", **ONE, m=64, n=200, d=192, dv=192, kind="low_scores"),
     Case("large_mu", **ONE, m=64, n=200, d=192, dv=192, kind="large_mu"),
     Case("one_hot", **ONE, m=70, n=300, d=256, dv=256, kind="one_hot"),
     Case("constant_keys", **ONE, m=64, n=80, d=160, dv=160, kind="constant_keys"),
