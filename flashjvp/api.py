@@ -1,6 +1,5 @@
 """The public functions: signatures, documentation, checks, autocast, and the views that the operators take."""
 
-import functools
 from typing import Any, Literal
 
 import torch
@@ -128,14 +127,14 @@ def attention(
     if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
         result: Tensor = run(given)[0]
         return result
-    checks.options(dropout_p, is_causal, scale, enable_gqa)
-    if attn_mask is None:
-        below = functools.partial(
-            attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p,
-            window=window, precision=precision, backend=backend,
+    if block_mask is None:
+        dual = func_jvp.under_jvp(
+            attention_jvp, (q, k, v), attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
+            dropout_p=dropout_p, window=window, precision=precision, backend=backend,
         )  # fmt: skip
-        if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
+        if dual is not None:
             return dual
+    checks.options(dropout_p, is_causal, scale, enable_gqa)
     operands = Operands._make((q, k, v, None, None, None, attn_mask, None, None))
     operands = _seeded(_canonical(operands, enable_gqa, backend, block_mask), dropout_p)
     o = derivatives.attention(operands, Options(is_causal, _scale(scale), served_by, float(dropout_p)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+import flashjvp
 from flashjvp import SecondOrderError
 from tests.flashjvp.dispatch.calls import explicit, plain
 from tests.flashjvp.dispatch.subjects import CountLaunches, Tensors, assert_same, tensors
@@ -129,6 +130,32 @@ def test_func_jvp_of_inputs_with_a_graph(dispatched: list[str]) -> None:
         assert_same(torch.autograd.grad((o.sin() + o_t.cos()).sum(), actual), wanted)
     with torch.no_grad():
         assert not any(y.requires_grad for y in torch.func.jvp(plain_of, actual.primals, actual.tangents))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("kind", ["bool", "additive", "with a tangent"])
+def test_func_jvp_of_what_stays_leaves_the_transform(kind: str, learned: bool, dispatched: list[str]) -> None:
+    """Masks, and tensors from outside of the transform, which may have a graph there."""
+    x, mask = tensors(1).leaves(), torch.rand(7, 9, dtype=torch.float64)
+    mask = mask > 0.3 if kind == "bool" else mask.requires_grad_(learned)
+    mask_t = mask.detach().cos() if kind == "with a tangent" else None
+    leaves = [y for y in (*x.primals, x.q_t, mask) if y.requires_grad]
+
+    def attend(q: Tensor, mask: Tensor) -> Tensor:
+        return flashjvp.attention(q, x.k, x.v, mask, enable_gqa=True, backend="tiled")
+
+    def results(o: Tensor, o_t: Tensor) -> Any:
+        return o, o_t, torch.autograd.grad((o.sin() + o_t.cos()).sum(), leaves)
+
+    expected = results(*explicit(Tensors(*x.primals, x.q_t, None, None), attn_mask=mask, attn_mask_t=mask_t))
+    dispatched.clear()
+    for _ in range(4):
+        if mask_t is None:
+            found = torch.func.jvp(lambda q: attend(q, mask), (x.q,), (x.q_t,))
+        else:
+            found = torch.func.jvp(attend, (x.q, mask), (x.q_t, mask_t))
+        assert_same(results(*found), expected)
+    assert dispatched == ["attention_jvp"]  # the key of the calls came before
 
 
 def plain_of(*primals: Tensor) -> Tensor:
