@@ -69,7 +69,7 @@ def _key(
     # In this order: torch.compile, which the first one sees, could not trace the second.
     if not _CAN_SKIP_DISPATCHER or _torch.is_watched() or may_hold_tangents():
         return None
-    q, k, *_ = tensors
+    q, k = tensors[0], tensors[1]
     is_causal, scale, backend = options
     if type(q) is not Tensor or type(k) is not Tensor or type(is_causal) is not bool or type(enable_gqa) is not bool:
         return None
@@ -133,7 +133,7 @@ class _BoundGradients:
         if torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents():
             return self._dispatched(operator, tensors, wanted)
         given = [x for x in tensors if x is not None]
-        key = wanted, tensors[0] is None, tensors[1] is None  # a cotangent: what was saved is there for all nodes or none
+        key = wanted, tensors[0] is None, tensors[1] is None  # cotangents: all else is there for every node or none
         if (below := self._known.find(key, given)) is None:
             if is_plain(given):
                 below = operators.bound(operator, operator.operands(*tensors), self._options, wanted)
