@@ -221,16 +221,22 @@ def _record(operator: Operator, keyset: Any, operands: PlainOperands | Operands,
 
 
 def recorded(
-    operator: Operator, below: Callable[[Sequence[Maybe]], Any], gradients: Callable[..., Sequence[Maybe]]
-) -> Callable[[Sequence[Maybe]], Any]:
-    """A forward operator computed by `below`, as a function of its tensors, with its node in grad mode.
+    operator: Operator, below: Callable[[Sequence[Maybe]], Any], gradients: Callable[..., Sequence[Maybe]],
+    view: Callable[[Sequence[Maybe]], Sequence[Maybe]] | None,
+) -> Callable[[Sequence[Maybe]], Any]:  # fmt: skip
+    """A forward operator computed by `below`, as a function of the tensors of a call, with its node in grad mode.
 
-    Not under a transform.
+    Not under a transform. `view` gives the tensors that the operator takes from those of the call; None where they are
+    the same.
     """
     record = _NODES[operator].apply
 
     def run(tensors: Sequence[Maybe]) -> Any:
-        return record(below, gradients, *tensors) if torch.is_grad_enabled() else below(tensors)
+        if view is not None:
+            tensors = view(tensors)
+        if torch.is_grad_enabled():
+            return record(below, gradients, *tensors)
+        return below(tensors)
 
     return run
 

@@ -89,10 +89,11 @@ def _run(
     """The operator without the dispatcher, for tensors like those `given`, of which `changes` make operands."""
     autocast = torch.is_autocast_enabled(given[0].device.type)
     below = operators.bound(operator, operands, options, autocast=autocast)
+    view = functools.partial(_changed, changes) if changes else None
     if any([x.requires_grad for x in given]):
         gradients = _BoundGradients(options)  # mutate: gradients
-        below = derivatives.recorded(operator, below, gradients)
-    return functools.partial(_changed, below, changes) if changes else below
+        return derivatives.recorded(operator, below, gradients, view)
+    return below if view is None else lambda tensors: below(view(tensors))
 
 
 class _Change(NamedTuple):
@@ -107,14 +108,12 @@ class _Change(NamedTuple):
         return cls(place, None if x.dtype == y.dtype else y.dtype, None if x.shape == y.shape else y.shape)
 
 
-def _changed(run: Run, changes: Sequence[_Change], tensors: Sequence[Maybe]) -> Any:
+def _changed(changes: Sequence[_Change], tensors: Sequence[Maybe]) -> Sequence[Maybe]:
     made: list[Any] = [*tensors]
     for place, dtype, shape in changes:
-        x = made[place]
-        if dtype is not None:
-            x = x.to(dtype)
+        x = made[place] if dtype is None else made[place].to(dtype)  # mutate: x
         made[place] = x if shape is None else x.view(shape)
-    return run(made)
+    return made
 
 
 class _BoundGradients:

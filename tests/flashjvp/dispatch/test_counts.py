@@ -128,7 +128,7 @@ def mapped() -> int:
 @pytest.mark.parametrize(
     ("count", "most"),
     [
-        (explicit, 29), (with_a_node, 9), (backward, 18), (autocast, 35), (func_jvp, 88), (func_jvp_with_a_mask, 93),
+        (explicit, 29), (with_a_node, 9), (backward, 18), (autocast, 36), (func_jvp, 88), (func_jvp_with_a_mask, 94),
         (mapped, 69),
     ],
 )  # fmt: skip
