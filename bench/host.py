@@ -174,8 +174,8 @@ def _replayed(call: Work) -> Replayed:
         calls.append(self)
         return replay(self, tensors, addresses)
 
-    def seen_launch(self: Launch, tensors: Any, addresses: Any, stream: int) -> None:
-        launches.append(partial(launch, self, tensors, addresses, stream))
+    def seen_launch(self: Launch, tensors: Any, addresses: Any, *rest: Any) -> None:
+        launches.append(partial(launch, self, tensors, addresses, *rest))
         direct: Any = self._direct
         c = direct._launch
 
@@ -184,7 +184,7 @@ def _replayed(call: Work) -> Replayed:
             c(*args)
 
         with mock.patch.object(direct, "_launch", seen_by_c):
-            launch(self, tensors, addresses, stream)
+            launch(self, tensors, addresses, *rest)
 
     for _ in range(WARM_CALLS):
         state = call.prepare()

@@ -1,14 +1,13 @@
 """The public functions: signatures, documentation, checks, autocast, and the views that the operators take."""
 
-import functools
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import call_forms, checks, partial
+from . import _torch, call_forms, checks, partial
 from .canonical import canonical
-from .dispatch import derivatives, fast_path, func_jvp
+from .dispatch import derivatives, fast_path, func_jvp, func_vmap
 from .dispatch.schema import FORWARD, FORWARD_JVP
 from .operands import Operands, Options
 from .serving import serving
@@ -125,17 +124,21 @@ def attention(
             q, k, attn_mask, is_causal, window, precision, backend
         )  # fmt: skip
     given, options = (q, k, v, attn_mask, None), (is_causal, scale, served_by)
-    if type(dropout_p) is float and dropout_p == 0.0 and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
-        result: Tensor = run(given)[0]
-        return result
+    is_dropped, is_transformed = type(dropout_p) is not float or dropout_p != 0.0, _torch.transforms_active()
+    if not (is_transformed or is_dropped) and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
+        o: Tensor = run(given)[0]
+        return o
+    if is_transformed and block_mask is None:
+        rest: dict[str, Any] = {
+            "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, "window": window, "precision": precision,
+            "backend": backend,
+        }  # fmt: skip
+        result: Tensor | None = func_jvp.under_jvp(attention_jvp, (q, k, v), attn_mask, dropout_p=dropout_p, **rest)
+        if result is None and not is_dropped:
+            result = func_vmap.under_vmap(attention, (q, k, v), attn_mask=attn_mask, **rest)
+        if result is not None:
+            return result
     checks.options(dropout_p, is_causal, scale, enable_gqa)
-    if attn_mask is None:
-        below = functools.partial(
-            attention_jvp, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p,
-            window=window, precision=precision, backend=backend,
-        )  # fmt: skip
-        if (dual := func_jvp.under_jvp(below, (q, k, v))) is not None:
-            return dual
     operands = Operands._make((q, k, v, None, None, None, attn_mask, None, None))
     operands = _seeded(_canonical(operands, enable_gqa, backend, block_mask), dropout_p)
     o = derivatives.attention(operands, Options(is_causal, _scale(scale), served_by, float(dropout_p)))
@@ -242,10 +245,17 @@ def attention_jvp(
             q, k, attn_mask, is_causal, window, precision, backend
         )  # fmt: skip
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, served_by)
-    is_dropped = type(dropout_p) is not float or dropout_p != 0.0
-    if not is_dropped and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
+    is_dropped, is_transformed = type(dropout_p) is not float or dropout_p != 0.0, _torch.transforms_active()
+    if not (is_transformed or is_dropped) and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
         o, o_t, _, _ = run(given)
         return o, o_t
+    if is_transformed and block_mask is None and not is_dropped:
+        results: tuple[Tensor, Tensor] | None = func_vmap.under_vmap(
+            attention_jvp, (q, k, v, q_t, k_t, v_t), attn_mask=attn_mask, attn_mask_t=attn_mask_t, is_causal=is_causal,
+            scale=scale, enable_gqa=enable_gqa, window=window, precision=precision, backend=backend,
+        )  # fmt: skip
+        if results is not None:
+            return results
     checks.options(dropout_p, is_causal, scale, enable_gqa)
     operands = _seeded(_canonical(Operands._make(given), enable_gqa, backend, block_mask), dropout_p)
     # mutate: o, o_t

@@ -67,6 +67,9 @@ unwrap_level = _find("torch._C._functorch._unwrap_for_grad")
 innermost_transform = _find("torch._C._functorch.peek_interpreter_stack")
 pop_transform = _find("torch._C._functorch.pop_dynamic_layer_stack")
 push_transform = _find("torch._C._functorch.push_dynamic_layer_stack")
+# Likewise vmap: func_vmap.py.
+unwrap_mapped = _find("torch._C._functorch._unwrap_batched")
+wrap_mapped = _find("torch._C._functorch._add_batch_dim")
 
 # Recorded calls: kernels/launch/replay.py and driver.py.
 TorchDispatchMode = _find("torch.utils._python_dispatch.TorchDispatchMode")
@@ -106,10 +109,11 @@ CAN_SKIP_DISPATCHER = _CAN_WATCH and _are_there(dispatch_keys, included_keys, ex
 _LEAVE_JVP = (TransformType, unwrap_level, innermost_transform, pop_transform, push_transform)
 CAN_LEAVE_JVP = _are_there(_transforms_active, _level_of, _unwrapped, *_LEAVE_JVP)
 CAN_CALL_BELOW_JVP = _CAN_WATCH and _are_there(JvpInterpreter, *_LEAVE_JVP)
+CAN_CALL_BELOW_VMAP = _CAN_WATCH and _are_there(unwrap_mapped, wrap_mapped, *_LEAVE_JVP)
 
 
 # Numbers compare in a third of the time that members of this enumeration take.
-JVP, GRAD = (None, None) if TransformType is None else (TransformType.Jvp.value, TransformType.Grad.value)
+JVP, GRAD, VMAP = [TransformType and getattr(TransformType, name).value for name in ("Jvp", "Grad", "Vmap")]
 
 
 def _unknown() -> bool:

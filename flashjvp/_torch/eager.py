@@ -5,8 +5,8 @@ level, mode, tracing, autocast or profiler is active.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from torch import Tensor
@@ -31,15 +31,18 @@ State = Literal["public", "split", "below_jvp"]
 _THREAD = threading.local()  # mutate: _THREAD
 
 
-@contextmanager
-def marked(state: State) -> Iterator[None]:
+class marked:
     """Sets the flag of this thread in the block."""
-    before = getattr(_THREAD, state, False)
-    setattr(_THREAD, state, True)
-    try:
-        yield
-    finally:
-        setattr(_THREAD, state, before)
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def __enter__(self) -> None:
+        self._before = getattr(_THREAD, self._state, False)
+        setattr(_THREAD, self._state, True)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(_THREAD, self._state, self._before)
 
 
 def is_marked(state: State) -> bool:

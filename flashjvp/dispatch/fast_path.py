@@ -6,8 +6,9 @@ backend at once. Under transforms, dual levels, modes, tracing and profiling eve
 those watch it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from .schema import Operator
 
 Maybe = Tensor | None
 Run = Callable[[Sequence[Maybe]], Any]
-View = Callable[[Sequence[Maybe]], Sequence[Maybe]]
 
 _CAN_SKIP_DISPATCHER = derivatives.BY_LEVEL and _torch.CAN_SKIP_DISPATCHER
 _KNOWN: TensorKeyedCache[Run] = TensorKeyedCache()
@@ -42,27 +42,24 @@ def keep(
 ) -> None:
     """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came.
 
-    The mask and its tangent alone may have been viewed.
+    The mask and its tangent alone may have been viewed. Autocast may have cast any.
     """
     if (key := _key(operator, tensors, options, enable_gqa)) is None:
         return
-    changed: dict[str, Any] = {
-        name: (x, y) for name, x, y in zip(canonical._fields, tensors, canonical, strict=True) if x is not y
-    }  # fmt: skip
-    if not changed.keys() <= {"mask", "mask_t"} or any(x.dtype != y.dtype for x, y in changed.values()):
+    given = [x for x in tensors if x is not None]
+    if given[0].device.type not in KEYSETS:  # a meta tensor, say
         return
-    device = canonical.q.device.type
-    if device not in KEYSETS:  # a meta tensor, say
+    pairs = list(zip(canonical._fields, tensors, canonical, strict=True))
+    if any(x is not y and x.shape != y.shape for name, x, y in pairs if name not in ("mask", "mask_t")):
         return
     if not _KNOWN.saw(key):
         return
-    view = _masks_viewed_as(operator, canonical.mask.shape) if changed and canonical.mask is not None else None
-    autocast = torch.is_autocast_enabled(device)  # the casts were made, or the tensors would not be as they came
-    run = _run(operator, canonical, Options(*options), view, autocast)  # mutate: run
-    given = [x for x in tensors if x is not None]
+    changes = [_Change.of(place, x, y) for place, (_, x, y) in enumerate(pairs) if x is not y]
+    run = _run(operator, canonical, given, Options(*options), changes)  # mutate: run
     with without_autocast():
-        if is_plain(given):
-            _KNOWN.keep(key, given, run)
+        if not is_plain(given):
+            return
+    _KNOWN.keep(key, given, run)
 
 
 def _key(
@@ -72,38 +69,51 @@ def _key(
     # In this order: torch.compile, which the first one sees, could not trace the second.
     if not _CAN_SKIP_DISPATCHER or _torch.is_watched() or may_hold_tangents():
         return None
-    q, k, *_ = tensors
+    q, k = tensors[0], tensors[1]
     is_causal, scale, backend = options
     if type(q) is not Tensor or type(k) is not Tensor or type(is_causal) is not bool or type(enable_gqa) is not bool:
         return None
     if not (scale is None or type(scale) is float) or not (backend is None or type(backend) is str):
         return None
     try:
-        # mutate: return operator options
-        return operator, options, enable_gqa, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]
+        autocast = torch.get_autocast_dtype("cuda" if q.is_cuda else "cpu")  # a guard sees whether it is on
+        nested = [None if x is None else x.is_nested for x in tensors]
+        return operator, options, enable_gqa, autocast, q.shape, k.shape, *nested  # mutate: return operator options
     except (AttributeError, RuntimeError):  # no tensor, or a nested one, which has no shape and ends guards in C++
         return None
 
 
-def _run(operator: Operator, operands: AnyOperands, options: Options, view: View | None, autocast: bool) -> Run:
-    """The operator without the dispatcher, for tensors like these."""
+def _run(
+    operator: Operator, operands: AnyOperands, given: Sequence[Tensor], options: Options, changes: "Sequence[_Change]"
+) -> Run:  # fmt: skip
+    """The operator without the dispatcher, for tensors like those `given`, of which `changes` make operands."""
+    autocast = torch.is_autocast_enabled(given[0].device.type)
     below = operators.bound(operator, operands, options, autocast=autocast)
-    if any(x is not None and x.requires_grad for x in operands):
+    view = functools.partial(_changed, changes) if changes else None
+    if any([x.requires_grad for x in given]):
         gradients = _BoundGradients(options)  # mutate: gradients
         return derivatives.recorded(operator, below, gradients, view)
     return below if view is None else lambda tensors: below(view(tensors))
 
 
-def _masks_viewed_as(operator: Operator, shape: torch.Size) -> View:
-    """For masks, and their tangents, without the leading dims of size 1 that operators take."""
-    fields = operator.operands._fields
-    first, last = fields.index("mask"), fields.index("seed")
+class _Change(NamedTuple):
+    """What becomes of a tensor before an operator takes it: a cast, and of a mask leading dims of size 1."""
 
-    def view(tensors: Sequence[Maybe]) -> Sequence[Maybe]:
-        masks = [None if x is None else x.view(shape) for x in tensors[first:last]]
-        return *tensors[:first], *masks, *tensors[last:]
+    place: int
+    dtype: torch.dtype | None
+    shape: torch.Size | None
 
-    return view
+    @classmethod
+    def of(cls, place: int, x: Tensor, y: Tensor) -> "_Change":
+        return cls(place, None if x.dtype == y.dtype else y.dtype, None if x.shape == y.shape else y.shape)
+
+
+def _changed(changes: Sequence[_Change], tensors: Sequence[Maybe]) -> Sequence[Maybe]:
+    made: list[Any] = [*tensors]
+    for place, dtype, shape in changes:
+        x = made[place] if dtype is None else made[place].to(dtype)  # mutate: x
+        made[place] = x if shape is None else x.view(shape)
+    return made
 
 
 class _BoundGradients:
@@ -122,7 +132,7 @@ class _BoundGradients:
         if torch.is_grad_enabled() or _torch.is_watched() or may_hold_tangents():
             return self._dispatched(operator, tensors, wanted)
         given = [x for x in tensors if x is not None]
-        key = wanted, tuple([x is None for x in tensors])
+        key = wanted, tensors[0] is None, tensors[1] is None  # cotangents: all else is there for every node or none
         if (below := self._known.find(key, given)) is None:
             if is_plain(given):
                 below = operators.bound(operator, operator.operands(*tensors), self._options, wanted)

@@ -17,33 +17,45 @@ Maybe = Tensor | None
 _JVP = _torch.JVP if derivatives.BY_LEVEL and _torch.CAN_CALL_BELOW_JVP else None
 
 
-def under_jvp(attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Any]) -> Tensor | None:
-    """The dual o of q, k, v where func.jvp is the innermost transform and gives one of them a tangent, else None.
+def under_jvp(
+    attention_jvp: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Any], mask: Any, **options: Any
+) -> Tensor | None:
+    """The dual o of q, k, v where func.jvp is the innermost transform and gives one of them, or the mask, a tangent,
+    else None.
 
-    `attention_jvp` takes q, k, v, q_t, k_t, v_t and is called below the transform.
+    `attention_jvp` is called below the transform: with primals and tangents in place of the tensors.
     """
     if _JVP is None or not _torch.transforms_active() or _torch.is_watched() or _torch.dispatch_modes():
         return None
     transform = _torch.innermost_transform()
-    if transform.key().value != _JVP or not all([type(x) is Tensor for x in tensors]):
+    if transform.key().value != _JVP:
         return None
-    if any([x.requires_grad for x in tensors]):  # at the level of the transform, where only an operator is recorded
-        return None
-    level = transform.level()
-    tangents = [_tangent(x, level) for x in tensors]  # mutate: tangents
+    level, primals, tangents = transform.level(), [], []
+    for x in tensors if mask is None else (*tensors, mask):
+        if type(x) is not Tensor:
+            return None
+        primal = _torch.unwrap_level(x, level)
+        primals.append(primal)
+        if primal is x:  # not of this level, and so without a tangent there; what outer levels record is recorded below
+            tangents.append(None)
+        elif x.requires_grad:  # at this level, where only an operator is recorded
+            return None
+        else:
+            tangents.append(_tangent(x, level))  # mutate: tangents.append
     if all([x is None for x in tangents]) or not _torch.JvpInterpreter(transform).prevFwdGradMode():
         return None
-    primals = [_torch.unwrap_level(x, level) for x in tensors]
+    if mask is not None:
+        options |= {"attn_mask": primals.pop(), "attn_mask_t": tangents.pop()}
     layer = _torch.pop_transform()
     try:
         with marked("below_jvp"):
-            o, o_t = attention_jvp(*primals, *tangents)
+            o, o_t = attention_jvp(*primals, *tangents, **options)
     finally:
         _torch.push_transform(layer)
     return _torch.make_dual(o, o_t)  # mutate: return _torch make_dual
 
 
 def _tangent(x: Tensor, level: int) -> Maybe:
-    """As `level` wraps it, taken out."""
-    tangent = _torch.unpack_dual(x)[1]
+    """As `level` wraps it, taken out. A choice of keys has none."""
+    tangent = _torch.unpack_dual(x)[1] if x.is_floating_point() else None
     return None if tangent is None else _torch.unwrap_level(tangent, level)

@@ -262,8 +262,8 @@ _OF_WIRING = [
         "if False:", check="second-order",
     ),
     Fault(
-        "func.jvp with the tangent of v dropped", "wiring", "dispatch/func_jvp.py", "tangents",
-        "tangents = [*(_tangent(x, level) for x in tensors[:2]), None]", check="forward-mode",
+        "func.jvp with the tangent of v dropped", "wiring", "dispatch/func_jvp.py", "tangents.append",
+        "tangents.append(None if len(tangents) == 2 else _tangent(x, level))", check="forward-mode",
     ),
     Fault(
         "func.jvp gives o as its own tangent", "wiring", "dispatch/func_jvp.py", "return _torch make_dual",
@@ -272,7 +272,7 @@ _OF_WIRING = [
     Fault(
         "short way with the options of an earlier call", "repeated calls", "dispatch/fast_path.py",
         "return operator options",
-        "return operator, q.shape, k.shape, *[None if x is None else x.is_nested for x in tensors]", check="repeated",
+        "return operator, enable_gqa, autocast, q.shape, k.shape, *nested", check="repeated",
     ),
     Fault(
         "short way with the tensors of an earlier call", "repeated calls", OPERATORS, "return tensors function",
@@ -280,7 +280,7 @@ _OF_WIRING = [
     ),
     Fault(
         "short way with the default scale", "repeated calls", "dispatch/fast_path.py", "run",
-        "run = _run(operator, canonical, Options(*options)._replace(scale=None), view, autocast)", check="repeated",
+        "run = _run(operator, canonical, given, Options(*options)._replace(scale=None), changes)", check="repeated",
     ),
     Fault(
         "short way back with the options of an earlier call", "repeated calls", "dispatch/fast_path.py", "gradients",

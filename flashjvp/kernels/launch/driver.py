@@ -46,8 +46,10 @@ class Launch:
             self._args[place.position] = None
         self._direct = _direct(compiled, programs, self._args, self._places)
 
-    def __call__(self, tensors: Sequence[Tensor | None], addresses: Sequence[int], stream: int) -> None:
-        if self._direct is None or _is_hooked():
+    def __call__(
+        self, tensors: Sequence[Tensor | None], addresses: Sequence[int], stream: int, hooked: bool
+    ) -> None:  # fmt: skip
+        if self._direct is None or hooked:
             self._public(tensors, addresses)
         else:
             self._direct(addresses, stream)
@@ -83,7 +85,8 @@ def on_device(index: int | None) -> AbstractContextManager[object]:
     return _HERE if is_current(index) else torch.cuda.device(index)
 
 
-def _is_hooked() -> bool:
+def is_hooked() -> bool:
+    """Whether a launch hook of Triton is set, which its public launch calls. To be asked once for all launches."""
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 

@@ -19,7 +19,7 @@ from ... import _torch
 from ..._torch.guards import TensorKeyedCache
 from . import schedule
 from .compilation import THREAD, Missing, compile_all, kernels_of
-from .driver import Launch, Place, current_stream, index_of, is_current
+from .driver import Launch, Place, current_stream, index_of, is_current, is_hooked
 
 Maybe = Tensor | None
 Allocate = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
@@ -74,9 +74,9 @@ class CapturedCall:
                 made.zero_()  # mutate: made.zero_
             tensors.append(made)
             addresses.append(made.data_ptr())
-        stream = current_stream(self._index or 0)
+        stream, hooked = current_stream(self._index or 0), is_hooked()
         for launch in self._launches:
-            launch(tensors, addresses, stream)
+            launch(tensors, addresses, stream, hooked)
         tensors.append(None)
         results: tuple[Maybe, ...] = self._results(tensors)
         return results

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from flashjvp import SecondOrderError
+import flashjvp
+from flashjvp import ArgumentValueError, SecondOrderError
 from tests.flashjvp.dispatch.calls import explicit, plain
 from tests.flashjvp.dispatch.subjects import CountLaunches, Tensors, assert_same, tensors
 
@@ -129,6 +130,74 @@ def test_func_jvp_of_inputs_with_a_graph(dispatched: list[str]) -> None:
         assert_same(torch.autograd.grad((o.sin() + o_t.cos()).sum(), actual), wanted)
     with torch.no_grad():
         assert not any(y.requires_grad for y in torch.func.jvp(plain_of, actual.primals, actual.tangents))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("kind", ["bool", "additive", "with a tangent"])
+def test_func_jvp_of_what_stays_leaves_the_transform(kind: str, learned: bool, dispatched: list[str]) -> None:
+    """Masks, and tensors from outside of the transform, which may have a graph there."""
+    x, mask = tensors(1).leaves(), torch.rand(7, 9, dtype=torch.float64)
+    mask = mask > 0.3 if kind == "bool" else mask.requires_grad_(learned)
+    mask_t = mask.detach().cos() if kind == "with a tangent" else None
+    leaves = [y for y in (*x.primals, x.q_t, mask) if y.requires_grad]
+
+    def attend(q: Tensor, mask: Tensor) -> Tensor:
+        return flashjvp.attention(q, x.k, x.v, mask, enable_gqa=True, backend="tiled")
+
+    def results(o: Tensor, o_t: Tensor) -> Any:
+        return o, o_t, torch.autograd.grad((o.sin() + o_t.cos()).sum(), leaves)
+
+    expected = results(*explicit(Tensors(*x.primals, x.q_t, None, None), attn_mask=mask, attn_mask_t=mask_t))
+    dispatched.clear()
+    for _ in range(4):
+        if mask_t is None:
+            found = torch.func.jvp(lambda q: attend(q, mask), (x.q,), (x.q_t,))
+        else:
+            found = torch.func.jvp(attend, (x.q, mask), (x.q_t, mask_t))
+        assert_same(results(*found), expected)
+    assert dispatched == ["attention_jvp"]  # the key of the calls came before
+
+
+@pytest.mark.parametrize("dim", [0, 2])
+@pytest.mark.parametrize("mapped", [(0, 1, 2, 3, 4, 5), (0, 3), (4,)])
+def test_vmap_is_left(mapped: tuple[int, ...], dim: int, dispatched: list[str]) -> None:
+    """Whichever tensors it maps, over whichever dim; below it a call is as any other, gradients included."""
+    entries = [tensors(seed) for seed in range(3)]
+    mask = torch.rand(7, 9) > 0.3
+    x = [torch.stack(one, dim) if i in mapped else one[0] for i, one in enumerate(zip(*entries, strict=True))]
+    dims = tuple(dim if i in mapped else None for i in range(6))
+
+    def results(given: list[Tensor], attend: Any) -> Any:
+        o, o_t = attend(*given)
+        return o, o_t, torch.autograd.grad((o.sin() + o_t.cos()).sum(), given)
+
+    def one_by_one(*given: Tensor) -> Any:
+        whole = [y if d is None else y.movedim(d, 0) for y, d in zip(given, dims, strict=True)]
+        calls = [[y if d is None else y[i] for y, d in zip(whole, dims, strict=True)] for i in range(3)]
+        return [torch.stack(y) for y in zip(*[explicit(Tensors(*call), attn_mask=mask) for call in calls], strict=True)]
+
+    def explicitly(*given: Tensor) -> Any:
+        return torch.vmap(lambda *y: explicit(Tensors(*y), attn_mask=mask), in_dims=dims)(*given)
+
+    def by_jvp(*given: Tensor) -> Any:
+        attend = lambda q, k, v: flashjvp.attention(q, k, v, mask, enable_gqa=True, backend="tiled")  # noqa: E731
+        return torch.vmap(lambda *y: torch.func.jvp(attend, y[:3], y[3:]), in_dims=dims)(*given)
+
+    leaves = [y.requires_grad_() for y in x]
+    expected = results(leaves, one_by_one)
+    for attend in (explicitly, by_jvp):
+        for _ in range(2):
+            results(leaves, attend)
+        dispatched.clear()
+        assert_same(results(leaves, attend), expected)
+        assert not dispatched
+
+
+def test_errors_under_vmap_speak_of_its_tensors() -> None:
+    x = tensors()
+    words = r"k: expected the head dim of q \[2, 4, 7, 6\], 6, got shape \[2, 2, 9, 5\]"
+    with pytest.raises(ArgumentValueError, match=words):
+        torch.vmap(lambda q: flashjvp.attention(q, x.k[..., :5], x.v, enable_gqa=True))(x.q[None])
 
 
 def plain_of(*primals: Tensor) -> Tensor:

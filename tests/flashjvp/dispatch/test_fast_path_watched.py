@@ -91,6 +91,28 @@ def test_autocast_casts_and_backends_keep_their_types(dispatched: list[str]) -> 
             torch.testing.assert_close(explicit(half), expected, rtol=0, atol=0)
 
 
+def test_autocast_takes_the_short_way(dispatched: list[str]) -> None:
+    """Casts included, with their derivatives, whatever was seen of other grad modes and types of autocast."""
+    single, mask = Tensors(*(x.float().requires_grad_() for x in tensors())), torch.rand(7, 9).half()
+
+    def gradients(dtype: torch.dtype) -> Any:
+        with torch.autocast("cpu", dtype):
+            o, o_t = explicit(single, attn_mask=mask)
+            explicit(Tensors(*(x.bfloat16() for x in single)), attn_mask=mask)
+        return o, o_t, torch.autograd.grad((o.sin() + o_t.cos()).sum(), single)
+
+    types = (torch.bfloat16, torch.float16)
+    expected = [gradients(dtype) for dtype in types]
+    for _ in range(3):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert not explicit(single, attn_mask=mask)[0].requires_grad
+        again = [gradients(dtype) for dtype in types]
+    dispatched.clear()
+    last = [gradients(dtype) for dtype in types]
+    assert not dispatched and [o.dtype for o, _, _ in last] == [*types]
+    torch.testing.assert_close([again, last], [expected, expected], rtol=0, atol=0)
+
+
 WRONG: dict[str, tuple[type[Exception], Callable[[Tensors], Any]]] = {
     "is_causal": (ArgumentTypeError, lambda x: explicit(x, is_causal=0)),
     "enable_gqa": (ArgumentTypeError, lambda x: explicit(x, enable_gqa=1)),

@@ -26,7 +26,8 @@ def test_without_any_one_private_name_every_derivative_is_right(sampled: Callabl
 
 
 def test_this_pytorch_has_the_names_that_speed_stands_on() -> None:
-    assert _torch.PER_LEVEL and _torch.CAN_SKIP_DISPATCHER and _torch.CAN_CALL_BELOW_JVP
+    assert _torch.PER_LEVEL and _torch.CAN_SKIP_DISPATCHER
+    assert _torch.CAN_CALL_BELOW_JVP and _torch.CAN_CALL_BELOW_VMAP
     assert _torch.EMPTY_STRIDED.keys() == {"cpu", "cuda"}
 
 

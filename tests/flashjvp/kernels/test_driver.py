@@ -117,7 +117,7 @@ def test_c_is_given_what_the_public_launch_gives(descriptors: int) -> None:
     for _ in range(3):
         tensors = [rows() for _ in range(descriptors + 2)]
         kernel[(PROGRAMS, 1, 1)](*arguments(tensors)[0])
-        launch(tensors, [x.data_ptr() for x in tensors], STREAM)
+        launch(tensors, [x.data_ptr() for x in tensors], STREAM, direct.is_hooked())
         public, replayed = c.given[-2:]
         assert replayed == public
         assert STREAM in replayed and tensors[-2].data_ptr() in (*replayed, *replayed[-1])
@@ -129,10 +129,10 @@ def test_a_descriptor_is_encoded_once_an_address() -> None:
     tensors = [rows() for _ in range(4)]
     before = PyCUtensorMap.encodings
     for _ in range(3):
-        launch(tensors, [x.data_ptr() for x in tensors], STREAM)
+        launch(tensors, [x.data_ptr() for x in tensors], STREAM, direct.is_hooked())
     assert PyCUtensorMap.encodings == before + 2
     other = [rows(), *tensors[1:]]
-    launch(other, [x.data_ptr() for x in other], STREAM)
+    launch(other, [x.data_ptr() for x in other], STREAM, direct.is_hooked())
     assert PyCUtensorMap.encodings == before + 3
 
 
@@ -142,7 +142,7 @@ def test_geometries_do_not_share_encodings() -> None:
     part = wide[..., :64]
     for given in (part, wide.view(1, 2, 64, 64)):  # of one address
         launch = Launch(kernel, PROGRAMS, *arguments([given, x, x]))
-        launch([given, x, x], [given.data_ptr(), x.data_ptr(), x.data_ptr()], STREAM)
+        launch([given, x, x], [given.data_ptr(), x.data_ptr(), x.data_ptr()], STREAM, direct.is_hooked())
     assert c.given[0] != c.given[1]
 
 
@@ -151,7 +151,7 @@ def test_encodings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, _ = compiled(1)
     launch = Launch(kernel, PROGRAMS, *arguments([rows() for _ in range(3)]))
     for address in range(0, 1600, 16):
-        launch([rows()] * 3, [address, 16, 16], STREAM)
+        launch([rows()] * 3, [address, 16, 16], STREAM, direct.is_hooked())
     (encoder,) = direct._ENCODERS.values()
     assert 0 < len(encoder) <= 4
 
@@ -166,7 +166,7 @@ def test_launch_hooks_are_passed_on(hook: str, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("C calls it, and here is no C")
 
     monkeypatch.setattr(knobs.runtime, hook, seen)
-    launch(tensors, [x.data_ptr() for x in tensors], STREAM)
+    launch(tensors, [x.data_ptr() for x in tensors], STREAM, direct.is_hooked())
     assert seen in c.given[-1]
 
 

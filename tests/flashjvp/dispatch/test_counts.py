@@ -1,0 +1,136 @@
+"""How many functions, of Python and of C, a call like earlier ones calls beyond what PyTorch does around nothing.
+
+That is what the host's time of a call follows, and unlike time it is the same on every machine. The backend is a
+stand-in, so that nothing of a kernel is counted. The bounds are the numbers found with Python 3.11 and PyTorch 2.11;
+later Pythons call less, since comprehensions are no functions there.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.func import jvp, vmap
+
+import flashjvp
+from flashjvp.backends import tiled
+from flashjvp.dispatch import fast_path
+
+
+def calls(function: Callable[[], Any]) -> int:
+    """Of one call, after enough others that it is one like them."""
+    for _ in range(4):
+        function()
+    found = 0
+
+    def count(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+class _Empty(Function):
+    """Nothing, of as many inputs, outputs and gradients as attention has."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return inputs[0].clone(), inputs[0].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
+        return cotangents * 3
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made = [torch.zeros(1, 2, 4, 8) for _ in range(2)] + [torch.zeros(1, 2, 4) for _ in range(2)]
+    grads = [torch.zeros(1, 2, 4, 8) for _ in range(6)]
+    monkeypatch.setattr(tiled, "forward_jvp", lambda *x: tuple([y.to(x[0].dtype) for y in made]))
+    monkeypatch.setattr(tiled, "backward_jvp", lambda *x: (*grads, None, None))
+    fast_path.forget()
+    yield
+    fast_path.forget()
+
+
+def draw(learned: bool = False) -> tuple[Tensor, ...]:
+    return tuple([torch.randn(1, 2, 4, 8, requires_grad=learned) for _ in range(6)])
+
+
+def attend(*tensors: Tensor, mask: Tensor | None = None) -> Tensor:
+    return flashjvp.attention(*tensors, mask)
+
+
+def first(*tensors: Tensor) -> Tensor:
+    return tensors[0]
+
+
+def first_two(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors[:2]
+
+
+def explicit() -> int:
+    x = draw()
+    return calls(lambda: flashjvp.attention_jvp(*x))
+
+
+def with_a_node() -> int:
+    x = draw(True)
+    return calls(lambda: flashjvp.attention_jvp(*x)) - calls(lambda: _Empty.apply(*x))
+
+
+def backward() -> int:
+    x, cotangents = draw(True), draw()[:2]
+
+    def passes(function: Callable[..., Any]) -> int:
+        return calls(lambda: torch.autograd.grad(function(*x), x, cotangents)) - calls(lambda: function(*x))
+
+    return passes(flashjvp.attention_jvp) - passes(_Empty.apply)
+
+
+def autocast() -> int:
+    x = draw()
+
+    def cast(function: Callable[..., Any]) -> int:
+        def run() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                function(*x)
+
+        return calls(run)
+
+    return cast(flashjvp.attention_jvp) - cast(first)
+
+
+def func_jvp(mask: Tensor | None = None) -> int:
+    x = draw()
+    of = lambda *tensors: attend(*tensors, mask=mask)  # noqa: E731
+    return calls(lambda: jvp(of, x[:3], x[3:])) - calls(lambda: jvp(first, x[:3], x[3:]))
+
+
+def func_jvp_with_a_mask() -> int:
+    return func_jvp(torch.ones(4, 4, dtype=torch.bool))
+
+
+def mapped() -> int:
+    x = [y[None] for y in draw()]
+    return calls(lambda: vmap(flashjvp.attention_jvp)(*x)) - calls(lambda: vmap(first_two)(*x))
+
+
+@pytest.mark.parametrize(
+    ("count", "most"),
+    [
+        (explicit, 29), (with_a_node, 9), (backward, 18), (autocast, 36), (func_jvp, 88), (func_jvp_with_a_mask, 94),
+        (mapped, 69),
+    ],
+)  # fmt: skip
+def test_calls_of_functions(count: Callable[[], int], most: int) -> None:
+    assert count() <= most
