@@ -14,7 +14,7 @@ from .backends import select
 from .backends.high import HALF
 from .backends.patterns import Band, Listed
 from .canonical import canonical
-from .operands import Operands, Options
+from .operands import Inputs, Operands, Options
 from .serving import check_precision, plain_mask
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ class Explanation:
 
     backend: "triton", "tiled" or "reference".
     kernels: "warp-specialised", "portable", or what stands in for kernels.
-    tiles: family of kernels -> block sizes, by name. The backward pass is one that gives every gradient, and whose
-        cotangents lie in memory as the kernels like it.
-    why_not_faster: why the call gets nothing faster and, where that is in the user's hands, what to change.
+    tiles: family of kernels -> block sizes, by name. The backward pass is one through all results that gives every
+        gradient, and whose cotangents lie in memory as the kernels like it.
+    why_not_faster: why the call, or its backward pass through o alone, gets nothing faster and, where that is in the
+        user's hands, what to change.
     versions: torch, triton, python, flashjvp and the device.
     measured: whether the README's figures were measured with these releases of torch and Triton on such a GPU.
     """
@@ -166,14 +167,16 @@ def _served(operands: Operands, options: Options, pattern: Band | Listed | None,
     if call.is_empty:
         return _Served(chosen, NONE, {}, [])
     jvp = operands.has_tangents
-    reasons = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
+    obstacles = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
     if schedule.has_pipelines(call.device, call.precision, call.width):
         window = "a window" if isinstance(pattern, Band) else None
-        reasons.append(window or eligibility.obstacle(call, operands.inputs, (), scale))
-    found = [reason for reason in reasons if reason is not None]
+        obstacles.append(window or eligibility.obstacle(call, operands.inputs, (), scale))
+    found = [reason for reason in obstacles if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)
-    return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp, _is_learned(operands)), [])
+    of_o_alone = eligibility.obstacle(call, Inputs(q, k, v), (), scale)
+    reasons = [] if of_o_alone is None else [f"a backward pass of o alone gets the portable kernels: {of_o_alone}"]
+    return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp, _is_learned(operands)), reasons)
 
 
 def _is_learned(x: Operands) -> bool:

@@ -52,7 +52,8 @@ def neighbourhood(
 
     Raises:
         ArgumentTypeError: numbers that are not integers, flags that are not bools.
-        ArgumentValueError: other than 1 to 3 sizes, another number of values than axes, a value out of range.
+        ArgumentValueError: other than 1 to 3 sizes, another number of values than axes, a value out of range, a device
+            that PyTorch does not know.
 
     Numerics:
         None.
@@ -78,9 +79,16 @@ def neighbourhood(
             raise ArgumentValueError(
                 f"kernel_size: expected kernel_size * dilation of at most the size {length}, got {kernel} * {step}"
             )
-    where = torch.get_default_device() if device is None else torch.device(device)
+    where = _device(device)
     axes = zip(lengths, kernels, dilations, flags, strict=True)
     return _block_mask(lengths, [_along_axis(*axis).to(where) for axis in axes])
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    try:
+        return torch.get_default_device() if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentValueError(f"device: expected a device of PyTorch, got {device!r}") from error
 
 
 def _numbers(name: str, value: Any, count: int) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import environment
 from .backends import select
 from .backends.high import HALF
 from .backends.patterns import Band, Listed
@@ -157,8 +158,13 @@ def _gpu(device: torch.device | str) -> torch.device:
         found = None
     if found is None or found.type not in ("cuda", "meta"):  # meta: a GPU that is not there, for tests
         raise ArgumentValueError(f"device: expected a CUDA device, got {str(device)!r}")
-    if found.type == "cuda" and found.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+    if found.type == "meta":
+        return found
+    try:
+        found = found if found.index is not None else torch.device("cuda", torch.cuda.current_device())
+        environment.capability(found.index)
+    except (RuntimeError, AssertionError) as error:  # which of them depends on the build of PyTorch
+        raise ArgumentValueError(f"device: expected a CUDA device of this machine, got {str(device)!r}") from error
     return found
 
 

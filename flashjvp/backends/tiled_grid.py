@@ -108,7 +108,7 @@ class Grid:
     def tiles(self, workspace: Tensor, box: Box, rows: slice, keys: slice) -> tuple[Tensor, ...]:
         """The workspace as contiguous [Z, R, K] tiles."""
         shape = (math.prod(_lengths(box)), self.group * _length(rows), _length(keys))
-        return workspace[:, : math.prod(shape)].view(-1, *shape).unbind()
+        return workspace[:, : math.prod(shape)].view(len(workspace), *shape).unbind()
 
     def mask_(self, S: Tensor, box: Box, rows: slice, keys: slice) -> Tensor:
         """Adds the bias of (1) to a contiguous tile of scores: mask, and -inf where the key comes after the query."""

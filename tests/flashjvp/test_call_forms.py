@@ -140,6 +140,14 @@ def test_without_batch_or_heads_everything_is_empty(shape: tuple[int, ...], gqa:
     assert torch.autograd.grad(o.sum() + o_t.sum(), x)[0].shape == shape
 
 
+@BACKENDS
+def test_grouped_keys_without_a_query_head_have_gradients_of_zero(backend: str | None) -> None:
+    q, k = normal(B, 0, M, D), normal(B, H, N, D).requires_grad_()
+    o, o_t = attention_jvp(q, k, k, q, enable_gqa=True, backend=backend)
+    assert o.shape == o_t.shape == q.shape
+    assert not torch.autograd.grad(o.sum() + o_t.sum(), k)[0].any()
+
+
 @pytest.mark.parametrize(
     "shapes", [((2, 3, 0, 8), (2, 3, 5, 8)), ((2, 3, 6, 8), (2, 1, 0, 8)), ((1, 1, 6, 0), (1, 1, 5, 0))]
 )

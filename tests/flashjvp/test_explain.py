@@ -129,6 +129,15 @@ def test_what_is_seen_beside_masks_decides() -> None:
     assert (window.kernels, window.why_not_faster) == ("portable", ("a window",))
 
 
+@pytest.mark.parametrize("d", [128, 160])
+def test_a_backward_pass_of_o_alone_is_explained_where_other_kernels_serve_it(d: int) -> None:
+    """Those of head dims above 128 are for calls with tangents."""
+    with every_release_verified():
+        found = flashjvp.explain(*qkv(2, 4, 100, d, **HALF), *qkv(2, 4, 100, d, **HALF), backend="triton")
+    assert found.kernels == "warp-specialised" and len(found.why_not_faster) == (d > 128)
+    assert all("a backward pass of o alone gets the portable kernels" in reason for reason in found.why_not_faster)
+
+
 def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
     memory = torch.empty(3, 2 * 4 * 10 * 64 + 8, dtype=torch.float16)
     q, k, v = (row[4:-4].view(2, 4, 10, 64) for row in memory)

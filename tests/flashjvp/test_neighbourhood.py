@@ -69,6 +69,8 @@ BAD: list[tuple[dict[str, Any], type[FlashJVPError], str]] = [
     ({"dilation": True}, ArgumentTypeError, "dilation: expected integers"),
     ({"is_causal": 1}, ArgumentTypeError, "is_causal: expected bools"),
     ({"is_causal": (True,)}, ArgumentValueError, "is_causal: expected 1 or 2 bools, got 1"),
+    ({"device": "no such"}, ArgumentValueError, "device: expected a device of PyTorch, got 'no such'"),
+    ({"device": 0.5}, ArgumentValueError, "device: expected a device of PyTorch, got 0.5"),
 ]
 
 

@@ -135,11 +135,18 @@ def test_nothing_is_launched_where_kernels_are_asked_for() -> None:
         ({"backward": None}, ArgumentTypeError, "backward: expected a bool, got NoneType"),
         ({"device": "no such"}, ArgumentValueError, "device: expected a CUDA device, got 'no such'"),
         ({"device": "cpu"}, ArgumentValueError, "device: expected a CUDA device, got 'cpu'"),
+        ({"device": "cuda:99"}, ArgumentValueError, "device: expected a CUDA device of this machine, got 'cuda:99'"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=f"^{said}"):
         flashjvp.precompile(**GOOD | changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_raises() -> None:
+    with pytest.raises(ArgumentValueError, match="^device: expected a CUDA device of this machine, got 'cuda'"):
+        flashjvp.precompile(64, torch.float16)
 
 
 def test_without_kernels_for_a_card_it_raises(machine: Callable[..., None]) -> None:

@@ -131,7 +131,7 @@ def test_explained() -> None:
 
 
 BAD: list[tuple[Any, type[FlashJVPError], str]] = [
-    (3, ArgumentTypeError, "window: expected None or a pair (left, right)"),
+    (3, ArgumentTypeError, "window: expected None or a pair (left, right), got an object of type int"),
     ((1, 2, 3), ArgumentTypeError, "window: expected None or a pair (left, right), got 3"),
     ((1.0, 2), ArgumentTypeError, "window: expected two integers"),
     ((True, 2), ArgumentTypeError, "window: expected two integers"),
