@@ -44,6 +44,8 @@ CASES = (
     Case("cotangent_o", batch=(1,), q_heads=1, kv_heads=1, m=65, n=70, d=64, dv=64, cotangents=("o",)),
     Case("large_mu", batch=(1,), q_heads=1, kv_heads=1, m=64, n=200, d=64, dv=64, kind="large_mu"),
     Case("one_hot", batch=(1,), q_heads=1, kv_heads=1, m=130, n=300, d=128, dv=128, kind="one_hot"),
+    Case("scores_3", batch=(2,), m=60, n=130, d=64, dv=64, magnitude=3.0),
+    Case("scores_10_72", batch=(2,), m=60, n=300, d=72, dv=72, magnitude=10.0),
     Case("low_scores", batch=(1,), q_heads=2, kv_heads=1, m=64, n=80, d=64, dv=64, kind="low_scores"),
     Case("low_scores_72", batch=(1,), q_heads=1, kv_heads=1, m=70, n=150, d=72, dv=72, kind="low_scores"),
     Case("low_scores_128", batch=(1,), q_heads=1, kv_heads=1, m=130, n=70, d=128, dv=128, kind="low_scores"),

@@ -83,7 +83,7 @@ def judge(case: Case, mask: Callable[..., Any], dtype: torch.dtype, ordered: boo
 
 
 @interpreted
-@pytest.mark.pairwise
+@pytest.mark.sampled(of=8)
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.__name__)
 @pytest.mark.parametrize("case", CASES, ids=str)
