@@ -48,8 +48,8 @@ def outer_level(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 
 def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """torch.func.vmap of torch.func.grad over torch.func.jvp, over the first batch dim moved behind the next one; and of
-    torch.func.jvp alone, with autograd.grad outside."""
+    """torch.func.vmap of torch.func.grad over torch.func.jvp, over the first batch dim moved behind the next one, and
+    of torch.func.jvp alone, with autograd.grad outside."""
     if inputs.mask is not None or inputs.q.ndim < 4 or inputs.q.shape[0] == 0:
         return []
     tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*operands(inputs), inputs.d_o, inputs.d_o_t)]
