@@ -49,7 +49,7 @@ def keep(
     given = [x for x in tensors if x is not None]
     if given[0].device.type not in KEYSETS:  # a meta tensor, say
         return
-    pairs = list(zip(canonical._fields, tensors, canonical, strict=True))
+    pairs: list[tuple[str, Any, Any]] = list(zip(canonical._fields, tensors, canonical, strict=True))
     if any(x is not y and x.shape != y.shape for name, x, y in pairs if name not in ("mask", "mask_t")):
         return
     if not _KNOWN.saw(key):
@@ -111,7 +111,7 @@ class _Change(NamedTuple):
 def _changed(changes: Sequence[_Change], tensors: Sequence[Maybe]) -> Sequence[Maybe]:
     made: list[Any] = [*tensors]
     for place, dtype, shape in changes:
-        x = made[place] if dtype is None else made[place].to(dtype)  # mutate: x
+        x = made[place] if dtype is None else made[place].to(dtype)
         made[place] = x if shape is None else x.view(shape)
     return made
 

@@ -30,7 +30,8 @@ def under_jvp(
     transform = _torch.innermost_transform()
     if transform.key().value != _JVP:
         return None
-    level, primals, tangents = transform.level(), [], []
+    level, primals = transform.level(), []
+    tangents: list[Maybe] = []
     for x in tensors if mask is None else (*tensors, mask):
         if type(x) is not Tensor:
             return None

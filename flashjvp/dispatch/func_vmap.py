@@ -34,7 +34,9 @@ def under_vmap(function: Callable[..., Any], tensors: Sequence[Any], **options: 
     level = transform.level()
     if any([_torch.unwrap_mapped(x, level)[1] is not None for x in masks]):
         return None
-    found = [(None, None) if x is None else _torch.unwrap_mapped(x, level) for x in tensors]
+    found: list[tuple[Any, int | None]] = [
+        (None, None) if x is None else _torch.unwrap_mapped(x, level) for x in tensors
+    ]
     size = next((x.shape[dim] for x, dim in found if dim is not None), None)
     if size is None:
         return None

@@ -48,7 +48,8 @@ def outer_level(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 
 def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """torch.func.vmap of torch.func.grad over torch.func.jvp, over the first batch dim moved behind the next one."""
+    """torch.func.vmap of torch.func.grad over torch.func.jvp, over the first batch dim moved behind the next one, and
+    of torch.func.jvp alone, with autograd.grad outside."""
     if inputs.mask is not None or inputs.q.ndim < 4 or inputs.q.shape[0] == 0:
         return []
     tensors: list[Any] = [x if x is None else x.movedim(0, 1) for x in (*operands(inputs), inputs.d_o, inputs.d_o_t)]
@@ -61,7 +62,16 @@ def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
 
     results: dict[str, Any] = vmap(of_one, in_dims=1)(*(tensors[i] for i in present))
     ordered: list[Any] = [results.get(name) for name in NAMES]
-    return as_explicit(Results(*ordered), inputs, subject)
+    leaves = leaves_of(inputs)
+    given = [i for i, x in enumerate(leaves) if x is not None]
+
+    def jvp_of_one(*xs: Tensor) -> tuple[Tensor, ...]:
+        one = placed(xs, given, leaves)
+        return tuple(y for y in forward_mode(f, one[:3], one[3:]) if y is not None)
+
+    o, *o_t = vmap(jvp_of_one, in_dims=1)(*[x.movedim(0, 1) for x in leaves if x is not None])
+    of_jvp = as_explicit(reverse((o, *(o_t or [None])), leaves, inputs), inputs, subject)
+    return as_explicit(Results(*ordered), inputs, subject) + of_jvp
 
 
 def second_order(inputs: Inputs, subject: Subject) -> list[Identity]:

@@ -288,6 +288,10 @@ _OF_WIRING = [
     ),
     Fault("vmap over the wrong dim", "wiring", OPERATORS, "moved.append", "moved.append(x)", "square", "func.vmap"),
     Fault(
+        "vmap left with the mapped dim in its place", "wiring", "dispatch/func_vmap.py", "return x movedim", "return x",
+        "square", "func.vmap",
+    ),
+    Fault(
         "default scale from the width of v", "wiring", OPERATORS, "return getattr module",
         "return getattr(module, operator.name), options.of_backend(operands.v)", "dims_64_24",
     ),
