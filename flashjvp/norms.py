@@ -118,7 +118,7 @@ def batch_norm(
     Source:
         docs/layer-norm-jvp.md.
     """
-    if training and input.ndim > 1 and input.numel() == input.shape[1]:
+    if training and input.ndim > 1 and input.numel() == input.shape[1] > 0:
         raise ArgumentValueError(
             f"input: expected more than one number for each channel in training, got shape {list(input.shape)}"
         )
@@ -126,7 +126,8 @@ def batch_norm(
     rest: tuple[Any, ...] = (running_mean, running_var, training, momentum, eps)
     if training and torch.compiler.is_compiling():
         return _written_out_batch_norm(input, weight, bias, *rest)
-    if not training or not _torch.may_carry_tangents() or not any(map(_torch.carries_tangent, given)):
+    is_stock = not training or input.numel() == 0  # the kernels below take no empty batch
+    if is_stock or not _torch.may_carry_tangents() or not any(map(_torch.carries_tangent, given)):
         return _stock_batch_norm(input, weight, bias, *rest)
     split = _split(given)
     if split is None:

@@ -18,7 +18,11 @@ def window_of(window: Any) -> Window | None:
     if window is None:
         return None
     if not isinstance(window, tuple | list) or len(window) != 2:
-        came = f"{len(window)} of them" if isinstance(window, tuple | list) else f"an object of type {type(window).__name__}"
+        came = (
+            f"{len(window)} of them"
+            if isinstance(window, tuple | list)
+            else f"an object of type {type(window).__name__}"
+        )
         raise ArgumentTypeError(f"window: expected None or a pair (left, right), got {came}")
     sides = [-1 if side is None else side for side in window]
     for side in sides:

@@ -172,6 +172,16 @@ def test_evaluation_is_pytorchs() -> None:
     assert all(torch.equal(y, z) for y, z in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(0, CHANNELS), (0, CHANNELS, 2), (2, 0, 2)], ids=str)
+def test_without_a_number_there_is_nothing_to_normalise(shape: tuple[int, ...]) -> None:
+    x, x_t = (torch.empty(shape, dtype=torch.float64).requires_grad_() for _ in range(2))
+    weight = torch.ones(shape[1], dtype=torch.float64, requires_grad=True) if shape[1] else None
+    o, o_t = torch.func.jvp(lambda x: batch(x, weight, None), (x,), (x_t,))
+    assert o.shape == o_t.shape == shape
+    found = torch.autograd.grad(o.sum() + o_t.sum(), [y for y in (x, x_t, weight) if y is not None])
+    assert not any(grad.any() for grad in found)
+
+
 def test_one_number_for_each_channel_is_refused() -> None:
     with pytest.raises(
         flashjvp.ArgumentValueError, match=r"input: expected more than one number .* got shape \[1, 3\]"

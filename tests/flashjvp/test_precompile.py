@@ -145,7 +145,7 @@ def test_bad_arguments(changes: dict[str, Any], error: type[Exception], said: st
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_raises() -> None:
-    with pytest.raises(ArgumentValueError, match="^device: expected a CUDA device of this machine, got 'cuda'"):
+    with pytest.raises(ArgumentValueError, match=r"^device: expected a CUDA device of this machine, got 'cuda'"):
         flashjvp.precompile(64, torch.float16)
 
 
