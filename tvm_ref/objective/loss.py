@@ -17,6 +17,7 @@ from .improved_meanflow import improved_meanflow_loss
 from .parts import (
     Batch,
     Call,
+    Goal,
     Network,
     Terms,
     adaptively_weighted,
@@ -168,6 +169,18 @@ def tvm_loss(
 
     Returns: Terms, each [B], differentiable once in reverse through `network`.
     """
+    velocity, goal = tvm_velocity_term(
+        network, target, batch, scaled=scaled, detach=detach, guidance=guidance, guided=guided
+    )
+    flow = flow_term(network, batch, goal, scaled=scaled, guidance=guidance)
+    return Terms(velocity + flow, velocity, flow)
+
+
+def tvm_velocity_term(
+    network: Network, target: Network, batch: Batch, *, scaled: bool, detach: bool, guidance: bool = True,
+    guided: bool = True,
+) -> tuple[Tensor, Goal]:  # fmt: skip
+    """The first term of `tvm_loss`, [B], and what the second one, `flow_term`, needs of the target."""
     beta, a = beta_of(batch, guidance), factor(batch, scaled)
     gap = per_image(batch.s - batch.t)
     x_t = path.point(batch.x0, batch.x1, batch.t)
@@ -180,10 +193,8 @@ def tvm_loss(
         at_end: Call = (end, batch.s, batch.labels, beta)
         of_target = velocities(target, at_end, *[unguided(batch, x, batch.s2, guidance)] * guided)
         velocity_at_end = a * of_target[0]
-        goal = guided_of(batch, of_target[1] if guided else None)
-    velocity = mean_square(df_ds - velocity_at_end) * (batch.t != batch.s) / batch.w.square()
-    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
-    return Terms(velocity + flow, velocity, flow)
+        goal = Goal(x, guided_of(batch, of_target[1] if guided else None))
+    return mean_square(df_ds - velocity_at_end) * (batch.t != batch.s) / batch.w.square(), goal
 
 
 def flow_loss(
@@ -196,8 +207,8 @@ def flow_loss(
     Arguments and result as in `tvm_loss`, with a velocity term of zero.
     """
     x = path.point(batch.x0, batch.x1, batch.s2)
-    goal = guided_velocity(target, batch, x, batch.s2, guidance, guided)
-    flow = _flow_term(network, batch, x, goal, scaled=scaled, guidance=guidance)
+    goal = Goal(x, guided_velocity(target, batch, x, batch.s2, guidance, guided))
+    flow = flow_term(network, batch, goal, scaled=scaled, guidance=guidance)
     return Terms(flow, torch.zeros_like(flow), flow)
 
 
@@ -222,7 +233,7 @@ def meanflow_loss(
     return split_by_time(adaptively_weighted(loss, adaptive_power), batch)
 
 
-def _flow_term(network: Network, batch: Batch, x: Tensor, goal: Tensor, *, scaled: bool, guidance: bool) -> Tensor:
-    """1/w^2 |u(x, s') - goal|^2."""
-    u = factor(batch, scaled) * network(x, batch.s2, batch.s2, batch.labels, beta_of(batch, guidance))
-    return mean_square(u - goal) / batch.w.square()
+def flow_term(network: Network, batch: Batch, goal: Goal, *, scaled: bool, guidance: bool) -> Tensor:
+    """1/w^2 |u(x, s') - goal|^2, [B]."""
+    u = factor(batch, scaled) * network(goal.x, batch.s2, batch.s2, batch.labels, beta_of(batch, guidance))
+    return mean_square(u - goal.velocity) / batch.w.square()

@@ -58,6 +58,13 @@ class Batch(NamedTuple):
     no_class: Tensor
 
 
+class Goal(NamedTuple):
+    """Images x at time s', and the velocity that a network is to have there; without gradient."""
+
+    x: Tensor
+    velocity: Tensor
+
+
 @torch.no_grad()
 def guided_velocity(
     target: Network, batch: Batch, x: Tensor, time: Tensor, guidance: bool, guided: bool = True

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..model.dit import DiT
-from ..objective.loss import Batch, Terms, terms
+from ..objective.loss import Batch, Terms, flow_term, terms, tvm_velocity_term
+from ..objective.parts import Goal
 from .config import TrainConfig
 from .parallel import World
 
@@ -24,6 +25,7 @@ class Objective(nn.Module):
     """The loss of a batch as the forward pass of a module. This is the module that DDP and FSDP wrap.
 
     loss_scale: the factor of the loss in the backward pass, by which gradients are divided afterwards.
+    in_two: whether the loss has two terms that can be computed one after the other.
     """
 
     def __init__(self, network: DiT, config: TrainConfig, device: torch.device) -> None:
@@ -32,12 +34,25 @@ class Objective(nn.Module):
         self._loss, self._guidance, self._kind = config.loss, config.model.guidance, device.type
         self._precision = AUTOCAST.get(config.run.precision)
         self.loss_scale = FLOAT16_SCALE if self._precision == torch.float16 else 1.0
+        self.in_two = config.loss.objective == "tvm"
 
-    def forward(self, batch: Batch, target: DiT) -> Terms:
-        """Returns the terms of the loss, each [B] float32. The target is an argument, so it is not a submodule."""
+    def forward(
+        self, batch: Batch, target: DiT, first: bool = False, goal: Goal | None = None
+    ) -> Terms | tuple[Tensor, Goal] | Tensor:
+        """Returns the terms of the loss, each [B] float32. The target is an argument, so it is not a submodule.
+
+        first: of two terms only the first, and the goal of the second.
+        goal: of two terms only the second.
+        """
+        how: dict[str, Any] = {"scaled": self._loss.scaled, "guidance": self._guidance}
+        of_first = {"detach": self._loss.detach, "guided": self._loss.guides}
         # No cache of weight casts: activation checkpointing needs the recomputation to run the same operators.
         dtype = self._precision or torch.bfloat16
         with torch.autocast(self._kind, dtype, enabled=self._precision is not None, cache_enabled=False):
+            if first:
+                return tvm_velocity_term(self.network, target, batch, **how, **of_first)
+            if goal is not None:
+                return flow_term(self.network, batch, goal, **how)
             return terms(self.network, target, batch, self._loss, guidance=self._guidance)
 
 
@@ -152,11 +167,22 @@ def queue_gradient(
 def passes(objective: nn.Module, target: DiT, batch: Batch, count: int = 1) -> Terms:
     """Adds the gradient of the mean loss of a micro-batch, one of `count`, to the parameters; returns its terms.
 
-    It is multiplied by the scale of the loss.
+    It is multiplied by the scale of the loss. Of two terms, the first has its backward pass before the second has its
+    forward pass, so that memory holds what one of them keeps.
     """
-    result = objective(batch, target)
-    (result.loss.mean() * (_own(objective).loss_scale / count)).backward()
-    return Terms(*(term.detach() for term in result))
+    own = _own(objective)
+    scale = own.loss_scale / count
+    if not own.in_two:
+        result = objective(batch, target)
+        (result.loss.mean() * scale).backward()
+        return Terms(*(term.detach() for term in result))
+    with _average_later(objective):
+        velocity, goal = objective(batch, target, first=True)
+        (velocity.mean() * scale).backward()
+    flow = objective(batch, target, goal=goal)
+    (flow.mean() * scale).backward()
+    velocity, flow = velocity.detach(), flow.detach()
+    return Terms(velocity + flow, velocity, flow)
 
 
 def _own(objective: nn.Module) -> Objective:

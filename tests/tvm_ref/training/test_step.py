@@ -20,7 +20,7 @@ from tvm_ref.training.batches import Batches
 from tvm_ref.training.config import ConfigError, TrainConfig
 from tvm_ref.training.parallel import World
 from tvm_ref.training.state import State
-from tvm_ref.training.step import Outcome, gradient, queue_gradient
+from tvm_ref.training.step import Outcome, gradient, passes, queue_gradient
 from verify.budget.network_tolerance import relative_error, training_budget
 
 CONFIG = digits(Path("run"))
@@ -93,6 +93,35 @@ def test_selective_recomputation_keeps_attention() -> None:
         calls[kind] = count.calls
     blocks = 2 * CONFIG.model.depth  # of the dual and of the plain evaluation
     assert calls == {"none": 0, "full": blocks, "selective": 0}
+
+
+class Passes(TorchDispatchMode):
+    """Notes the passes of attention in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.name().startswith("flashjvp::"):
+            self.found.append(function.name().removeprefix("flashjvp::").split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_first_term_is_differentiated_before_the_second_is_computed() -> None:
+    state, (batch,) = State(CONFIG, ALONE), Batches(CONFIG, DATASET, ALONE).draw(0)
+    for parameter in state.parameters:  # the output layer starts at zero
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 8
+    whole = state.objective(batch, state.target)
+    expected = torch.autograd.grad(whole.loss.mean(), state.parameters)
+    with Passes() as seen:
+        found = passes(state.objective, state.target, batch)
+    assert all(map(torch.equal, found, whole))
+    gradients = [p.grad for p in state.parameters if p.grad is not None]
+    assert relative_error(gradients, list(expected)) <= training_budget()
+    depth = CONFIG.model.depth
+    kinds = ["forward_jvp", "forward", "backward_jvp", "forward", "backward"]  # the second one is the target's
+    assert seen.found == [kind for kind in kinds for _ in range(depth)]
 
 
 def test_a_gradient_is_clipped_to_the_limit() -> None:
