@@ -29,8 +29,8 @@ from .scales import MU, O
 from .triton_compat import sum_of_products
 
 # The lazy rescale threshold, in base 2. The "maximum" m of a row follows the scores only when they are so far above it:
-# P stays below 2, and accumulators are seldom rescaled. A key that outweighs its row mostly becomes the maximum, and its
-# P is 1, which bfloat16 keeps. With a threshold of 8 it is any number up to 256, and the worst rows of o left their
+# P stays below 2, and accumulators are seldom rescaled. A key that outweighs its row mostly becomes the maximum. Its P
+# is then 1, which bfloat16 keeps. With a threshold of 8 it is any number up to 256, and the worst rows of o left their
 # budget.
 RESCALE_THRESHOLD = gl.constexpr(1.0)
 
