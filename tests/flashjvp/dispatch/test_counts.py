@@ -1,8 +1,9 @@
 """How many functions, of Python and of C, a call like earlier ones calls beyond what PyTorch does around nothing.
 
 That is what the host's time of a call follows, and unlike time it is the same on every machine. The backend is a
-stand-in, so that nothing of a kernel is counted. The bounds are the numbers found with Python 3.11 and PyTorch 2.11;
-later Pythons call less, since comprehensions are no functions there.
+stand-in, so that nothing of a kernel is counted. The bounds are a tenth above the numbers found with Python 3.11 and
+PyTorch 2.11. Later Pythons call less, since comprehensions are no functions there. Other releases of PyTorch do other
+things around nothing.
 """
 
 import sys
@@ -125,11 +126,12 @@ def mapped() -> int:
     return calls(lambda: vmap(flashjvp.attention_jvp)(*x)) - calls(lambda: vmap(first_two)(*x))
 
 
+@pytest.mark.skipif(not torch.__version__.startswith("2.11."), reason="counted with PyTorch 2.11")
 @pytest.mark.parametrize(
     ("count", "most"),
     [
-        (explicit, 29), (with_a_node, 9), (backward, 18), (autocast, 36), (func_jvp, 88), (func_jvp_with_a_mask, 94),
-        (mapped, 69),
+        (explicit, 32), (with_a_node, 10), (backward, 20), (autocast, 40), (func_jvp, 95), (func_jvp_with_a_mask, 104),
+        (mapped, 76),
     ],
 )  # fmt: skip
 def test_calls_of_functions(count: Callable[[], int], most: int) -> None:
