@@ -159,7 +159,7 @@ def _forward(keyset, *args):  # type: ignore[no-untyped-def]
         q, k, v, mask, seed = operands
         # mutate: (q, q_t), (k, k_t), (v, v_t)
         (q, q_t), (k, k_t), (v, v_t) = split("q", q), split("k", k), split("v", v)
-        mask, mask_t = split_mask(mask)  # mutate: mask, mask_t
+        mask, mask_t = split_mask(mask)
         duals = Operands(q, k, v, q_t, k_t, v_t, mask, mask_t, seed)
         if duals.has_tangents:  # mutate: if duals
             below = _untraced(_forward_of_duals) if may_be_compiled() else _forward_of_duals

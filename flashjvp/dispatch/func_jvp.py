@@ -46,7 +46,7 @@ def under_jvp(
     if all([x is None for x in tangents]) or not _torch.JvpInterpreter(transform).prevFwdGradMode():
         return None
     if mask is not None:
-        options |= {"attn_mask": primals.pop(), "attn_mask_t": tangents.pop()}
+        options |= {"attn_mask": primals.pop(), "attn_mask_t": tangents.pop()}  # mutate: options
     layer = _torch.pop_transform()
     try:
         with marked("below_jvp"):

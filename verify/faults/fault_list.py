@@ -329,8 +329,9 @@ _OF_SITUATIONS = [
     ),
     # Learned biases
     Fault(
-        "tangent of a mask dropped", "wiring", AUTOGRAD, "mask, mask_t",
-        "mask, mask_t = split_mask(mask)[0], None", "gqa_short", "learned-bias",
+        "tangent of a mask dropped", "wiring", "dispatch/func_jvp.py", "options",
+        'options |= {"attn_mask": primals.pop(), "attn_mask_t": [tangents.pop(), None][1]}',
+        "gqa_short", "learned-bias",
     ),
     Fault(
         "gradient of a mask with the softmax scale", "both sides", BIAS, "total",
