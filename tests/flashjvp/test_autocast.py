@@ -41,6 +41,20 @@ def test_gradients_under_autocast_are_those_of_the_cast(backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_calls_like_earlier_ones_follow_the_type_of_autocast(learned: bool) -> None:
+    x = [normal(1, 2, 6, 8, seed=i, dtype=torch.float32).requires_grad_(learned) for i in range(6)]
+    for dtype in [torch.bfloat16] * 4 + [torch.float16] * 4 + [torch.bfloat16, None, torch.float16]:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            found = attention_jvp(*x)
+        expected = attention_jvp(*[y.to(dtype) if dtype else y for y in x])
+        assert all(map(torch.equal, found, expected)) and found[0].dtype == (dtype or torch.float32)
+        if learned:
+            cotangents = [torch.ones_like(y) for y in found]
+            pair = [torch.autograd.grad(y, x, cotangents) for y in (found, expected)]
+            assert all(map(torch.equal, *pair)) and pair[0][0].dtype == torch.float32
+
+
 def test_autocast_leaves_float64_alone() -> None:
     inputs = qkv(Q, K, V)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The planted bugs of what runs on GPUs alone: warp-specialised kernels, replayed calls and direct launches."""
+"""The planted bugs of the warp-specialised kernels, but for wide head dims, scaling and additive masks."""
 
 from .fault import Fault
 
@@ -8,28 +8,13 @@ VALUE, PAIRS, DQ_ACCUM = HOPPER + "backward_value.py", HOPPER + "backward_pairs.
 PREPROCESS, POSTPROCESS = HOPPER + "backward_preprocess.py", HOPPER + "backward_postprocess.py"
 PIPELINE, BLOCKS, RESULTS = HOPPER + "pipeline.py", HOPPER + "blocks.py", HOPPER + "results.py"
 CHUNKS, LAUNCH, MASK = HOPPER + "chunks.py", HOPPER + "launch.py", HOPPER + "packed_mask.py"
-MAINLOOP, SCALING = HOPPER + "mainloop.py", HOPPER + "per_tensor_scaling.py"
-REPLAY, DIRECT = "kernels/launch/replay.py", "kernels/launch/driver.py"
+MAINLOOP = HOPPER + "mainloop.py"
 
 
 def _pipeline(
     name: str, file: str, marker: str, statement: str, case: str = "hopper_64", check: str = "emulated"
 ) -> Fault:
     return Fault(f"pipelines: {name}", "pipelines", file, marker, statement, case, check)
-
-
-def _scaled(
-    name: str, file: str, marker: str, statement: str, case: str = "hopper_64", check: str = "per-tensor-scaling"
-) -> Fault:
-    return Fault(f"per-tensor scaling: {name}", "pipelines", file, marker, statement, case, check)
-
-
-def _high(name: str, file: str, marker: str, statement: str, case: str = "hopper_64") -> Fault:
-    return Fault(f"high precision: {name}", "pipelines", file, marker, statement, case, "high-scaling")
-
-
-def _repeated(name: str, file: str, marker: str, statement: str, case: str = "hopper_heads") -> Fault:
-    return Fault(name, "repeated calls", file, marker, statement, case, "replayed")
 
 
 OF_PIPELINES = [
@@ -274,100 +259,5 @@ OF_PIPELINES = [
         "last keys without a program", LAUNCH, "self._launch",
         "self._launch(kernel, family, max(1, self.given.call.key_programs(BLOCK_ROWS) - 1), (*args, "
         "*self.seen.by_queries), **flags)",
-    ),
-]  # fmt: skip
-
-OF_SCALING = [
-    _scaled(
-        "softmax scale of the unscaled tensors", SCALING, "softmax_scale",
-        "softmax_scale = tl.maximum(scale * _power(0 * u_q), 1e-30)",
-    ),
-    _scaled("o_t with the scale of o", SCALING, "tl.store (1)", "tl.store(tensor_scales + O_T, _power(u_v))"),
-    _scaled("mu saved scaled", SCALING, "tl.store (2)", "tl.store(tensor_scales + MU, _power(0 * r))"),
-    _scaled("d_v with the exponent of P", SCALING, "tl.store (3)", "tl.store(tensor_scales + D_V, _power(u_do))"),
-    _scaled(
-        "d_q_t with the scale of d_q", SCALING, "tl.store (4)",
-        "tl.store(tensor_scales + D_Q_T, _power(u_do + u_v - u_q - P_EXPONENT))",
-    ),
-    _scaled(
-        "k_t with a scale of its own", SCALING, "tl.store (6)",
-        "tl.store(tensor_scales + KEY_SIDE + 2, _power(-u_k - r - 1))",
-    ),
-    _scaled(
-        "v with the scale of k", SCALING, "tl.store (5)",
-        "tl.store(tensor_scales + KEY_SIDE + 1, _power(-u_k))",
-    ),
-    _scaled("two scales in one place", HOPPER + "scales.py", "D_V_T", "D_V_T = tl.constexpr(8)"),
-    _scaled("delta unscaled", PREPROCESS, "delta (1)", "pass"),
-    _scaled("a unscaled", PREPROCESS, "row_a", "pass"),
-    _scaled("exponent of P left out", PREPROCESS, "lse_rows (2)", "pass"),
-    _scaled(
-        "dq_accum of d_q_t with the scale of d_q", POSTPROCESS, "factor_t",
-        "factor_t = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q), tl.float32)", "hopper_128",
-    ),
-    _scaled(
-        "scale of another tensor", RESULTS, "scale",
-        "scale = gl.load(tensor_scales[0] + (FIRST + i * STEP))", "hopper_72",
-    ),
-    _scaled(
-        "half of the columns written twice", RESULTS, "_store_rows",
-        "_store_rows(out, gl.convert_layout(right, accumulator(COLUMNS)), [batch, head, row, column], tile)",
-        "hopper_72",
-    ),
-    _scaled(
-        "d_k_t with the scale of d_v", KEY, "store_results",
-        "store_results(program, grads, consumer, CHUNKS, D_K, 1)",
-        "hopper_72", "per-tensor-scaling-in-order",
-    ),
-]  # fmt: skip
-
-OF_HIGH = [
-    _high(
-        "scale missing from gradients", RESULTS, "_store_rows (2)",
-        "_store_rows(outs[i], values[i], coordinates, tile)",
-    ),
-    _high("O rounded to the type of q", LAUNCH, "kind", "kind = like.dtype"),
-    _high(
-        "v_t and d_o lose digits beside a large S_t", SCALING, "is_half", "is_half = False", "hopper_64_large_mu",
-    ),
-]  # fmt: skip
-
-OF_REPLAY = [
-    _repeated(
-        "replayed with the addresses of an earlier call", REPLAY, "addresses",
-        "addresses = vars(self).setdefault('first', _addresses(tensors)).copy()",
-    ),
-    _repeated(
-        "first argument taken for the second", REPLAY, "places.append",
-        "places.append(Place(position, max(self._addresses.index(address), 1), strides, descriptor))",
-    ),
-    _repeated("replayed at any alignment", REPLAY, "if self _launches", "if not self._launches:"),
-    _repeated("zeros not written", REPLAY, "made.zero_", "pass", "hopper_cotangent_o"),
-    _repeated(
-        "replayed with the options of an earlier call", REPLAY, "key",
-        "key = function, q.shape, k.shape, pattern, _state(q.dtype, q.device)",
-    ),
-    _repeated(
-        "results contiguous whatever was captured", REPLAY, "return shape strides",
-        "return lambda shape, strides, dtype: torch.empty(shape, dtype=dtype, device=device)",
-    ),
-    _repeated("guard of tensors ignored", "_torch/guards.py", "if guard check", "if guard:"),
-    _repeated(
-        "every head taken for the first", DIRECT, "values[position] (1)",
-        "values[position] = addresses[source] if strides is None else (addresses[source], (strides[0], *(3,) * "
-        "2))",
-        "short_heads",
-    ),
-    _repeated(
-        "descriptors found by geometry alone", DIRECT, "values[position] (2)",
-        "values[position] = encoder[next(iter(encoder), addresses[source])]",
-    ),
-    _repeated(
-        "encoders shared by tiles of other sizes", DIRECT, "geometry",
-        "geometry = repr((descriptor.shape, descriptor.strides))",
-    ),
-    _repeated(
-        "encoders shared by tensors of other strides", DIRECT, "geometry",
-        "geometry = repr((descriptor.shape, signature, meta))",
     ),
 ]  # fmt: skip
