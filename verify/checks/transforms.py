@@ -70,7 +70,7 @@ def mapped(inputs: Inputs, subject: Subject) -> list[Identity]:
         return tuple(y for y in forward_mode(f, one[:3], one[3:]) if y is not None)
 
     o, *o_t = vmap(jvp_of_one, in_dims=1)(*[x.movedim(0, 1) for x in leaves if x is not None])
-    of_jvp = as_explicit(reverse((o, *(o_t or [None])), leaves, inputs), inputs, subject)
+    of_jvp = as_explicit(reverse((o, o_t[0] if o_t else None), leaves, inputs), inputs, subject)
     return as_explicit(Results(*ordered), inputs, subject) + of_jvp
 
 
