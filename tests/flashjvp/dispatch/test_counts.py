@@ -1,9 +1,9 @@
-"""How many functions, of Python and of C, a call like earlier ones calls beyond what PyTorch does around nothing.
+"""How many functions, of Python and of C, a call like earlier ones calls.
 
 That is what the host's time of a call follows, and unlike time it is the same on every machine. The backend is a
-stand-in, so that nothing of a kernel is counted. The bounds are a tenth above the numbers found with Python 3.11 and
-PyTorch 2.11. Later Pythons call less, since comprehensions are no functions there. Other releases of PyTorch do other
-things around nothing.
+stand-in, so that nothing of a kernel is counted. What PyTorch itself does around a transform, a backward pass or
+autocast is taken off. The bounds are a tenth above the numbers found with Python 3.11, which PyTorch 2.11 and 2.14
+share. Later Pythons call less, since comprehensions are no functions there.
 """
 
 import sys
@@ -86,7 +86,7 @@ def explicit() -> int:
 
 def with_a_node() -> int:
     x = draw(True)
-    return calls(lambda: flashjvp.attention_jvp(*x)) - calls(lambda: _Empty.apply(*x))
+    return calls(lambda: flashjvp.attention_jvp(*x))
 
 
 def backward() -> int:
@@ -126,11 +126,10 @@ def mapped() -> int:
     return calls(lambda: vmap(flashjvp.attention_jvp)(*x)) - calls(lambda: vmap(first_two)(*x))
 
 
-@pytest.mark.skipif(not torch.__version__.startswith("2.11."), reason="counted with PyTorch 2.11")
 @pytest.mark.parametrize(
     ("count", "most"),
     [
-        (explicit, 32), (with_a_node, 10), (backward, 20), (autocast, 40), (func_jvp, 95), (func_jvp_with_a_mask, 104),
+        (explicit, 32), (with_a_node, 42), (backward, 20), (autocast, 40), (func_jvp, 95), (func_jvp_with_a_mask, 104),
         (mapped, 76),
     ],
 )  # fmt: skip
