@@ -129,7 +129,7 @@ def _tensor(name: str, x: object) -> None:
     if type(x) is not Tensor:
         _subclass(name, x)
     if x.layout is not torch.strided or x.is_nested:
-        came = f"a {'nested ' if x.is_nested else ''}tensor of layout {x.layout}"
+        came = f"a {'nested ' if x.is_nested else ''}tensor of layout {x.layout}" + hints.of_layout(x.layout)
         raise UnsupportedError(_message(name, "a tensor of layout torch.strided, not nested", came))
 
 

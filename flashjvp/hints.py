@@ -15,6 +15,11 @@ def of_type(x: object) -> str:
     return ": it was not given" if x is None else ""
 
 
+def of_layout(layout: torch.layout) -> str:
+    """For a tensor of another layout than the one that is taken."""
+    return ": attention_varlen takes it" if layout is torch.jagged else ""
+
+
 def of_flag(name: str, x: object) -> str:
     """For an object that is no bool where one was expected."""
     if type(x).__module__ == "numpy" or (isinstance(x, torch.Tensor) and x.ndim == 0):

@@ -30,7 +30,8 @@ def window_of(window: Any) -> Window | None:
             came = f"an object of type {type(side).__name__}"
             raise ArgumentTypeError(f"window: expected two integers, or None for a side without bound, got {came}")
         if side < -1 or side >= 2**31:
-            raise ArgumentValueError(f"window: expected numbers of keys, or -1 for a side without bound, got {side}")
+            expected = "numbers of keys below 2^31, or -1 for a side without bound"
+            raise ArgumentValueError(f"window: expected {expected}, got {side}")
     return None if sides == [-1, -1] else (sides[0], sides[1])
 
 

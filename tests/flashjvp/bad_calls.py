@@ -153,7 +153,7 @@ BOTH = [
     Bad("sparse", lambda: {"q": x(B, H, M, D).to_sparse()}, UNSUPPORTED, "q", "torch.strided", "torch.sparse_coo"),
     Bad("sparse csr", lambda: {"k": x(N, D).to_sparse_csr()}, UNSUPPORTED, "k", "torch.strided", "torch.sparse_csr"),
     Bad("nested", lambda: {"v": nested()}, UNSUPPORTED, "v", "not nested", "nested tensor"),
-    Bad("jagged", lambda: {"q": jagged()}, UNSUPPORTED, "q", "not nested", "torch.jagged"),
+    Bad("jagged", lambda: {"q": jagged()}, UNSUPPORTED, "q", "not nested", "attention_varlen takes it"),
     # masks
     Bad("mask keys", lambda: {"attn_mask": x(M, 4)}, VALUE, "attn_mask", "[2, 4, 6, 5]", "[6, 4]"),
     Bad("mask rows", lambda: {"attn_mask": x(B, H, 5, N)}, VALUE, "attn_mask", "[2, 4, 6, 5]", "[2, 4, 5, 5]"),
