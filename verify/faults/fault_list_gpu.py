@@ -178,9 +178,14 @@ OF_PIPELINES = [
         "bits of a block's first tile for all", MASK, "return words", "return (words >> 0,)", "hopper_mask",
     ),
     _pipeline(
-        "keys beyond the end see what the last one does", MASK, "words",
+        "keys beyond the end see what the last one does", MASK, "words (1)",
         "words = gl.load(first + (quarter[None, :] + gl.minimum(row, rows - 1)[:, None]))",
         "hopper_mask_128_low_scores", "emulated-dq-accum",
+    ),
+    _pipeline(
+        "a mask of keys alone for the first query", MASK, "words (2)",
+        "words = gl.load(first + (quarter[None, :] + row[:, None]), mask=(row < rows)[:, None], other=0)",
+        "hopper_mask_per_key",
     ),
     _pipeline(
         "pairs of columns share a bit", MASK, "pair",

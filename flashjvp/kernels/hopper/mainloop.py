@@ -181,7 +181,7 @@ def stream_queries(
             masks, biases = (), ()
             for i in gl.static_range(SUB_TILES):
                 row = block.row0 + consumer * CONSUMER_ROWS
-                masks = masks + (load_mask_tile(packed_mask, row, tile * SUB_TILES + i, ROWS),)
+                masks = masks + (load_mask_tile(packed_mask, row, tile * SUB_TILES + i, ROWS, True),)
                 biases = biases + (
                     load_bias_by_query(
                         bias, block.batch * loop.query_heads + head, row, tile * SUB_TILES + i, program.M, program.N,

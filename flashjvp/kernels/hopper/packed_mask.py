@@ -143,10 +143,11 @@ def _along(layout, dims):
 
 
 @gluon.jit
-def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr):
+def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr, KEYS_FIRST: gl.constexpr = False):
     """(words [64, quarters],) of 64 rows from `row0` on and of a tile of COLUMNS columns, or () without a mask.
 
-    The tile's bits are the lowest of each word. Rows beyond the last one see nothing.
+    The tile's bits are the lowest of each word. Rows are queries, for all of which a mask may have one row, or keys
+    (KEYS_FIRST), of which those beyond the last one are not visible.
     """
     if len(words) == 0:
         return ()
@@ -156,8 +157,12 @@ def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr):
         row = row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS))
         # mutate: quarter
         quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + tile * COLUMNS // 128 * step
-        # mutate: words
-        words = gl.load(first + (quarter[None, :] + row[:, None]), mask=(row < rows)[:, None], other=0)
+        if KEYS_FIRST:
+            # mutate: words (1)
+            words = gl.load(first + (quarter[None, :] + row[:, None]), mask=(row < rows)[:, None], other=0)
+        else:
+            # mutate: words (2)
+            words = gl.load(first + (quarter[None, :] + gl.minimum(row, rows - 1)[:, None]))
         return (words >> (tile * COLUMNS % 128 // 4),)  # mutate: return words
 
 

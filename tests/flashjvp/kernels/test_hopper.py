@@ -53,6 +53,8 @@ CASES = (
          is_causal=True),
     Case("low_scores_mask_128", batch=(1,), q_heads=1, kv_heads=1, m=70, n=150, d=128, dv=128, kind="low_scores",
          mask="bool"),
+    Case("low_scores_mask_per_key_128", batch=(1,), q_heads=1, kv_heads=1, m=70, n=150, d=128, dv=128,
+         kind="low_scores", mask="bool", mask_shape="per_key"),
     Case("low_scores_plain", batch=(1,), m=70, n=150, d=72, dv=72, kind="low_scores", **PLAIN),
     Case("constant_keys", batch=(1,), q_heads=1, kv_heads=1, m=64, n=80, d=64, dv=64, kind="constant_keys"),
     Case("zeros", batch=(1,), q_heads=1, kv_heads=1, m=33, n=65, d=64, dv=64, kind="zeros"),
