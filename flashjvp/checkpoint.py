@@ -151,6 +151,8 @@ def _split(x: Any, level: int | None) -> tuple[Any, Maybe]:
     """Primal and tangent of an argument, outside of a level of functorch."""
     if not isinstance(x, Tensor):
         return x, None
+    if level is not None:
+        x = _torch.unwrap_if_dead(x)  # what was kept from a transform that is over
     primal, tangent = _torch.unpack_dual(x) if x.is_floating_point() else (x, None)
     if level is None:
         return primal, tangent

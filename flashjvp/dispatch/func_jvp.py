@@ -35,6 +35,7 @@ def under_jvp(
     for x in tensors if mask is None else (*tensors, mask):
         if type(x) is not Tensor:
             return None
+        x = _torch.unwrap_if_dead(x)  # what was kept from a transform that is over
         primal = _torch.unwrap_level(x, level)
         primals.append(primal)
         if primal is x:  # not of this level, and so without a tangent there; what outer levels record is recorded below
