@@ -57,7 +57,8 @@ def test_observing_changes_no_bit_of_the_training(
 
 
 def observed(config: TrainConfig) -> tuple[State, Observations, list[torch.Tensor], list[torch.Tensor], list[Any]]:
-    """The first step of a run: tokens and tangents of the first block, and (batch, terms), seen by other means."""
+    """The first step of a run: tokens and tangents of the first block, and (batch, results) of each call of the
+    objective, seen by other means."""
     state, batches = State(config, ALONE), Batches(config, open_dataset(config.data), ALONE).draw(0)
     observations = Observations(config, state.network, ALONE)
     tokens, tangents, losses = [], [], []
@@ -68,7 +69,7 @@ def observed(config: TrainConfig) -> tuple[State, Observations, list[torch.Tenso
         tangents.extend([] if both[1] is None else [both[1].detach()])
 
     state.network.blocks[0].register_forward_hook(note)
-    state.objective.register_forward_hook(lambda _, arguments, terms: losses.append((arguments[0], terms)))
+    state.objective.register_forward_hook(lambda _, arguments, results: losses.append((arguments[0], results)))
     observations.begin(1)
     gradient(state.objective, state.target, batches, ALONE, clip=1e-3, observer=observations)
     return state, observations, tokens, tangents, losses
@@ -102,14 +103,19 @@ def loose() -> dict[str, float]:
 def test_the_loss_in_a_bin_is_the_mean_over_its_images(objective: Any) -> None:
     config = dataclasses.replace(digits(Path("run"), loss_bins=3), loss=LossConfig(w=1.5, objective=objective))
     _, observations, _, _, losses = observed(config)
-    ((batch, terms),) = losses
+    batch = losses[0][0]
+    if objective == "tvm":
+        (velocity, _), flow = (results for _, results in losses)  # a call for each term
+    else:
+        ((_, (_, velocity, flow)),) = losses
     _, bins = observations.rows(1)
     assert [(row.low, row.high) for row in bins] == [(0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)]
     for row in bins:
-        for name, time in (("velocity", batch.t), ("flow", batch.t if objective == "meanflow" else batch.s2)):
+        flow_time = batch.t if objective == "meanflow" else batch.s2
+        for name, time, values in (("velocity", batch.t, velocity), ("flow", flow_time, flow)):
             inside = (time >= row.low) & ((time < row.high) | (row.high == 1))
             assert getattr(row, f"{name}_images") == inside.sum()
-            expected = getattr(terms, name).detach()[inside].mean()
+            expected = values.detach()[inside].mean()
             torch.testing.assert_close(torch.tensor(getattr(row, name)), expected.float(), equal_nan=True)
     assert sum(row.velocity_images for row in bins) == len(batch.t)
     observations.begin(2)
@@ -118,15 +124,14 @@ def test_the_loss_in_a_bin_is_the_mean_over_its_images(objective: Any) -> None:
 
 def test_a_step_that_is_thrown_away_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a loss that is not finite, the run is resumed from a checkpoint without it."""
-    whole, calls = step.terms, 0
+    whole, calls = step.flow_term, 0
 
     def spoiled(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
-        found = whole(*arguments, **more)
-        return found._replace(loss=found.loss * math.nan, flow=found.flow * math.nan) if calls == 3 else found
+        return whole(*arguments, **more) * (math.nan if calls == 3 else 1)
 
-    monkeypatch.setattr(step, "terms", spoiled)
+    monkeypatch.setattr(step, "flow_term", spoiled)
     config = toy(tmp_path / "run", loss_bins=2, steps=4)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, log_every=4))
     with pytest.raises(step.NonFiniteError):
