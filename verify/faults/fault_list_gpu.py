@@ -175,17 +175,16 @@ OF_PIPELINES = [
         "quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + 0 * tile", "hopper_mask",
     ),
     _pipeline(
-        "bits of a block's first tile for all", MASK, "return words", "return (words >> 0,)", "hopper_mask",
+        "bits of a block's first tile for all", MASK, "return gl load",
+        "return (gl.load(first + (quarter[None, :] + row[:, None])) >> 0,)", "hopper_mask",
     ),
     _pipeline(
-        "keys beyond the end see what the last one does", MASK, "words (1)",
-        "words = gl.load(first + (quarter[None, :] + gl.minimum(row, rows - 1)[:, None]))",
+        "keys beyond the end are visible", MASK, "tl.store",
+        "tl.store(words + key[:, None], pack_words(tl.trans(seen | (key >= N)[None, :]), SIDE))",
         "hopper_mask_128_low_scores", "emulated-dq-accum",
     ),
     _pipeline(
-        "a mask of keys alone for the first query", MASK, "words (2)",
-        "words = gl.load(first + (quarter[None, :] + row[:, None]), mask=(row < rows)[:, None], other=0)",
-        "hopper_mask_per_key",
+        "a mask's row of the first query for all", MASK, "row", "row = row * 0", "hopper_mask",
     ),
     _pipeline(
         "pairs of columns share a bit", MASK, "pair",
@@ -193,7 +192,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "words of queries packed as of keys", MASK, "tl.store",
-        "tl.store(words + key[:, None], pack_words(seen, SIDE), mask=(key < N)[:, None])", "hopper_mask",
+        "tl.store(words + key[:, None], pack_words(seen, SIDE))", "hopper_mask",
     ),
     _pipeline(
         "words of a tile ahead for all", MAINLOOP, "next_mask",

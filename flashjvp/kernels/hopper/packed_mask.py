@@ -2,8 +2,8 @@
 
 A word has 32 bits. Words lie along the rows of a tile, so that a warp reads neighbours: `by_keys` [head, block of 128
 keys, quarter, query] for tiles [queries, keys], and `by_queries` [head, block of 128 queries, quarter, key] for tiles
-[keys, queries]. A quarter is what one thread holds of a row of an accumulator: two of every 8 columns. Keys beyond the
-end have the bit 0. A mask that is broadcast is packed once.
+[keys, queries], where keys go on to a multiple of 128. A quarter is what one thread holds of a row of an accumulator:
+two of every 8 columns. Keys beyond the end have the bit 0. A mask that is broadcast is packed once.
 """
 
 from typing import NamedTuple
@@ -55,9 +55,10 @@ def pack_kernel(
         words = by_keys + number.to(tl.int64) * (across * 4 * rows) + (n0 // 32 + quarter).to(tl.int64)[None, :] * rows
         tl.store(words + query[:, None], pack_words(seen, SIDE), mask=(query < rows)[:, None])
     if by_queries is not None:
-        words = by_queries + number.to(tl.int64) * (down * 4 * N) + (m0 // 32 + quarter).to(tl.int64)[None, :] * N
-        # mutate: tl.store
-        tl.store(words + key[:, None], pack_words(tl.trans(seen), SIDE), mask=(key < N)[:, None])
+        keys = across * SIDE
+        first = by_queries + number.to(tl.int64) * (down * 4 * keys)
+        words = first + (m0 // 32 + quarter).to(tl.int64)[None, :] * keys
+        tl.store(words + key[:, None], pack_words(tl.trans(seen), SIDE))  # mutate: tl.store
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def pack(call: Call, by_keys: bool, by_queries: bool) -> PackedMask:
     def words(wanted: bool, blocks: int, width: int) -> Maybe:
         return tensor.new_empty((maps, blocks * (BLOCK // 32), width), dtype=torch.int32) if wanted else None
 
-    found = (words(by_keys, across, rows), words(by_queries, down, n))
+    found = (words(by_keys, across, rows), words(by_queries, down, across * BLOCK))
     args = (call.mask, *found)
     call.launch(pack_kernel, "pack", maps * across * down, args, 0.0, warps=8, stages=1, SIDE=BLOCK)
     return PackedMask(*found, varies)
@@ -110,8 +111,9 @@ def packed_by_query(mask, batch, head, heads, M, N, VARIES: gl.constexpr):
     else:
         BY_QUERY: gl.constexpr = VARIES[2]
         blocks = gl.cdiv(M, 128) * 4 if BY_QUERY else 4
-        first = mask[0] + _number(batch, head, heads, VARIES) * (blocks * N)
-        return (first, N, 4 * N if BY_QUERY else 0)
+        keys = gl.cdiv(N, 128) * 128
+        first = mask[0] + _number(batch, head, heads, VARIES) * (blocks * keys)
+        return (first, keys, 4 * keys if BY_QUERY else 0)
 
 
 @gluon.jit
@@ -147,7 +149,7 @@ def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr, KEYS_FIRST: gl.cons
     """(words [64, quarters],) of 64 rows from `row0` on and of a tile of COLUMNS columns, or () without a mask.
 
     The tile's bits are the lowest of each word. Rows are queries, for all of which a mask may have one row, or keys
-    (KEYS_FIRST), of which those beyond the last one are not visible.
+    (KEYS_FIRST).
     """
     if len(words) == 0:
         return ()
@@ -155,15 +157,12 @@ def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr, KEYS_FIRST: gl.cons
         first, rows, step = words
         WORDS: gl.constexpr = _along(_bit_layout(COLUMNS // 8), (0, 2))
         row = row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS))
+        if not KEYS_FIRST:
+            row = gl.minimum(row, rows - 1)  # mutate: row
         # mutate: quarter
         quarter = gl.arange(0, 4, gl.SliceLayout(0, WORDS)) * rows + tile * COLUMNS // 128 * step
-        if KEYS_FIRST:
-            # mutate: words (1)
-            words = gl.load(first + (quarter[None, :] + row[:, None]), mask=(row < rows)[:, None], other=0)
-        else:
-            # mutate: words (2)
-            words = gl.load(first + (quarter[None, :] + gl.minimum(row, rows - 1)[:, None]))
-        return (words >> (tile * COLUMNS % 128 // 4),)  # mutate: return words
+        # mutate: return gl load
+        return (gl.load(first + (quarter[None, :] + row[:, None])) >> (tile * COLUMNS % 128 // 4),)
 
 
 @gluon.jit
