@@ -135,7 +135,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "dS overwritten before it is summed", DQ_ACCUM, "mbarrier.wait (1)",
-        "pass", "hopper_96", "emulated-dq-accum",
+        "pass", "hopper_96_many_tiles", "emulated-dq-accum",
     ),
     _pipeline(
         "dS read before the other consumer has stored it", DQ_ACCUM, "mbarrier.wait (2)",
