@@ -33,9 +33,9 @@ class Judge:
         return Distances(1.0, 0.5, 0.25, 0.125)
 
 
-def setting(file: Path | None) -> Setting:
+def setting(folder: Path, file: Path | None) -> Setting:
     world = World(0, 1, torch.device("cpu"))
-    return Setting(scale="quick", world=world, folder=Path("."), data_path="", imagenet_classifier=file)
+    return Setting(scale="quick", world=world, folder=folder, data_path="", imagenet_classifier=file)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -43,8 +43,9 @@ def test_a_file_adds_figures_by_their_own_names(given: bool, tmp_path: Path, mon
     monkeypatch.setattr(measures, "feature_judge", Judge)
     monkeypatch.setattr(measures, "imagenet_judge", Judge)
     file = tmp_path / "weights.pth"
-    of_real = measures.real_quality(setting(file if given else None), DIGITS, 3, 7)
-    of_samples = measures._figures(setting(file if given else None), DIGITS, torch.zeros(3, 1, 8, 8), torch.zeros(3), 7)
+    run = setting(tmp_path, file if given else None)
+    of_real = measures.real_quality(run, DIGITS, 3, 7)
+    of_samples = measures._figures(run, DIGITS, torch.zeros(3, 1, 8, 8), torch.zeros(3), 7)
     for found in ({x.figure: x.value for x in of_real}, of_samples):
         assert {name: x for name, x in found.items() if "imagenet" in name} == (OF_IMAGENET if given else {})
         assert found["frechet"] == 1.0
@@ -57,7 +58,7 @@ def test_rows_by_another_file_are_other_rows(tmp_path: Path) -> None:
     for content in (None, b"one", b"other"):
         if content is not None:
             file.write_bytes(content)
-        cells = EXPERIMENT.cells(setting(None if content is None else file))
+        cells = EXPERIMENT.cells(setting(tmp_path, None if content is None else file))
         found.append([dict(cell.settings).get("imagenet_classifier") for cell in cells])
     assert set(found[0]) == {None}
     assert len({*found[1]}) == len({*found[2]}) == 1 and None not in found[1] and found[1] != found[2]
