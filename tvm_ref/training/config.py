@@ -17,6 +17,7 @@ from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 
 T = TypeVar("T")
+FLOAT8_MULTIPLE = 16  # of which widths must be: tensor cores take rows of 16 bytes
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits; also of other counts
 MOST = {"threads": 1024, "loss_bins": 10_000}
 
@@ -91,8 +92,9 @@ class RunConfig:
     out: str  # folder of the run, for checkpoints, metrics and samples; a run found there is resumed
     accumulate: int = 1  # gradient accumulation: micro-batches of each process in a step, to save memory
     # Precision of matrix products and attention: bfloat16 and float16 by autocast, float16 with the loss times 1024 in
-    # the backward pass; tf32 is float32 in TF32, as far as the GPU has it
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    # the backward pass; tf32 is float32 in TF32, as far as the GPU has it; float8 is bfloat16 with the linear layers of
+    # the blocks in float8 (extra float8)
+    precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
@@ -157,6 +159,13 @@ class TrainConfig:
         for name, value in _flat(dataclasses.asdict(self)).items():
             if isinstance(value, str) and not _is_utf8(value):
                 _require(False, name, "text in UTF-8 without null characters", value)
+        widths = self.model.width, self.model.hidden
+        _require(
+            self.run.precision != "float8" or all(width % FLOAT8_MULTIPLE == 0 for width in widths),
+            "run.precision",
+            f"another one than float8 where {FLOAT8_MULTIPLE} does not divide the widths of the network, {widths}",
+            self.run.precision,
+        )
         guided = self.loss.w != 1 or self.loss.w_random is not None
         _require(
             self.model.guidance or self.loss.w_random is None,
