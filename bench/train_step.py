@@ -113,11 +113,9 @@ def parser() -> argparse.ArgumentParser:
         "--preset", choices=PRESETS, default="imagenet256-w2", metavar="NAME",
         help=f"out of {', '.join(PRESETS)} (imagenet256-w2)",
     )  # fmt: skip
-    precisions = typing.get_args(typing.get_type_hints(RunConfig)["precision"])
-    options.add_argument(
-        "--precision", type=types.names_out_of(precisions), metavar="LIST",
-        help=f"out of {', '.join(precisions)} (the preset's)",
-    )  # fmt: skip
+    names = typing.get_args(typing.get_type_hints(RunConfig)["precision"])
+    expected = f"out of {', '.join(names)} (the preset's)"
+    options.add_argument("--precision", type=types.names_out_of(names), metavar="LIST", help=expected)
     for name, allowed in kinds.items():
         options.add_argument(
             f"--{name}", type=types.names_out_of(allowed), default=[allowed[0]], metavar="LIST",

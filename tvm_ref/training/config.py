@@ -17,7 +17,6 @@ from ..objective.loss import LossConfig
 from ..objective.time_sampling import TimeConfig
 
 T = TypeVar("T")
-FLOAT8_MULTIPLE = 16  # of which widths must be: tensor cores take rows of 16 bytes
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits; also of other counts
 MOST = {"threads": 1024, "loss_bins": 10_000}
 
@@ -159,13 +158,6 @@ class TrainConfig:
         for name, value in _flat(dataclasses.asdict(self)).items():
             if isinstance(value, str) and not _is_utf8(value):
                 _require(False, name, "text in UTF-8 without null characters", value)
-        widths = self.model.width, self.model.hidden
-        _require(
-            self.run.precision != "float8" or all(width % FLOAT8_MULTIPLE == 0 for width in widths),
-            "run.precision",
-            f"another one than float8 where {FLOAT8_MULTIPLE} does not divide the widths of the network, {widths}",
-            self.run.precision,
-        )
         guided = self.loss.w != 1 or self.loss.w_random is not None
         _require(
             self.model.guidance or self.loss.w_random is None,

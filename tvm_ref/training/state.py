@@ -173,8 +173,13 @@ def _adamw(parameters: list[torch.nn.Parameter], optim: OptimConfig) -> torch.op
 
 
 def _multiply_in_float8(networks: Sequence[DiT], device: torch.device) -> None:
+    """Raises ConfigError without torchao, and for widths whose rows are no multiple of 16 bytes."""
     from ..model.float8 import linear_on  # needs an extra
 
+    widths = networks[0].config.width, networks[0].config.hidden
+    if any(width % 16 != 0 for width in widths):
+        expected = "another one than float8 where 16 does not divide the widths of the network"
+        raise ConfigError(f"run.precision: expected {expected}, {widths}")
     try:
         product = linear_on(device)
     except ImportError as error:

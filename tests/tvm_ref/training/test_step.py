@@ -197,7 +197,7 @@ def test_float32_and_tf32_are_what_pytorch_calls_them() -> None:
 def test_float8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
     with pytest.raises(ConfigError, match=r"run\.precision: expected another one than float8 where 16 does not divide"):
-        change(CONFIG, precision="float8")
+        State(change(CONFIG, precision="float8"), ALONE)
     wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=16))
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ConfigError, match=r"float8 without torchao: pip install 'flashjvp\[float8\]'"):
