@@ -73,7 +73,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes[0].set_yscale("log")
     plain_numbers(axes[0].yaxis, *axes[0].get_ylim())
     axes[1].set_ylabel("larger than the reference, %")
-    axes[1].set_title(f"reference: {REFERENCE}; dotted: its standard deviation", loc="left")
+    axes[1].set_title(f"dotted: standard deviation of {REFERENCE}", loc="left")
     for level in (-noise, noise):
         axes[1].axhline(100 * level, color=GREY, linestyle=":", linewidth=1)
     for panel in axes:
