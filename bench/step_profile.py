@@ -86,7 +86,8 @@ class Profiler:
         self.rows += [
             ProfileRow(
                 preset=row.preset, precision=row.precision, compile=row.compile, checkpointing=row.checkpointing,
-                cuda_graph=row.cuda_graph, parallel=row.parallel, gpus=row.gpus, batch=row.batch, accumulate=row.accumulate, floor_ms=group.floor_ms(*self._rates),
+                cuda_graph=row.cuda_graph, parallel=row.parallel, gpus=row.gpus,
+                batch=row.batch, accumulate=row.accumulate, floor_ms=group.floor_ms(*self._rates),
                 **vars(group), **self._rates._asdict(), torch=row.torch, device=row.device, commit=row.commit,
             )
             for group in found

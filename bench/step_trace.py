@@ -55,7 +55,7 @@ class Group:
         nothing else runs, so all groups with idle add up to the step.
     busy_ms: the durations of all its kernels.
     gib: read and written, each operand of a kernel counted once, in GiB; 0 for what has no recorded operands.
-    tflop: of matrix products and attention, in 10^12 operations; one in float8, which has twice the rate, is half of one.
+    tflop: of matrix products and attention, in 10^12 operations; in float8, which has twice the rate, half of them.
     kernels: how many.
     """
 

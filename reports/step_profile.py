@@ -12,7 +12,7 @@ PROFILE_COLUMNS = (
     "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate", "group",
     "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s", "tflops", "torch", "device", "commit",
 )  # fmt: skip
-STEP_OF = list(PROFILE_COLUMNS[: PROFILE_COLUMNS.index("group")]) + ["commit"]
+STEP_OF = [*PROFILE_COLUMNS[: PROFILE_COLUMNS.index("group")], "commit"]
 
 
 def profile_table(data: pd.DataFrame) -> str:

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from .cells import Experiment
 
 NAMES = (
-    "objectives", "times", "target", "lipschitz", "guidance", "bound", "cycle", "precision", "fast_step", "nfe", "memory",
+    "objectives", "times", "target", "lipschitz", "guidance", "bound", "cycle", "precision", "fast_step", "nfe",
+    "memory",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ WINDOWS = 40  # in which a run's losses are averaged
 
 def plan(setting: Setting) -> list[Cell]:
     """Eager steps in float32 and bfloat16; on a GPU the fast step in bfloat16 and float8, elsewhere float8 eagerly."""
-    base = bases.images(setting, steps=120)
+    base = bases.images(setting, steps=1000)
     if setting.scale == "full":
         base = with_settings(base, {"run.steps": 2000})
     kind, fast = ("fast", FAST) if setting.world.device.type == "cuda" else ("eager", EAGER)

@@ -1,4 +1,4 @@
-"""Experiment `precision`: quality after training in float32 and in lower precisions, and the error of a JVP by block."""
+"""Experiment `precision`: quality after training in float32 and lower precisions, and the error of a JVP by block."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data.dataset import open_dataset
 from ..model.dit import DiT
@@ -61,6 +62,8 @@ def errors_by_block(trained: Trained, precisions: Sequence[str]) -> Iterator[Mea
     for name in precisions:
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         if name == "float8":
+            from ..model.float8 import linear_on  # needs an extra
+
             trained.model.multiply_with(linear_on(trained.world.device))
         seen = _watched(trained.model, batch, AUTOCAST.get(name))
         trained.model.multiply_with(F.linear)

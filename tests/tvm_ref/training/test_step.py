@@ -30,6 +30,7 @@ DATASET = open_dataset(CONFIG.data)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 
+
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
     """Sets the dtype of networks and batches."""
