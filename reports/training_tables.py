@@ -26,8 +26,8 @@ FIGURES = {
 }  # fmt: skip
 STEP_COLUMNS = (
     "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
-    "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s", "first_step_s",
-    "second_step_s", "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
+    "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s",
+    "first_step_s", "second_step_s", "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
 )  # fmt: skip
 # Columns of files from before diversity and the figures of real digits were measured.
 OLD_DIGITS_COLUMNS = tuple(

@@ -53,7 +53,10 @@ def test_a_file_from_before_a_figure_was_measured_has_no_column_of_it(tmp_path: 
 
 
 def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(tmp_path: Path) -> None:
-    step = "imagenet256-w2,bfloat16,{},none,off,ddp,{},64,1,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,678,256,1,2,2.11,GPU,{}"
+    step = (
+        "imagenet256-w2,bfloat16,{},none,off,ddp,{},64,1,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,678,256,1,2,"
+        "2.11,GPU,{}"
+    )
     rows = [step.format("on", 1, 1234567), step.format("off", 1, 1234567), step.format("on", 2, 7654321)]
     page, data = place_table(tmp_path, [",".join(STEP_COLUMNS), *rows, rows[0].replace("ddp", "fsdp")])
     build.build([page], data)
