@@ -38,8 +38,10 @@ class ProfileRow:
     """A group of a step, with the columns PROFILE_COLUMNS of reports.step_profile."""
 
     preset: str
+    precision: str
     compile: str
     checkpointing: str
+    cuda_graph: str
     parallel: str
     gpus: int
     batch: int
@@ -83,8 +85,9 @@ class Profiler:
             found = _of_timed(groups(json.loads(path.read_text(errors="replace"))), row.ms_per_step)
         self.rows += [
             ProfileRow(
-                preset=row.preset, compile=row.compile, checkpointing=row.checkpointing, parallel=row.parallel,
-                gpus=row.gpus, batch=row.batch, accumulate=row.accumulate, floor_ms=group.floor_ms(*self._rates),
+                preset=row.preset, precision=row.precision, compile=row.compile, checkpointing=row.checkpointing,
+                cuda_graph=row.cuda_graph, parallel=row.parallel, gpus=row.gpus,
+                batch=row.batch, accumulate=row.accumulate, floor_ms=group.floor_ms(*self._rates),
                 **vars(group), **self._rates._asdict(), torch=row.torch, device=row.device, commit=row.commit,
             )
             for group in found

@@ -25,7 +25,7 @@ BACKWARD = "autograd::engine::evaluate_function"
 PATTERNS = (
     ("communication", r"nccl|gloo|c10d::|_c10d_functional|all_?reduce|all_?gather|reduce_?scatter"),
     ("attention", r"flashjvp::"),
-    ("products", r"aten::(mm|addmm|bmm|baddbmm|mv|dot|_addmm_activation)\b|gemm|nvjet|cutlass|xmma|cublas"),
+    ("products", r"aten::(mm|addmm|_scaled_mm|bmm|baddbmm|mv|dot|_addmm_activation)\b|gemm|nvjet|cutlass|xmma|cublas"),
     (
         "optimizer",
         r"_fused_adam|_foreach_(norm|lerp)|multi_tensor_apply|lpnorm|adamw_and_averages|^optimizer and averages$",
@@ -39,10 +39,10 @@ VIEWS = re.compile(
 )  # fmt: skip
 BYTES = {
     "float": 4, "double": 8, "c10::BFloat16": 2, "c10::Half": 2, "long int": 8, "int": 4, "bool": 1, "signed char": 1,
-    "unsigned char": 1, "c10::Float8_e4m3fn": 1,
+    "unsigned char": 1, "c10::Float8_e4m3fn": 1, "c10::Float8_e5m2": 1,
 }  # fmt: skip
 # Where the left factor of a matrix product stands among the operands; the right one follows, then a tensor to write to.
-LEFT_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
+LEFT_FACTOR = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "_scaled_mm": 0}
 # Of a pass over heads of q [.., N, D] and k [.., M, D], in units of N M D: as flashjvp/kernels/MATH.md counts.
 ATTENTION_FLOPS = {"forward": 4, "forward_jvp": 12, "backward": 10, "backward_jvp": 30}
 
@@ -55,7 +55,7 @@ class Group:
         nothing else runs, so all groups with idle add up to the step.
     busy_ms: the durations of all its kernels.
     gib: read and written, each operand of a kernel counted once, in GiB; 0 for what has no recorded operands.
-    tflop: of matrix products and attention, in 10^12 operations.
+    tflop: of matrix products and attention, in 10^12 operations; in float8, which has twice the rate, half of them.
     kernels: how many.
     """
 
@@ -204,7 +204,7 @@ def work_of(operator: Any) -> tuple[float, float]:
     written, flops = 0.0, 0.0
     if kind in LEFT_FACTOR:
         left, right, *out = shapes[LEFT_FACTOR[kind] :]
-        flops = 2.0 * math.prod(left) * right[-1]
+        flops = (1.0 if kind == "_scaled_mm" else 2.0) * math.prod(left) * right[-1]
         if not out:  # inductor gives the tensor that is written, and then it is among the operands
             first = next(kind for kind in types if kind in BYTES)
             written = math.prod(left[:-1]) * right[-1] * BYTES[first]

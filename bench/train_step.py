@@ -16,6 +16,7 @@ import gc
 import itertools
 import statistics
 import time
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,7 @@ class StepRow:
     """
 
     preset: str
+    precision: str
     compile: str
     checkpointing: str
     cuda_graph: str
@@ -111,6 +113,9 @@ def parser() -> argparse.ArgumentParser:
         "--preset", choices=PRESETS, default="imagenet256-w2", metavar="NAME",
         help=f"out of {', '.join(PRESETS)} (imagenet256-w2)",
     )  # fmt: skip
+    names = typing.get_args(typing.get_type_hints(RunConfig)["precision"])
+    expected = f"out of {', '.join(names)} (the preset's)"
+    options.add_argument("--precision", type=types.names_out_of(names), metavar="LIST", help=expected)
     for name, allowed in kinds.items():
         options.add_argument(
             f"--{name}", type=types.names_out_of(allowed), default=[allowed[0]], metavar="LIST",
@@ -142,12 +147,13 @@ def parser() -> argparse.ArgumentParser:
 def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
     """Yields the configuration of each row. Raises ValueError for an invalid one."""
     preset = PRESETS[options.preset]()
-    for compiled, checkpointing, graph, parallel in itertools.product(
-        options.compile, options.checkpointing, options.cuda_graph, options.parallel
-    ):
+    for precision, compiled, checkpointing, graph, parallel in itertools.product(
+        options.precision or [preset.run.precision], options.compile, options.checkpointing, options.cuda_graph,
+        options.parallel,
+    ):  # fmt: skip
         run: dict[str, Any] = {"batch": options.batch, "accumulate": options.accumulate, "device": options.device}
         run |= {"compile": compiled == "on", "checkpointing": checkpointing, "parallel": parallel}
-        run["cuda_graph"] = graph == "on"
+        run |= {"cuda_graph": graph == "on", "precision": precision}
         yield dataclasses.replace(
             preset,
             loss=dataclasses.replace(preset.loss, detach=options.detach),
@@ -190,7 +196,7 @@ def measure(
     peak, reserved = (max(values) for values in zip(*this.gather(_peaks(this)), strict=True))
     median = statistics.median(timed)
     row = StepRow(
-        preset=preset, compile="on" if run.compile else "off", checkpointing=run.checkpointing,
+        preset=preset, precision=run.precision, compile="on" if run.compile else "off", checkpointing=run.checkpointing,
         cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel, gpus=this.size, batch=run.batch,
         accumulate=run.accumulate, detach=config.loss.detach,
         ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),

@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "latents": ("diffusers",),
     "wandb": ("wandb",),
+    "float8": ("torchao",),
     "eval": ("matplotlib", "numpy", "pandas", "PIL", "ot", "rich", "sklearn", "scipy", "torchmetrics"),
 }  # fmt: skip
 

@@ -9,10 +9,10 @@ from .style import COLOURS, DPI, STYLE
 from .tables import markdown
 
 PROFILE_COLUMNS = (
-    "preset", "compile", "checkpointing", "parallel", "gpus", "batch", "accumulate", "group", "ms", "busy_ms", "gib",
-    "tflop", "floor_ms", "kernels", "tbytes_per_s", "tflops", "torch", "device", "commit",
+    "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate", "group",
+    "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s", "tflops", "torch", "device", "commit",
 )  # fmt: skip
-STEP_OF = ["preset", "compile", "checkpointing", "parallel", "gpus", "batch", "accumulate", "commit"]
+STEP_OF = [*PROFILE_COLUMNS[: PROFILE_COLUMNS.index("group")], "commit"]
 
 
 def profile_table(data: pd.DataFrame) -> str:
@@ -55,7 +55,8 @@ def draw_profile(data: pd.DataFrame, path: Path) -> None:
 
 
 def _label(row: pd.Series) -> str:
-    return f"{row['parallel']}, {row['gpus']} GPU, batch {row['batch']}\ncheckpointing {row['checkpointing']}"
+    where = f"{row['precision']}, {row['parallel']}, {row['gpus']} GPU, batch {row['batch']}"
+    return f"{where}\ncheckpointing {row['checkpointing']}, {row['commit'][:7]}"
 
 
 def _shown(ms: float) -> str:

@@ -25,9 +25,9 @@ FIGURES = {
     "recall": ("recall", "{:.2f}"), "variance": ("variance within classes", "{:.2f}"),
 }  # fmt: skip
 STEP_COLUMNS = (
-    "preset", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate", "detach",
-    "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s", "first_step_s",
-    "second_step_s", "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
+    "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
+    "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s",
+    "first_step_s", "second_step_s", "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
 )  # fmt: skip
 # Columns of files from before diversity and the figures of real digits were measured.
 OLD_DIGITS_COLUMNS = tuple(
@@ -38,7 +38,7 @@ EVALUATIONS = "network evaluations"
 # Settings of a run whose steps were timed, and their heads; the first ones are always shown.
 ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
 VARYING = {
-    "preset": "preset", "cuda_graph": "CUDA graph", "parallel": "parallel", "batch": "batch",
+    "preset": "preset", "precision": "precision", "cuda_graph": "CUDA graph", "parallel": "parallel", "batch": "batch",
     "accumulate": "accumulate", "detach": "detach",
 }  # fmt: skip
 

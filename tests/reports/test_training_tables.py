@@ -54,7 +54,8 @@ def test_a_file_from_before_a_figure_was_measured_has_no_column_of_it(tmp_path: 
 
 def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(tmp_path: Path) -> None:
     step = (
-        "imagenet256-w2,{},none,off,ddp,{},64,1,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,678,256,1,2,2.11,GPU,{}"
+        "imagenet256-w2,bfloat16,{},none,off,ddp,{},64,1,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,678,256,1,2,"
+        "2.11,GPU,{}"
     )
     rows = [step.format("on", 1, 1234567), step.format("off", 1, 1234567), step.format("on", 2, 7654321)]
     page, data = place_table(tmp_path, [",".join(STEP_COLUMNS), *rows, rows[0].replace("ddp", "fsdp")])
@@ -65,12 +66,11 @@ def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(t
     assert [line[:4] for line in found[2:]] == [
         ["1", "off", "none", "ddp"], ["2", "on", "none", "ddp"], ["1", "on", "none", "fsdp"]
     ]  # fmt: skip
-    assert (
-        "code: 1234567 and 7654321. In every row: preset imagenet256-w2, CUDA graph off, batch 64" in page.read_text()
-    )
+    same = "In every row: preset imagenet256-w2, precision bfloat16, CUDA graph off, batch 64"
+    assert f"code: 1234567 and 7654321. {same}" in page.read_text()
     page.write_text("<!-- table: machine/rows parallel=ddp gpus=1 -->\n<!-- end -->\n")
     build.build([page], data)
     assert [line[:4] for line in cells(page.read_text())[1:]] == [["1", c, "none", "441"] for c in ("on", "off")]
     page.write_text("<!-- table: machine/rows queries=1 -->\n<!-- end -->\n")
-    with pytest.raises(BuildError, match=r"no column 'queries'; there are preset, compile"):
+    with pytest.raises(BuildError, match=r"no column 'queries'; there are preset, precision, compile"):
         build.build([page], data)

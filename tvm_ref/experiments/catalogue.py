@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .cells import Experiment
 
-NAMES = ("objectives", "times", "target", "lipschitz", "guidance", "bound", "cycle", "precision", "nfe", "memory")
+NAMES = (
+    "objectives", "times", "target", "lipschitz", "guidance", "bound", "cycle", "precision", "fast_step", "nfe",
+    "memory",
+)  # fmt: skip
 
 
 def experiment(name: str) -> "Experiment":

@@ -1,4 +1,4 @@
-"""Experiment `precision`: quality after training in float32 and bfloat16, and the error of a JVP by block."""
+"""Experiment `precision`: quality after training in float32 and lower precisions, and the error of a JVP by block."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data.dataset import open_dataset
 from ..model.dit import DiT
@@ -23,7 +24,7 @@ from .training import Measured, Plan, Trained, cells
 
 NFES = (1, 4)
 PRECISIONS = ("float32", "bfloat16")
-OF_A_GPU = ("tf32", "float16")  # tf32 has no meaning elsewhere, float16 no speed
+OF_A_GPU = ("tf32", "float16", "float8")  # tf32 has no meaning elsewhere, the others no speed
 Watched = list[tuple[Tensor, Tensor]]
 
 
@@ -60,7 +61,12 @@ def errors_by_block(trained: Trained, precisions: Sequence[str]) -> Iterator[Mea
     exact = _watched(copy.deepcopy(trained.model).double(), Batch(*map(_double, batch)), None)
     for name in precisions:
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        if name == "float8":
+            from ..model.float8 import linear_on  # needs an extra
+
+            trained.model.multiply_with(linear_on(trained.world.device))
         seen = _watched(trained.model, batch, AUTOCAST.get(name))
+        trained.model.multiply_with(F.linear)
         torch.set_float32_matmul_precision("highest")
         for block, (found, right) in enumerate(zip(seen, exact, strict=True)):
             for kind, one, other in zip(("value", "tangent"), found, right, strict=True):

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import dual
 from .config import DiTConfig
-from .dual import Dual, Maybe
+from .dual import Dual, Linear, Maybe
 from .fused import stream
 from .fused.heads import normalised_heads, split_heads
 from .fused.stream import Modulation
@@ -64,6 +65,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.backend = config.heads, config.attention_backend
         self.sharding: Sharding | None = None  # how tokens are divided over processes
+        self.product: Linear = F.linear
         self.qkv = spectral(nn.Linear(config.width, 3 * config.width))
         self.q_norm = HeadNorm(config.head_dim) if config.qk_norm else None
         self.k_norm = HeadNorm(config.head_dim) if config.qk_norm else None
@@ -71,7 +73,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Dual, detach: bool) -> Dual:
         """Maps tokens [B, N, width] to tokens. detach: no gradient flows through the tangent."""
-        qkv = dual.linear(x, self.qkv.weight, self.qkv.bias)
+        qkv = dual.linear(x, self.qkv.weight, self.qkv.bias, self.product)
         if self.q_norm is None or self.k_norm is None:
             q, k, v = split_heads(qkv, self.heads)
         else:
@@ -81,7 +83,7 @@ class Attention(nn.Module):
             q, k, v = q.detach_tangent(), k.detach_tangent(), v.detach_tangent()
         heads = dual.attention(q, k, v, backend=self.backend, sharding=self.sharding)
         tokens = heads.map(lambda part: part.transpose(1, 2).flatten(2))
-        return dual.linear(tokens, self.proj.weight, self.proj.bias)
+        return dual.linear(tokens, self.proj.weight, self.proj.bias, self.product)
 
 
 class HeadNorm(nn.Module):
@@ -99,11 +101,12 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = spectral(nn.Linear(config.width, config.hidden))
         self.fc2 = spectral(nn.Linear(config.hidden, config.width))
+        self.product: Linear = F.linear
 
     def forward(self, x: Dual, detach: bool) -> Dual:
         """Maps tokens [B, N, width] to tokens. `detach` has no effect here; `DiTBlock` passes it to both branches."""
-        hidden = dual.gelu(dual.linear(x, self.fc1.weight, self.fc1.bias))
-        return dual.linear(hidden, self.fc2.weight, self.fc2.bias)
+        hidden = dual.gelu(dual.linear(x, self.fc1.weight, self.fc1.bias, self.product))
+        return dual.linear(hidden, self.fc2.weight, self.fc2.bias, self.product)
 
 
 class FinalLayer(nn.Module):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from . import dual
-from .blocks import Attention, DiTBlock, FinalLayer
+from .blocks import Attention, DiTBlock, FinalLayer, Mlp
 from .config import DiTConfig, require
-from .dual import Dual, Maybe
+from .dual import Dual, Linear, Maybe
 from .embeddings import LabelEmbedder, PatchEmbedder, ScalarEmbedder
 from .initialise import position_embedding
 
@@ -62,6 +62,12 @@ class DiT(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, Attention):
                 module.sharding = sharding
+
+    def multiply_with(self, product: Linear) -> None:
+        """From now on the linear layers of attention and MLPs are computed by `product`, in place of `F.linear`."""
+        for module in self.blocks.modules():
+            if isinstance(module, Attention | Mlp):
+                module.product = product
 
     def forward(
         self,

@@ -10,7 +10,7 @@ has a silently wrong gradient (PyTorch 2.13), while the same formula written out
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from flashjvp.distributed import Sharding
 
 Maybe = Tensor | None
+
+
+class Linear(Protocol):
+    """`F.linear`, or what takes its place (float8.py)."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Maybe = None, /) -> Tensor: ...
 
 
 class Dual(NamedTuple):
@@ -50,10 +56,10 @@ def add(x: Dual, y: Dual) -> Dual:
     return Dual(x.value + y.value, total(x.tangent, y.tangent))
 
 
-def linear(x: Dual, weight: Tensor, bias: Maybe = None) -> Dual:
+def linear(x: Dual, weight: Tensor, bias: Maybe = None, product: Linear = F.linear) -> Dual:
     """x @ weight.T + bias for x [..., in], weight [out, in], bias [out]; y_t = x_t @ weight.T."""
-    tangent = None if x.tangent is None else F.linear(x.tangent, weight)
-    return Dual(F.linear(x.value, weight, bias), tangent)
+    tangent = None if x.tangent is None else product(x.tangent, weight)
+    return Dual(product(x.value, weight, bias), tangent)
 
 
 def rms_norm(x: Dual, weight: Maybe = None, *, eps: float) -> Dual:

@@ -91,8 +91,9 @@ class RunConfig:
     out: str  # folder of the run, for checkpoints, metrics and samples; a run found there is resumed
     accumulate: int = 1  # gradient accumulation: micro-batches of each process in a step, to save memory
     # Precision of matrix products and attention: bfloat16 and float16 by autocast, float16 with the loss times 1024 in
-    # the backward pass; tf32 is float32 in TF32, as far as the GPU has it
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    # the backward pass; tf32 is float32 in TF32, as far as the GPU has it; float8 is bfloat16 with the linear layers of
+    # the blocks in float8 (extra float8)
+    precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention

@@ -1,5 +1,6 @@
 """The training state that a checkpoint holds: the network, its averages, the optimizer and the step number."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ class State:
         widths = config.ema.sigma_rels or ()
         self.post_hoc = {width: ema.copy_of(self.network) for width in widths}
         parallel.share_tokens((self.network, self.target), run.context_parallel, world)
+        if run.precision == "float8":
+            _multiply_in_float8((self.network, self.target), world.device)
         objective = Objective(self.network, config, world.device)
         parallel.recompute(self.network.blocks, run.checkpointing)
         if run.compile:
@@ -167,3 +170,20 @@ def _adamw(parameters: list[torch.nn.Parameter], optim: OptimConfig) -> torch.op
     return torch.optim.AdamW(
         parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=fused
     )
+
+
+def _multiply_in_float8(networks: Sequence[DiT], device: torch.device) -> None:
+    """Raises ConfigError without torchao, and for widths whose rows are no multiple of 16 bytes."""
+    from ..model.float8 import linear_on  # needs an extra
+
+    widths = networks[0].config.width, networks[0].config.hidden
+    if any(width % 16 != 0 for width in widths):
+        expected = "another one than float8 where 16 does not divide the widths of the network"
+        raise ConfigError(f"run.precision: expected {expected}, {widths}")
+    try:
+        product = linear_on(device)
+    except ImportError as error:
+        expected = "another one than float8 without torchao: pip install 'flashjvp[float8]'"
+        raise ConfigError(f"run.precision: expected {expected} ({error})") from error
+    for network in networks:
+        network.multiply_with(product)

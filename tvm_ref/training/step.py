@@ -17,7 +17,7 @@ from ..objective.parts import Goal
 from .config import TrainConfig
 from .parallel import World
 
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.bfloat16}
 FLOAT16_SCALE = 2.0**10  # of the loss in a backward pass in float16, whose least number is 6e-8
 
 

@@ -63,8 +63,8 @@ def test_guidance_needs_classes_and_an_input_where_it_is_random(tmp_path: Path) 
         (("run", "steps"), 0, r"run\.steps: expected at least 1, got 0"),
         (
             ("run", "precision"),
-            "float8",
-            r"run\.precision: expected one of float32, tf32, bfloat16, float16, got 'float8'",
+            "float4",
+            r"run\.precision: expected one of float32, tf32, bfloat16, float16, float8, got 'float4'",
         ),
         (("optim", "betas"), [0.9], r"optim\.betas: expected .*, got \[0\.9\]"),
         (("optim", "color"), 1, r"optim: expected the fields .*, got"),

@@ -5,6 +5,7 @@ Everything is in float64 (torch's default type decides), where two correct ways 
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from verify.budget.network_tolerance import relative_error, training_budget
 CONFIG = digits(Path("run"))
 ALONE = World(0, 1, torch.device("cpu"))
 DATASET = open_dataset(CONFIG.data)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 
 
 @pytest.fixture(autouse=True)
@@ -158,12 +161,13 @@ def test_the_target_gets_no_gradient() -> None:
     assert not any(id(p) in ids for p in state.target.parameters())
 
 
-@pytest.mark.parametrize("lower", ["bfloat16", "float16"])
-def test_lower_precisions_are_autocast_of_the_same_loss(lower: str) -> None:
+@pytest.mark.parametrize("lower", ["bfloat16", "float16", "float8"])
+def test_lower_precisions_are_of_the_same_loss(lower: str) -> None:
     torch.set_default_dtype(torch.float32)
     outcomes, norms = {}, {}
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=16))
     for precision in ("float32", lower):
-        config = change(CONFIG, precision=precision)
+        config = change(wider, precision=precision)
         state, batches = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
         with torch.no_grad():  # the output layer starts at zero, where precision would not show
             for copy in (state.network, state.target):
@@ -174,7 +178,7 @@ def test_lower_precisions_are_autocast_of_the_same_loss(lower: str) -> None:
         assert len(grads) == len(state.parameters)
         norms[precision] = torch.stack([x.norm() for x in grads])
     error = relative_error([torch.tensor(outcomes[lower].loss)], [torch.tensor(outcomes["float32"].loss)])
-    assert 0 < error <= training_budget(getattr(torch, lower))
+    assert 0 < error <= training_budget(DTYPES[lower])
     assert relative_error([norms[lower]], [norms["float32"]]) < 0.1  # float16's scale of the loss is taken out
 
 
@@ -189,6 +193,16 @@ def test_float32_and_tf32_are_what_pytorch_calls_them() -> None:
             State(change(CONFIG, precision="tf32"), ALONE)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_float8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    with pytest.raises(ConfigError, match=r"run\.precision: expected another one than float8 where 16 does not divide"):
+        State(change(CONFIG, precision="float8"), ALONE)
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=16))
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ConfigError, match=r"float8 without torchao: pip install 'flashjvp\[float8\]'"):
+        State(change(wider, precision="float8"), ALONE)
 
 
 class Waits(TorchDispatchMode):
