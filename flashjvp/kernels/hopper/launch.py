@@ -10,7 +10,7 @@ from ...layout import empty_lse, empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..launch.hopper_tables import Families, Pipeline
+from ..launch.hopper_tables import Families, Persistent, Pipeline
 from .absent import unwanted, with_zeros, zero
 from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
@@ -30,6 +30,7 @@ from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import pack
 from .per_tensor_scaling import KernelOperands, scale_tensors
+from .persistent_launch import launch_persistent, persistent_of
 
 DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
@@ -62,14 +63,19 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     width = inputs.v.shape[-1]
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
-    tile = _pipelines(call, jvp)["forward"]
+    persistent = persistent_of(call, jvp, "forward")
+    tile = persistent.pipeline if persistent else _pipelines(call, jvp)["forward"]
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
     o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
     o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
+    args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
+    if persistent:
+        launch_persistent(call, "forward", persistent, args, scale, JVP=jvp)
+        return o, o_t, lse, mu
     seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
-    args = (*resident, *streamed, *outs, lse, mu, *seen.by_keys)
+    args = (*args, *seen.by_keys)
     flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
     programs = call.query_programs(BLOCK_ROWS)
     call.launch(seen.kernels.forward, call.family("forward"), programs, args, scale, **flags, **seen.flags)
@@ -184,13 +190,19 @@ class _Backward(NamedTuple):
         """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are accumulators, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
+        persistent = persistent_of(self.given.call, d_o_t is not None, "backward_key") if values else None
+        tile = persistent.pipeline if persistent else tile
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
         resident, streamed = (
             self._described(CONSUMER_ROWS, k, v, k_t, v_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
         written = _written(self.given, *outs)
-        args = (*resident, *streamed, self._statistics(tile), *written, *(self.dq_accum or (None, None)))
+        args = (*resident, *streamed, self._statistics(tile), *written)
+        if persistent:
+            self._persistent("backward_key", persistent, args, JVP=d_o_t is not None, SUB_TILES=tile.sub_tiles)
+            return
+        args = (*args, *(self.dq_accum or (None, None)))
         flags = {
             "JVP": d_o_t is not None, "WITH_DV": values,
             "DQ_COLUMNS": dq_columns(self.given.call) if self.dq_accum else 0, "STAGES": tile.stages,
@@ -212,15 +224,24 @@ class _Backward(NamedTuple):
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
+        persistent = persistent_of(self.given.call, d_o_t is not None, "backward_query")
+        tile = persistent.pipeline if persistent else tile
         resident, streamed = (
             self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t),
             self._described(tile.block_rows, k, v, k_t, v_t),
         )
         outs = _written(self.given, self.grads.q, self.grads.q_t)
-        args = (*resident, *streamed, self.stats, *outs, *self.seen.by_keys)
+        args = (*resident, *streamed, self.stats, *outs)
+        if persistent:
+            self._persistent("backward_query", persistent, args, JVP=d_o_t is not None)
+            return
+        args = (*args, *self.seen.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
         programs = self.given.call.query_programs(BLOCK_ROWS)
         self._launch(self.seen.kernels.backward_query, "backward_query", programs, args, **flags)
+
+    def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...], **flags: Any) -> None:
+        launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
         self._launch(

@@ -27,12 +27,22 @@ class Pipeline(NamedTuple):
     buffer_stages: int = 0  # tiles whose dS and dS_t wait in shared memory to be added to d_q and d_q_t
 
 
+class Persistent(NamedTuple):
+    """Where and how the persistent kernel of a family serves (hopper/persistent.py)."""
+
+    up_to: int  # rows that an item of work streams: keys, or queries of all heads of a group
+    pipeline: Pipeline
+    resident_buffers: int  # resident tiles of each tensor for a consumer: with 2 the next ones load beside the present ones
+    halves: bool = True  # whether programs share blocks of 128 rows
+
+
 Families = dict[str, Pipeline]
 # padded head dim -> rows of queries from which on accumulating d_q and d_q_t was measured to be 10 % faster
 DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
+MEASURED_PERSISTENT: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = ((3, 6),)
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
@@ -126,4 +136,14 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             },
         },
     },
+}
+
+# (padded head dim, "tangents" or "plain", family) -> the persistent kernel of it, on sm_90
+PERSISTENT: dict[tuple[int, str, str], Persistent] = {
+    (64, "tangents", "forward"): Persistent(1024, Pipeline(128, 2), 2),
+    (64, "tangents", "backward_key"): Persistent(1024, Pipeline(32, 4, register_operands=1), 2),
+    (64, "tangents", "backward_query"): Persistent(1024, Pipeline(64, 3, register_operands=1), 2),
+    (64, "plain", "forward"): Persistent(1024, Pipeline(128, 4), 2),
+    (128, "tangents", "forward"): Persistent(1024, Pipeline(64, 2), 1),
+    (128, "tangents", "backward_query"): Persistent(1024, Pipeline(32, 3), 1),
 }

@@ -20,6 +20,7 @@ from .hopper_tables import (
     REGISTER_OPERANDS,
     REGISTER_OPERANDS_SINCE,
     Families,
+    Persistent,
     Release,
 )
 from .tables import TILES
@@ -171,6 +172,17 @@ def _why_not_triton(device: torch.device, width: int) -> str | None:
     if release in (MEASURED if width <= 128 else MEASURED_WIDE):
         return None
     return selfcheck.why_not(release, device, width)
+
+
+def persistent(width: int, kind: str, family: str, streamed: int) -> Persistent | None:
+    """How the persistent kernel of a family serves an item that streams so many rows; None where it does not.
+
+    `kind` is "tangents" or "plain".
+    """
+    found = tables_of_pipelines.PERSISTENT.get((width, kind, family))
+    if found is None or streamed > found.up_to:
+        return None
+    return found if environment.triton_release() in tables_of_pipelines.MEASURED_PERSISTENT else None
 
 
 def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:
