@@ -222,7 +222,8 @@ def _modules() -> dict[str, ModuleType]:
     language = module(
         "language",
         constexpr=lambda value: value, static_range=range, static_assert=_static_assert, cdiv=lambda a, b: -(-a // b),
-        program_id=lambda axis: torch.tensor(RUNNING[-1].number), num_programs=lambda axis: torch.tensor(RUNNING[-1].count),
+        program_id=lambda axis: torch.tensor(RUNNING[-1].number),
+        num_programs=lambda axis: torch.tensor(RUNNING[-1].count),
         arange=lambda a, b, layout: torch.arange(a, b),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),

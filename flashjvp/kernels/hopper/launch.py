@@ -26,6 +26,7 @@ from .block_mask_backward import (
     block_mask_value_kernel,
 )
 from .block_mask_forward import block_mask_forward_kernel
+from .described import described, written
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import pack
@@ -68,11 +69,13 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
     o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
     o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
-    resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
+    resident, outs = described(call, CONSUMER_ROWS, q, q_t), written(given, o, o_t)
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
     args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
     if persistent:
-        launch_persistent(call, "forward", persistent, args, scale, JVP=jvp)
+        launch_persistent(
+            call, "forward", persistent, args, scale, JVP=jvp, REGISTER_OPERANDS=tile.register_operands
+        )
         return o, o_t, lse, mu
     seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
     args = (*args, *seen.by_keys)
@@ -174,13 +177,18 @@ class _Backward(NamedTuple):
     def pairs(self, tile: Pipeline) -> None:
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
+        persistent = None if self.dq_accum else self._chosen("backward_pairs")
+        tile = persistent.pipeline if persistent else tile
         # Two tensors in a tile are copied in pieces of 64 columns.
         streamed = [
             rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
         ]
         resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
-        outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
+        outs = written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
+        if persistent:
+            self._persistent("backward_pairs", persistent, args)
+            return
         flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
         self._of_keys(
             self.seen.kernels.backward_pairs, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags
@@ -190,17 +198,17 @@ class _Backward(NamedTuple):
         """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are accumulators, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
-        persistent = persistent_of(self.given.call, d_o_t is not None, "backward_key") if values else None
+        persistent = self._chosen("backward_key") if values else None
         tile = persistent.pipeline if persistent else tile
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
         resident, streamed = (
             self._described(CONSUMER_ROWS, k, v, k_t, v_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
-        written = _written(self.given, *outs)
-        args = (*resident, *streamed, self._statistics(tile), *written)
+        args = (*resident, *streamed, self._statistics(tile), *written(self.given, *outs))
         if persistent:
-            self._persistent("backward_key", persistent, args, JVP=d_o_t is not None, SUB_TILES=tile.sub_tiles)
+            flags = {"SUB_TILES": tile.sub_tiles, "REGISTER_OPERANDS": tile.register_operands}
+            self._persistent("backward_key", persistent, args, JVP=d_o_t is not None, **flags)
             return
         args = (*args, *(self.dq_accum or (None, None)))
         flags = {
@@ -214,31 +222,40 @@ class _Backward(NamedTuple):
     def values(self, tile: Pipeline) -> None:
         """Writes d_v and d_v_t."""
         (q, k, _, q_t, k_t, _), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
+        persistent = self._chosen("backward_value")
+        tile = persistent.pipeline if persistent else tile
         resident, streamed = (
             self._described(CONSUMER_ROWS, k, k_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
-        args = (*resident, *streamed, self._statistics(tile), *_written(self.given, self.grads.v, self.grads.v_t))
+        args = (*resident, *streamed, self._statistics(tile), *written(self.given, self.grads.v, self.grads.v_t))
+        if persistent:
+            self._persistent("backward_value", persistent, args)
+            return
         self._of_keys(self.seen.kernels.backward_value, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
-        persistent = persistent_of(self.given.call, d_o_t is not None, "backward_query")
+        persistent = self._chosen("backward_query")
         tile = persistent.pipeline if persistent else tile
         resident, streamed = (
             self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t),
             self._described(tile.block_rows, k, v, k_t, v_t),
         )
-        outs = _written(self.given, self.grads.q, self.grads.q_t)
+        outs = written(self.given, self.grads.q, self.grads.q_t)
         args = (*resident, *streamed, self.stats, *outs)
         if persistent:
-            self._persistent("backward_query", persistent, args, JVP=d_o_t is not None)
+            flags = {"JVP": d_o_t is not None, "REGISTER_OPERANDS": tile.register_operands}
+            self._persistent("backward_query", persistent, args, **flags)
             return
         args = (*args, *self.seen.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
         programs = self.given.call.query_programs(BLOCK_ROWS)
         self._launch(self.seen.kernels.backward_query, "backward_query", programs, args, **flags)
+
+    def _chosen(self, family: str) -> Persistent | None:
+        return persistent_of(self.given.call, self.given.cotangents[1] is not None, family)
 
     def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...], **flags: Any) -> None:
         launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited, **flags)
@@ -269,25 +286,3 @@ def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
 def _pipelines(call: Call, jvp: bool) -> Families:
     """The tile of each family that serves the head dim, with or without tangents."""
     return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
-
-
-def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-    """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths = schedule.pipeline_chunks(call.width)
-    found: list[Any] = []
-    for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, widths)
-        found += (*chunks, None, None)[:2]
-    return tuple(found)
-
-
-def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
-    """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
-    if given.tensor_scales is None or all(x is None or x.dtype != torch.float32 for x in tensors):
-        return described(given.call, CONSUMER_ROWS, *tensors)
-    widths = schedule.pipeline_chunks(given.call.width)
-    found: list[Any] = []
-    for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])
-        found += (*chunks, None, None)[:2]
-    return tuple(found)

@@ -1,12 +1,13 @@
-"""The kernels of persistent programs (persistent.py): what consumers compute of an item is what those of forward.py,
-backward_query.py and backward_key.py compute of their block, bit by bit. They serve calls without masks, not causal."""
+"""The kernels of persistent programs (persistent.py): what consumers compute of an item is what those of forward.py
+and of backward_*.py compute of their block, bit by bit. They serve calls without masks, not causal."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from . import backward_key, backward_query, forward
+from . import backward_key, backward_pairs, backward_query, backward_value, forward
+from .backward_pairs import allocate_pairs, load_pairs
 from .chunks import chunks
 from .persistent import allocate_persistent, consume_items, key_items, produce_items, query_items
 from .pipeline import Program
@@ -14,6 +15,8 @@ from .pipeline import Program
 _consume_forward = forward.consume
 _consume_queries = backward_query.consume
 _consume_keys = backward_key.consume
+_consume_values = backward_value.consume
+_consume_pairs = backward_pairs.consume
 
 
 @gluon.jit
@@ -39,6 +42,22 @@ def _key_item(
 ):  # fmt: skip
     CHUNKS: gl.constexpr = len(program.outs) // (4 if JVP else 2)
     _consume_keys(program, (), consumer, CHUNKS, JVP, False, REGISTER_OPERANDS, SUB_TILES, False, (), 0)
+
+
+@gluon.jit
+def _value_item(
+    program, rest, consumer: gl.constexpr, JVP: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    SUB_TILES: gl.constexpr,
+):  # fmt: skip
+    _consume_values(program, consumer, False, False, ())
+
+
+@gluon.jit
+def _pairs_item(
+    program, rest, consumer: gl.constexpr, JVP: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
+    SUB_TILES: gl.constexpr,
+):  # fmt: skip
+    _consume_pairs(program, (), consumer, False, False, ())
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
@@ -140,6 +159,64 @@ def persistent_key_kernel(
             (produce_items, (resident, streamed, (stats,), pipeline, free, items, group, True, CHUNKS)),
             (consume_items, (CONSUME, program, (), free, items, group, 0, True, JVP, REGISTER_OPERANDS, SUB_TILES)),
             (consume_items, (CONSUME, program, (), free, items, group, 1, True, JVP, REGISTER_OPERANDS, SUB_TILES)),
+        ],
+        [4, 4],
+        [240, 240],
+    )
+
+
+@gluon.jit(do_not_specialize=["M", "N", "heads"])
+def persistent_value_kernel(
+    k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
+    scale, M, N, heads, group, STAGES: gl.constexpr, BUFFERS: gl.constexpr, HALVES: gl.constexpr,
+):  # fmt: skip
+    """d_v and d_v_t. A `_rest` is a tensor's second chunk, if it has one."""
+    resident = chunks(k, k_rest) + chunks(k_t, k_t_rest)
+    streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
+    outs = chunks(d_v, d_v_rest) + chunks(d_v_t, d_v_t_rest)
+    CHUNKS: gl.constexpr = len(resident) // 2
+    ROWS: gl.constexpr = q.block_shape[2]
+    gdc_launch_dependents()
+    items = key_items(k.shape[0], M, N, heads, group, ROWS, HALVES)
+    pipeline, free = allocate_persistent(resident, streamed, (stats,), STAGES, BUFFERS)
+    fence_async_shared()
+    program = Program(outs, pipeline, (), (), (), (), (), scale, M, N)
+    CONSUME: gl.constexpr = _value_item
+    gl.warp_specialize(
+        [
+            (produce_items, (resident, streamed, (stats,), pipeline, free, items, group, True, CHUNKS)),
+            (consume_items, (CONSUME, program, (), free, items, group, 0, True, True, 0, 1)),
+            (consume_items, (CONSUME, program, (), free, items, group, 1, True, True, 0, 1)),
+        ],
+        [4, 4],
+        [240, 240],
+    )
+    gdc_wait()  # so that the end of this kernel is the end of those before it, too
+
+
+@gluon.jit(do_not_specialize=["M", "N", "heads"])
+def persistent_pairs_kernel(
+    k, v, k_t, v_t, q, q_t, T, G, stats, d_k, d_k_t, scale, M, N, heads, group,
+    STAGES: gl.constexpr, BUFFERS: gl.constexpr, HALVES: gl.constexpr,
+):  # fmt: skip
+    """d_k and d_k_t."""
+    ROWS: gl.constexpr = q.block_shape[2]
+    resident = (k, v, k_t, v_t)
+    streamed = (q, q_t, T, G)
+    gdc_wait()  # for the statistics
+    gdc_launch_dependents()
+    items = key_items(k.shape[0], M, N, heads, group, ROWS, HALVES)
+    ALLOCATE: gl.constexpr = allocate_pairs
+    LOAD: gl.constexpr = load_pairs
+    pipeline, free = allocate_persistent(resident, streamed, (stats,), STAGES, BUFFERS, ALLOCATE)
+    fence_async_shared()
+    program = Program((d_k, d_k_t), pipeline, (), (), (), (), (), scale, M, N)
+    CONSUME: gl.constexpr = _pairs_item
+    gl.warp_specialize(
+        [
+            (produce_items, (resident, streamed, (stats,), pipeline, free, items, group, True, 1, LOAD)),
+            (consume_items, (CONSUME, program, (), free, items, group, 0, True, True, 0, 1)),
+            (consume_items, (CONSUME, program, (), free, items, group, 1, True, True, 0, 1)),
         ],
         [4, 4],
         [240, 240],

@@ -6,14 +6,23 @@ from ... import environment
 from ..launch import schedule
 from ..launch.call import Call
 from ..launch.hopper_tables import Persistent
-from .persistent_kernels import persistent_forward_kernel, persistent_key_kernel, persistent_query_kernel
+from .persistent_kernels import (
+    persistent_forward_kernel,
+    persistent_key_kernel,
+    persistent_pairs_kernel,
+    persistent_query_kernel,
+    persistent_value_kernel,
+)
 
 CONSUMER_ROWS = 64
 KERNELS = {
     "forward": persistent_forward_kernel,
     "backward_query": persistent_query_kernel,
     "backward_key": persistent_key_kernel,
+    "backward_pairs": persistent_pairs_kernel,
+    "backward_value": persistent_value_kernel,
 }
+OF_QUERIES = ("forward", "backward_query")
 
 
 def persistent_of(call: Call, jvp: bool, family: str) -> Persistent | None:
@@ -24,7 +33,7 @@ def persistent_of(call: Call, jvp: bool, family: str) -> Persistent | None:
     if call.precision != "half" or call.mask is not None or call.pattern is not None or call.is_causal:
         return None
     sizes = call.sizes
-    streamed = sizes.queries * sizes.group if family == "backward_key" else sizes.keys
+    streamed = sizes.keys if family in OF_QUERIES else sizes.queries * sizes.group
     return schedule.persistent(call.width, "tangents" if jvp else "plain", family, streamed)
 
 
@@ -33,10 +42,8 @@ def launch_persistent(
     **flags: Any,
 ) -> None:  # fmt: skip
     """One program for each multiprocessor, or fewer: each has work."""
-    shared_out = call.key_programs if family == "backward_key" else call.query_programs
+    shared_out = call.query_programs if family in OF_QUERIES else call.key_programs
     work = shared_out(CONSUMER_ROWS if chosen.halves else 2 * CONSUMER_ROWS)
     programs = min(environment.multiprocessors(call.device), work)
-    tile = chosen.pipeline
-    flags |= {"STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
-    flags |= {"BUFFERS": chosen.resident_buffers, "HALVES": chosen.halves}
+    flags |= {"STAGES": chosen.pipeline.stages, "BUFFERS": chosen.resident_buffers, "HALVES": chosen.halves}
     call.launch(KERNELS[family], family, programs, args, scale, launch_pdl=launch_pdl, **flags)

@@ -148,8 +148,9 @@ def await_resident(pipeline, consumer):
 
 @gluon.jit
 def resident_rows(tiles, number, iteration):
-    """One of the resident tiles of each tensor, a consumer's half. Their addresses depend on `iteration` (never 2^30), the loop's counter,
-    and so are made where they are used; made before the loop, they would take registers all the time."""
+    """One of the resident tiles of each tensor, a consumer's half. Their addresses depend on `iteration` (never 2^30),
+    the loop's counter, and so are made where they are used; made before the loop, they would take registers all the
+    time."""
     rows = ()
     for i in gl.static_range(len(tiles)):
         rows = rows + (as_matrix(tiles[i].index(number + (iteration >> 30))),)
@@ -158,7 +159,8 @@ def resident_rows(tiles, number, iteration):
 
 @gluon.jit
 def load_register_operands(tiles, number, COLUMNS: gl.constexpr):
-    """One of the resident tiles of each tensor, a consumer's half, in registers: left operands of products with COLUMNS columns."""
+    """One of the resident tiles of each tensor, a consumer's half, in registers: left operands of products with COLUMNS
+    columns."""
     rows = ()
     for i in gl.static_range(len(tiles)):
         rows = rows + (as_matrix(tiles[i].index(number)).load(left_operand(COLUMNS)),)

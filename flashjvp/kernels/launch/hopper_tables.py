@@ -32,7 +32,7 @@ class Persistent(NamedTuple):
 
     up_to: int  # rows that an item of work streams: keys, or queries of all heads of a group
     pipeline: Pipeline
-    resident_buffers: int  # resident tiles of each tensor for a consumer: with 2 the next ones load beside the present ones
+    resident_buffers: int  # resident tiles of each tensor for a consumer; with 2, the next ones load meanwhile
     halves: bool = True  # whether programs share blocks of 128 rows
 
 
@@ -144,6 +144,10 @@ PERSISTENT: dict[tuple[int, str, str], Persistent] = {
     (64, "tangents", "backward_key"): Persistent(1024, Pipeline(32, 4, register_operands=1), 2),
     (64, "tangents", "backward_query"): Persistent(1024, Pipeline(64, 3, register_operands=1), 2),
     (64, "plain", "forward"): Persistent(1024, Pipeline(128, 4), 2),
+    (64, "plain", "backward_key"): Persistent(1024, Pipeline(64, 4), 2),
+    (64, "plain", "backward_query"): Persistent(1024, Pipeline(128, 3, register_operands=2), 2),
     (128, "tangents", "forward"): Persistent(1024, Pipeline(64, 2), 1),
+    (128, "tangents", "backward_pairs"): Persistent(1024, Pipeline(32, 2), 1),
+    (128, "tangents", "backward_value"): Persistent(1024, Pipeline(64, 2), 1),
     (128, "tangents", "backward_query"): Persistent(1024, Pipeline(32, 3), 1),
 }
