@@ -73,9 +73,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
     args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
     if persistent:
-        launch_persistent(
-            call, "forward", persistent, args, scale, JVP=jvp, REGISTER_OPERANDS=tile.register_operands
-        )
+        launch_persistent(call, "forward", persistent, args, scale, JVP=jvp, REGISTER_OPERANDS=tile.register_operands)
         return o, o_t, lse, mu
     seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
     args = (*args, *seen.by_keys)

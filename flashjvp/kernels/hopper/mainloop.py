@@ -69,7 +69,7 @@ def _resident(pipeline, register_operands, consumer, iteration, CHUNKS: gl.const
 def stage_of(pipeline, iteration):
     """The stage of an iteration, and what `barrier_of` gives of it: whether it is full."""
     if len(pipeline.turn) > 0:
-        iteration += pipeline.turn[0].iteration
+        iteration += pipeline.turn[0].iteration  # mutate: iteration
     return iteration % pipeline.full.shape[0], barrier_of(pipeline.full, iteration)
 
 

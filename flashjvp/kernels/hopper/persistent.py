@@ -111,10 +111,10 @@ def _item(items, i, group, OF_KEYS: gl.constexpr):
     is_block = end - first == 2
     second = row_head % 2  # the consumer that takes a single unit
     # A single unit of the second consumer: the block begins at the unit before.
-    before = second * (2 - (end - first))
+    before = second * (2 - (end - first))  # mutate: before
     head = row_head % items.heads
     block = Block(row_head // items.heads, head, (first - row_head * items.head_units - before) * CONSUMER_ROWS)
-    streamed = head * group if OF_KEYS else head // group
+    streamed = head * group if OF_KEYS else head // group  # mutate: streamed
     loop = Loop(streamed, items.streamed_heads, 0, items.tiles, items.query_heads)
     return Item(block, loop, (is_block | (second == 0), is_block | (second == 1)))
 
@@ -122,7 +122,7 @@ def _item(items, i, group, OF_KEYS: gl.constexpr):
 @gluon.jit
 def _turn(BUFFERS: gl.constexpr, begun, iteration):
     """The turn of a consumer's item, of which it has begun so many before."""
-    return Turn(begun % BUFFERS * 2, (begun // BUFFERS) & 1, iteration)
+    return Turn(begun % BUFFERS * 2, (begun // BUFFERS) & 1, iteration)  # mutate: return Turn
 
 
 @gluon.jit
@@ -188,8 +188,7 @@ def consume_items(
     consume: gl.constexpr, program, rest, free, items, group, consumer: gl.constexpr, OF_KEYS: gl.constexpr,
     JVP: gl.constexpr, REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr,
 ):  # fmt: skip
-    """A consumer: `consume(program, rest, consumer, JVP, REGISTER_OPERANDS, SUB_TILES)` for each item with rows of it.
-    """
+    """A consumer: of each item with rows of it `consume(program, rest, consumer, JVP, REGISTER_OPERANDS, SUB_TILES)`."""
     tiles = program.pipeline
     BUFFERS: gl.constexpr = free.shape[0] // 2
     iteration = 0

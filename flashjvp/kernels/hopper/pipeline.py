@@ -141,6 +141,7 @@ def resident_number(pipeline, consumer):
 def await_resident(pipeline, consumer):
     """Waits until the resident tiles have landed."""
     if len(pipeline.turn) > 0:
+        # mutate: mbarrier.wait (2)
         mbarrier.wait(pipeline.resident_full.index(resident_number(pipeline, consumer)), pipeline.turn[0].phase)
     else:
         mbarrier.wait(pipeline.resident_full.index(0), 0)

@@ -63,4 +63,4 @@ def store_results(
                 tile = reinterpret_tile(outs[i], tiles[i].index(number))
                 _store_rows(outs[i], values[i] * scale, coordinates, tile)  # mutate: _store_rows (2)
     if len(program.pipeline.turn) > 0:
-        tma.store_wait(0)  # mutate: tma.store_wait
+        tma.store_wait(0)

@@ -10,7 +10,7 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
+alone, short sequences persistent kernels with MEASURED_PERSISTENT. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
 registers: the ptxas of that release copies them for each product.
 """
 
@@ -53,6 +53,20 @@ REGISTER_OPERANDS = {
     (96, "tangents", "backward_key"): 0,
     (96, "tangents", "backward_dq_accum"): 0,
     (96, "tangents", "backward_query"): 0,
+}
+
+# (padded head dim, "tangents" or "plain", family) -> the persistent kernel of it, on sm_90
+PERSISTENT: dict[tuple[int, str, str], Persistent] = {
+    (64, "tangents", "forward"): Persistent(1024, Pipeline(128, 2), 2),
+    (64, "tangents", "backward_key"): Persistent(1024, Pipeline(32, 4, register_operands=1), 2),
+    (64, "tangents", "backward_query"): Persistent(1024, Pipeline(64, 3, register_operands=1), 2),
+    (64, "plain", "forward"): Persistent(1024, Pipeline(128, 4), 2),
+    (64, "plain", "backward_key"): Persistent(1024, Pipeline(64, 4), 2),
+    (64, "plain", "backward_query"): Persistent(1024, Pipeline(128, 3, register_operands=2), 2),
+    (128, "tangents", "forward"): Persistent(1024, Pipeline(64, 2), 1),
+    (128, "tangents", "backward_pairs"): Persistent(1024, Pipeline(32, 2), 1),
+    (128, "tangents", "backward_value"): Persistent(1024, Pipeline(64, 2), 1),
+    (128, "tangents", "backward_query"): Persistent(1024, Pipeline(32, 3), 1),
 }
 
 # architecture -> padded head dim -> "tangents" or "plain" -> family -> tile
@@ -136,18 +150,4 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             },
         },
     },
-}
-
-# (padded head dim, "tangents" or "plain", family) -> the persistent kernel of it, on sm_90
-PERSISTENT: dict[tuple[int, str, str], Persistent] = {
-    (64, "tangents", "forward"): Persistent(1024, Pipeline(128, 2), 2),
-    (64, "tangents", "backward_key"): Persistent(1024, Pipeline(32, 4, register_operands=1), 2),
-    (64, "tangents", "backward_query"): Persistent(1024, Pipeline(64, 3, register_operands=1), 2),
-    (64, "plain", "forward"): Persistent(1024, Pipeline(128, 4), 2),
-    (64, "plain", "backward_key"): Persistent(1024, Pipeline(64, 4), 2),
-    (64, "plain", "backward_query"): Persistent(1024, Pipeline(128, 3, register_operands=2), 2),
-    (128, "tangents", "forward"): Persistent(1024, Pipeline(64, 2), 1),
-    (128, "tangents", "backward_pairs"): Persistent(1024, Pipeline(32, 2), 1),
-    (128, "tangents", "backward_value"): Persistent(1024, Pipeline(64, 2), 1),
-    (128, "tangents", "backward_query"): Persistent(1024, Pipeline(32, 3), 1),
 }

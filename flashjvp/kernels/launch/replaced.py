@@ -42,12 +42,18 @@ def pipelines(
     of_schedule = {
         "pipelines": lambda device, precision, width: tiles.get(width, {}),
         "has_pipelines": lambda device, precision, width: width in tiles,
+        "persistent": lambda *of: _persistent(persistent or {}, *of),
         "why_not_pipelines": lambda device, precision, width: None if width in tiles else "no tiles are in use",
     }
-    with _instead(schedule, **of_schedule), _instead(
-        hopper_tables, DQ_ACCUM_FROM=rows, PERSISTENT=persistent or {}
-    ):
+    with _instead(schedule, **of_schedule), _instead(hopper_tables, DQ_ACCUM_FROM=rows):
         yield
+
+
+def _persistent(
+    table: dict[tuple[int, str, str], Persistent], width: int, kind: str, family: str, streamed: int
+) -> Persistent | None:
+    found = table.get((width, kind, family))
+    return found if found and streamed <= found.up_to else None
 
 
 @contextmanager
