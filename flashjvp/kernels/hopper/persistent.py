@@ -188,7 +188,7 @@ def consume_items(
     consume: gl.constexpr, program, rest, free, items, group, consumer: gl.constexpr, OF_KEYS: gl.constexpr,
     JVP: gl.constexpr, REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr,
 ):  # fmt: skip
-    """A consumer: of each item with rows of it `consume(program, rest, consumer, JVP, REGISTER_OPERANDS, SUB_TILES)`."""
+    """A consumer: `consume`, which a kernel gives, of each item with rows of it."""
     tiles = program.pipeline
     BUFFERS: gl.constexpr = free.shape[0] // 2
     iteration = 0
