@@ -28,4 +28,12 @@ OF_PERSISTENT = [
         "one phase for all items of a buffer", "persistent.py", "return Turn",
         "return Turn(begun % BUFFERS * 2, 0, iteration)",
     ),
+    _persistent(
+        "items of the first batch entry alone", "persistent_kernels.py", "items",
+        "items = key_items(1, M, N, heads, group, ROWS, HALVES)",
+    ),
+    _persistent(
+        "serve and ignore masks", "persistent_launch.py", "if call",
+        'if call.precision != "half" or call.pattern is not None or call.is_causal:', "hopper_mask",
+    ),
 ]  # fmt: skip

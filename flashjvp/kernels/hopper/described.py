@@ -17,7 +17,7 @@ def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     widths = schedule.pipeline_chunks(call.width)
     found: list[Any] = []
     for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, widths)
+        chunks = [] if x is None else rows_descriptors(x, rows, widths)  # mutate: chunks
         found += (*chunks, None, None)[:2]
     return tuple(found)
 

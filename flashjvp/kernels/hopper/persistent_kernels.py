@@ -149,7 +149,7 @@ def persistent_key_kernel(
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
-    items = key_items(k.shape[0], M, N, heads, group, ROWS, HALVES)
+    items = key_items(k.shape[0], M, N, heads, group, ROWS, HALVES)  # mutate: items
     pipeline, free = allocate_persistent(resident, streamed, (stats,), STAGES, BUFFERS)
     fence_async_shared()
     program = Program(outs, pipeline, (), (), (), (), (), scale, M, N)

@@ -30,6 +30,7 @@ def persistent_of(call: Call, jvp: bool, family: str) -> Persistent | None:
 
     Items stream few rows, of half types, without a mask, not causal: causal items are of unequal length.
     """
+    # mutate: if call
     if call.precision != "half" or call.mask is not None or call.pattern is not None or call.is_causal:
         return None
     sizes = call.sizes
