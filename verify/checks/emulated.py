@@ -141,7 +141,7 @@ def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 def _emulated(
     check: Check, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True,
-    persistent: dict[tuple[int, str, str], Any] | None = None,
+    persistent: dict[tuple[int, str], Any] | None = None,
 ) -> list[Identity]:  # fmt: skip
     """What a check finds in the emulator. It fails for a kernel that deadlocks or does what would end a GPU's run."""
     with emulated(), _pipelines(ordered, persistent) as launched:
@@ -154,7 +154,7 @@ def _emulated(
 
 
 @contextmanager
-def _pipelines(ordered: bool, persistent: dict[tuple[int, str, str], Any] | None) -> Iterator[list[str]]:
+def _pipelines(ordered: bool, persistent: dict[tuple[int, str], Any] | None) -> Iterator[list[str]]:
     """Warp-specialised kernels on CPU tensors, from the first row on, and these persistent ones. Yields the families
     that are launched."""
     from flashjvp.kernels.launch import hopper_tables, replaced

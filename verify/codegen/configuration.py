@@ -104,7 +104,6 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, "half", 128, 128, "", mask="blocks")]
     if architecture == "sm_90":  # others have no persistent kernels
         extra += [Configuration(architecture, "half", d, d, short=True) for d in (64, 128)]
-        extra += [Configuration(architecture, "half", 64, 64, "", short=True)]
         extra += [Configuration(architecture, "half", 64, 64, group=4, short=True)]
     return bases + extra
 

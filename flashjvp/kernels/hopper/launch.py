@@ -73,7 +73,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
     args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
     if persistent:
-        launch_persistent(call, "forward", persistent, args, scale, JVP=jvp, REGISTER_OPERANDS=tile.register_operands)
+        launch_persistent(call, "forward", persistent, args, scale)
         return o, o_t, lse, mu
     seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
     args = (*args, *seen.by_keys)
@@ -175,8 +175,6 @@ class _Backward(NamedTuple):
     def pairs(self, tile: Pipeline) -> None:
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
-        persistent = None if self.dq_accum else self._chosen("backward_pairs")
-        tile = persistent.pipeline if persistent else tile
         # Two tensors in a tile are copied in pieces of 64 columns.
         streamed = [
             rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
@@ -184,9 +182,6 @@ class _Backward(NamedTuple):
         resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
         outs = written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
-        if persistent:
-            self._persistent("backward_pairs", persistent, args)
-            return
         flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
         self._of_keys(
             self.seen.kernels.backward_pairs, "backward_pairs", (*args, *(self.dq_accum or (None, None))), **flags
@@ -205,8 +200,7 @@ class _Backward(NamedTuple):
         )
         args = (*resident, *streamed, self._statistics(tile), *written(self.given, *outs))
         if persistent:
-            flags = {"SUB_TILES": tile.sub_tiles, "REGISTER_OPERANDS": tile.register_operands}
-            self._persistent("backward_key", persistent, args, JVP=d_o_t is not None, **flags)
+            self._persistent("backward_key", persistent, args)
             return
         args = (*args, *(self.dq_accum or (None, None)))
         flags = {
@@ -220,16 +214,11 @@ class _Backward(NamedTuple):
     def values(self, tile: Pipeline) -> None:
         """Writes d_v and d_v_t."""
         (q, k, _, q_t, k_t, _), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
-        persistent = self._chosen("backward_value")
-        tile = persistent.pipeline if persistent else tile
         resident, streamed = (
             self._described(CONSUMER_ROWS, k, k_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
         args = (*resident, *streamed, self._statistics(tile), *written(self.given, self.grads.v, self.grads.v_t))
-        if persistent:
-            self._persistent("backward_value", persistent, args)
-            return
         self._of_keys(self.seen.kernels.backward_value, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
@@ -244,8 +233,7 @@ class _Backward(NamedTuple):
         outs = written(self.given, self.grads.q, self.grads.q_t)
         args = (*resident, *streamed, self.stats, *outs)
         if persistent:
-            flags = {"JVP": d_o_t is not None, "REGISTER_OPERANDS": tile.register_operands}
-            self._persistent("backward_query", persistent, args, **flags)
+            self._persistent("backward_query", persistent, args)
             return
         args = (*args, *self.seen.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
@@ -255,8 +243,8 @@ class _Backward(NamedTuple):
     def _chosen(self, family: str) -> Persistent | None:
         return persistent_of(self.given.call, self.given.cotangents[1] is not None, family)
 
-    def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...], **flags: Any) -> None:
-        launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited, **flags)
+    def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...]) -> None:
+        launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
         self._launch(

@@ -1,12 +1,12 @@
-"""Persistent programs, for short sequences: one a multiprocessor, each with many items of work, one after the other.
+"""Persistent programs: one a multiprocessor, each with many items of work, one after the other.
 
 A program of the other kernels loads its resident tiles, streams a few, and writes its results, and nothing overlaps
 the start and the end. Here the producer runs ahead: it loads the tiles of the next item while consumers still compute
 and write this one. Stages and phases of the pipeline go on from item to item; an item's part of them is its Turn.
 
-Rows are shared out among programs in units of 64 rows of a head. An item is a block of two units, one for each
-consumer, or a single unit: where rows end, or where the block's other unit is another program's. Single units go to the
-consumers by turns of heads. The other consumer passes over their tiles, and so is soon at the next item.
+An item is a block of two units of 64 rows of a head, one for each consumer, or a single unit: where rows end, or, with
+HALVES, where the block's other unit is another program's. Single units go to the consumers by turns of heads. The other
+consumer passes over their tiles, and so is soon at the next item.
 """
 
 from typing import Any, NamedTuple
@@ -126,13 +126,10 @@ def _turn(BUFFERS: gl.constexpr, begun, iteration):
 
 
 @gluon.jit
-def allocate_persistent(
-    resident, streamed, stats, STAGES: gl.constexpr, BUFFERS: gl.constexpr,
-    allocate_streamed: gl.constexpr = allocate_tiles,
-):  # fmt: skip
+def allocate_persistent(resident, streamed, stats, STAGES: gl.constexpr, BUFFERS: gl.constexpr):
     """The pipeline, with BUFFERS resident tiles of each tensor for each consumer, and the barriers that say that these
     are free again."""
-    tiles = allocate_tiles(resident, 2 * BUFFERS), allocate_streamed(streamed, STAGES), allocate_tiles(stats, STAGES)
+    tiles = allocate_tiles(resident, 2 * BUFFERS), allocate_tiles(streamed, STAGES), allocate_tiles(stats, STAGES)
     barriers = make_barriers(2 * BUFFERS, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
     pipeline = Pipeline(tiles[0], tiles[1], tiles[2], barriers[0], barriers[1], barriers[2], ())
     return pipeline, make_barriers(2 * BUFFERS, 1)
@@ -155,8 +152,7 @@ def _load_resident(resident, pipeline, free, block, begun, consumer: gl.constexp
 
 @gluon.jit
 def produce_items(
-    resident, streamed, stats, pipeline, free, items, group, OF_KEYS: gl.constexpr, CHUNKS: gl.constexpr,
-    load_streamed: gl.constexpr = load_chunks,
+    resident, streamed, stats, pipeline, free, items, group, OF_KEYS: gl.constexpr, CHUNKS: gl.constexpr
 ):  # fmt: skip
     """The producer: of each item the first streamed tile, which needs no item to be written, the resident tiles, and
     the other streamed tiles."""
@@ -171,7 +167,7 @@ def produce_items(
             for tile in range(loop.first, loop.end):
                 load_stage(
                     streamed, stats, pipeline, iteration, block.batch, loop.head + member, loop.query_heads,
-                    tile * ROWS, CHUNKS, load_streamed,
+                    tile * ROWS, CHUNKS, load_chunks,
                 )  # fmt: skip
                 iteration += 1
                 if member + tile == 0:
@@ -186,7 +182,7 @@ def produce_items(
 @gluon.jit
 def consume_items(
     consume: gl.constexpr, program, rest, free, items, group, consumer: gl.constexpr, OF_KEYS: gl.constexpr,
-    JVP: gl.constexpr, REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr,
+    REGISTER_OPERANDS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: `consume`, which a kernel gives, of each item with rows of it."""
     tiles = program.pipeline
@@ -205,7 +201,7 @@ def consume_items(
                 Program(
                     program.outs, pipeline, (), (), (), item.block, item.loop, program.scale, program.M, program.N
                 ),
-                rest, consumer, JVP, REGISTER_OPERANDS, SUB_TILES,
+                rest, consumer, REGISTER_OPERANDS,
             )  # fmt: skip
             mbarrier.arrive(free.index(turn.first + consumer), count=1)
             begun += 1

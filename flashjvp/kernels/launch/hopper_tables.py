@@ -33,7 +33,7 @@ class Persistent(NamedTuple):
     up_to: int  # rows that an item of work streams: keys, or queries of all heads of a group
     pipeline: Pipeline
     resident_buffers: int  # resident tiles of each tensor for a consumer; with 2, the next ones load meanwhile
-    halves: bool = True  # whether programs share blocks of 128 rows
+    halves: bool = False  # whether programs share blocks of 128 rows
 
 
 Families = dict[str, Pipeline]
@@ -55,18 +55,16 @@ REGISTER_OPERANDS = {
     (96, "tangents", "backward_query"): 0,
 }
 
-# (padded head dim, "tangents" or "plain", family) -> the persistent kernel of it, on sm_90
-PERSISTENT: dict[tuple[int, str, str], Persistent] = {
-    (64, "tangents", "forward"): Persistent(1024, Pipeline(128, 2), 2),
-    (64, "tangents", "backward_key"): Persistent(1024, Pipeline(32, 4, register_operands=1), 2),
-    (64, "tangents", "backward_query"): Persistent(1024, Pipeline(64, 3, register_operands=1), 2),
-    (64, "plain", "forward"): Persistent(1024, Pipeline(128, 4), 2),
-    (64, "plain", "backward_key"): Persistent(1024, Pipeline(64, 4), 2),
-    (64, "plain", "backward_query"): Persistent(1024, Pipeline(128, 3, register_operands=2), 2),
-    (128, "tangents", "forward"): Persistent(1024, Pipeline(64, 2), 1),
-    (128, "tangents", "backward_pairs"): Persistent(1024, Pipeline(32, 2), 1),
-    (128, "tangents", "backward_value"): Persistent(1024, Pipeline(64, 2), 1),
-    (128, "tangents", "backward_query"): Persistent(1024, Pipeline(32, 3), 1),
+EVERY = 1 << 30  # however many rows
+# (padded head dim, family) -> its persistent kernels on sm_90, for calls with tangents: the first of so many rows
+PERSISTENT: dict[tuple[int, str], tuple[Persistent, ...]] = {
+    (64, "forward"): (Persistent(EVERY, Pipeline(128, 2), 2),),
+    (64, "backward_key"): (Persistent(EVERY, Pipeline(32, 4, register_operands=1), 2),),
+    (64, "backward_query"): (
+        Persistent(512, Pipeline(64, 3, register_operands=1), 2, halves=True),
+        Persistent(EVERY, Pipeline(64, 3, register_operands=1), 2),
+    ),
+    (128, "forward"): (Persistent(1024, Pipeline(64, 2), 1, halves=True),),
 }
 
 # architecture -> padded head dim -> "tangents" or "plain" -> family -> tile

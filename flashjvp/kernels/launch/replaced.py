@@ -31,7 +31,7 @@ def launch(do: Callable[..., None]) -> Iterator[None]:
 @contextmanager
 def pipelines(
     tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None,
-    persistent: dict[tuple[int, str, str], Persistent] | None = None,
+    persistent: dict[tuple[int, str], tuple[Persistent, ...]] | None = None,
 ) -> Iterator[None]:  # fmt: skip
     """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
 
@@ -50,10 +50,9 @@ def pipelines(
 
 
 def _persistent(
-    table: dict[tuple[int, str, str], Persistent], width: int, kind: str, family: str, streamed: int
+    table: dict[tuple[int, str], tuple[Persistent, ...]], width: int, family: str, streamed: int
 ) -> Persistent | None:
-    found = table.get((width, kind, family))
-    return found if found and streamed <= found.up_to else None
+    return next((kernel for kernel in table.get((width, family), ()) if streamed <= kernel.up_to), None)
 
 
 @contextmanager

@@ -174,15 +174,12 @@ def _why_not_triton(device: torch.device, width: int) -> str | None:
     return selfcheck.why_not(release, device, width)
 
 
-def persistent(width: int, kind: str, family: str, streamed: int) -> Persistent | None:
-    """How the persistent kernel of a family serves an item that streams so many rows; None where it does not.
-
-    `kind` is "tangents" or "plain".
-    """
-    found = tables_of_pipelines.PERSISTENT.get((width, kind, family))
-    if found is None or streamed > found.up_to:
+def persistent(width: int, family: str, streamed: int) -> Persistent | None:
+    """How the persistent kernel of a family serves items that stream so many rows; None where it does not."""
+    if environment.triton_release() not in tables_of_pipelines.MEASURED_PERSISTENT:
         return None
-    return found if environment.triton_release() in tables_of_pipelines.MEASURED_PERSISTENT else None
+    found = tables_of_pipelines.PERSISTENT.get((width, family), ())
+    return next((kernel for kernel in found if streamed <= kernel.up_to), None)
 
 
 def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:
