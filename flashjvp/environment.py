@@ -43,6 +43,21 @@ def capability(index: int | None) -> tuple[int, int]:
     return found
 
 
+# device index -> multiprocessors, asked of the driver once
+_MULTIPROCESSORS: dict[int | None, int] = kept({})
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a CUDA device has. Other devices stand for one with as many as an H100 or H200."""
+    if device.type != "cuda":
+        return 132
+    found = _MULTIPROCESSORS.get(device.index)
+    if found is None:
+        properties = torch.cuda.get_device_properties(device)
+        found = _MULTIPROCESSORS[device.index] = properties.multi_processor_count
+    return found
+
+
 def device_name(device: torch.device) -> str:
     """What the driver calls a CUDA device."""
     return torch.cuda.get_device_name(device)

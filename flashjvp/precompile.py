@@ -57,10 +57,9 @@ def precompile(
     """Compiles the kernels of calls like these, several at a time, and returns how many were not compiled yet.
 
     Nothing is launched. What is compiled depends on what is named here, and neither on the batch size nor on the number
-    of heads or tokens, but for `tokens` beside a backward pass: long sequences (4096 here) and short ones may get other
-    kernels. The kernels are those of one batch dim and of tensors whose rows start at multiples of 16 bytes; others are
-    compiled by the first call that needs them. Triton keeps what it compiled in a cache on disk, so that a later
-    process only loads it.
+    of heads, but on `tokens`: long sequences (4096 here) and short ones may get other kernels. The kernels are those of
+    one batch dim and of tensors whose rows start at multiples of 16 bytes; others are compiled by the first call that
+    needs them. Triton keeps what it compiled in a cache on disk, so that a later process only loads it.
 
     Args:
         head_dim: D of q and k, from 1 to 256.

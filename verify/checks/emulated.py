@@ -118,6 +118,15 @@ def listed(inputs: Inputs, subject: Subject) -> list[Identity]:
     return found
 
 
+def persistent(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Persistent kernels against dense attention, in three programs."""
+    from flashjvp import environment
+    from flashjvp.kernels.launch import hopper_tables
+
+    with patch.object(environment, "multiprocessors", lambda device: 3):
+        return _emulated(against_float64, inputs, subject, ordered=True, persistent=hopper_tables.PERSISTENT)
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -131,10 +140,11 @@ def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 
 def _emulated(
-    check: Check, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True
-) -> list[Identity]:
+    check: Check, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True,
+    persistent: dict[tuple[int, str], Any] | None = None,
+) -> list[Identity]:  # fmt: skip
     """What a check finds in the emulator. It fails for a kernel that deadlocks or does what would end a GPU's run."""
-    with emulated(), _pipelines(ordered) as launched:
+    with emulated(), _pipelines(ordered, persistent) as launched:
         try:
             found = check(inputs, subject)
         except EmulationError as error:
@@ -144,8 +154,9 @@ def _emulated(
 
 
 @contextmanager
-def _pipelines(ordered: bool) -> Iterator[list[str]]:
-    """Warp-specialised kernels on CPU tensors, from the first row on. Yields the families that are launched."""
+def _pipelines(ordered: bool, persistent: dict[tuple[int, str], Any] | None) -> Iterator[list[str]]:
+    """Warp-specialised kernels on CPU tensors, from the first row on, and these persistent ones. Yields the families
+    that are launched."""
     from flashjvp.kernels.launch import hopper_tables, replaced
 
     launched: list[str] = []
@@ -158,7 +169,7 @@ def _pipelines(ordered: bool) -> Iterator[list[str]]:
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     try:
         with (
-            replaced.pipelines(hopper_tables.PIPELINES["sm_90"], dq_accum_from={}),
+            replaced.pipelines(hopper_tables.PIPELINES["sm_90"], dq_accum_from={}, persistent=persistent),
             replaced.launch(noted),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
@@ -176,5 +187,6 @@ EMULATED: dict[str, Check] = {
     "emulated-finite-masks": with_finite_masks,
     "high-scaling": high,
     "emulated-block-masks": listed,
+    "emulated-persistent": persistent,
     "replayed": replayed,
 }

@@ -200,6 +200,7 @@ def options_of(kernel: Kernel) -> str:
     words = [f"JVP of {kernel.tangents}" if kernel.tangents else "plain"]
     words += ["causal"] * kernel.causal + [f"{kernel.mask} mask"] * bool(kernel.mask)
     words += [f"{kernel.group} query heads a key head"] * (kernel.group > 1) + ["deterministic"] * kernel.ordered
+    words += ["short"] * kernel.short
     return ", ".join(words)
 
 

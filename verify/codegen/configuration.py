@@ -21,7 +21,8 @@ class Configuration:
     `tangents` names the inputs that have one (none: plain attention), `mask` is "", "bool", "additive", "float32" (an
     additive one of that type), "learned" (with a gradient, and a tangent where there are any), "dropout" (of
     probabilities, without a mask), or which kernels of their own serve the call: "window", "blocks" (a block mask),
-    "packed" (sequences). `group` are the query heads of a key head, `ordered` is PyTorch's deterministic mode.
+    "packed" (sequences). `group` are the query heads of a key head, `ordered` is PyTorch's deterministic mode, `short`
+    means few enough rows for persistent kernels.
     """
 
     architecture: str
@@ -33,6 +34,7 @@ class Configuration:
     mask: str = ""
     group: int = 1
     ordered: bool = False
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,9 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, "half", d, d, mask="blocks", ordered=True) for d in (72, 96, 128)]
     extra += [Configuration(architecture, "half", 96, 96, mask="blocks")]
     extra += [Configuration(architecture, "half", 128, 128, "", mask="blocks")]
+    if architecture == "sm_90":  # others have no persistent kernels
+        extra += [Configuration(architecture, "half", d, d, short=True) for d in (64, 128)]
+        extra += [Configuration(architecture, "half", 64, 64, group=4, short=True)]
     return bases + extra
 
 

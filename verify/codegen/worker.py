@@ -38,7 +38,7 @@ TARGETS = {
     "sm_120": GPUTarget("cuda", 120, 32),
 }
 META = torch.device("meta")
-BATCH, HEADS, ROWS = 2, 24, 4000
+BATCH, HEADS, ROWS, SHORT = 2, 24, 4000, 256
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 Code = list[tuple[str, str]]
 SASS_BRANCH = r"\bBRA\S* .*?(0x[0-9a-f]+)"
@@ -104,19 +104,21 @@ def call(configuration: Configuration) -> None:
     heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group}
     widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv}
 
+    rows = SHORT if configuration.short else ROWS
+
     def empty(name: str) -> Tensor:
-        return torch.empty(BATCH, heads[name], ROWS, widths[name], dtype=dtype, device=META)
+        return torch.empty(BATCH, heads[name], rows, widths[name], dtype=dtype, device=META)
 
     q, k, v = (empty(name) for name in "qkv")
     q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
-    d_o = torch.empty(BATCH, HEADS, ROWS, configuration.dv, dtype=torch.float32 if high else dtype, device=META)
+    d_o = torch.empty(BATCH, HEADS, rows, configuration.dv, dtype=torch.float32 if high else dtype, device=META)
     mask = mask_t = seed = None
     of_partial = _partial(configuration.mask)
     if of_partial is not None:
         mask = of_partial.in_place_of_mask
     elif configuration.mask not in ("", "dropout"):
         of_mask = {"bool": torch.bool, "float32": torch.float32}.get(configuration.mask, dtype)
-        mask = torch.empty(1, 1, ROWS, ROWS, dtype=of_mask, device=META)
+        mask = torch.empty(1, 1, rows, rows, dtype=of_mask, device=META)
     learned, dropout = configuration.mask == "learned", configuration.mask == "dropout"
     if mask is not None and learned and configuration.tangents:
         mask_t = torch.empty_like(mask)

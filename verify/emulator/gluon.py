@@ -197,7 +197,7 @@ class Kernel:
         def launch(*args: Any, num_warps: int, enable_fp_fusion: bool, launch_pdl: bool = False, **values: Any) -> None:
             passed = [_passed(x) for x in args]
             for number in range(grid[0]):
-                program = Program(number)
+                program = Program(number, grid[0])
                 RUNNING.append(program)
                 try:
                     self._function(*passed, **values)
@@ -222,11 +222,14 @@ def _modules() -> dict[str, ModuleType]:
     language = module(
         "language",
         constexpr=lambda value: value, static_range=range, static_assert=_static_assert, cdiv=lambda a, b: -(-a // b),
-        program_id=lambda axis: torch.tensor(RUNNING[-1].number), arange=lambda a, b, layout: torch.arange(a, b),
+        program_id=lambda axis: torch.tensor(RUNNING[-1].number),
+        num_programs=lambda axis: torch.tensor(RUNNING[-1].count),
+        arange=lambda a, b, layout: torch.arange(a, b),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
-        minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)), maximum=torch.maximum,
+        minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
+        maximum=lambda x, y: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
         max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), log2=torch.log2,
         convert_layout=lambda x, layout: x, split=lambda x: x.unbind(-1), join=lambda x, y: torch.stack((x, y), -1),
         multiple_of=lambda x, values: x, cast=lambda x, dtype: x, load=_load, store=_store,

@@ -260,6 +260,10 @@ OF_PIPELINES = [
         "shape, strides = list(x.shape), list(x.contiguous().stride())", "hopper_sequence_major",
     ),
     _pipeline(
+        "second column chunk left out", HOPPER + "described.py", "chunks",
+        "chunks = [] if x is None else rows_descriptors(x, rows, widths[:1])", "hopper_72",
+    ),
+    _pipeline(
         "last keys without a program", LAUNCH, "self._launch",
         "self._launch(kernel, family, max(1, self.given.call.key_programs(BLOCK_ROWS) - 1), (*args, "
         "*self.seen.by_queries), **flags)",

@@ -10,7 +10,7 @@ from ...layout import empty_lse, empty_rows, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from ..launch.hopper_tables import Families, Pipeline
+from ..launch.hopper_tables import Families, Persistent, Pipeline
 from .absent import unwanted, with_zeros, zero
 from .backward_key import backward_key_kernel
 from .backward_pairs import backward_pairs_kernel
@@ -26,10 +26,12 @@ from .block_mask_backward import (
     block_mask_value_kernel,
 )
 from .block_mask_forward import block_mask_forward_kernel
+from .described import described, written
 from .descriptors import rows_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import pack
 from .per_tensor_scaling import KernelOperands, scale_tensors
+from .persistent_launch import launch_persistent, persistent_of
 
 DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
@@ -62,14 +64,19 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     width = inputs.v.shape[-1]
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
-    tile = _pipelines(call, jvp)["forward"]
+    persistent = persistent_of(call, jvp, "forward")
+    tile = persistent.pipeline if persistent else _pipelines(call, jvp)["forward"]
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
     o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
     o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
-    resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
+    resident, outs = described(call, CONSUMER_ROWS, q, q_t), written(given, o, o_t)
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
+    args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
+    if persistent:
+        launch_persistent(call, "forward", persistent, args, scale)
+        return o, o_t, lse, mu
     seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
-    args = (*resident, *streamed, *outs, lse, mu, *seen.by_keys)
+    args = (*args, *seen.by_keys)
     flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
     programs = call.query_programs(BLOCK_ROWS)
     call.launch(seen.kernels.forward, call.family("forward"), programs, args, scale, **flags, **seen.flags)
@@ -173,7 +180,7 @@ class _Backward(NamedTuple):
             rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
         ]
         resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
-        outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
+        outs = written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
         flags = {"DQ_ACCUM": self.dq_accum is not None, "STAGES": tile.stages}
         self._of_keys(
@@ -184,13 +191,18 @@ class _Backward(NamedTuple):
         """Writes d_k, d_k_t and, with `values`, d_v, d_v_t; if there are accumulators, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
+        persistent = self._chosen("backward_key") if values else None
+        tile = persistent.pipeline if persistent else tile
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
         resident, streamed = (
             self._described(CONSUMER_ROWS, k, v, k_t, v_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
-        written = _written(self.given, *outs)
-        args = (*resident, *streamed, self._statistics(tile), *written, *(self.dq_accum or (None, None)))
+        args = (*resident, *streamed, self._statistics(tile), *written(self.given, *outs))
+        if persistent:
+            self._persistent("backward_key", persistent, args)
+            return
+        args = (*args, *(self.dq_accum or (None, None)))
         flags = {
             "JVP": d_o_t is not None, "WITH_DV": values,
             "DQ_COLUMNS": dq_columns(self.given.call) if self.dq_accum else 0, "STAGES": tile.stages,
@@ -206,21 +218,33 @@ class _Backward(NamedTuple):
             self._described(CONSUMER_ROWS, k, k_t),
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
-        args = (*resident, *streamed, self._statistics(tile), *_written(self.given, self.grads.v, self.grads.v_t))
+        args = (*resident, *streamed, self._statistics(tile), *written(self.given, self.grads.v, self.grads.v_t))
         self._of_keys(self.seen.kernels.backward_value, "backward_value", args, STAGES=tile.stages)
 
     def queries(self, tile: Pipeline) -> None:
         """Writes d_q and d_q_t."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
+        persistent = self._chosen("backward_query")
+        tile = persistent.pipeline if persistent else tile
         resident, streamed = (
             self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t),
             self._described(tile.block_rows, k, v, k_t, v_t),
         )
-        outs = _written(self.given, self.grads.q, self.grads.q_t)
-        args = (*resident, *streamed, self.stats, *outs, *self.seen.by_keys)
+        outs = written(self.given, self.grads.q, self.grads.q_t)
+        args = (*resident, *streamed, self.stats, *outs)
+        if persistent:
+            self._persistent("backward_query", persistent, args)
+            return
+        args = (*args, *self.seen.by_keys)
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
         programs = self.given.call.query_programs(BLOCK_ROWS)
         self._launch(self.seen.kernels.backward_query, "backward_query", programs, args, **flags)
+
+    def _chosen(self, family: str) -> Persistent | None:
+        return persistent_of(self.given.call, self.given.cotangents[1] is not None, family)
+
+    def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...]) -> None:
+        launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
         self._launch(
@@ -248,25 +272,3 @@ def _as_read(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: f
 def _pipelines(call: Call, jvp: bool) -> Families:
     """The tile of each family that serves the head dim, with or without tangents."""
     return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
-
-
-def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-    """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths = schedule.pipeline_chunks(call.width)
-    found: list[Any] = []
-    for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, widths)
-        found += (*chunks, None, None)[:2]
-    return tuple(found)
-
-
-def _written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
-    """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
-    if given.tensor_scales is None or all(x is None or x.dtype != torch.float32 for x in tensors):
-        return described(given.call, CONSUMER_ROWS, *tensors)
-    widths = schedule.pipeline_chunks(given.call.width)
-    found: list[Any] = []
-    for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])
-        found += (*chunks, None, None)[:2]
-    return tuple(found)

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .blocks import CONSUMER_ROWS
 from .dq_accum import store_zeros
-from .mainloop import add_keys, add_queries, stage_of
+from .mainloop import add_keys, add_queries, pass_over, stage_of
 from .packed_mask import load_mask_tile
 from .pipeline import load_chunks, load_resident, load_stage
 
@@ -72,15 +71,6 @@ def _seen(blocks, tile, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def _pass_over(pipeline, iteration):
-    """An iteration of which a consumer's rows see nothing: awaits the tile, and frees its stage."""
-    stage, passed = stage_of(pipeline, iteration)
-    bar, phase = passed
-    mbarrier.wait(bar, phase)
-    mbarrier.arrive(pipeline.empty.index(stage), count=1)
-
-
-@gluon.jit
 def produce_listed(
     resident, streamed, stats, pipeline, block, loop, plan, rows, OF: gl.constexpr, CHUNKS: gl.constexpr,
     load_streamed: gl.constexpr = load_chunks,
@@ -133,7 +123,7 @@ def stream_listed_keys(
             )  # fmt: skip
             iteration += 1
         elif is_seen:
-            _pass_over(pipeline, iteration)
+            pass_over(pipeline, iteration)
             iteration += 1
     return accs, state
 
@@ -196,6 +186,6 @@ def stream_listed_queries(
                 )  # fmt: skip
                 iteration += 1
             elif is_seen:
-                _pass_over(pipeline, iteration)
+                pass_over(pipeline, iteration)
                 iteration += 1
     return accs, before, iteration

@@ -14,7 +14,15 @@ from .blocks import CONSUMER_ROWS, unmasked_tiles
 from .chunks import by_tensor, zeros
 from .dq_accum import store_zeros
 from .packed_mask import load_mask_tile, packed_by_query
-from .pipeline import barrier_of, load_register_operands, resident_rows, streamed_rows, sub_tile_rows
+from .pipeline import (
+    await_resident,
+    barrier_of,
+    load_register_operands,
+    resident_number,
+    resident_rows,
+    streamed_rows,
+    sub_tile_rows,
+)
 
 
 class Inputs(NamedTuple):
@@ -44,21 +52,34 @@ def begin(program, consumer, REGISTER_OPERANDS: gl.constexpr = 0, CHUNKS: gl.con
     registers: left operands of products with COLUMNS columns."""
     pipeline = program.pipeline
     accs = zeros(pipeline.resident[: len(program.outs)])
-    mbarrier.wait(pipeline.resident_full.index(0), 0)
-    return accs, load_register_operands(pipeline.resident[: REGISTER_OPERANDS * CHUNKS], consumer, COLUMNS)
+    await_resident(pipeline, consumer)
+    tiles = pipeline.resident[: REGISTER_OPERANDS * CHUNKS]
+    return accs, load_register_operands(tiles, resident_number(pipeline, consumer), COLUMNS)
 
 
 @gluon.jit
 def _resident(pipeline, register_operands, consumer, iteration, CHUNKS: gl.constexpr):
     """The resident tiles by tensor, the first of them in registers."""
-    in_memory = resident_rows(pipeline.resident[len(register_operands) :], consumer, iteration)
+    number = resident_number(pipeline, consumer)
+    in_memory = resident_rows(pipeline.resident[len(register_operands) :], number, iteration)
     return by_tensor(register_operands + in_memory, CHUNKS)
 
 
 @gluon.jit
 def stage_of(pipeline, iteration):
     """The stage of an iteration, and what `barrier_of` gives of it: whether it is full."""
+    if len(pipeline.turn) > 0:
+        iteration += pipeline.turn[0].iteration  # mutate: iteration
     return iteration % pipeline.full.shape[0], barrier_of(pipeline.full, iteration)
+
+
+@gluon.jit
+def pass_over(pipeline, iteration):
+    """An iteration of which a consumer's rows see nothing: awaits the tile, and frees its stage."""
+    stage, passed = stage_of(pipeline, iteration)
+    bar, phase = passed
+    mbarrier.wait(bar, phase)
+    mbarrier.arrive(pipeline.empty.index(stage), count=1)
 
 
 @gluon.jit

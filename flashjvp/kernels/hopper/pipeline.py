@@ -36,6 +36,7 @@ class Pipeline(NamedTuple):
     resident_full: Any  # the resident tiles have landed
     full: Any  # the tiles of a stage have landed
     empty: Any  # both consumers are through with a stage
+    turn: Any  # (which item of a persistent program this is: persistent.py,), or ()
 
 
 class Program(NamedTuple):
@@ -111,7 +112,7 @@ def allocate_pipeline(
     streamed_tiles = allocate_streamed(streamed, STAGES)
     stats_tiles = allocate_tiles(stats, STAGES)
     barriers = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
-    return Pipeline(resident_tiles, streamed_tiles, stats_tiles, barriers[0], barriers[1], barriers[2])
+    return Pipeline(resident_tiles, streamed_tiles, stats_tiles, barriers[0], barriers[1], barriers[2], ())
 
 
 @gluon.jit
@@ -128,21 +129,42 @@ def as_matrix(tile):
 
 
 @gluon.jit
-def resident_rows(tiles, consumer, iteration):
-    """A consumer's half of the resident tiles. Their addresses depend on `iteration` (never 2^30), the loop's counter,
-    and so are made where they are used; made before the loop, they would take registers all the time."""
+def resident_number(pipeline, consumer):
+    """Which of the resident tiles of each tensor is a consumer's."""
+    if len(pipeline.turn) > 0:
+        return pipeline.turn[0].first + consumer
+    else:
+        return consumer
+
+
+@gluon.jit
+def await_resident(pipeline, consumer):
+    """Waits until the resident tiles have landed."""
+    if len(pipeline.turn) > 0:
+        # mutate: mbarrier.wait (2)
+        mbarrier.wait(pipeline.resident_full.index(resident_number(pipeline, consumer)), pipeline.turn[0].phase)
+    else:
+        mbarrier.wait(pipeline.resident_full.index(0), 0)
+
+
+@gluon.jit
+def resident_rows(tiles, number, iteration):
+    """One of the resident tiles of each tensor, a consumer's half. Their addresses depend on `iteration` (never 2^30),
+    the loop's counter, and so are made where they are used; made before the loop, they would take registers all the
+    time."""
     rows = ()
     for i in gl.static_range(len(tiles)):
-        rows = rows + (as_matrix(tiles[i].index(consumer + (iteration >> 30))),)
+        rows = rows + (as_matrix(tiles[i].index(number + (iteration >> 30))),)
     return rows
 
 
 @gluon.jit
-def load_register_operands(tiles, consumer, COLUMNS: gl.constexpr):
-    """A consumer's half of resident tiles in registers: left operands of products with COLUMNS columns."""
+def load_register_operands(tiles, number, COLUMNS: gl.constexpr):
+    """One of the resident tiles of each tensor, a consumer's half, in registers: left operands of products with COLUMNS
+    columns."""
     rows = ()
     for i in gl.static_range(len(tiles)):
-        rows = rows + (as_matrix(tiles[i].index(consumer)).load(left_operand(COLUMNS)),)
+        rows = rows + (as_matrix(tiles[i].index(number)).load(left_operand(COLUMNS)),)
     return rows
 
 

@@ -5,17 +5,23 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from .blocks import CONSUMER_ROWS
-from .pipeline import accumulator, as_matrix
+from .pipeline import accumulator, as_matrix, resident_number
 from .triton_compat import reinterpret_tile, store_tile
 
 
 @gluon.jit
 def _store_rows(out, value, coordinates, tile):
     """Writes 64 rows through a tile of shared memory, which is free again afterwards."""
+    _start_store(out, value, coordinates, tile)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _start_store(out, value, coordinates, tile):
+    """Begins to write 64 rows through a tile of shared memory."""
     as_matrix(tile).store(value.to(out.dtype))
     fence_async_shared()
     store_tile(out, coordinates, tile)
-    tma.store_wait(0)
 
 
 @gluon.jit
@@ -41,15 +47,20 @@ def store_results(
     """
     outs, tiles, block, tensor_scales = program.outs, program.pipeline.resident, program.block, program.tensor_scales
     WIDTH: gl.constexpr = tiles[0].shape[4]
+    number = resident_number(program.pipeline, consumer)
     for i in gl.static_range(len(outs)):
         # mutate: coordinates
         coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
-        if len(tensor_scales) == 0:
-            _store_rows(outs[i], values[i], coordinates, tiles[i].index(consumer))
+        if len(program.pipeline.turn) > 0:
+            _start_store(outs[i], values[i], coordinates, tiles[i].index(number))
+        elif len(tensor_scales) == 0:
+            _store_rows(outs[i], values[i], coordinates, tiles[i].index(number))
         else:
             scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))  # mutate: scale
             if outs[i].dtype == gl.float32:
-                _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(consumer))
+                _store_in_halves(outs[i], values[i] * scale, coordinates, tiles[i].index(number))
             else:
-                tile = reinterpret_tile(outs[i], tiles[i].index(consumer))
+                tile = reinterpret_tile(outs[i], tiles[i].index(number))
                 _store_rows(outs[i], values[i] * scale, coordinates, tile)  # mutate: _store_rows (2)
+    if len(program.pipeline.turn) > 0:
+        tma.store_wait(0)

@@ -10,7 +10,7 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
+alone, short sequences persistent kernels with MEASURED_PERSISTENT. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
 registers: the ptxas of that release copies them for each product.
 """
 
@@ -27,12 +27,22 @@ class Pipeline(NamedTuple):
     buffer_stages: int = 0  # tiles whose dS and dS_t wait in shared memory to be added to d_q and d_q_t
 
 
+class Persistent(NamedTuple):
+    """Where and how the persistent kernel of a family serves (hopper/persistent.py)."""
+
+    up_to: int  # rows that an item of work streams: keys, or queries of all heads of a group
+    pipeline: Pipeline
+    resident_buffers: int  # resident tiles of each tensor for a consumer; with 2, the next ones load meanwhile
+    halves: bool = False  # whether programs share blocks of 128 rows
+
+
 Families = dict[str, Pipeline]
 # padded head dim -> rows of queries from which on accumulating d_q and d_q_t was measured to be 10 % faster
 DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
+MEASURED_PERSISTENT: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = ((3, 6),)
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
@@ -43,6 +53,18 @@ REGISTER_OPERANDS = {
     (96, "tangents", "backward_key"): 0,
     (96, "tangents", "backward_dq_accum"): 0,
     (96, "tangents", "backward_query"): 0,
+}
+
+EVERY = 1 << 30  # however many rows
+# (padded head dim, family) -> its persistent kernels on sm_90, for calls with tangents: the first of so many rows
+PERSISTENT: dict[tuple[int, str], tuple[Persistent, ...]] = {
+    (64, "forward"): (Persistent(EVERY, Pipeline(128, 2), 2),),
+    (64, "backward_key"): (Persistent(EVERY, Pipeline(32, 4, register_operands=1), 2),),
+    (64, "backward_query"): (
+        Persistent(512, Pipeline(64, 3, register_operands=1), 2, halves=True),
+        Persistent(EVERY, Pipeline(64, 3, register_operands=1), 2),
+    ),
+    (128, "forward"): (Persistent(1024, Pipeline(64, 2), 1, halves=True),),
 }
 
 # architecture -> padded head dim -> "tangents" or "plain" -> family -> tile

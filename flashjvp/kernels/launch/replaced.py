@@ -10,7 +10,7 @@ from typing import Any
 
 from . import hopper_tables, replay, schedule
 from .call import Call
-from .hopper_tables import Families
+from .hopper_tables import Families, Persistent
 
 
 @contextmanager
@@ -29,19 +29,30 @@ def launch(do: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def pipelines(tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None) -> Iterator[None]:
+def pipelines(
+    tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None,
+    persistent: dict[tuple[int, str], tuple[Persistent, ...]] | None = None,
+) -> Iterator[None]:  # fmt: skip
     """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
 
     `dq_accum_from` takes the place of the table DQ_ACCUM_FROM; {} accumulates query gradients from one row on.
+    There are no persistent kernels but those of `persistent`.
     """
     rows = hopper_tables.DQ_ACCUM_FROM if dq_accum_from is None else dq_accum_from
     of_schedule = {
         "pipelines": lambda device, precision, width: tiles.get(width, {}),
         "has_pipelines": lambda device, precision, width: width in tiles,
+        "persistent": lambda *of: _persistent(persistent or {}, *of),
         "why_not_pipelines": lambda device, precision, width: None if width in tiles else "no tiles are in use",
     }
     with _instead(schedule, **of_schedule), _instead(hopper_tables, DQ_ACCUM_FROM=rows):
         yield
+
+
+def _persistent(
+    table: dict[tuple[int, str], tuple[Persistent, ...]], width: int, family: str, streamed: int
+) -> Persistent | None:
+    return next((kernel for kernel in table.get((width, family), ()) if streamed <= kernel.up_to), None)
 
 
 @contextmanager

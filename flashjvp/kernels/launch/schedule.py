@@ -20,6 +20,7 @@ from .hopper_tables import (
     REGISTER_OPERANDS,
     REGISTER_OPERANDS_SINCE,
     Families,
+    Persistent,
     Release,
 )
 from .tables import TILES
@@ -171,6 +172,14 @@ def _why_not_triton(device: torch.device, width: int) -> str | None:
     if release in (MEASURED if width <= 128 else MEASURED_WIDE):
         return None
     return selfcheck.why_not(release, device, width)
+
+
+def persistent(width: int, family: str, streamed: int) -> Persistent | None:
+    """How the persistent kernel of a family serves items that stream so many rows; None where it does not."""
+    if environment.triton_release() not in tables_of_pipelines.MEASURED_PERSISTENT:
+        return None
+    found = tables_of_pipelines.PERSISTENT.get((width, family), ())
+    return next((kernel for kernel in found if streamed <= kernel.up_to), None)
 
 
 def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int, dict[str, Families]]:

@@ -1,0 +1,34 @@
+"""The operands of a call as descriptors of their column chunks (descriptors.py)."""
+
+from typing import Any
+
+import torch
+
+from ..launch import schedule
+from ..launch.call import Call, Maybe
+from .descriptors import rows_descriptors
+from .per_tensor_scaling import KernelOperands
+
+CONSUMER_ROWS = 64
+
+
+def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
+    """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
+    widths = schedule.pipeline_chunks(call.width)
+    found: list[Any] = []
+    for x in tensors:
+        chunks = [] if x is None else rows_descriptors(x, rows, widths)  # mutate: chunks
+        found += (*chunks, None, None)[:2]
+    return tuple(found)
+
+
+def written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
+    """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
+    if given.tensor_scales is None or all(x is None or x.dtype != torch.float32 for x in tensors):
+        return described(given.call, CONSUMER_ROWS, *tensors)
+    widths = schedule.pipeline_chunks(given.call.width)
+    found: list[Any] = []
+    for x in tensors:
+        chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])
+        found += (*chunks, None, None)[:2]
+    return tuple(found)
