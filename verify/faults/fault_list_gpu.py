@@ -162,7 +162,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "dq_accum written as d_q_t", POSTPROCESS, "value_t",
-        "value_t = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor_t)",
+        "value_t = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST, TRANSPOSED), factor_t)",
         "hopper_128", "emulated-dq-accum",
     ),
     # Masks

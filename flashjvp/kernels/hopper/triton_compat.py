@@ -29,10 +29,16 @@ LESS = gl.constexpr("{.reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, 
 @gluon.jit
 def reinterpret_tile(tensor, tile):
     """A tile's shared memory as a tile of the tensor that is described."""
+    return reinterpret(tile, tensor.dtype, tensor.block_shape, tensor.layout)
+
+
+@gluon.jit
+def reinterpret(tile, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
+    """A tile's shared memory as another tile."""
     if RENAMED_REINTERPRET:
-        return tile.reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)
+        return tile.reinterpret(dtype, shape, layout)
     else:
-        return tile._reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)
+        return tile._reinterpret(dtype, shape, layout)
 
 
 @gluon.jit

@@ -91,6 +91,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
         128: {
             "tangents": {
                 "forward": Pipeline(64, 2),
+                "backward_one_pass": Pipeline(64, 2),
                 "backward_pairs": Pipeline(32, 2),
                 "backward_value": Pipeline(64, 2),
                 "backward_query": Pipeline(32, 3),
