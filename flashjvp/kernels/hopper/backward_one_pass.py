@@ -166,14 +166,16 @@ def _tile_of_cotangents(
     b = add_scores(nothing, v, G, USE_ACC=False)
     b = add_scores(b, v_t, T)  # mutate: b
     row_a = row_statistic(inputs.stats, ROW_A, TILE)
-    delta = row_statistic(inputs.stats, ROW_DELTA, TILE)
-    a, b = warpgroup_mma_wait(0, deps=[a, b])
+    a = warpgroup_mma_wait(2 * CHUNKS, deps=[a])
     centred = a - row_a
+    delta = row_statistic(inputs.stats, ROW_DELTA, TILE)
+    b = warpgroup_mma_wait(0, deps=[b])
     b = b - delta  # mutate: b (2)
     await_given(exchange, inputs.iteration)
+    b = load_numbers(exchange, Z) * centred + b
     p = load_numbers(exchange, P)
     ds_t = (p * centred).to(q[0].dtype)
-    ds = (p * (load_numbers(exchange, Z) * centred + b)).to(q[0].dtype)
+    ds = (p * b).to(q[0].dtype)
     if DQ_COLUMNS > 0:
         give_ds(exchange, ds, ds_t)
     else:

@@ -49,7 +49,7 @@ def allocate_exchange(streamed):
 @gluon.jit
 def _numbers(exchange, which: gl.constexpr):
     """A float32 tile, in the order in which threads hold an accumulator."""
-    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     COUNT: gl.constexpr = CONSUMER_ROWS * exchange.tiles.shape[2]
     return reinterpret(exchange.tiles, gl.float32, [2, COUNT], LAYOUT).index(which)
 
