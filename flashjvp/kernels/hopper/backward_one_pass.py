@@ -179,6 +179,7 @@ def _tile_of_cotangents(
     if DQ_COLUMNS > 0:
         give_ds(exchange, ds, ds_t)
     else:
+        keep_above(inputs.passed)
         release(exchange)
     weights_t = left_operands(ds_t, q)
     acc_k_t = add_product(acc_k_t, weights_t, q)
@@ -202,13 +203,12 @@ def _stream(
     """The mainloop, over the tiles of queries of all heads of the group. Returns the number of iterations, too."""
     pipeline, block, loop = program.pipeline, program.block, program.loop
     iteration = 0
-    for member in range(loop.heads):
+    dq_tile = (block.batch * loop.query_heads + loop.head) * loop.end + loop.first
+    for _member in range(loop.heads):
         for tile in range(loop.first, loop.end):
             stage, passed = stage_of(pipeline, iteration)
             bar, phase = passed
             mbarrier.wait(bar, phase)
-            # mutate: dq_tile
-            dq_tile = (block.batch * loop.query_heads + loop.head + member) * loop.end + tile
             inputs = Inputs(
                 by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
                 by_tensor(streamed_rows(pipeline.streamed, stage + (iteration >> 30)), CHUNKS),
@@ -216,6 +216,8 @@ def _stream(
             )  # fmt: skip
             accs = add_tile(by_tensor(accs, CHUNKS), exchange, dq_accums, inputs, program, CAUSAL, DQ_COLUMNS)
             iteration += 1
+            dq_tile += 1  # mutate: dq_tile
+        dq_tile += loop.first
     return accs, iteration
 
 
