@@ -4,7 +4,8 @@ too; D and Dv are padded to that of the larger one), with or without tangents, a
 Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_dq_accum` is the kernel of
 `backward_key` where it also accumulates d_q and d_q_t in global memory; `backward_pairs` can do so, too. Both then
 replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
-`backward_pairs` replaces `backward_key` alone.
+`backward_pairs` replaces `backward_key` alone. `backward_one_pass` does so, too, and replaces `backward_value`, for
+calls of half types without a mask.
 
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
