@@ -38,6 +38,8 @@ HOPPER_CASES = (
     Case("hopper_96", **_ONE, m=150, n=140, d=96, dv=96),
     Case("hopper_96_many_tiles", **_ONE, m=640, n=140, d=96, dv=96),
     Case("hopper_128", **_ONE, m=150, n=140, d=128, dv=128),
+    Case("hopper_128_many_tiles", **_ONE, m=640, n=140, d=128, dv=128),
+    Case("hopper_128_causal_gqa", batch=(1,), q_heads=2, kv_heads=1, m=200, n=140, d=128, dv=128, is_causal=True),
     Case("hopper_128_plain", **_ONE, m=130, n=150, d=128, dv=128, **_PLAIN),
     Case("hopper_160", **_ONE, m=70, n=90, d=160, dv=160),
     Case("hopper_192", **_ONE, m=70, n=150, d=192, dv=192),

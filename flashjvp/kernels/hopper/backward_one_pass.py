@@ -31,7 +31,6 @@ from .one_pass_exchange import (
     allocate_exchange,
     await_ds,
     await_free,
-    await_free_again,
     await_given,
     ds_of_queries,
     give,
@@ -104,13 +103,11 @@ def _add_to(dq_accum, totals, tile, COLUMNS: gl.constexpr):
     first = tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS)  # mutate: first
     for i in gl.static_range(len(totals)):
         total = without_padding(totals[i], COLUMNS - FIRST) if i > 0 else totals[i]
-        atomic_add_tile(dq_accum + (first + i * CONSUMER_ROWS * FIRST), total)  # mutate: atomic_add_tile
+        atomic_add_tile(dq_accum + (first + i * CONSUMER_ROWS * FIRST), total)
 
 
 @gluon.jit
-def _tile_of_scores(
-    accs, exchange, dq_accums, inputs, program, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr
-):
+def _tile_of_scores(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr):
     """Adds what a tile gives to d_v, d_v_t and d_q_t / c."""
     acc_v, acc_v_t = accs
     k, k_t, _v, _v_t = inputs.resident
@@ -151,9 +148,7 @@ def _tile_of_scores(
 
 
 @gluon.jit
-def _tile_of_cotangents(
-    accs, exchange, dq_accums, inputs, program, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr
-):
+def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr):
     """Adds what a tile gives to d_k / c, d_k_t / c and d_q / c."""
     acc_k, acc_k_t = accs
     v, v_t, k, k_t = inputs.resident
@@ -217,7 +212,7 @@ def _stream(
             accs = add_tile(by_tensor(accs, CHUNKS), exchange, dq_accums, inputs, program, CAUSAL, DQ_COLUMNS)
             iteration += 1
             dq_tile += 1  # mutate: dq_tile
-        dq_tile += loop.first
+        dq_tile += loop.first  # mutate: dq_tile (2)
     return accs, iteration
 
 
@@ -233,8 +228,7 @@ def _consume(
     accs, iterations = _stream(ADD_TILE, accs, exchange, dq_accums, program, CHUNKS, CAUSAL, DQ_COLUMNS)
     if consumer == 0:
         if DQ_COLUMNS > 0:
-            if iterations > 0:  # results are written through tiles that the other consumer reads
-                await_free_again(exchange, iterations)
+            await_free(exchange, iterations)  # results are written through tiles that the other consumer reads
         store_results(program, accs, 0, CHUNKS, 0, 0)
     else:
         store_results(program, scaled(accs, program.scale), 0, CHUNKS, 0, 0)  # mutate: store_results

@@ -81,7 +81,7 @@ def launch_postprocess(
     call: Call, dq_accum: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, tensor_scales: Maybe, scale: float,
     transposed: bool,
 ) -> None:  # fmt: skip
-    """Writes d_q and d_q_t from accumulators [tiles, columns * rows]: `transposed` ones, of backward_pairs.py, or not."""
+    """Writes d_q and d_q_t from accumulators [tiles, columns * rows]; those of backward_pairs.py are `transposed`."""
     of_d_q, _ = dq_accum
     args = (*dq_accum, *call.operands(d_q, d_q_t), tensor_scales)
     columns = dq_columns(call)

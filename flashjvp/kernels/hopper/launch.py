@@ -120,9 +120,7 @@ def backward(
     if apart and of_values:
         work.values(tiles["backward_value"])
     if dq_accum is not None:
-        launch_postprocess(
-            call, dq_accum, grads.q, grads.q_t, given.tensor_scales, scale, family == "backward_pairs"
-        )
+        launch_postprocess(call, dq_accum, grads.q, grads.q_t, given.tensor_scales, scale, family == "backward_pairs")
     elif of_queries:
         work.queries(tiles["backward_query"])
     return grads
@@ -186,9 +184,10 @@ class _Backward(NamedTuple):
         outs = self._described(CONSUMER_ROWS, d_v, d_v_t, d_k, d_k_t)
         args = (*resident, *streamed, self._statistics(tile), *outs, *(self.dq_accum or (None, None)))
         columns = dq_columns(self.given.call) if self.dq_accum else 0
+        programs = self.given.call.key_programs(CONSUMER_ROWS)  # mutate: programs
         self.given.call.launch(
-            backward_one_pass_kernel, "backward_one_pass", self.given.call.key_programs(CONSUMER_ROWS), args, self.scale,
-            launch_pdl=True, DQ_COLUMNS=columns, STAGES=tile.stages,
+            backward_one_pass_kernel, "backward_one_pass", programs, args, self.scale, launch_pdl=True,
+            DQ_COLUMNS=columns, STAGES=tile.stages,
         )  # fmt: skip
 
     def pairs(self, tile: Pipeline) -> None:

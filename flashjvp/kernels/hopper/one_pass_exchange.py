@@ -56,14 +56,8 @@ def _numbers(exchange, which: gl.constexpr):
 
 @gluon.jit
 def await_free(exchange, iteration):
-    """Waits until this iteration's numbers may be stored."""
+    """Waits until this iteration's numbers may be stored: the second consumer is through with those before it."""
     mbarrier.wait(exchange.free.index(0), (iteration & 1) ^ 1)  # mutate: mbarrier.wait (1)
-
-
-@gluon.jit
-def await_free_again(exchange, iterations):
-    """Waits until the second consumer is through with all of so many iterations, at least one."""
-    mbarrier.wait(exchange.free.index(0), (iterations & 1) ^ 1)
 
 
 @gluon.jit
@@ -97,7 +91,7 @@ def load_numbers(exchange, which: gl.constexpr):
 @gluon.jit
 def give_ds(exchange, ds, ds_t):
     """Stores dS and dS_t over P, which is read."""
-    exchange.tiles.index(DS).store(ds)
+    exchange.tiles.index(DS).store(ds)  # mutate: store
     exchange.tiles.index(DS_T).store(ds_t)
     fence_async_shared()
     mbarrier.arrive(exchange.ds_given.index(0), count=1)

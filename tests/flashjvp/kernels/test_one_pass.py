@@ -1,4 +1,4 @@
-"""The kernel of one backward pass gives the exact results in the emulator, at head dims where the table has it not, too."""
+"""The kernel of one pass gives the exact results in the emulator, also at head dims where the table has it not."""
 
 from unittest.mock import patch
 
