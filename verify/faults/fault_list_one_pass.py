@@ -13,7 +13,7 @@ def _one_pass(
 
 OF_ONE_PASS = [
     _one_pass("scale missing from S_t", KERNEL, "z", "z = s_t - mu", check="emulated"),
-    _one_pass("gradient without T v_t.T", KERNEL, "b", "pass", check="emulated"),
+    _one_pass("gradient with T v.T for T v_t.T", KERNEL, "b", "b = add_scores(b, v, T)", check="emulated"),
     _one_pass("delta dropped", KERNEL, "b (2)", "pass", check="emulated"),
     _one_pass("d_k from q for q_t", KERNEL, "acc_k", "acc_k = add_product(acc_k, weights_t, q)", check="emulated"),
     _one_pass(
