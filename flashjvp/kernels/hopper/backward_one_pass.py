@@ -56,7 +56,7 @@ from .pipeline import (
     streamed_rows,
 )
 from .results import store_results
-from .triton_compat import addressed_here
+from .triton_compat import addressed_here, made_here
 
 
 class Inputs(NamedTuple):
@@ -167,10 +167,10 @@ def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.c
     b = warpgroup_mma_wait(0, deps=[b])
     b = b - delta  # mutate: b (2)
     await_given(exchange, inputs.iteration)
-    b = load_numbers(exchange, Z) * centred + b
+    b = made_here(load_numbers(exchange, Z) * centred + b)
     p = load_numbers(exchange, P)
-    ds_t = (p * centred).to(q[0].dtype)
-    ds = (p * b).to(q[0].dtype)
+    ds_t = made_here(p * centred).to(q[0].dtype)
+    ds = made_here(p * b).to(q[0].dtype)
     if DQ_COLUMNS > 0:
         give_ds(exchange, ds, ds_t)
     else:

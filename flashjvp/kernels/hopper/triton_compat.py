@@ -61,6 +61,15 @@ def addressed_here(tile):
 
 
 @gluon.jit
+def made_here(x):
+    """x, float32, computed no later than here: LLVM knows nothing of what assembly does with it."""
+    if ARITHMETIC_SINKS:
+        return gl.inline_asm_elementwise("mov.f32 $0, $1;", "=f,f", [x], gl.float32, is_pure=False, pack=1)
+    else:
+        return x
+
+
+@gluon.jit
 def where_less(a, b, x, other):
     """x where a < b, other elsewhere; the integers a and b broadcast to a tile, x or other may be a number."""
     if CONDITIONS_ARE_VECTORS:
