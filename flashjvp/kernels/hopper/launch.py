@@ -90,13 +90,14 @@ def backward(
     """
     o, o_t, lse, mu = results
     assert o is not None and lse is not None
+    in_one_pass = eligibility.in_one_pass(call)
     given = _as_read(call, inputs, cotangents, scale)
     call, (d_o, d_o_t) = given.call, given.cotangents
     stats, log_l = launch_preprocess(given, o, o_t, lse, mu)
     jvp = d_o_t is not None
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
-    in_one_pass = of_keys and of_values and eligibility.in_one_pass(call)
+    in_one_pass = in_one_pass and of_keys and of_values
     family, summed = schedule.key_side_pipeline(
         tiles, call.width, call.sizes.queries, of_queries and of_keys, in_one_pass
     )

@@ -29,7 +29,10 @@ LESS = gl.constexpr("{.reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, 
 @gluon.jit
 def reinterpret_tile(tensor, tile):
     """A tile's shared memory as a tile of the tensor that is described."""
-    return reinterpret(tile, tensor.dtype, tensor.block_shape, tensor.layout)
+    if RENAMED_REINTERPRET:
+        return tile.reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)
+    else:
+        return tile._reinterpret(tensor.dtype, tensor.block_shape, tensor.layout)
 
 
 @gluon.jit
