@@ -5,7 +5,7 @@ Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `b
 `backward_key` where it also accumulates d_q and d_q_t in global memory; `backward_pairs` can do so, too. Both then
 replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
 `backward_pairs` replaces `backward_key` alone. `backward_one_pass` does so, too, and replaces `backward_value`, for
-calls of half types without a mask.
+calls of half types without a mask. It adds up d_q and d_q_t below ONE_PASS_DQ_ACCUM_BELOW rows of queries instead.
 
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
@@ -31,6 +31,8 @@ class Pipeline(NamedTuple):
 Families = dict[str, Pipeline]
 # padded head dim -> rows of queries from which on accumulating d_q and d_q_t was measured to be 10 % faster
 DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
+# The same of `backward_one_pass`: before which it was. From there on `backward_query` beside it is as fast or faster.
+ONE_PASS_DQ_ACCUM_BELOW = {128: 2048}
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
