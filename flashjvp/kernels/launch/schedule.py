@@ -223,7 +223,8 @@ def key_side_pipeline(
     """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
 
     Where the table has a family for it, and gradients of both sides are wanted: from DQ_ACCUM_FROM rows of queries on,
-    or below ONE_PASS_DQ_ACCUM_BELOW, except in PyTorch's deterministic mode. `in_one_pass`: the call is one that `backward_one_pass` serves.
+    or below ONE_PASS_DQ_ACCUM_BELOW, except in PyTorch's deterministic mode. `in_one_pass`: the call is one that
+    `backward_one_pass` serves.
     """
     names = ("backward_pairs", "backward_dq_accum", "backward_key")
     family = next(name for name in ("backward_one_pass",) * in_one_pass + names if name in tiles)
