@@ -5,6 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from flashjvp.kernels.launch import schedule
 from flashjvp.kernels.launch.hopper_tables import Pipeline
 from tests.flashjvp.kernels import test_hopper
 from tests.flashjvp.kernels.test_hopper import CASES, PIPELINES, Case, interpreted, judge
@@ -42,3 +43,13 @@ def test_other_kernels_serve_a_part_of_the_gradients(wanted: str) -> None:
         torch.autograd.backward((o, o_t), (torch.randn_like(o), torch.randn_like(o_t)))
     of = {"kv": {"backward_one_pass"}, "qk": {"backward_pairs"}, "v": {"backward_value"}}[wanted]
     assert set(launched) == of | {"forward"}
+
+
+def test_query_gradients_are_added_up_in_short_calls_alone() -> None:
+    """Where masks keep the other kernels, in long ones."""
+    tiles = PIPELINES[128]["tangents"]
+    found = {rows: schedule.key_side_pipeline(tiles, 128, rows) for rows in (1, 2047, 2048)}
+    one_pass = "backward_one_pass"
+    assert found == {1: (one_pass, True), 2047: (one_pass, True), 2048: (one_pass, False)}
+    masked = {rows: schedule.key_side_pipeline(tiles, 128, rows, in_one_pass=False) for rows in (2047, 2048)}
+    assert masked == {2047: ("backward_pairs", False), 2048: ("backward_pairs", True)}
