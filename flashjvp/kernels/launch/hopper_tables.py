@@ -67,6 +67,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 4, register_operands=1),
                 "backward_key": Pipeline(64, 3, register_operands=3, sub_tiles=2),
+                "backward_one_pass": Pipeline(64, 3),
                 "backward_dq_accum": Pipeline(64, 2, register_operands=2, sub_tiles=2, buffer_stages=2),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(32, 4, register_operands=2),
@@ -81,6 +82,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 3),
                 "backward_key": Pipeline(32, 3, register_operands=2),
+                "backward_one_pass": Pipeline(64, 2),
                 "backward_dq_accum": Pipeline(64, 2, register_operands=1, sub_tiles=2, buffer_stages=1),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(32, 4, register_operands=2),
