@@ -54,6 +54,10 @@ WANTED = {
 }
 
 
+# What the kernel of one pass, where there is one, stands in for.
+IN_ONE_PASS = ("backward_pairs", "backward_dq_accum", "backward_key", "backward_value")
+
+
 def main() -> None:
     events = worker._take_stdout()
     task = json.loads(sys.stdin.readline())
@@ -193,6 +197,8 @@ def tile_in_use(candidate: Candidate) -> Iterator[None]:
         if candidate.kind in PIPELINE_KINDS:
             width = candidate.entry[3]
             pipelines[width] = {kind: dict(tiles) for kind, tiles in PIPELINES[candidate.arch][width].items()}
+            if candidate.family in IN_ONE_PASS:
+                pipelines[width][candidate.kind].pop("backward_one_pass", None)
             pipelines[width][candidate.kind][candidate.family] = Pipeline(*candidate.tile)
             ordered = candidate.family in ("backward_query", "backward_key")  # others may stand in for these
             patches.enter_context(deterministic(ordered))

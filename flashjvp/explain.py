@@ -195,11 +195,14 @@ def _portable_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[st
 
 
 def _warp_specialised_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[str, int]]:
+    from .kernels.hopper import eligibility
     from .kernels.launch import schedule
 
     tiles = schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
-    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries)
-    others = ["backward_value"] * ("backward_value" in tiles) + ["backward_query"] * (not summed)
+    in_one_pass = eligibility.in_one_pass(call)
+    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, in_one_pass=in_one_pass)
+    apart = "backward_value" in tiles and of_keys != "backward_one_pass"
+    others = ["backward_value"] * apart + ["backward_query"] * (not summed)
     found = {name: tiles[name]._asdict() for name in ("forward", of_keys, *others)}
     if learned:
         found["backward_bias"] = call.tile("backward_bias")._asdict()  # the one portable kernel

@@ -41,7 +41,8 @@ def test_candidates_come_in_one_order_with_the_tile_in_use_first() -> None:
 
 
 def test_tiles_of_the_warp_specialised_kernels_are_candidates_too() -> None:
-    families = ["forward", "backward_key", "backward_dq_accum", "backward_value", "backward_pairs", "backward_query"]
+    of_keys = ["backward_key", "backward_dq_accum", "backward_value", "backward_pairs", "backward_one_pass"]
+    families = ["forward", *of_keys, "backward_query"]
     found = candidates("sm_90", "tangents", families, [64, 72, 128, 256])
     first = {(x.family, x.entry[3]): x.tile for x in reversed(found)}
     assert first == {

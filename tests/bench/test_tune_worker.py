@@ -59,6 +59,7 @@ def test_a_family_is_launched_once_with_the_candidates_tile(family: str, monkeyp
         ("tangents", "backward_key", 72, (64, 2, 1, 2)),  # which sums would stand in for
         ("tangents", "backward_dq_accum", 72, (64, 2, 1, 2, 2)),
         ("tangents", "backward_pairs", 128, (64, 3, 0)),
+        ("tangents", "backward_one_pass", 128, (64, 1, 0)),
         ("tangents", "backward_value", 128, (32, 4, 0)),
         ("tangents", "backward_query", 128, (64, 2, 1)),  # which sums would stand in for
         ("plain", "forward", 64, (64, 4, 0)),
@@ -151,7 +152,10 @@ def test_the_worker_compiles_for_a_gpu_that_is_not_there() -> None:
     ("kind", "family", "head_dim"),
     [
         *[("half", family, 64) for family in FAMILIES],
-        *[("tangents", family, 128) for family in ("forward", "backward_pairs", "backward_value", "backward_query")],
+        *[
+            ("tangents", family, 128)
+            for family in ("forward", "backward_pairs", "backward_value", "backward_one_pass", "backward_query")
+        ],
         *[(kind, "backward_key", 64) for kind in ("tangents", "plain")],
     ],
 )

@@ -77,6 +77,7 @@ KNOWN_SPILLS = {
         ("half", 64, "backward_query"): 1 / 32,  # with dropout
         ("half", 96, "backward_value"): 1 / 128,
         ("half", 128, "backward_value"): 1 / 128,
+        ("half", 128, "backward_one_pass"): 1 / 256,
         ("half", 256, "backward_query"): 1 / 32,
         ("half", 256, "backward_value"): 1 / 256,
         ("tf32", 64, "backward_key"): 1 / 16,

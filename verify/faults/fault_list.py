@@ -3,6 +3,7 @@
 from .fault_list_bias import OF_BIAS
 from .fault_list_distributed import OF_SEVERAL_PROCESSES
 from .fault_list_gpu import OF_PIPELINES
+from .fault_list_one_pass import OF_ONE_PASS
 from .fault_list_packed import OF_PACKED_SEQUENCES
 from .fault_list_partial import OF_PARTIAL
 from .fault_list_persistent import OF_PERSISTENT
@@ -15,6 +16,7 @@ from .fault_list_wide import OF_WIDE
 from .fault_list_wiring import OF_WIRING
 
 FAULTS = (
-    *OF_KERNELS, *OF_PIPELINES, *OF_WIDE, *OF_PERSISTENT, *OF_SCALING, *OF_HIGH, *OF_REPLAY, *OF_TILED, *OF_WIRING,
+    *OF_KERNELS, *OF_PIPELINES, *OF_ONE_PASS, *OF_WIDE, *OF_PERSISTENT, *OF_SCALING, *OF_HIGH, *OF_REPLAY, *OF_TILED,
+    *OF_WIRING,
     *OF_SITUATIONS, *OF_SEVERAL_PROCESSES, *OF_PACKED_SEQUENCES, *OF_PARTIAL, *OF_BIAS,
 )  # fmt: skip

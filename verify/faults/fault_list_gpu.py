@@ -87,29 +87,29 @@ OF_PIPELINES = [
         "scale missing from S_t of d_v", VALUE, "weights_t",
         "weights_t = left_operands((p * (s_t - mu)).to(q[0].dtype), q)", "hopper_72",
     ),
-    _pipeline("G and T swapped in d_v", VALUE, "q, G, q_t, T", "q, T, q_t, G = inputs.streamed", "hopper_128"),
+    _pipeline("G and T swapped in d_v", VALUE, "q, G, q_t, T", "q, T, q_t, G = inputs.streamed", "hopper_mask_128"),
     # Key and query gradients in one kernel
     _pipeline(
         "the tiles of a pair exchanged", PAIRS, "x, y",
-        "y, x = gl.split(product.reshape([CONSUMER_ROWS, 2, ROWS]).permute((0, 2, 1)))", "hopper_128",
+        "y, x = gl.split(product.reshape([CONSUMER_ROWS, 2, ROWS]).permute((0, 2, 1)))", "hopper_mask_128",
     ),
     _pipeline(
         "q_t and q exchanged in a pair", PAIRS, "return pair slice",
-        "return pair.slice(ROWS, ROWS, 0), pair.slice(0, ROWS, 0)", "hopper_128",
+        "return pair.slice(ROWS, ROWS, 0), pair.slice(0, ROWS, 0)", "hopper_mask_128",
     ),
     _pipeline(
         "d_q without dS_t k_t", PAIRS, "atomic_add_tile",
-        "atomic_add_tile(dq.accums[0] + offset, total)", "hopper_128", "emulated-dq-accum",
+        "atomic_add_tile(dq.accums[0] + offset, total)", "hopper_mask_128", "emulated-dq-accum",
     ),
     _pipeline(
         "dq_accum of the first tile of queries for all", MAINLOOP, "before",
         "before = (block.batch * loop.query_heads + loop.head + member) * loop.end + loop.first",
-        "hopper_128", "emulated-dq-accum",
+        "hopper_mask_128", "emulated-dq-accum",
     ),
     _pipeline(
         "dS of one consumer for both", PAIRS, "ds",
         "ds = dq.ds_tiles.index(number % BUFFER_STAGES * 2 + consumer + (number >> 30) + here())",
-        "hopper_128", "emulated-dq-accum",
+        "hopper_mask_128", "emulated-dq-accum",
     ),
     _pipeline(
         "d_q with dS k_t", DQ_ACCUM, "total",
@@ -162,7 +162,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "dq_accum written as d_q_t", POSTPROCESS, "value_t",
-        "value_t = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor_t)",
+        "value_t = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST, TRANSPOSED), factor_t)",
         "hopper_128", "emulated-dq-accum",
     ),
     # Masks

@@ -28,10 +28,12 @@ def _load_chunk(dq_accum, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_dq_accum(dq_accum, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
+def load_dq_accum(dq_accum, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, TRANSPOSED: tl.constexpr):
     """A tile of an accumulator, as chunks of columns."""
-    if REST == 0:
+    if TRANSPOSED:
         return (_load_transposed(dq_accum, ROWS),)
+    elif REST == 0:
+        return (_load_chunk(dq_accum, FIRST),)
     else:
         return _load_chunk(dq_accum, FIRST), _load_chunk(dq_accum + 64 * FIRST, REST)
 
@@ -39,7 +41,8 @@ def load_dq_accum(dq_accum, ROWS: tl.constexpr, FIRST: tl.constexpr, REST: tl.co
 @triton.jit(do_not_specialize=["M", "N", "heads"])
 def postprocess_kernel(
     dq_accum, dq_t_accum, d_q, d_q_t, tensor_scales, scale, batch_shape, M, N, heads, group,
-    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, DQ_COLUMNS: tl.constexpr, REGULAR: tl.constexpr,
+    K_COLUMNS: tl.constexpr, ROWS: tl.constexpr, DQ_COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr,
+    REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: d_q and d_q_t of a tile of rows of one head, from the accumulators of d_q / c and d_q_t / c."""
     tiles = tl.cdiv(M, ROWS)
@@ -59,11 +62,11 @@ def postprocess_kernel(
         # mutate: factor_t
         factor_t = tl.full([ROWS], softmax_scale * tl.load(tensor_scales + D_Q_T), tl.float32)
     if d_q is not None:
-        value = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST), factor)
+        value = scale_rows(load_dq_accum(dq_accum + first, ROWS, FIRST, REST, TRANSPOSED), factor)
         store_rows(select_head(d_q, batch, head, batch_shape, REGULAR), value, m0, M, COLUMNS, REGULAR)
     if d_q_t is not None:
         # mutate: value_t
-        value_t = scale_rows(load_dq_accum(dq_t_accum + first, ROWS, FIRST, REST), factor_t)
+        value_t = scale_rows(load_dq_accum(dq_t_accum + first, ROWS, FIRST, REST, TRANSPOSED), factor_t)
         store_rows(select_head(d_q_t, batch, head, batch_shape, REGULAR), value_t, m0, M, COLUMNS, REGULAR)
 
 
@@ -75,9 +78,10 @@ def dq_columns(call: Call) -> int:
 
 
 def launch_postprocess(
-    call: Call, dq_accum: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, tensor_scales: Maybe, scale: float
-) -> None:
-    """Writes d_q and d_q_t from accumulators [tiles, columns * rows]."""
+    call: Call, dq_accum: tuple[Tensor, Tensor], d_q: Maybe, d_q_t: Maybe, tensor_scales: Maybe, scale: float,
+    transposed: bool,
+) -> None:  # fmt: skip
+    """Writes d_q and d_q_t from accumulators [tiles, columns * rows]; those of backward_pairs.py are `transposed`."""
     of_d_q, _ = dq_accum
     args = (*dq_accum, *call.operands(d_q, d_q_t), tensor_scales)
     columns = dq_columns(call)
@@ -85,4 +89,5 @@ def launch_postprocess(
     d, *_ = call.k_columns
     padded = (d, *schedule.pipeline_chunks(call.width))
     tile: dict[str, Any] = {"stages": 1, "ROWS": rows, "DQ_COLUMNS": columns, "K_COLUMNS": padded}
+    tile["TRANSPOSED"] = transposed
     call.launch(postprocess_kernel, "backward_postprocess", call.query_programs(rows), args, scale, **tile)

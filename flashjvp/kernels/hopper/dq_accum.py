@@ -131,7 +131,7 @@ def _add_ds_product(total, dq, keys, number, TANGENT: gl.constexpr, USE_ACC: gl.
 
 
 @gluon.jit
-def _without_padding(total, COLUMNS: gl.constexpr):
+def without_padding(total, COLUMNS: gl.constexpr):
     """The accumulator without its second half where that only pads the head dim."""
     WIDTH: gl.constexpr = total.shape[1]
     if WIDTH > COLUMNS:
@@ -159,10 +159,10 @@ def add_dq(dq, dq_tile, number, consumer: gl.constexpr, COLUMNS: gl.constexpr):
     total = _add_ds_product(zero(k[OTHER].shape[4]), dq, k[OTHER], number, 0, USE_ACC=False)
     total = _add_ds_product(total, dq, k_t[OTHER], number, 1)  # mutate: total
     total_t = warpgroup_mma_wait(4, deps=[total_t])
-    total_t = _without_padding(total_t, COLUMNS - consumer * FIRST)
+    total_t = without_padding(total_t, COLUMNS - consumer * FIRST)
     atomic_add_tile(dq.accums[1] + (tile + consumer * CONSUMER_ROWS * FIRST), total_t)
     total = warpgroup_mma_wait(0, deps=[total])
     mbarrier.arrive(dq.free.index(buffer), count=1)
-    total = _without_padding(total, COLUMNS - OTHER * FIRST)
+    total = without_padding(total, COLUMNS - OTHER * FIRST)
     # mutate: atomic_add_tile
     atomic_add_tile(dq.accums[0] + (tile + OTHER * CONSUMER_ROWS * FIRST), total)

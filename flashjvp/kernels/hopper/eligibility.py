@@ -63,6 +63,11 @@ def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
     return next((f"{what} at head dims above {DENSE_WIDTH}" for what, is_given in found.items() if is_given), None)
 
 
+def in_one_pass(call: Call) -> bool:
+    """Whether backward_one_pass.py serves the backward pass of a call that the kernels serve."""
+    return call.precision == "half" and call.mask is None and call.pattern is None
+
+
 def unmeasured(call: Call) -> str | None:
     """That this release of Triton was not measured with masks of this kind; None if it was, or nothing runs here."""
     is_listed = isinstance(call.pattern, Listed)

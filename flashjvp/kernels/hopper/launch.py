@@ -11,8 +11,10 @@ from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Persistent, Pipeline
+from . import eligibility
 from .absent import unwanted, with_zeros, zero
 from .backward_key import backward_key_kernel
+from .backward_one_pass import backward_one_pass_kernel
 from .backward_pairs import backward_pairs_kernel
 from .backward_postprocess import dq_columns, launch_postprocess
 from .backward_preprocess import launch_preprocess
@@ -89,19 +91,24 @@ def backward(
 ) -> Inputs:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t. `results` are o, o_t, lse and mu.
 
-    A head dim without registers for four accumulators has `backward_value`. Where d_q and d_q_t are
-    accumulated, the kernel of d_k and d_k_t does so, in float32 and in any order.
+    A head dim without registers for four accumulators has `backward_value`, or for calls of half types without a mask
+    `backward_one_pass`. Where d_q and d_q_t are accumulated, the kernel of d_k and d_k_t does so, in float32 and in any
+    order.
     """
     o, o_t, lse, mu = results
     assert o is not None and lse is not None
+    in_one_pass = eligibility.in_one_pass(call)
     given = _as_read(call, inputs, cotangents, scale)
     call, (d_o, d_o_t) = given.call, given.cotangents
     stats, log_l = launch_preprocess(given, o, o_t, lse, mu)
     jvp = d_o_t is not None
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
-    apart = "backward_value" in tiles
-    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, of_queries and of_keys)
+    in_one_pass = in_one_pass and of_keys and of_values
+    family, summed = schedule.key_side_pipeline(
+        tiles, call.width, call.sizes.queries, of_queries and of_keys, in_one_pass
+    )
+    apart = "backward_value" in tiles and family != "backward_one_pass"
     by_keys = of_queries and not summed
     seen = _Seen.of(call, given.tensor_scales, log_l, by_keys=by_keys, by_queries=of_keys or of_values)
     grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
@@ -112,14 +119,16 @@ def backward(
     # Kernels that read nothing of the one before start early if that one has waited for the statistics.
     waited = of_keys or (of_values and not apart)
     work = _Backward(given, stats, seen, written, dq_accum, scale, waited)
-    if family == "backward_pairs" and of_keys:
+    if family == "backward_one_pass":
+        work.one_pass(tiles[family])
+    elif family == "backward_pairs" and of_keys:
         work.pairs(tiles[family])
     elif waited:
         work.keys(family, tiles[family], not apart)
     if apart and of_values:
         work.values(tiles["backward_value"])
     if dq_accum is not None:
-        launch_postprocess(call, dq_accum, grads.q, grads.q_t, given.tensor_scales, scale)
+        launch_postprocess(call, dq_accum, grads.q, grads.q_t, given.tensor_scales, scale, family == "backward_pairs")
     elif of_queries:
         work.queries(tiles["backward_query"])
     return grads
@@ -171,6 +180,23 @@ class _Backward(NamedTuple):
     dq_accum: DqAccum | None
     scale: float
     waited: bool  # the kernel of the keys' gradients is launched, which waits for the statistics
+
+    def one_pass(self, tile: Pipeline) -> None:
+        """Writes d_k, d_k_t, d_v, d_v_t and, if there are accumulators of d_q and d_q_t, adds to those."""
+        (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
+        _, d_k, d_v, _, d_k_t, d_v_t = self.grads
+        resident, streamed = (
+            self._described(CONSUMER_ROWS, k, k_t, v, v_t),
+            self._described(tile.block_rows, q, d_o, q_t, d_o_t),
+        )
+        outs = self._described(CONSUMER_ROWS, d_v, d_v_t, d_k, d_k_t)
+        args = (*resident, *streamed, self._statistics(tile), *outs, *(self.dq_accum or (None, None)))
+        columns = dq_columns(self.given.call) if self.dq_accum else 0
+        programs = self.given.call.key_programs(CONSUMER_ROWS)  # mutate: programs
+        self.given.call.launch(
+            backward_one_pass_kernel, "backward_one_pass", programs, args, self.scale, launch_pdl=True,
+            DQ_COLUMNS=columns, STAGES=tile.stages,
+        )  # fmt: skip
 
     def pairs(self, tile: Pipeline) -> None:
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""

@@ -36,6 +36,15 @@ def reinterpret_tile(tensor, tile):
 
 
 @gluon.jit
+def reinterpret(tile, dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
+    """A tile's shared memory as another tile."""
+    if RENAMED_REINTERPRET:
+        return tile.reinterpret(dtype, shape, layout)
+    else:
+        return tile._reinterpret(dtype, shape, layout)
+
+
+@gluon.jit
 def here():
     """0, of which LLVM does not know that, and knows nothing before this point. ptxas does: it costs nothing."""
     if ADDRESSES_COME_FIRST:
@@ -52,6 +61,15 @@ def addressed_here(tile):
         return tile.reinterpret(tile.dtype, [1, tile.shape[0], tile.shape[1]], tile.layout).index(here())
     else:
         return tile
+
+
+@gluon.jit
+def made_here(x):
+    """x, float32, computed no later than here: LLVM knows nothing of what assembly does with it."""
+    if ARITHMETIC_SINKS:
+        return gl.inline_asm_elementwise("mov.f32 $0, $1;", "=f,f", [x], gl.float32, is_pure=False, pack=1)
+    else:
+        return x
 
 
 @gluon.jit

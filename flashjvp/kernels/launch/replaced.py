@@ -35,17 +35,19 @@ def pipelines(
 ) -> Iterator[None]:  # fmt: skip
     """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
 
-    `dq_accum_from` takes the place of the table DQ_ACCUM_FROM; {} accumulates query gradients from one row on.
-    There are no persistent kernels but those of `persistent`.
+    `dq_accum_from` takes the place of the tables DQ_ACCUM_FROM and ONE_PASS_DQ_ACCUM_BELOW; {} accumulates query
+    gradients from one row on. There are no persistent kernels but those of `persistent`.
     """
-    rows = hopper_tables.DQ_ACCUM_FROM if dq_accum_from is None else dq_accum_from
+    thresholds = {"DQ_ACCUM_FROM": hopper_tables.DQ_ACCUM_FROM}
+    if dq_accum_from is not None:
+        thresholds = {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}
     of_schedule = {
         "pipelines": lambda device, precision, width: tiles.get(width, {}),
         "has_pipelines": lambda device, precision, width: width in tiles,
         "persistent": lambda *of: _persistent(persistent or {}, *of),
         "why_not_pipelines": lambda device, precision, width: None if width in tiles else "no tiles are in use",
     }
-    with _instead(schedule, **of_schedule), _instead(hopper_tables, DQ_ACCUM_FROM=rows):
+    with _instead(schedule, **of_schedule), _instead(hopper_tables, **thresholds):
         yield
 
 

@@ -226,13 +226,19 @@ def key_side_launches(
     return launches
 
 
-def key_side_pipeline(tiles: Families, width: int, queries: int, both_wanted: bool = True) -> tuple[str, bool]:
+def key_side_pipeline(
+    tiles: Families, width: int, queries: int, both_wanted: bool = True, in_one_pass: bool = True
+) -> tuple[str, bool]:
     """The family that gives d_k and d_k_t, and whether it adds query gradients up, too, in place of `backward_query`.
 
     Where the table has a family for it, and gradients of both sides are wanted: from DQ_ACCUM_FROM rows of queries on,
-    except in PyTorch's deterministic mode.
+    or below ONE_PASS_DQ_ACCUM_BELOW, except in PyTorch's deterministic mode. `in_one_pass`: the call is one that
+    `backward_one_pass` serves.
     """
-    family = next(name for name in ("backward_pairs", "backward_dq_accum", "backward_key") if name in tiles)
-    is_long = queries >= tables_of_pipelines.DQ_ACCUM_FROM.get(width, 1)
-    summed = family != "backward_key" and both_wanted and is_long and not torch.are_deterministic_algorithms_enabled()
+    names = ("backward_pairs", "backward_dq_accum", "backward_key")
+    family = next(name for name in ("backward_one_pass",) * in_one_pass + names if name in tiles)
+    gains = queries >= tables_of_pipelines.DQ_ACCUM_FROM.get(width, 1)
+    if family == "backward_one_pass" and width in tables_of_pipelines.ONE_PASS_DQ_ACCUM_BELOW:
+        gains = queries < tables_of_pipelines.ONE_PASS_DQ_ACCUM_BELOW[width]
+    summed = family != "backward_key" and both_wanted and gains and not torch.are_deterministic_algorithms_enabled()
     return ("backward_key" if family == "backward_dq_accum" and not summed else family), summed

@@ -128,7 +128,7 @@ NOT_SERVED = (
     Case("broadcast", batch=(2,), m=64, n=64, d=64, dv=64, layout="expanded"),
 )
 PIPELINES = TABLES["sm_90"]
-FAMILIES = {"forward", "backward_key", "backward_pairs", "backward_query", "backward_dq_accum", "backward_value"}
+FAMILIES = {family for width in (64, 80, 96, 128) for tiles in PIPELINES[width].values() for family in tiles}
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="the emulator serves machines without a GPU")
 
 
@@ -158,10 +158,13 @@ def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") ->
     assert not [row for row in check(results, exact, budgets) if not row.ok]
 
 
-def expected(inputs: Inputs, ordered: bool) -> set[str]:
-    """The families that serve a call."""
+def expected(inputs: Inputs, ordered: bool, in_one_pass: bool = True) -> set[str]:
+    """The families that serve a call; one of half types and without a block mask may be served `in_one_pass`."""
     columns = padded_width(max(inputs.q.shape[-1], inputs.v.shape[-1]))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
+    if in_one_pass and "backward_one_pass" in families and inputs.mask is None:
+        return {"forward", "backward_one_pass"} | ({"backward_query"} if ordered else set())
+    families -= {"backward_one_pass"}
     if ordered or not families & {"backward_pairs", "backward_dq_accum"}:
         return families - {"backward_dq_accum"}
     return families - {"backward_query"} - ({"backward_key"} if "backward_dq_accum" in families else set())

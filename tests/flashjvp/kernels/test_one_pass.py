@@ -1,0 +1,56 @@
+"""The kernel of one pass gives the exact results in the emulator, also at head dims where the table has it not."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from flashjvp.kernels.launch import schedule
+from flashjvp.kernels.launch.hopper_tables import Pipeline
+from tests.flashjvp.kernels import test_hopper
+from tests.flashjvp.kernels.test_hopper import CASES, PIPELINES, Case, interpreted, judge
+from verify.emulator.gluon import emulated
+
+TILES = {64: Pipeline(64, 3), 80: Pipeline(64, 3), 96: Pipeline(64, 2), 128: Pipeline(64, 2)}
+
+
+@interpreted
+@pytest.mark.sampled(of=8)
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "sums"])
+@pytest.mark.parametrize("case", [x for x in CASES if x.tangents and "o_t" in x.cotangents and x.mask is None], ids=str)
+def test_at_every_head_dim(case: Case, ordered: bool) -> None:
+    tiles = {
+        width: {**kinds, "tangents": {**kinds["tangents"], "backward_one_pass": TILES[width]}}
+        for width, kinds in PIPELINES.items()
+        if width in TILES
+    }
+    with emulated(), patch.object(test_hopper, "PIPELINES", tiles):
+        judge(case, torch.float16, ordered)
+
+
+@interpreted
+@pytest.mark.parametrize("wanted", ["kv", "qk", "v"])
+def test_other_kernels_serve_a_part_of_the_gradients(wanted: str) -> None:
+    """Where those of keys or of values are not wanted. Nothing is added up to d_q where nobody wants it."""
+    with emulated(), test_hopper.pipelines_in_use(False) as launched:
+        from flashjvp import attention_jvp
+
+        inputs = {name: torch.randn(1, 1, 70, 128, dtype=torch.float16) for name in "qkv"}
+        tangents = [torch.randn(1, 1, 70, 128, dtype=torch.float16) for _ in "qkv"]
+        for name in wanted:
+            inputs[name].requires_grad_()
+        o, o_t = attention_jvp(*inputs.values(), *tangents, backend="triton")
+        torch.autograd.backward((o, o_t), (torch.randn_like(o), torch.randn_like(o_t)))
+    of = {"kv": {"backward_one_pass"}, "qk": {"backward_pairs"}, "v": {"backward_value"}}[wanted]
+    assert set(launched) == of | {"forward"}
+
+
+def test_query_gradients_are_added_up_in_short_calls_alone() -> None:
+    """Where masks keep the other kernels, in long ones."""
+    torch.use_deterministic_algorithms(False)
+    tiles = PIPELINES[128]["tangents"]
+    found = {rows: schedule.key_side_pipeline(tiles, 128, rows) for rows in (1, 2047, 2048)}
+    one_pass = "backward_one_pass"
+    assert found == {1: (one_pass, True), 2047: (one_pass, True), 2048: (one_pass, False)}
+    masked = {rows: schedule.key_side_pipeline(tiles, 128, rows, in_one_pass=False) for rows in (2047, 2048)}
+    assert masked == {2047: ("backward_pairs", False), 2048: ("backward_pairs", True)}
