@@ -206,7 +206,7 @@ def _sdpa(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, x.mask, is_causal=x.is_causal, enable_gqa=is_grouped(x))
 
 
-_OUR_KERNELS: dict[str, Any] = {"causal_with_mask": True, "other_kernels_from": (512, 1024, 2048), "compiles": True}
+_OUR_KERNELS: dict[str, Any] = {"causal_with_mask": True, "other_kernels_from": (1024, 2048), "compiles": True}
 _FLASHJVP: dict[str, Any] = {"modes": EXACT + PLAIN, "subsets": True, **_OUR_KERNELS}
 _NO_TANGENT = "it is attention without a JVP"
 _NO_GRADIENT = "its tangent output carries no gradient"

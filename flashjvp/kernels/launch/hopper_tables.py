@@ -11,7 +11,7 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone, short sequences persistent kernels with MEASURED_PERSISTENT. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
+alone, so do persistent kernels and the backward in one pass with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
 registers: the ptxas of that release copies them for each product.
 """
 
@@ -46,6 +46,7 @@ Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
 MEASURED_PERSISTENT: tuple[Release, ...] = ((3, 6),)
+MEASURED_ONE_PASS: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = ((3, 6),)
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
@@ -63,10 +64,7 @@ EVERY = 1 << 30  # however many rows
 PERSISTENT: dict[tuple[int, str], tuple[Persistent, ...]] = {
     (64, "forward"): (Persistent(EVERY, Pipeline(128, 2), 2),),
     (64, "backward_key"): (Persistent(EVERY, Pipeline(32, 4, register_operands=1), 2),),
-    (64, "backward_query"): (
-        Persistent(512, Pipeline(64, 3, register_operands=1), 2, halves=True),
-        Persistent(EVERY, Pipeline(64, 3, register_operands=1), 2),
-    ),
+    (64, "backward_query"): (Persistent(EVERY, Pipeline(64, 3, register_operands=1), 2, halves=True),),
     (128, "forward"): (Persistent(1024, Pipeline(64, 2), 1, halves=True),),
 }
 
