@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backends.patterns import Listed
-from ...layout import empty_lse, empty_rows, empty_statistic
+from ...layout import empty_lse, empty_rows, empty_statistic, zero_rows
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
@@ -18,6 +18,8 @@ from .backward_postprocess import dq_columns, launch_postprocess
 from .backward_preprocess import launch_preprocess
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
+from .band_backward import band_key_kernel, band_pairs_kernel, band_query_kernel, band_value_kernel
+from .band_forward import band_forward_kernel
 from .bias import bias_of_call
 from .block_mask_backward import (
     block_mask_key_kernel,
@@ -26,7 +28,7 @@ from .block_mask_backward import (
     block_mask_value_kernel,
 )
 from .block_mask_forward import block_mask_forward_kernel
-from .descriptors import rows_descriptors, statistics_descriptor
+from .descriptors import rows_descriptors, sequences_descriptors, statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import pack
 from .per_tensor_scaling import KernelOperands, scale_tensors
@@ -54,6 +56,7 @@ BLOCK_MASK = Kernels(
     block_mask_forward_kernel, block_mask_query_kernel, block_mask_key_kernel, block_mask_value_kernel,
     block_mask_pairs_kernel,
 )  # fmt: skip
+BAND = Kernels(band_forward_kernel, band_query_kernel, band_key_kernel, band_value_kernel, band_pairs_kernel)
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -64,8 +67,8 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
     tile = _pipelines(call, jvp)["forward"]
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
-    o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
-    o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
+    o, lse = _empty(call, like, width, kind), empty_lse(like, call.mask_tensor)
+    o_t, mu = (_empty(call, like, width, kind), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), _written(given, o, o_t)
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
     seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
@@ -94,10 +97,11 @@ def backward(
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     apart = "backward_value" in tiles
-    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, of_queries and of_keys)
+    may_sum = of_queries and of_keys and call.sequences is None  # their bits are those of each sequence alone
+    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, may_sum)
     by_keys = of_queries and not summed
     seen = _Seen.of(call, given.tensor_scales, log_l, by_keys=by_keys, by_queries=of_keys or of_values)
-    grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
+    grads = Inputs(*[_empty(call, x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
     if d_o_t is not None:
         given = given._replace(inputs=with_zeros(given.inputs), cotangents=(zero(d_o_t) if d_o is None else d_o, d_o_t))
@@ -116,6 +120,11 @@ def backward(
     elif of_queries:
         work.queries(tiles["backward_query"])
     return grads
+
+
+def _empty(call: Call, like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A result. Rows that belong to no packed sequence are zeros: nobody can tell on the host whether there are any."""
+    return empty_rows(like, width, dtype) if call.sequences is None else zero_rows(like, width)
 
 
 def _written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
@@ -147,6 +156,8 @@ class _Seen(NamedTuple):
         backward passes take `log_l`, too: there is one beside an additive mask."""
         if isinstance(call.pattern, Listed):
             return cls(BLOCK_MASK, call.plan, call.plan, {})
+        if call.pattern is not None:
+            return cls(BAND, call.plan, call.plan, {})
         words = pack(call, by_keys, by_queries)
         bias, layout = bias_of_call(call)
         rest = (bias, *log_l, tensor_scales)
@@ -169,9 +180,8 @@ class _Backward(NamedTuple):
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         # Two tensors in a tile are copied in pieces of 64 columns.
-        streamed = [
-            rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
-        ]
+        describe, pieces = _describe(self.given.call), (CONSUMER_ROWS,)
+        streamed = [describe(x, tile.block_rows, pieces)[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
         resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
         outs = _written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
@@ -250,12 +260,16 @@ def _pipelines(call: Call, jvp: bool) -> Families:
     return schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
 
 
+def _describe(call: Call) -> Any:
+    return rows_descriptors if call.sequences is None else sequences_descriptors
+
+
 def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths = schedule.pipeline_chunks(call.width)
+    widths, describe = schedule.pipeline_chunks(call.width), _describe(call)
     found: list[Any] = []
     for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, widths)
+        chunks = [] if x is None else describe(x, rows, widths)
         found += (*chunks, None, None)[:2]
     return tuple(found)
 

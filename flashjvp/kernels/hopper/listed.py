@@ -72,7 +72,7 @@ def _seen(blocks, tile, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def _pass_over(pipeline, iteration):
+def pass_over(pipeline, iteration):
     """An iteration of which a consumer's rows see nothing: awaits the tile, and frees its stage."""
     stage, passed = stage_of(pipeline, iteration)
     bar, phase = passed
@@ -87,7 +87,7 @@ def produce_listed(
 ):  # fmt: skip
     """`pipeline.produce` of the tiles that are listed for the resident rows, the queries or keys of which there are
     `rows`."""
-    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    ROWS: gl.constexpr = streamed[0].block_shape[-2]
     TILES: gl.constexpr = BLOCK // ROWS
     load_resident(resident, pipeline, block, CHUNKS)
     iteration = 0
@@ -133,7 +133,7 @@ def stream_listed_keys(
             )  # fmt: skip
             iteration += 1
         elif is_seen:
-            _pass_over(pipeline, iteration)
+            pass_over(pipeline, iteration)
             iteration += 1
     return accs, state
 
@@ -196,6 +196,6 @@ def stream_listed_queries(
                 )  # fmt: skip
                 iteration += 1
             elif is_seen:
-                _pass_over(pipeline, iteration)
+                pass_over(pipeline, iteration)
                 iteration += 1
     return accs, before, iteration

@@ -9,9 +9,9 @@ replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTo
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
-MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
-registers: the ptxas of that release copies them for each product.
+MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks, windows and packed sequences take
+them with MEASURED_MASKS alone. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that
+release copies them for each product.
 """
 
 from typing import NamedTuple
