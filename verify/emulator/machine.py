@@ -27,8 +27,8 @@ def delay(share: float) -> None:
 class Program:
     """What the partitions of the running program share."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, count: int) -> None:
+        self.number, self.count = number, count
         self.failed = False
         self.atomics = threading.Lock()
         self._copies: queue.Queue[Callable[[], None] | None] = queue.Queue()

@@ -21,6 +21,8 @@ EMULATED_CHECKS = (
     "emulated-finite-masks",
     "high-scaling",
     "emulated-block-masks",
+    "emulated-windows",
+    "emulated-packed",
     "replayed",
 )
 
@@ -61,6 +63,7 @@ HOPPER_CASES = (
     Case("hopper_mask_128_low_scores", **_ONE, m=70, n=140, d=128, dv=128, kind="low_scores", mask="bool"),
     Case("hopper_blocks", batch=(1,), q_heads=2, kv_heads=1, m=300, n=420, d=64, dv=64),
     Case("hopper_blocks_128", **_ONE, m=270, n=300, d=128, dv=128),
+    Case("hopper_sequences", batch=(1,), q_heads=2, kv_heads=1, m=300, n=420, d=64, dv=64, is_causal=True),
     Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
     Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
 )  # fmt: skip
