@@ -120,6 +120,14 @@ OF_PARTIAL = [
         "of the other side for keys", "band",
         "band = Band(block.batch, 0, loop.end * ROWS, low, high, block.batch * heads, 0)", file="band_place.py",
     ),
+    _band(
+        "a key head for each query head", "block, loop, band",
+        "block, loop, band = place_of_queries(cu, low, high, M, N, heads, 1, KEYS)", file="band_forward.py",
+    ),
+    _band(
+        "keys' gradients from one head of a group", "block, loop, band",
+        "block, loop, band = place_of_keys(cu, low, high, M, N, heads, 1, ROWS)", file="band_backward.py",
+    ),
     Fault(
         "partial blocks left out", STAGE, PLAN, "partial",
         "partial[entry, head, row, column] = seen & all_seen", check="block-masks",

@@ -74,7 +74,7 @@ def band_key_kernel(
     ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
-    block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS)
+    block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS)  # mutate: block, loop, band
     pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
     dq = ()
     if DQ_COLUMNS > 0:

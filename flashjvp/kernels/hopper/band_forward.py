@@ -22,7 +22,7 @@ def band_forward_kernel(
     streamed = chunks(k, k_rest) + chunks(v, v_rest)
     outs = chunks(o, o_rest)
     KEYS: gl.constexpr = k.block_shape[-2]
-    block, loop, band = place_of_queries(cu, low, high, M, N, heads, group, KEYS)
+    block, loop, band = place_of_queries(cu, low, high, M, N, heads, group, KEYS)  # mutate: block, loop, band
     if cu is not None:
         lse = moved(lse, block, heads, block.batch - ENTRIES, M)
     statistics = (lse,)
