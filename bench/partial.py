@@ -1,8 +1,8 @@
 """`python -m bench.partial`: packed sequences, windows and block masks against dense calls; a CSV row for each.
 
 `share` is how many of the dense call's scores are visible, `of_ideal` the dense call's time times that share over the
-time measured. On GPUs with kernels of their own for dense calls, `of_portable` is the same against the portable kernels
-(a window that hides nothing). Results are not judged here: `python -m verify` does that.
+time measured. `of_portable` is the same against the dense call on the portable kernels. Results are not judged here:
+`python -m verify` does that.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 import flashjvp
+from flashjvp.kernels.launch import replaced
 from flashjvp_commands import arguments as types
 from flashjvp_commands import ending, outputs
 from flashjvp_commands.entry import program
@@ -67,7 +68,7 @@ class Subject:
     what: str
     share: float
     call: Attention
-    packed: bool = False
+    packed: int = 0  # rows of all sequences of a batch entry, or none
 
 
 def dense(**options: Any) -> Attention:
@@ -92,7 +93,7 @@ def varlen(images: Sequence[int], tokens: int, device: torch.device) -> Subject:
         return tuple(o.transpose(0, 1)[None] for o in found)
 
     share = sum(length**2 for length in images) / (total // tokens * tokens**2)
-    return Subject(f"{len(images)} sequences", share, call, packed=True)
+    return Subject(f"{len(images)} sequences", share, call, packed=total)
 
 
 def window(tokens: int, sides: tuple[int, int]) -> Subject:
@@ -171,10 +172,11 @@ def measured(preset: str, case: Case, subject: Subject, device: torch.device) ->
         timed: Work = work(attention, inputs, of.mode)
         return latency(timed, device).p50_ms
 
-    rows = case.batch * case.queries if subject.packed else case.queries
-    of_subject = replace(case, batch=1, queries=rows, keys=rows) if subject.packed else case
+    rows = subject.packed
+    of_subject = replace(case, batch=1, queries=rows, keys=rows) if rows else case
     taken, whole = ms(subject.call, of_subject), ms(dense(), case)
-    portable = ms(dense(window=(case.queries, case.queries)), case)
+    with replaced.pipelines({}):
+        portable = ms(dense(), case)
     return PartialRow(
         preset=preset, what=subject.what, mode=case.mode, batch=case.batch, heads=case.heads, tokens=case.queries,
         head_dim=case.head_dim, dtype=case.dtype, share=subject.share, ms=taken, dense_ms=whole, portable_ms=portable,

@@ -169,8 +169,7 @@ def _served(operands: Operands, options: Options, pattern: Band | Listed | None,
     jvp = operands.has_tangents
     obstacles = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
     if schedule.has_pipelines(call.device, call.precision, call.width):
-        window = "a window" if isinstance(pattern, Band) else None
-        obstacles.append(window or eligibility.obstacle(call, operands.inputs, (), scale))
+        obstacles.append(eligibility.obstacle(call, operands.inputs, (), scale))
     found = [reason for reason in obstacles if reason is not None]
     if found:
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)

@@ -1,4 +1,5 @@
-"""Which keys a query sees, besides masks: a band of differences (windows), or listed blocks; MATH.md (33).
+"""Which keys a query sees, besides masks: a band of differences (windows), listed blocks, or those of its sequence;
+MATH.md (33).
 
 The backends that compute on the spot take one as their last argument. The kernels have their own (kernels/portable/
 visible.py); reference and tiled ask the objects here.
@@ -36,6 +37,10 @@ class Band(NamedTuple):
 
 class Listed(NamedTuple):
     """Stands for the blocks that the plan in the mask's place names."""
+
+
+class Packed(NamedTuple):
+    """Stands for the sequences whose cumulated lengths are in the mask's place."""
 
 
 class Blocks:

@@ -34,7 +34,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """o and lse."""
     call, inputs = Call(q, k, v, mask, is_causal, None, seed, dropout_p, pattern, high), Inputs(q, k, v)
-    if (hopper := _hopper(call, scale, inputs)) is not None:
+    if (hopper := hopper_of(call, scale, inputs)) is not None:
         o, _, lse, _ = hopper.forward(call, inputs, scale)
         return o, lse
     if high and q.dtype in HALF:
@@ -52,7 +52,7 @@ def forward_jvp(
     """o, o_t, lse and mu."""
     inputs = Inputs(q, k, v, q_t, k_t, v_t)
     call = Call(q, k, v, mask, is_causal, mask_t, seed, dropout_p, pattern, high)
-    if (hopper := _hopper(call, scale, inputs)) is not None:
+    if (hopper := hopper_of(call, scale, inputs)) is not None:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = hopper.forward(call, inputs, scale)
         return results
     if high and q.dtype in HALF:
@@ -103,7 +103,7 @@ def backward_jvp(
         inputs = Inputs(q, k, v)
         computed = Inputs(asked.q, asked.k, asked.v, False, False, False)
     cotangents, kernels, statistics = (d_o, d_o_t), _kernels(call), None
-    if any(computed) and (hopper := _hopper(call, scale, inputs, d_o, d_o_t)) is not None:
+    if any(computed) and (hopper := hopper_of(call, scale, inputs, d_o, d_o_t)) is not None:
         grads: tuple[Maybe, ...] = hopper.backward(call, inputs, cotangents, (o, o_t, lse, mu), scale, computed)
     elif high and q.dtype in HALF:
         operands = BackwardOperands._make((d_o, d_o_t, *given, o, o_t, lse, mu, mask, mask_t, seed))
@@ -125,7 +125,7 @@ def backward_jvp(
         )
     if d_o_t is not None:
         return *grads, d_mask, d_mask_t
-    return *_with_zeros(grads, (None, None, None, q_t, k_t, v_t), asked), d_mask, _zeros_of_mask(mask_t, of_mask_t)
+    return *with_zeros(grads, given, asked), d_mask, _zeros_of_mask(mask_t, of_mask_t)
 
 
 def _statistics(
@@ -142,9 +142,9 @@ def _kernels(call: Call) -> Kernels:
     return DENSE if call.pattern is None else PARTIAL
 
 
-def _hopper(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
+def hopper_of(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
     """The launches of the warp-specialised kernels, if they serve the call."""
-    if call.is_empty or isinstance(call.pattern, Band):
+    if call.is_empty:
         return None
     in_use = schedule.pipelines(call.device, call.precision, call.width)
     if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:
@@ -166,11 +166,11 @@ def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangen
     warn_once(f"{call.device} runs attention on the portable kernels, which are slower: {reason}")
 
 
-def _with_zeros(grads: tuple[Maybe, ...], tangents: tuple[Maybe, ...], wanted: tuple[bool, ...]) -> tuple[Maybe, ...]:
-    """Without a cotangent of o_t, the wanted gradients of tangents are zero."""
+def with_zeros(grads: tuple[Maybe, ...], given: Inputs, asked: Inputs) -> tuple[Maybe, ...]:
+    """Gradients without a cotangent of o_t: the wanted ones of tangents are zero."""
     return tuple(
-        _zeros_like(tangent) if tangent is not None and want else grad
-        for grad, tangent, want in zip(grads, tangents, wanted, strict=True)
+        _zeros_like(x) if i >= 3 and want else grad
+        for i, (grad, x, want) in enumerate(zip(grads, given, asked, strict=True))
     )
 
 

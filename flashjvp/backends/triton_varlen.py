@@ -12,6 +12,8 @@ from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.varlen import Sequences
 from ..layout import STATISTIC_DTYPE, zero_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
+from .patterns import Packed
+from .triton import hopper_of, with_zeros
 
 Maybe = Tensor | None
 
@@ -39,12 +41,16 @@ def forward_jvp(
 
 
 def _forward(x: Inputs, cu: Tensor, is_causal: bool, scale: float, jvp: bool) -> tuple[Tensor, Maybe, Tensor, Maybe]:
+    call = Call(x.q, x.k, x.v, cu, is_causal, pattern=Packed())
+    has_tangents = any(tangent is not None for tangent in (x.q_t, x.k_t, x.v_t))
+    if jvp == has_tangents and (hopper := hopper_of(call, scale, x)) is not None:
+        results: tuple[Tensor, Maybe, Tensor, Maybe] = hopper.forward(call, x, scale)
+        return results
     o = zero_rows(x.q, x.v.shape[-1])
     lse = x.q.new_zeros(x.q.shape[:-1], dtype=STATISTIC_DTYPE[x.q.dtype])
     o_t, mu = (zero_rows(x.q, x.v.shape[-1]), torch.zeros_like(lse)) if jvp else (None, None)
-    call = Call(x.q, x.k, x.v, None, is_causal)
     if not call.is_empty:
-        Sequences(call, cu).forward(x, (o, o_t, lse, mu), scale)
+        Sequences(Call(x.q, x.k, x.v, None, is_causal), cu).forward(x, (o, o_t, lse, mu), scale)
     return o, o_t, lse, mu
 
 
@@ -75,13 +81,20 @@ def backward_jvp(
     Without a cotangent of o_t those of tangents are zero.
     """
     given = Inputs(q, k, v, q_t, k_t, v_t)
+    x = given if d_o_t is not None else Inputs(q, k, v)
+    asked = Inputs(*[want and one is not None for want, one in zip(wanted[:6], given, strict=True)])
+    call = Call(q, k, v, cu, is_causal, pattern=Packed())
+    computed = asked if d_o_t is not None else Inputs(asked.q, asked.k, asked.v, False, False, False)
+    if any(computed) and (hopper := hopper_of(call, scale, x, d_o, d_o_t)) is not None:
+        found: tuple[Maybe, ...] = hopper.backward(call, x, (d_o, d_o_t), (o, o_t, lse, mu), scale, computed)
+        return *(found if d_o_t is not None else with_zeros(found, given, asked)), None, None
     grads = Inputs._make([
         zero_rows(x, x.shape[-1]) if x is not None and want else None
         for x, want in zip(given, wanted[:6], strict=True)
     ])  # fmt: skip
-    call = Call(q, k, v, None, is_causal)
     if not call.is_empty:
-        x, into = (given, grads) if d_o_t is not None else (Inputs(q, k, v), Inputs(grads.q, grads.k, grads.v))
+        call = Call(q, k, v, None, is_causal)
+        into = grads if d_o_t is not None else Inputs(grads.q, grads.k, grads.v)
         row_a, row_delta = launch_preprocess(call, q, d_o, d_o_t, o, o_t)
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)  # mutate: statistics
         sequences = Sequences(call, cu)

@@ -117,16 +117,18 @@ def test_what_keeps_the_warp_specialised_kernels_off_is_named(change: dict[str, 
 
 
 def test_what_is_seen_beside_masks_decides() -> None:
-    """Block masks have warp-specialised kernels, but not with dropout, and windows have none."""
+    """Block masks and windows have warp-specialised kernels, but not with dropout, and windows not beside a mask."""
     block_mask: Any = create_block_mask(lambda b, h, i, j: j <= i, None, None, 100, 100, device="cpu").to("meta")
     arguments: Any = {**dict(zip("qkv", qkv(2, 4, 100, 64, **HALF), strict=True)), "backend": "triton"}
     with every_release_verified():
         listed = flashjvp.explain(**arguments, attn_mask=block_mask, is_causal=True)
         dropped = flashjvp.explain(**arguments, attn_mask=block_mask, dropout_p=0.5)
         window = flashjvp.explain(**arguments, window=(3, 4))
+        masked = flashjvp.explain(**arguments, window=(3, 4), attn_mask=torch.empty(100, 100, device="meta") > 0)
     assert listed.kernels == "warp-specialised" and listed.tiles.keys() >= {"forward", "backward_query"}
     assert (dropped.kernels, dropped.why_not_faster) == ("portable", ("dropout",))
-    assert (window.kernels, window.why_not_faster) == ("portable", ("a window",))
+    assert window.kernels == "warp-specialised" and window.tiles.keys() == listed.tiles.keys()
+    assert (masked.kernels, masked.why_not_faster) == ("portable", ("a mask beside a window",))
 
 
 @pytest.mark.parametrize("d", [128, 160])

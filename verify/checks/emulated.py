@@ -25,7 +25,8 @@ from ..oracles.identities import Check
 from .against_float64 import against_float64
 from .finite_masks import finite_masks
 from .high import more_precise
-from .partial import block_masks
+from .packed import packed
+from .partial import block_masks, windows
 from .repeated import repeated
 
 PATIENCE_SECONDS = 5.0  # a wait is for a few products of one tile
@@ -111,9 +112,23 @@ def high(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 def listed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Block masks on warp-specialised kernels, without dq_accum and with it."""
+    return _in_both_orders(block_masks, inputs, subject)
+
+
+def within_windows(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Windows, likewise."""
+    return _in_both_orders(windows, inputs, subject)
+
+
+def of_sequences(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """Packed sequences, whose kernels never have dq_accum."""
+    return _emulated(packed, inputs, subject, ordered=True)
+
+
+def _in_both_orders(check: Check, inputs: Inputs, subject: Subject) -> list[Identity]:
     found = []
     for ordered in (True, False):
-        identities = _emulated(block_masks, inputs, subject, ordered=ordered)
+        identities = _emulated(check, inputs, subject, ordered=ordered)
         found += [replace(x, quantity=f"{x.quantity}{'' if ordered else ', dq_accum'}") for x in identities]
     return found
 
@@ -188,5 +203,7 @@ EMULATED: dict[str, Check] = {
     "high-scaling": high,
     "emulated-block-masks": listed,
     "emulated-persistent": persistent,
+    "emulated-windows": within_windows,
+    "emulated-packed": of_sequences,
     "replayed": replayed,
 }

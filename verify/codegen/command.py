@@ -73,7 +73,8 @@ KNOWN_SPILLS = {
     "3.9": {
         ("half", 64, "forward"): 1 / 256,
         ("half", 64, "backward_key"): 1 / 8,
-        ("half", 64, "partial_backward_key"): 1 / 16,  # the same kernel under a block mask
+        ("half", 64, "partial_backward_key"): 1 / 8,  # the same kernel under a block mask or a window
+        ("half", 64, "varlen_backward_key"): 1 / 8,  # and of packed sequences
         ("half", 64, "backward_query"): 1 / 32,  # with dropout
         ("half", 96, "backward_value"): 1 / 128,
         ("half", 128, "backward_value"): 1 / 128,

@@ -99,9 +99,12 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, "tf32", 64, 64, mask=kind) for kind in PARTIAL]
     extra += [Configuration(architecture, "half", 64, 64, "", mask=kind) for kind in PARTIAL]
     extra += [Configuration(architecture, "half", 64, 64, causal=True, mask="packed")]
-    extra += [Configuration(architecture, "half", d, d, mask="blocks", ordered=True) for d in (72, 96, 128)]
-    extra += [Configuration(architecture, "half", 96, 96, mask="blocks")]
-    extra += [Configuration(architecture, "half", 128, 128, "", mask="blocks")]
+    kinds = ("blocks", "window")  # which may sum d_q in any order
+    extra += [
+        Configuration(architecture, "half", d, d, mask=kind, ordered=True) for kind in kinds for d in (72, 96, 128)
+    ]
+    extra += [Configuration(architecture, "half", 96, 96, mask=kind) for kind in PARTIAL]
+    extra += [Configuration(architecture, "half", 128, 128, "", mask=kind) for kind in PARTIAL]
     if architecture == "sm_90":  # others have no persistent kernels
         extra += [Configuration(architecture, "half", d, d, short=True) for d in (64, 128)]
         extra += [Configuration(architecture, "half", 64, 64, group=4, short=True)]

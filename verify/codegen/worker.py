@@ -100,6 +100,7 @@ def call(configuration: Configuration) -> None:
     """Forward and backward on meta tensors."""
     torch.use_deterministic_algorithms(configuration.ordered, warn_only=True)
     high = configuration.kind == "high"
+    batch = 1 if configuration.mask == "packed" else BATCH
     dtype = torch.bfloat16 if configuration.kind in ("half", "high") else torch.float32
     heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group}
     widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv}
@@ -107,11 +108,11 @@ def call(configuration: Configuration) -> None:
     rows = SHORT if configuration.short else ROWS
 
     def empty(name: str) -> Tensor:
-        return torch.empty(BATCH, heads[name], rows, widths[name], dtype=dtype, device=META)
+        return torch.empty(batch, heads[name], rows, widths[name], dtype=dtype, device=META)
 
     q, k, v = (empty(name) for name in "qkv")
     q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
-    d_o = torch.empty(BATCH, HEADS, rows, configuration.dv, dtype=torch.float32 if high else dtype, device=META)
+    d_o = torch.empty(batch, HEADS, rows, configuration.dv, dtype=torch.float32 if high else dtype, device=META)
     mask = mask_t = seed = None
     of_partial = _partial(configuration.mask)
     if of_partial is not None:

@@ -93,9 +93,10 @@ def _argument(first: Any, values: Iterator[Any]) -> Any:
         for _ in (*first.shape, *first.strides):
             next(values)
         made = object.__new__(TensorDescriptor)
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.strides, strict=True))
+        base = first.base
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(base.shape, base.stride(), strict=True))
         described = {"shape": value.shape, "strides": value.strides, "block_shape": value.block_shape}
-        vars(made).update(vars(first), base=_memory(first.base, value.address, extent), **described)
+        vars(made).update(vars(first), base=_memory(base, value.address, extent), **described)
         return made
     if isinstance(first, Tensor):
         return _memory(first, value.data_ptr() if isinstance(value, Tensor) else value, first.numel())

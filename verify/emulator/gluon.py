@@ -95,25 +95,32 @@ class TensorDescriptor:
 
     @property
     def block_type(self) -> SimpleNamespace:
-        return SimpleNamespace(nbytes=math.prod(self.block_shape) * self.base.element_size())
+        return SimpleNamespace(nbytes=math.prod(self.block_shape) * self.dtype.itemsize)
 
     def window(self, first: Sequence[Any]) -> tuple[Tensor, tuple[slice, ...]]:
-        """The part of a tile that lies in the tensor, and where that is in the tile."""
-        tensor = self.base.detach().as_strided(tuple(self.shape), tuple(self.strides))
+        """The part of a tile that lies in the tensor, and where that is in the tile. Addresses wrap around."""
         start = [int(x) for x in first]
         stop = [max(x, min(x + b, n)) for x, b, n in zip(start, self.block_shape, self.shape, strict=True)]
-        inside = tuple(slice(x, y) for x, y in zip(start, stop, strict=True))
-        return tensor[inside], tuple(slice(0, y - x) for x, y in zip(start, stop, strict=True))
+        sizes = tuple(y - x for x, y in zip(start, stop, strict=True))
+        inside = tuple(slice(0, size) for size in sizes)
+        tensor = self.base.detach()
+        if 0 in sizes:
+            return tensor.new_empty(sizes), inside
+        address = sum(x * stride for x, stride in zip(start, self.strides, strict=True)) * tensor.element_size()
+        offset = address % (1 << 64) // tensor.element_size()
+        if offset >= tensor.untyped_storage().nbytes():
+            raise EmulationError(f"a tile at {start} lies outside of the tensor")
+        return tensor.as_strided(sizes, tuple(self.strides), tensor.storage_offset() + offset), inside
 
 
 def _load_tile(desc: TensorDescriptor, coord: Sequence[Any], barrier: Shared, tile: Shared) -> None:
-    if tile.shape != desc.block_shape:
+    if tile.shape != desc.block_shape[-4:]:
         raise EmulationError(f"a tile {desc.block_shape} copied into {tile.shape}")
     source, inside = desc.window(coord)
 
     def copy() -> None:
         tile.data.zero_()
-        tile.data[inside] = source
+        tile.data[(None,) * (source.ndim - tile.data.ndim)][inside] = source
         barrier.barriers[0].land(desc.block_type.nbytes)
 
     RUNNING[-1].later(copy)
@@ -121,7 +128,7 @@ def _load_tile(desc: TensorDescriptor, coord: Sequence[Any], barrier: Shared, ti
 
 def _store_tile(desc: TensorDescriptor, coord: Sequence[Any], tile: Shared) -> None:
     destination, inside = desc.window(coord)
-    destination.copy_(tile.data[inside])
+    destination.copy_(tile.data[(None,) * (destination.ndim - tile.data.ndim)][inside])
 
 
 def _warp_specialize(partitions: Sequence[tuple[Any, Any]], warps: object, registers: object) -> None:
@@ -222,9 +229,8 @@ def _modules() -> dict[str, ModuleType]:
     language = module(
         "language",
         constexpr=lambda value: value, static_range=range, static_assert=_static_assert, cdiv=lambda a, b: -(-a // b),
-        program_id=lambda axis: torch.tensor(RUNNING[-1].number),
-        num_programs=lambda axis: torch.tensor(RUNNING[-1].count),
-        arange=lambda a, b, layout: torch.arange(a, b),
+        program_id=lambda axis: torch.tensor(RUNNING[-1].number), arange=lambda a, b, layout: torch.arange(a, b),
+        num_programs=lambda axis: torch.tensor(RUNNING[-1].count), shared_memory_descriptor=Shared,
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
         where=lambda condition, x, y: torch.where(condition, x, torch.as_tensor(y, dtype=x.dtype)), exp2=torch.exp2,
@@ -235,8 +241,8 @@ def _modules() -> dict[str, ModuleType]:
         multiple_of=lambda x, values: x, cast=lambda x, dtype: x, load=_load, store=_store,
         atomic_add=_atomic_add, allocate_shared_memory=_allocate, inline_asm_elementwise=assembly.run,
         warp_specialize=_warp_specialize, NVMMADistributedLayout=layout, SliceLayout=layout, DotOperandLayout=layout,
-        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout, float32=torch.float32,
-        int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16, shared_memory_descriptor=Shared,
+        NVMMASharedLayout=layout, DistributedLinearLayout=layout, SwizzledSharedLayout=layout, BlockedLayout=layout,
+        float32=torch.float32, int32=torch.int32, int64=torch.int64, bfloat16=torch.bfloat16,
     )  # fmt: skip
     mbarrier = SimpleNamespace(
         MBarrierLayout=lambda: "barriers",

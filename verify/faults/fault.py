@@ -22,6 +22,8 @@ EMULATED_CHECKS = (
     "high-scaling",
     "emulated-block-masks",
     "emulated-persistent",
+    "emulated-windows",
+    "emulated-packed",
     "replayed",
 )
 
@@ -66,6 +68,7 @@ HOPPER_CASES = (
     Case("hopper_items", batch=(3,), q_heads=2, kv_heads=1, m=130, n=150, d=64, dv=64),
     Case("hopper_items_128", batch=(8,), q_heads=1, kv_heads=1, m=100, n=200, d=128, dv=128),
     Case("hopper_blocks_128", **_ONE, m=270, n=300, d=128, dv=128),
+    Case("hopper_sequences", batch=(1,), q_heads=2, kv_heads=1, m=300, n=420, d=64, dv=64, is_causal=True),
     Case("short_heads", batch=(), m=5, n=7, d=16, dv=16),
     Case("hopper_heads", batch=(1,), m=40, n=50, d=64, dv=64),
 )  # fmt: skip

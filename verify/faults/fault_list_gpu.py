@@ -236,8 +236,8 @@ OF_PIPELINES = [
         "number = batch * query_heads", "hopper_64_gqa",
     ),
     _pipeline(
-        "second column chunk read at a wrong column", PIPELINE, "load_tile",
-        "load_tile(streamed[i], [batch, head, row, i % CHUNKS * WIDTH // 2], bar, tiles[i].index(stage))",
+        "second column chunk read at a wrong column", PIPELINE, "copy_tile",
+        "copy_tile(streamed[i], batch, head, row, i % CHUNKS * WIDTH // 2, bar, tiles[i].index(stage))",
         "hopper_72",
     ),
     _pipeline(

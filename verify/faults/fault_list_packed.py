@@ -5,6 +5,13 @@ from .fault import Fault, Stage
 VARLEN = "kernels/portable/varlen.py"
 STAGE: Stage = "packed sequences"
 
+HOPPER = "kernels/hopper/"
+
+
+def _entry(name: str, file: str, marker: str, statement: str) -> Fault:
+    return Fault(f"packed: {name}", STAGE, file, marker, statement, "hopper_sequences", "emulated-packed")
+
+
 OF_PACKED_SEQUENCES = [
     Fault(
         "tile of the sequence before", STAGE, VARLEN, "before",
@@ -20,6 +27,30 @@ OF_PACKED_SEQUENCES = [
     Fault(
         "packed: delta in the place of a", STAGE, "backends/triton_varlen.py", "statistics",
         "statistics = (lse, None if d_o_t is None else mu, row_delta, row_a)", check="packed",
+    ),
+    _entry("as long as all of them", HOPPER + "band_place.py", "return ENTRIES",
+        "return ENTRIES - total + end, total - end"),
+    _entry("rows of the next one", HOPPER + "band_place.py", "end", "end = gl.maximum(total, start)"),
+    _entry(
+        "block of the one before", HOPPER + "band_place.py", "before",
+        "before += gl.sum(((starts < block) & (b < count)).to(gl.int32), 0)",
+    ),
+    _entry("statistics of other rows", HOPPER + "band_place.py", "column", "column = gl.load(cu + sequence)"),
+    _entry(
+        "results of other rows", HOPPER + "band_place.py", "return pointer",
+        "return pointer + (0 - block.batch.to(gl.int64) * heads * columns)",
+    ),
+    _entry(
+        "statistics of a head's first tile", HOPPER + "band.py", "coordinates",
+        "coordinates = [(band.number + head) * STATISTICS, band.column]",
+    ),
+    _entry(
+        "row sums of the first sequence", HOPPER + "backward_preprocess.py", "source",
+        "source = head.to(tl.int64) * M + rows",
+    ),
+    _entry(
+        "first query aligned with first key for Hopper", "kernels/launch/call.py", "self.band",
+        "self.band = (-OPEN, 0 if is_causal else OPEN)",
     ),
     Fault(
         "one after the other: first query aligned with first key", STAGE, "backends/varlen.py", "mask",

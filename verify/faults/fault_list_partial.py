@@ -13,6 +13,10 @@ def _listed(name: str, marker: str, statement: str, case: str = "hopper_blocks")
     return Fault(f"block masks: {name}", STAGE, HOPPER + "listed.py", marker, statement, case, "emulated-block-masks")
 
 
+def _band(name: str, marker: str, statement: str, case: str = "hopper_blocks", file: str = "band.py") -> Fault:
+    return Fault(f"windows: {name}", STAGE, HOPPER + file, marker, statement, case, "emulated-windows")
+
+
 OF_PARTIAL = [
     Fault(
         "window starts a tile late", STAGE, VISIBLE, "start",
@@ -93,6 +97,36 @@ OF_PARTIAL = [
     Fault(
         "block masks: keys' gradients from one head of a group", STAGE, HOPPER + "block_mask_backward.py",
         "block, loop", "block, loop = key_block(M, N, heads, 1, ROWS, False)", "hopper_blocks", "emulated-block-masks",
+    ),
+    _band("end with the first row's", "end", "end = gl.minimum(row0 + 1 + band.high, band.end) - band.first"),
+    _band("left end unmasked", "whole_begin", "whole_begin = begin"),
+    _band("right end unmasked", "whole_end", "whole_end = end"),
+    _band(
+        "a column of the next thread", "bits",
+        "bits = (count >> 3) * 2 + gl.minimum(gl.maximum((count & 7) - quarter, 0), 2)",
+    ),
+    _band("off by one", "low", "low = gl.minimum(gl.maximum(row + 1 + (seen.low - first), 0), COLUMNS)"),
+    _band("keys beyond the end", "high", "high = gl.minimum(gl.maximum(row + (seen.high - first), 0), COLUMNS)"),
+    _band(
+        "keys beyond the end in sums of d_q", "high (2)", "high = high + 0 * rows",
+        "hopper_128_low_scores",
+    ),
+    _band(
+        "tiles passed over that the last row sees", "return first",
+        "return (first < seen.high) & (first + COLUMNS > seen.low)", "hopper_blocks_128",
+    ),
+    _band("d_q of the first tiles", "before", "before = head * loop.end + i", "hopper_blocks_128"),
+    _band(
+        "of the other side for keys", "band",
+        "band = Band(block.batch, 0, loop.end * ROWS, low, high, block.batch * heads, 0)", file="band_place.py",
+    ),
+    _band(
+        "a key head for each query head", "block, loop, band",
+        "block, loop, band = place_of_queries(cu, low, high, M, N, heads, 1, KEYS)", file="band_forward.py",
+    ),
+    _band(
+        "keys' gradients from one head of a group", "block, loop, band",
+        "block, loop, band = place_of_keys(cu, low, high, M, N, heads, 1, ROWS)", file="band_backward.py",
     ),
     Fault(
         "partial blocks left out", STAGE, PLAN, "partial",

@@ -25,3 +25,11 @@ def zero(like: Tensor) -> Tensor:
 def unwanted(like: Tensor) -> Tensor:
     """Takes a result of any size that nobody wants."""
     return like.new_empty(1, 1, 1, 8)
+
+
+def with_unwanted(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
+    """The gradients that the kernels write: all of them, or all but those of tangents."""
+    if all(x is not None for x in grads[: 6 if jvp else 3]):
+        return grads
+    nobody = unwanted(like)
+    return Inputs(*[nobody if x is None and i < (6 if jvp else 3) else x for i, x in enumerate(grads)])

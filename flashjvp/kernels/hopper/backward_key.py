@@ -179,7 +179,7 @@ def backward_key_kernel(
         outs = outs + chunks(d_k_t, d_k_t_rest)
         if WITH_DV:
             outs = outs + chunks(d_v_t, d_v_t_rest)
-    ROWS: gl.constexpr = q.block_shape[2]
+    ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)

@@ -261,8 +261,8 @@ def backward_one_pass_kernel(
     exchange = allocate_exchange(q)
     fence_async_shared()
     # A consumer's own resident tiles come first: results are written through them.
-    first = Pipeline(keys + values, streamed_tiles, stats_tiles, resident_full, full, empty)
-    second = Pipeline(values + keys, streamed_tiles, stats_tiles, resident_full, full, empty)
+    first = Pipeline(keys + values, streamed_tiles, stats_tiles, resident_full, full, empty, ())
+    second = Pipeline(values + keys, streamed_tiles, stats_tiles, resident_full, full, empty, ())
     dq_accums = ()
     if DQ_COLUMNS > 0:
         dq_accums = (d_q, d_q_t)

@@ -33,6 +33,7 @@ from .pipeline import (
     accumulator,
     allocate_pipeline,
     barrier_of,
+    copy_tile,
     keep_above,
     left_operand,
     make_barriers,
@@ -44,7 +45,7 @@ from .pipeline import (
 )
 from .results import store_results
 from .scales import D_K
-from .triton_compat import addressed_here, here, load_tile
+from .triton_compat import addressed_here, here
 
 BUFFER_STAGES = gl.constexpr(2)  # how many tiles' dS and dS_t shared memory holds
 PIECE = gl.constexpr(64)  # columns of one copy: the tile of a pair is copied in two
@@ -56,7 +57,7 @@ def allocate_pairs(tensors, COUNT: gl.constexpr):
     tiles = ()
     for i in gl.static_range(len(tensors) // 2):
         x = tensors[2 * i]
-        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT, 1, 1, 2 * x.block_shape[2], 2 * PIECE], x.layout),)
+        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT, 1, 1, 2 * x.block_shape[-2], 2 * PIECE], x.layout),)
     return tiles
 
 
@@ -94,11 +95,11 @@ def _split_product(product):
 @gluon.jit
 def load_pairs(streamed, pairs, stage, bar, batch, head, row, CHUNKS: gl.constexpr):
     """As `load_chunks`, but two tensors are copied into one tile."""
-    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    ROWS: gl.constexpr = streamed[0].block_shape[-2]
     for i in gl.static_range(len(streamed)):
         rows = pairs[i // 2].index(stage).slice(i % 2 * ROWS, ROWS, 2)
         for piece in gl.static_range(2):
-            load_tile(streamed[i], [batch, head, row, piece * PIECE], bar, rows.slice(piece * PIECE, PIECE, 3))
+            copy_tile(streamed[i], batch, head, row, piece * PIECE, bar, rows.slice(piece * PIECE, PIECE, 3))
 
 
 @gluon.jit
@@ -206,7 +207,7 @@ def backward_pairs_kernel(
 
     With DQ_ACCUM, d_q and d_q_t are accumulators, in a layout that backward_postprocess.py knows.
     """
-    ROWS: gl.constexpr = q.block_shape[2]
+    ROWS: gl.constexpr = q.block_shape[-2]
     resident = (k, v, k_t, v_t)
     streamed = (q, q_t, T, G)
     gdc_wait()  # for the statistics

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...layout import is_additive
 from ..launch.call import Maybe
 from ..portable.backward_preprocess import row_dot
+from ..portable.rows import select_rows
+from ..portable.varlen import place, rows_of, sequence_of
 from ..tiles import load_rows, select_head
 from .per_tensor_scaling import KernelOperands
 from .scales import INVERSE_MU, INVERSE_O, INVERSE_O_T
@@ -79,16 +81,53 @@ def preprocess_kernel(
     tl.store(stats + place + 3 * ROWS * tiles, delta)
 
 
+@triton.jit(do_not_specialize=["M", "N", "heads"])
+def packed_preprocess_kernel(
+    d_o, d_o_t, o, o_t, lse, mu, stats, cu, scale, batch_shape, M, N, heads, group,
+    V_COLUMNS: tl.constexpr, ROWS: tl.constexpr, REGULAR: tl.constexpr,
+):  # fmt: skip
+    """Likewise of packed sequences: 128 rows of one sequence and head, in the columns of tile number `tile`. Zeros
+    beyond its last row: what follows there is another one's."""
+    tile, tiles, head, batch = place(batch_shape, heads)
+    sequence, m0 = sequence_of(cu, tile, tiles - M // ROWS, ROWS)
+    start, queries = rows_of(cu, sequence, M)
+    rows = m0 + tl.arange(0, ROWS)
+    exists = rows < queries
+    source = head.to(tl.int64) * M + start + rows  # mutate: source
+    to = stats + head.to(tl.int64) * (4 * ROWS * tiles) + (tile * ROWS + tl.arange(0, ROWS))
+
+    o_rows = load_rows(select_rows(o, batch, head, batch_shape, start, REGULAR), m0, queries, ROWS, V_COLUMNS, REGULAR)
+    delta = tl.zeros([ROWS], tl.float32)
+    if d_o is not None:
+        G = load_rows(select_rows(d_o, batch, head, batch_shape, start, REGULAR), m0, queries, ROWS, V_COLUMNS, REGULAR)
+        delta = row_dot(G, o_rows)
+    if d_o_t is not None:
+        of_T = select_rows(d_o_t, batch, head, batch_shape, start, REGULAR)
+        of_o_t = select_rows(o_t, batch, head, batch_shape, start, REGULAR)
+        T = load_rows(of_T, m0, queries, ROWS, V_COLUMNS, REGULAR)
+        delta += row_dot(T, load_rows(of_o_t, m0, queries, ROWS, V_COLUMNS, REGULAR))
+        tl.store(to + ROWS * tiles, tl.load(mu + source, mask=exists, other=0.0))
+        tl.store(to + 2 * ROWS * tiles, row_dot(T, o_rows))
+    tl.store(to, tl.load(lse + source, mask=exists, other=0.0) * 1.4426950408889634)
+    tl.store(to + 3 * ROWS * tiles, delta)
+
+
 def launch_preprocess(given: KernelOperands, o: Tensor, o_t: Maybe, lse: Tensor, mu: Maybe) -> tuple[Tensor, Maybe]:
-    """float32 [batch * heads * 4, M rounded up to 128]; without `d_o_t` two of four rows are zeros. And with an
-    additive mask log(l) * log2(e), [batch * heads, M rounded up to 128]."""
+    """float32 [batch * heads * 4, M rounded up to 128], of packed sequences with the columns of their tiles; without
+    `d_o_t` two of four rows are zeros. And with an additive mask log(l) * log2(e), [batch * heads, M rounded up to
+    128]."""
     call, (d_o, d_o_t), tensor_scales = given.call, given.cotangents, given.tensor_scales
-    rows, heads = -(-call.sizes.queries // _ROWS) * _ROWS, call.sizes.heads
+    rows, heads = call.tiles(call.sizes.queries, _ROWS) * _ROWS, call.sizes.heads
     make = lse.new_empty if d_o_t is not None else lse.new_zeros
     stats = make((call.programs * heads * 4, rows))
     log_l = lse.new_empty((call.programs * heads, rows)) if is_additive(call.mask_tensor) else None
-    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, stats, log_l, tensor_scales)
+    args = (*call.operands(d_o, d_o_t, o, o_t), lse, mu, stats)
     programs = call.query_programs(_ROWS)
+    if call.sequences is not None:
+        args = (*args, *call.plan)
+        call.launch(packed_preprocess_kernel, "varlen_preprocess", programs, args, 0.0, warps=8, stages=1, ROWS=_ROWS)
+        return stats, None
+    args = (*args, log_l, tensor_scales)
     flags: dict[str, Any] = {"ROWS": _ROWS, "P_EXPONENT": given.p_exponent}
     call.launch(preprocess_kernel, "backward_preprocess", programs, args, 0.0, warps=8, stages=1, **flags)
     return stats, log_l

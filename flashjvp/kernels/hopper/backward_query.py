@@ -143,7 +143,7 @@ def backward_query_kernel(
         resident = resident + chunks(q_t, q_t_rest) + chunks(T, T_rest)
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(d_q_t, d_q_t_rest)
-    KEYS: gl.constexpr = k.block_shape[2]
+    KEYS: gl.constexpr = k.block_shape[-2]
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)

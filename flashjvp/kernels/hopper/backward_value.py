@@ -88,7 +88,7 @@ def backward_value_kernel(
     streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
     outs = chunks(d_v, d_v_rest) + chunks(d_v_t, d_v_t_rest)
     CHUNKS: gl.constexpr = len(resident) // 2
-    ROWS: gl.constexpr = q.block_shape[2]
+    ROWS: gl.constexpr = q.block_shape[-2]
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)

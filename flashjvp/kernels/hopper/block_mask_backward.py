@@ -28,7 +28,7 @@ def block_mask_query_kernel(
         resident = resident + chunks(q_t, q_t_rest) + chunks(T, T_rest)
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(d_q_t, d_q_t_rest)
-    KEYS: gl.constexpr = k.block_shape[2]
+    KEYS: gl.constexpr = k.block_shape[-2]
     gdc_launch_dependents()
     block, loop = query_block(M, N, heads, group, KEYS, True)  # the last rows first, as in the forward kernel
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)
@@ -67,7 +67,7 @@ def block_mask_key_kernel(
         outs = outs + chunks(d_k_t, d_k_t_rest)
         if WITH_DV:
             outs = outs + chunks(d_v_t, d_v_t_rest)
-    ROWS: gl.constexpr = q.block_shape[2]
+    ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop = key_block(M, N, heads, group, ROWS, False)  # mutate: block, loop
@@ -106,7 +106,7 @@ def block_mask_value_kernel(
     streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
     outs = chunks(d_v, d_v_rest) + chunks(d_v_t, d_v_t_rest)
     CHUNKS: gl.constexpr = len(resident) // 2
-    ROWS: gl.constexpr = q.block_shape[2]
+    ROWS: gl.constexpr = q.block_shape[-2]
     gdc_launch_dependents()
     block, loop = key_block(M, N, heads, group, ROWS, False)
     pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
@@ -131,7 +131,7 @@ def block_mask_pairs_kernel(
     DQ_ACCUM: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """`backward_pairs_kernel`: d_k and d_k_t of 128 keys of one key head; with DQ_ACCUM also sums of d_q and d_q_t."""
-    ROWS: gl.constexpr = q.block_shape[2]
+    ROWS: gl.constexpr = q.block_shape[-2]
     resident = (k, v, k_t, v_t)
     streamed = (q, q_t, T, G)
     gdc_wait()  # for the statistics

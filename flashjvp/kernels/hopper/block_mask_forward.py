@@ -27,7 +27,7 @@ def block_mask_forward_kernel(
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(o_t, o_t_rest)
         statistics = statistics + (mu,)
-    KEYS: gl.constexpr = k.block_shape[2]
+    KEYS: gl.constexpr = k.block_shape[-2]
     # the last rows first: where causal, their lists are long
     block, loop = query_block(M, N, heads, group, KEYS, True)  # mutate: block, loop
     pipeline = allocate_pipeline(resident, streamed, (), STAGES)

@@ -3,21 +3,28 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ...layout import empty_rows, zero_rows
 from ..launch import schedule
 from ..launch.call import Call, Maybe
-from .descriptors import rows_descriptors
+from .descriptors import rows_descriptors, sequences_descriptors
 from .per_tensor_scaling import KernelOperands
 
 CONSUMER_ROWS = 64
 
 
+def describe(call: Call) -> Any:
+    """What makes the descriptors of a tensor: rows of batch entries, or of packed sequences."""
+    return rows_descriptors if call.sequences is None else sequences_descriptors
+
+
 def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths = schedule.pipeline_chunks(call.width)
+    widths, of_rows = schedule.pipeline_chunks(call.width), describe(call)
     found: list[Any] = []
     for x in tensors:
-        chunks = [] if x is None else rows_descriptors(x, rows, widths)  # mutate: chunks
+        chunks = [] if x is None else of_rows(x, rows, widths)  # mutate: chunks
         found += (*chunks, None, None)[:2]
     return tuple(found)
 
@@ -32,3 +39,8 @@ def written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
         chunks = [] if x is None else rows_descriptors(x, CONSUMER_ROWS, [columns // 2 for columns in widths])
         found += (*chunks, None, None)[:2]
     return tuple(found)
+
+
+def empty_result(call: Call, like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A result. Rows that belong to no packed sequence are zeros: nobody can tell on the host whether there are any."""
+    return empty_rows(like, width, dtype) if call.sequences is None else zero_rows(like, width)

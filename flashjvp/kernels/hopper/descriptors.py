@@ -8,6 +8,8 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+_MOST = 0x7FFF0000  # of a dim, as long as any
+
 
 def rows_descriptors(x: Tensor, rows: int, widths: Sequence[int]) -> list[TensorDescriptor]:
     """Tiles of `rows` rows of a [batch, heads, rows, D] or [heads, rows, D] tensor, by column chunks.
@@ -17,10 +19,26 @@ def rows_descriptors(x: Tensor, rows: int, widths: Sequence[int]) -> list[Tensor
     shape, strides = list(x.shape), list(x.stride())  # mutate: shape, strides
     if len(shape) == 3:
         shape, strides = [1, *shape], [shape[0] * strides[0], *strides]
-    size = x.element_size()
-    return [
-        _descriptor(x, shape, strides, [1, 1, rows, w], _layout(min(size * w, 128), 8 * size, 4)) for w in widths
-    ]  # fmt: skip
+    return _in_chunks(x, shape, strides, rows, widths)
+
+
+def sequences_descriptors(x: Tensor, rows: int, widths: Sequence[int]) -> list[TensorDescriptor]:
+    """`rows_descriptors` of the entries of packed sequences (band_place.py).
+
+    Row r of entry e is row e + r - 2^30 of the tensor. TMA has no negative coordinates, but addresses of 64 bits that
+    wrap around: coordinate 2^30 of the first dim moves all by -2^30 rows, as in triton/tools/ragged_tma.py.
+    """
+    heads, length, width = x.shape[-3:]
+    head, row, column = x.stride()[-3:]
+    shape, strides = [_MOST, _MOST, heads, length, width], [(1 << 34) - row, row, head, row, column]
+    return _in_chunks(x, shape, strides, rows, widths)
+
+
+def _in_chunks(
+    x: Tensor, shape: Sequence[int], strides: Sequence[int], rows: int, widths: Sequence[int]
+) -> list[TensorDescriptor]:
+    size, outer = x.element_size(), [1] * (len(shape) - 2)
+    return [_descriptor(x, shape, strides, [*outer, rows, w], _layout(min(size * w, 128), 8 * size, 4)) for w in widths]
 
 
 def statistics_descriptor(x: Tensor, rows: int) -> TensorDescriptor:

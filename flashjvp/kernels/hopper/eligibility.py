@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from ... import environment
-from ...backends.patterns import Listed
+from ...backends.patterns import Band, Listed, Packed
 from ...operands import Inputs
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import MEASURED_MASKS
 
 NAMES = (*Inputs._fields, "the gradient of o", "the gradient of o_t")
+PATTERNS: dict[type, str] = {Band: "a window", Listed: "a block mask", Packed: "packed sequences"}
 DENSE_WIDTH = 128  # the largest padded head dim of the kernels for all calls; above it are the wide ones
 BLOCK = 128  # queries and keys of a mask that a program packs
 
@@ -16,9 +17,10 @@ BLOCK = 128  # queries and keys of a mask that a program packs
 def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    One batch dim at most, head dims that 8 divides, no tangent of a mask, block masks of half types alone, a positive
-    scale, tensors that TMA can address: the inputs, unless they are scaled (per_tensor_scaling.py), and the results,
-    whose rows are packed. Above DENSE_WIDTH half types with tangents and without a mask.
+    One batch dim at most, head dims that 8 divides, no tangent of a mask, windows, block masks and packed sequences of
+    half types alone, a positive scale, tensors that TMA can address: the inputs, unless they are scaled
+    (per_tensor_scaling.py), and the results, whose rows are packed. Above DENSE_WIDTH half types with tangents and
+    without a mask.
     """
     return unwritten(call, inputs, scale) or unmeasured(call) or misfit(call, inputs, cotangents)
 
@@ -36,8 +38,13 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
         return "dropout"
     if call.width > DENSE_WIDTH and (reason := _unwritten_wide(call, inputs)) is not None:
         return reason
-    if isinstance(call.pattern, Listed) and call.precision == "tf32":
-        return "a block mask of float32 tensors"  # the scales would be those of rows that nobody sees, too
+    if call.pattern is not None and call.precision == "tf32":
+        # the scales would be those of rows that nobody sees, too
+        return f"{PATTERNS[type(call.pattern)]} of float32 tensors"
+    if isinstance(call.pattern, Band) and call.mask is not None:
+        return "a mask beside a window"
+    if isinstance(call.pattern, Packed) and call.programs != 1:
+        return f"packed sequences with a batch dim of {call.programs}"
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
     if aligned and of_mask is None and len(call.batch_shape) == 1 and scale > 0:
@@ -70,12 +77,11 @@ def in_one_pass(call: Call) -> bool:
 
 def unmeasured(call: Call) -> str | None:
     """That this release of Triton was not measured with masks of this kind; None if it was, or nothing runs here."""
-    is_listed = isinstance(call.pattern, Listed)
-    if not is_listed and (call.mask is None or is_boolean(call.mask_tensor)):
+    if call.pattern is None and (call.mask is None or is_boolean(call.mask_tensor)):
         return None
     if call.device.type != "cuda" or environment.triton_release() in MEASURED_MASKS:
         return None
-    what = "a block mask" if is_listed else "an additive mask"
+    what = "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)]
     return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in MEASURED_MASKS)}"
 
 

@@ -207,7 +207,7 @@ def forward_kernel(
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(o_t, o_t_rest)
         statistics = statistics + (mu,)
-    KEYS: gl.constexpr = k.block_shape[2]
+    KEYS: gl.constexpr = k.block_shape[-2]
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)

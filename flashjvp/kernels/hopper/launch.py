@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ...backends.patterns import Listed
-from ...layout import empty_lse, empty_rows, empty_statistic
+from ...layout import empty_lse, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Persistent, Pipeline
 from . import eligibility
-from .absent import unwanted, with_zeros, zero
+from .absent import with_unwanted, with_zeros, zero
 from .backward_key import backward_key_kernel
 from .backward_one_pass import backward_one_pass_kernel
 from .backward_pairs import backward_pairs_kernel
@@ -20,6 +20,8 @@ from .backward_postprocess import dq_columns, launch_postprocess
 from .backward_preprocess import launch_preprocess
 from .backward_query import backward_query_kernel
 from .backward_value import backward_value_kernel
+from .band_backward import band_key_kernel, band_pairs_kernel, band_query_kernel, band_value_kernel
+from .band_forward import band_forward_kernel
 from .bias import bias_of_call
 from .block_mask_backward import (
     block_mask_key_kernel,
@@ -28,8 +30,8 @@ from .block_mask_backward import (
     block_mask_value_kernel,
 )
 from .block_mask_forward import block_mask_forward_kernel
-from .described import described, written
-from .descriptors import rows_descriptors, statistics_descriptor
+from .described import describe, described, empty_result, written
+from .descriptors import statistics_descriptor
 from .forward import forward_kernel
 from .packed_mask import pack
 from .per_tensor_scaling import KernelOperands, scale_tensors
@@ -58,6 +60,7 @@ BLOCK_MASK = Kernels(
     block_mask_forward_kernel, block_mask_query_kernel, block_mask_key_kernel, block_mask_value_kernel,
     block_mask_pairs_kernel,
 )  # fmt: skip
+BAND = Kernels(band_forward_kernel, band_query_kernel, band_key_kernel, band_value_kernel, band_pairs_kernel)
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -69,8 +72,8 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     persistent = persistent_of(call, jvp, "forward")
     tile = persistent.pipeline if persistent else _pipelines(call, jvp)["forward"]
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
-    o, lse = empty_rows(like, width, kind), empty_lse(like, call.mask_tensor)
-    o_t, mu = (empty_rows(like, width, kind), empty_statistic(like)) if jvp else (None, None)
+    o, lse = empty_result(call, like, width, kind), empty_lse(like, call.mask_tensor)
+    o_t, mu = (empty_result(call, like, width, kind), empty_statistic(like)) if jvp else (None, None)
     resident, outs = described(call, CONSUMER_ROWS, q, q_t), written(given, o, o_t)
     streamed = described(call, tile.block_rows, k, v, k_t, v_t)
     args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
@@ -105,20 +108,20 @@ def backward(
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     in_one_pass = in_one_pass and of_keys and of_values
-    family, summed = schedule.key_side_pipeline(
-        tiles, call.width, call.sizes.queries, of_queries and of_keys, in_one_pass
-    )
+    may_sum = of_queries and of_keys and call.sequences is None  # their bits are those of each sequence alone
+    family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, may_sum, in_one_pass)
     apart = "backward_value" in tiles and family != "backward_one_pass"
     by_keys = of_queries and not summed
     seen = _Seen.of(call, given.tensor_scales, log_l, by_keys=by_keys, by_queries=of_keys or of_values)
-    grads = Inputs(*[empty_rows(x, x.shape[-1]) if want else None for x, want in zip(inputs, wanted, strict=True)])
+    asked = zip(inputs, wanted, strict=True)
+    grads = Inputs(*[empty_result(call, x, x.shape[-1]) if want else None for x, want in asked])
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
     if d_o_t is not None:
         given = given._replace(inputs=with_zeros(given.inputs), cotangents=(zero(d_o_t) if d_o is None else d_o, d_o_t))
-    written = _written_to(inputs.q, grads, jvp)
+    written_to = with_unwanted(inputs.q, grads, jvp)
     # Kernels that read nothing of the one before start early if that one has waited for the statistics.
     waited = of_keys or (of_values and not apart)
-    work = _Backward(given, stats, seen, written, dq_accum, scale, waited)
+    work = _Backward(given, stats, seen, written_to, dq_accum, scale, waited)
     if family == "backward_one_pass":
         work.one_pass(tiles[family])
     elif family == "backward_pairs" and of_keys:
@@ -132,14 +135,6 @@ def backward(
     elif of_queries:
         work.queries(tiles["backward_query"])
     return grads
-
-
-def _written_to(like: Tensor, grads: Inputs, jvp: bool) -> Inputs:
-    """The gradients that the kernels write: all of them, or all but those of tangents."""
-    if all(x is not None for x in grads[: 6 if jvp else 3]):
-        return grads
-    nobody = unwanted(like)
-    return Inputs(*[nobody if x is None and i < (6 if jvp else 3) else x for i, x in enumerate(grads)])
 
 
 def _zero_dq_accum(call: Call, stats: Tensor, tile: Pipeline) -> DqAccum:
@@ -163,6 +158,8 @@ class _Seen(NamedTuple):
         backward passes take `log_l`, too: there is one beside an additive mask."""
         if isinstance(call.pattern, Listed):
             return cls(BLOCK_MASK, call.plan, call.plan, {})
+        if call.pattern is not None:
+            return cls(BAND, call.plan, call.plan, {})
         words = pack(call, by_keys, by_queries)
         bias, layout = bias_of_call(call)
         rest = (bias, *log_l, tensor_scales)
@@ -202,9 +199,8 @@ class _Backward(NamedTuple):
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         # Two tensors in a tile are copied in pieces of 64 columns.
-        streamed = [
-            rows_descriptors(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in (q, q_t, d_o_t, d_o) if x is not None
-        ]
+        of_rows, pieces = describe(self.given.call), (CONSUMER_ROWS,)
+        streamed = [of_rows(x, tile.block_rows, pieces)[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
         resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
         outs = written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)

@@ -77,7 +77,7 @@ def produce_listed(
 ):  # fmt: skip
     """`pipeline.produce` of the tiles that are listed for the resident rows, the queries or keys of which there are
     `rows`."""
-    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    ROWS: gl.constexpr = streamed[0].block_shape[-2]
     TILES: gl.constexpr = BLOCK // ROWS
     load_resident(resident, pipeline, block, CHUNKS)
     iteration = 0

@@ -127,7 +127,7 @@ def _number(batch, head, heads, VARIES: gl.constexpr):
 
 
 @gluon.constexpr_function
-def _bit_layout(pairs):
+def bit_layout(pairs):
     """The layout of a [64, 8 * pairs] accumulator as [row, 8 columns, quarter, column]."""
     registers = [[0, 0, 0, 1], [8, 0, 0, 0]] + [[0, 1 << i, 0, 0] for i in range(pairs.bit_length() - 1)]
     lanes = [[0, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]]
@@ -136,7 +136,7 @@ def _bit_layout(pairs):
 
 
 @gluon.constexpr_function
-def _along(layout, dims):
+def along(layout, dims):
     """The layout of a tensor with only these dims of four."""
     for dim in reversed(range(4)):
         if dim not in dims:
@@ -155,7 +155,7 @@ def load_mask_tile(words, row0, tile, COLUMNS: gl.constexpr, KEYS_FIRST: gl.cons
         return ()
     else:
         first, rows, step = words
-        WORDS: gl.constexpr = _along(_bit_layout(COLUMNS // 8), (0, 2))
+        WORDS: gl.constexpr = along(bit_layout(COLUMNS // 8), (0, 2))
         row = row0 + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, WORDS))
         if not KEYS_FIRST:
             row = gl.minimum(row, rows - 1)  # mutate: row
@@ -172,10 +172,10 @@ def where_allowed(x, words, other, LAYOUT: gl.constexpr):
         return x
     else:
         PAIRS: gl.constexpr = x.shape[1] // 8
-        BIT_LAYOUT: gl.constexpr = _bit_layout(PAIRS)
+        BIT_LAYOUT: gl.constexpr = bit_layout(PAIRS)
         # mutate: pair
-        pair = gl.arange(0, PAIRS, _along(BIT_LAYOUT, (1,)))[None, :, None, None] * 2
-        bit = 1 << (pair + gl.arange(0, 2, _along(BIT_LAYOUT, (3,)))[None, None, None, :])
+        pair = gl.arange(0, PAIRS, along(BIT_LAYOUT, (1,)))[None, :, None, None] * 2
+        bit = 1 << (pair + gl.arange(0, 2, along(BIT_LAYOUT, (3,)))[None, None, None, :])
         groups = gl.convert_layout(x.reshape([CONSUMER_ROWS, PAIRS, 4, 2]), BIT_LAYOUT)
         other = gl.full(groups.shape, other, gl.float32, BIT_LAYOUT)
         groups = gl.inline_asm_elementwise(

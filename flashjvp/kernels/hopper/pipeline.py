@@ -21,6 +21,7 @@ from .scales import SOFTMAX_SCALE
 from .triton_compat import load_tile
 
 STATISTICS = gl.constexpr(4)  # lse * log2(e) (with an additive mask m in nats), mu, row_a, row_delta
+ENTRIES = gl.constexpr(1 << 30)  # the first coordinate of a tensor of packed sequences
 LSE = gl.constexpr(0)
 MU = gl.constexpr(1)
 ROW_A = gl.constexpr(2)
@@ -99,7 +100,7 @@ def allocate_tiles(tensors, COUNT: gl.constexpr):
     tiles = ()
     for i in gl.static_range(len(tensors)):
         x = tensors[i]
-        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT] + x.block_shape, x.layout),)
+        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT] + x.block_shape[-4:], x.layout),)
     return tiles
 
 
@@ -208,30 +209,40 @@ def row_statistic(tile, which: gl.constexpr, LAYOUT: gl.constexpr):
 @gluon.constexpr_function
 def bytes_of(tiles, tensors):
     """The bytes of one of the tiles [..., rows, D] of each kind, into which these tensors are copied."""
-    _, _, rows, columns = tensors[0].block_shape
+    *_, rows, columns = tensors[0].block_shape
     return sum([x.shape[3] * x.shape[4] for x in tiles]) * tensors[0].block_type.nbytes // (rows * columns)
+
+
+@gluon.jit
+def copy_tile(x, batch, head, row, column, bar, tile):
+    """Starts the copy of a tile of one head; of five dims the first one moves all rows (sequences_descriptors)."""
+    if len(x.block_shape) == 4:
+        load_tile(x, [batch, head, row, column], bar, tile)
+    else:
+        load_tile(x, [ENTRIES, batch, head, row, column], bar, tile)
 
 
 @gluon.jit
 def load_resident(resident, pipeline, block, CHUNKS: gl.constexpr):
     """Starts the copies of the resident tiles; `resident_full` completes when they have landed."""
-    WIDTH: gl.constexpr = resident[0].block_shape[3]
+    WIDTH: gl.constexpr = resident[0].block_shape[-1]
     CONSUMERS: gl.constexpr = pipeline.resident[0].shape[0]
     bar = pipeline.resident_full.index(0)
     mbarrier.expect(bar, CONSUMERS * bytes_of(pipeline.resident, resident))
     for i in gl.static_range(len(resident)):
         for consumer in gl.static_range(CONSUMERS):
-            coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
-            load_tile(resident[i], coordinates, bar, pipeline.resident[i].index(consumer))
+            row = block.row0 + consumer * CONSUMER_ROWS
+            tile = pipeline.resident[i].index(consumer)
+            copy_tile(resident[i], block.batch, block.head, row, i % CHUNKS * WIDTH, bar, tile)
 
 
 @gluon.jit
 def load_chunks(streamed, tiles, stage, bar, batch, head, row, CHUNKS: gl.constexpr):
     """Starts the copies of one stage's tiles: a tile for each column chunk."""
-    WIDTH: gl.constexpr = streamed[0].block_shape[3]
+    WIDTH: gl.constexpr = streamed[0].block_shape[-1]
     for i in gl.static_range(len(streamed)):
-        # mutate: load_tile
-        load_tile(streamed[i], [batch, head, row, i % CHUNKS * WIDTH], bar, tiles[i].index(stage))
+        # mutate: copy_tile
+        copy_tile(streamed[i], batch, head, row, i % CHUNKS * WIDTH, bar, tiles[i].index(stage))
 
 
 @gluon.jit
@@ -240,7 +251,7 @@ def load_stage(
     load_streamed: gl.constexpr,
 ):  # fmt: skip
     """Starts the copies of the tiles of an iteration, the rows from `row` on of one head, once their stage is free."""
-    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    ROWS: gl.constexpr = streamed[0].block_shape[-2]
     BYTES: gl.constexpr = bytes_of(pipeline.streamed, streamed) + len(stats) * STATISTICS * ROWS * 4
     STAGES: gl.constexpr = pipeline.full.shape[0]
     stage = iteration % STAGES
@@ -262,7 +273,7 @@ def produce(
 
     `stats`, if it is given, holds the statistics of the streamed rows, [batch * heads * 4, rows].
     """
-    ROWS: gl.constexpr = streamed[0].block_shape[2]
+    ROWS: gl.constexpr = streamed[0].block_shape[-2]
     load_resident(resident, pipeline, block, CHUNKS)
     iteration = 0
     for member in range(loop.heads):

@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from .blocks import CONSUMER_ROWS
-from .pipeline import accumulator, as_matrix, resident_number
+from .pipeline import ENTRIES, accumulator, as_matrix, resident_number
 from .triton_compat import reinterpret_tile, store_tile
 
 
@@ -21,14 +21,18 @@ def _start_store(out, value, coordinates, tile):
     """Begins to write 64 rows through a tile of shared memory."""
     as_matrix(tile).store(value.to(out.dtype))
     fence_async_shared()
-    store_tile(out, coordinates, tile)
+    if len(out.block_shape) == 4:
+        store_tile(out, coordinates, tile)
+    else:
+        batch, head, row, column = coordinates
+        store_tile(out, [ENTRIES, batch, head, row, column], tile)
 
 
 @gluon.jit
 def _store_in_halves(out, value, coordinates, tile):
     """Writes 64 float32 rows through a tile of 16-bit numbers: half of the columns at a time, which `out` describes."""
     batch, head, row, column = coordinates
-    COLUMNS: gl.constexpr = out.block_shape[3]
+    COLUMNS: gl.constexpr = out.block_shape[-1]
     tile = reinterpret_tile(out, tile)
     left, right = gl.split(value.reshape([CONSUMER_ROWS, 2, COLUMNS]).permute((0, 2, 1)))
     _store_rows(out, gl.convert_layout(left, accumulator(COLUMNS)), [batch, head, row, column], tile)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import environment
 from ...backends import philox
-from ...backends.patterns import Band, Listed
+from ...backends.patterns import Band, Listed, Packed
 from ...layout import is_additive
 from . import compilation, schedule
 from .argument import ABSENT, Argument, address_of, argument, examples, interpreted, seed_operand
@@ -23,6 +23,7 @@ Maybe = Tensor | None
 
 # Products are fused with the sums that they enter, whatever Triton's default: 3.10 changes it.
 FUSED = {"enable_fp_fusion": True}
+OPEN = 1 << 30  # for a side of a band that is not bounded
 
 # What Triton compiled for each kernel, device, constants and classes of the arguments: finding it here costs a
 # tenth of finding it by Triton's own means.
@@ -36,7 +37,7 @@ class Call:
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, is_causal: bool, mask_t: Maybe = None, seed: Maybe = None,
-        dropout_p: float = 0.0, pattern: Band | Listed | None = None, high: bool = False,
+        dropout_p: float = 0.0, pattern: Band | Listed | Packed | None = None, high: bool = False,
     ) -> None:  # fmt: skip
         self.device, self._dtype, self.is_causal = q.device, q.dtype, is_causal
         self._index, self._shape = index_of(self.device), q.shape
@@ -57,8 +58,13 @@ class Call:
         self.pattern = pattern
         self.plan: tuple[Maybe, ...] = ()
         self.band: tuple[int, ...] = ()
+        self.sequences: int | None = None  # that are packed
         if isinstance(pattern, Listed):
             self.plan, self.band, mask = (mask,), (0, 0), None
+        elif isinstance(pattern, Packed):
+            assert mask is not None
+            self.plan, self.sequences, mask = (mask,), mask.shape[-1] - 1, None
+            self.band = (-OPEN, self.sizes.keys - self.sizes.queries if is_causal else OPEN)  # mutate: self.band
         elif pattern is not None:
             self.plan, self.band = (None,), pattern
         if pattern is not None:
@@ -131,7 +137,9 @@ class Call:
 
     def family(self, name: str) -> str:
         """What a launch of a family of portable kernels is called."""
-        return name if self.pattern is None else f"partial_{name}"
+        if self.pattern is None:
+            return name
+        return f"partial_{name}" if self.sequences is None else f"varlen_{name}"
 
     @property
     def has_options(self) -> bool:
@@ -145,17 +153,21 @@ class Call:
 
     def query_programs(self, rows: int) -> int:
         """Programs of a kernel that owns tiles of so many query rows."""
-        return self.programs * self.sizes.heads * -(-self.sizes.queries // rows)
+        return self.programs * self.sizes.heads * self.tiles(self.sizes.queries, rows)
 
     def key_programs(self, rows: int) -> int:
         """Programs of a kernel that owns tiles of so many key rows."""
-        return self.programs * self.kv_heads * -(-self.sizes.keys // rows)
+        return self.programs * self.kv_heads * self.tiles(self.sizes.keys, rows)
+
+    def tiles(self, length: int, rows: int) -> int:
+        """Tiles of so many rows. Of packed sequences, each of which has its own, at least as many as there are."""
+        return -(-length // rows) if self.sequences is None else length // rows + self.sequences
 
     def launch(
         self, kernel: Any, family: str, programs: int, args: Sequence[Any], scale: float, *, warps: int = 4,
         stages: int | None = None, launch_pdl: bool = False, **constants: object,
     ) -> None:  # fmt: skip
-        """Runs `kernel(*args, scale, [batch_shape, [low, high,]] *sizes, *constants)` in so many programs.
+        """Runs `kernel(*args, scale, [batch_shape,] [low, high,] *sizes, *constants)` in so many programs.
 
         `args` come from `operands`, or are contiguous tensors, descriptors of tensors of q's dtype, and None. Of the
         constants given here and those of every call, the kernel takes those that it names, last. `family` is a name
@@ -171,7 +183,7 @@ class Call:
         )  # fmt: skip
         compiled, seen = _COMPILED.get(key), active_capture()
         band = self.band if takes_band else ()
-        rest = (scale, self.batch_shape, *band, *self.sizes) if has_batch_shape else (scale, *self.sizes)
+        rest = (scale, *((self.batch_shape,) if has_batch_shape else ()), *band, *self.sizes)
         if compiled is None:
             if not constants.keys() <= {*names}:
                 raise TypeError(f"the kernel takes no {', '.join(constants.keys() - {*names})}")

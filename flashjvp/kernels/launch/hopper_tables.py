@@ -10,9 +10,10 @@ calls of half types without a mask. It adds up d_q and d_q_t below ONE_PASS_DQ_A
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
-MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone, so do persistent kernels and the backward in one pass with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in
-registers: the ptxas of that release copies them for each product.
+MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks, windows and packed sequences take
+them with MEASURED_MASKS alone; so are persistent kernels and the backward in one pass taken with MEASURED_PERSISTENT
+and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
+them for each product.
 """
 
 from typing import NamedTuple

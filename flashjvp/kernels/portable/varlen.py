@@ -21,7 +21,7 @@ NO_MASK = (0, False, False, True)  # MASK_LAYOUT: a causal row may be without a 
 
 
 @triton.jit
-def _sequence_of(cu, tile, count, ROWS: tl.constexpr):
+def sequence_of(cu, tile, count, ROWS: tl.constexpr):
     """Which of `count` sequences a tile of ROWS rows belongs to, and the first row of the tile in it.
 
     Of the rows of all sequences there are rows // ROWS + count tiles: sequence b has those from cu[b] // ROWS + b on,
@@ -37,7 +37,7 @@ def _sequence_of(cu, tile, count, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _place(batch_shape, heads):
+def place(batch_shape, heads):
     """Of this program: the number of its tile, of how many, and its head and batch entry."""
     entries = heads
     for i in tl.static_range(len(batch_shape)):
@@ -48,7 +48,7 @@ def _place(batch_shape, heads):
 
 
 @triton.jit
-def _rows_of(cu, sequence, total):
+def rows_of(cu, sequence, total):
     """The first row of a sequence and its number of rows, which stay inside `total` whatever the numbers in `cu`."""
     start = tl.minimum(tl.maximum(tl.load(cu + sequence).to(tl.int32), 0), total)
     end = tl.minimum(tl.load(cu + sequence + 1).to(tl.int32), total)  # mutate: end
@@ -76,13 +76,13 @@ def varlen_forward_kernel(
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of query rows of one sequence and head against all keys of the sequence."""
-    tile, tiles, head, batch = _place(batch_shape, heads)
+    tile, tiles, head, batch = place(batch_shape, heads)
     count = tiles - M // TILE[0]
-    sequence, m0 = _sequence_of(cu, tile, count, TILE[0])
-    start_q, queries = _rows_of(cu, sequence, M)
+    sequence, m0 = sequence_of(cu, tile, count, TILE[0])
+    start_q, queries = rows_of(cu, sequence, M)
     if m0 >= queries:
         return
-    start_k, keys = _rows_of(cu + count + 1, sequence, N)
+    start_k, keys = rows_of(cu + count + 1, sequence, N)
     end, full, shift = _keys_seen(m0, queries, keys, TILE[0], TILE[1], CAUSAL)
     forward_rows(
         q, k, v, q_t, k_t, v_t, None, None, None, o, o_t, lse, mu, scale, batch_shape, batch, head, head // group,
@@ -98,13 +98,13 @@ def varlen_query_kernel(
     MASK_LAYOUT: tl.constexpr, PRECISION: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """One program: d_q and d_q_t of a tile of query rows of one sequence and head."""
-    tile, tiles, head, batch = _place(batch_shape, heads)
+    tile, tiles, head, batch = place(batch_shape, heads)
     count = tiles - M // TILE[0]
-    sequence, m0 = _sequence_of(cu, tile, count, TILE[0])
-    start_q, queries = _rows_of(cu, sequence, M)
+    sequence, m0 = sequence_of(cu, tile, count, TILE[0])
+    start_q, queries = rows_of(cu, sequence, M)
     if m0 >= queries:
         return
-    start_k, keys = _rows_of(cu + count + 1, sequence, N)
+    start_k, keys = rows_of(cu + count + 1, sequence, N)
     end, full, shift = _keys_seen(m0, queries, keys, TILE[0], TILE[1], CAUSAL)
     query_rows(
         q, k, v, q_t, k_t, v_t, d_o, d_o_t, None, None, None, d_q, d_q_t, lse, mu, row_a, row_delta, scale,
@@ -123,13 +123,13 @@ def varlen_key_kernel(
     """One program: the gradients that are given of a tile of key rows of one sequence and key head."""
     BLOCK_M: tl.constexpr = TILE[0]
     BLOCK_N: tl.constexpr = TILE[1]
-    tile, tiles, kv_head, batch = _place(batch_shape, heads // group)
+    tile, tiles, kv_head, batch = place(batch_shape, heads // group)
     count = tiles - N // BLOCK_N
-    sequence, n0 = _sequence_of(cu + count + 1, tile, count, BLOCK_N)
-    start_k, keys = _rows_of(cu + count + 1, sequence, N)
+    sequence, n0 = sequence_of(cu + count + 1, tile, count, BLOCK_N)
+    start_k, keys = rows_of(cu + count + 1, sequence, N)
     if n0 >= keys:
         return
-    start_q, queries = _rows_of(cu, sequence, M)  # mutate: start_q, queries
+    start_q, queries = rows_of(cu, sequence, M)  # mutate: start_q, queries
     first = 0
     full = 0
     shift = 0
