@@ -1,6 +1,5 @@
 """window: the keys around a query, in every mode and on every backend, as the boolean mask that it means."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from torch.testing import assert_close
 
 import flashjvp
 from flashjvp import ArgumentTypeError, ArgumentValueError, FlashJVPError, attention, attention_jvp
-from flashjvp.kernels.launch.hopper_tables import MEASURED_MASKS
 from tests.flashjvp.dense_masks import assert_same, kept
 from tests.flashjvp.forms import normal
 
@@ -126,11 +124,10 @@ def test_a_window_without_bounds_is_none() -> None:
     assert torch.equal(attention(q, k, v, window=(None, -1)), attention(q, k, v))
 
 
-def test_explained(machine: Callable[..., None]) -> None:
+def test_explained() -> None:
     q = torch.empty(1, 2, 256, 64, dtype=torch.bfloat16, device="meta")
-    machine(triton_release=min(MEASURED_MASKS))
     found = flashjvp.explain(q, q, q, window=(64, 0), backend="triton")
-    assert found.kernels == "warp-specialised"
+    assert found.kernels == "portable" and any("a window" in reason for reason in found.why_not_faster)
 
 
 BAD: list[tuple[Any, type[FlashJVPError], str]] = [

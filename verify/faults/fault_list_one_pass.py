@@ -23,10 +23,6 @@ OF_ONE_PASS = [
     _one_pass("d_q without dS_t k_t", KERNEL, "totals", "pass"),
     _one_pass("dq_accum of the first tile of queries for all", KERNEL, "dq_tile", "pass"),
     _one_pass(
-        "the next head's dq_accum from its first tile on where queries above see no key", KERNEL, "dq_tile (2)", "pass",
-        "hopper_128_causal_gqa",
-    ),
-    _one_pass(
         "tiles of dq_accum half over one another", KERNEL, "first",
         "first = tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS // 2)",
     ),

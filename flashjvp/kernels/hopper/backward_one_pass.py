@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .blocks import CONSUMER_ROWS, key_block, where_causal, where_key_exists
+from .blocks import CONSUMER_ROWS, key_block, where_key_exists
 from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, scaled, zero, zeros
 from .dq_accum import atomic_add_tile, without_padding
 from .mainloop import stage_of
@@ -65,8 +65,7 @@ class Inputs(NamedTuple):
     resident: Any  # of the first consumer k, k_t, v, v_t; of the second v, v_t, k, k_t
     streamed: Any  # q, G, q_t, T
     stats: Any  # [4, streamed rows]
-    tile: Any  # its number within the head
-    dq_tile: Any  # and among those of all heads
+    dq_tile: Any  # its number among those of all heads
     iteration: Any
     passed: Any  # (barrier, phase) of the tile, for `keep_above`
     empty: Any  # the barrier at which a consumer arrives when it is through with the streamed tiles
@@ -107,7 +106,7 @@ def _add_to(dq_accum, totals, tile, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def _tile_of_scores(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr):
+def _tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.constexpr):
     """Adds what a tile gives to d_v, d_v_t and d_q_t / c."""
     acc_v, acc_v_t = accs
     k, k_t, _v, _v_t = inputs.resident
@@ -122,8 +121,6 @@ def _tile_of_scores(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.const
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
     p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
-    if CAUSAL:
-        p = where_causal(p, inputs.tile, program, 0, TILE)
     if DQ_COLUMNS > 0:
         p = where_key_exists(p, program, 0, TILE)
     weights = left_operands(p.to(q[0].dtype), q)
@@ -148,7 +145,7 @@ def _tile_of_scores(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.const
 
 
 @gluon.jit
-def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.constexpr, DQ_COLUMNS: gl.constexpr):
+def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.constexpr):
     """Adds what a tile gives to d_k / c, d_k_t / c and d_q / c."""
     acc_k, acc_k_t = accs
     v, v_t, k, k_t = inputs.resident
@@ -192,40 +189,39 @@ def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, CAUSAL: gl.c
 
 @gluon.jit
 def _stream(
-    add_tile: gl.constexpr, accs, exchange, dq_accums, program, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr,
+    add_tile: gl.constexpr, accs, exchange, dq_accums, program, CHUNKS: gl.constexpr,
     DQ_COLUMNS: gl.constexpr,
 ):  # fmt: skip
     """The mainloop, over the tiles of queries of all heads of the group. Returns the number of iterations, too."""
     pipeline, block, loop = program.pipeline, program.block, program.loop
     iteration = 0
-    dq_tile = (block.batch * loop.query_heads + loop.head) * loop.end + loop.first
+    dq_tile = (block.batch * loop.query_heads + loop.head) * loop.end
     for _member in range(loop.heads):
-        for tile in range(loop.first, loop.end):
+        for _tile in range(loop.end):
             stage, passed = stage_of(pipeline, iteration)
             bar, phase = passed
             mbarrier.wait(bar, phase)
             inputs = Inputs(
                 by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
                 by_tensor(streamed_rows(pipeline.streamed, stage + (iteration >> 30)), CHUNKS),
-                pipeline.stats[0].index(stage), tile, dq_tile, iteration, passed, pipeline.empty.index(stage),
+                pipeline.stats[0].index(stage), dq_tile, iteration, passed, pipeline.empty.index(stage),
             )  # fmt: skip
-            accs = add_tile(by_tensor(accs, CHUNKS), exchange, dq_accums, inputs, program, CAUSAL, DQ_COLUMNS)
+            accs = add_tile(by_tensor(accs, CHUNKS), exchange, dq_accums, inputs, program, DQ_COLUMNS)
             iteration += 1
             dq_tile += 1  # mutate: dq_tile
-        dq_tile += loop.first  # mutate: dq_tile (2)
     return accs, iteration
 
 
 @gluon.jit
 def _consume(
-    program, exchange, dq_accums, consumer: gl.constexpr, CHUNKS: gl.constexpr, CAUSAL: gl.constexpr,
+    program, exchange, dq_accums, consumer: gl.constexpr, CHUNKS: gl.constexpr,
     DQ_COLUMNS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: d_v and d_v_t, or d_k and d_k_t, of 64 keys."""
     ADD_TILE: gl.constexpr = _tile_of_scores if consumer == 0 else _tile_of_cotangents
     accs = zeros(program.pipeline.resident[: len(program.outs)])
     mbarrier.wait(program.pipeline.resident_full.index(0), 0)
-    accs, iterations = _stream(ADD_TILE, accs, exchange, dq_accums, program, CHUNKS, CAUSAL, DQ_COLUMNS)
+    accs, iterations = _stream(ADD_TILE, accs, exchange, dq_accums, program, CHUNKS, DQ_COLUMNS)
     if consumer == 0:
         if DQ_COLUMNS > 0:
             await_free(exchange, iterations)  # results are written through tiles that the other consumer reads
@@ -238,7 +234,7 @@ def _consume(
 def backward_one_pass_kernel(
     k, k_rest, k_t, k_t_rest, v, v_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
     d_v, d_v_rest, d_v_t, d_v_t_rest, d_k, d_k_rest, d_k_t, d_k_t_rest, d_q, d_q_t, scale, M, N, heads, group,
-    DQ_COLUMNS: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    DQ_COLUMNS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 keys of one key head against all queries of its heads.
 
@@ -254,7 +250,7 @@ def backward_one_pass_kernel(
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
-    block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
+    block, loop = key_block(M, N, heads, group, ROWS, False, 1)
     keys, values = allocate_tiles(of_keys, 1), allocate_tiles(of_values, 1)
     streamed_tiles, stats_tiles = allocate_tiles(streamed, STAGES), allocate_tiles((stats,), STAGES)
     resident_full, full, empty = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
@@ -271,8 +267,8 @@ def backward_one_pass_kernel(
     gl.warp_specialize(
         [
             (produce, (of_keys + of_values, streamed, (stats,), first, block, loop, CHUNKS)),
-            (_consume, (program, exchange, dq_accums, 0, CHUNKS, CAUSAL, DQ_COLUMNS)),
-            (_consume, (program_of_keys, exchange, dq_accums, 1, CHUNKS, CAUSAL, DQ_COLUMNS)),
+            (_consume, (program, exchange, dq_accums, 0, CHUNKS, DQ_COLUMNS)),
+            (_consume, (program_of_keys, exchange, dq_accums, 1, CHUNKS, DQ_COLUMNS)),
         ],
         [4, 4],
         [240, 240],

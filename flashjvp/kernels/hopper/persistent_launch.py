@@ -6,6 +6,7 @@ from ... import environment
 from ..launch import schedule
 from ..launch.call import Call
 from ..launch.hopper_tables import Persistent
+from .per_tensor_scaling import KernelOperands
 from .persistent_kernels import persistent_forward_kernel, persistent_key_kernel, persistent_query_kernel
 
 CONSUMER_ROWS = 64
@@ -16,13 +17,21 @@ KERNELS = {
 }
 
 
-def persistent_of(call: Call, jvp: bool, family: str) -> Persistent | None:
+def persistent_of(given: KernelOperands, jvp: bool, family: str) -> Persistent | None:
     """How a persistent kernel serves this family of a call; None where it does not.
 
-    They are for half types with tangents, without a mask, not causal: causal items are of unequal length.
+    They are for tensors of half types, not scaled ones of float32, with tangents, without a mask, not causal: causal
+    items are of unequal length.
     """
+    call = given.call
     # mutate: if call
-    if not jvp or call.precision != "half" or call.mask is not None or call.pattern is not None or call.is_causal:
+    if (
+        not jvp
+        or given.tensor_scales is not None
+        or call.mask is not None
+        or call.pattern is not None
+        or call.is_causal
+    ):
         return None
     streamed = call.sizes.queries * call.sizes.group if family == "backward_key" else call.sizes.keys
     return schedule.persistent(call.width, family, streamed)

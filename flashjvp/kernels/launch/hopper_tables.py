@@ -10,10 +10,10 @@ calls of half types without a mask. It adds up d_q and d_q_t below ONE_PASS_DQ_A
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
-MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks, windows and packed sequences take
-them with MEASURED_MASKS alone; so are persistent kernels and the backward in one pass taken with MEASURED_PERSISTENT
-and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies
-them for each product.
+MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
+alone, windows and packed sequences with MEASURED_BANDS; so are persistent kernels and the backward in one pass taken
+with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the
+ptxas of that release copies them for each product.
 """
 
 from typing import NamedTuple
@@ -42,13 +42,14 @@ Families = dict[str, Pipeline]
 # padded head dim -> rows of queries from which on accumulating d_q and d_q_t was measured to be 10 % faster
 DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
 # The same of `backward_one_pass`: before which it was. From there on `backward_query` beside it is as fast or faster.
-ONE_PASS_DQ_ACCUM_BELOW = {128: 2048}
+ONE_PASS_DQ_ACCUM_BELOW = {96: 1, 128: 2048}
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
 MEASURED_PERSISTENT: tuple[Release, ...] = ((3, 6),)
 MEASURED_ONE_PASS: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = ((3, 6),)
+MEASURED_BANDS: tuple[Release, ...] = ()  # windows and packed sequences: timed with 3.6, results compared in part
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
 REGISTER_OPERANDS = {
@@ -88,7 +89,6 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 4, register_operands=1),
                 "backward_key": Pipeline(64, 3, register_operands=3, sub_tiles=2),
-                "backward_one_pass": Pipeline(64, 3),
                 "backward_dq_accum": Pipeline(64, 2, register_operands=2, sub_tiles=2, buffer_stages=2),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(32, 4, register_operands=2),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ... import environment
 from . import hopper_tables, replay, schedule
 from .call import Call
 from .hopper_tables import Families, Persistent
@@ -29,6 +30,13 @@ def launch(do: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
+def bands_as_measured() -> Iterator[None]:
+    """In this block windows and packed sequences count as measured with the Triton that there is."""
+    with _instead(hopper_tables, MEASURED_BANDS=(environment.triton_release(),)):
+        yield
+
+
+@contextmanager
 def pipelines(
     tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None,
     persistent: dict[tuple[int, str], tuple[Persistent, ...]] | None = None,
@@ -36,18 +44,19 @@ def pipelines(
     """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
 
     `dq_accum_from` takes the place of the tables DQ_ACCUM_FROM and ONE_PASS_DQ_ACCUM_BELOW; {} accumulates query
-    gradients from one row on. There are no persistent kernels but those of `persistent`.
+    gradients from one row on. There are no persistent kernels but those of `persistent`. Bands count as
+    measured.
     """
-    thresholds = {"DQ_ACCUM_FROM": hopper_tables.DQ_ACCUM_FROM}
+    of_tables: dict[str, Any] = {}
     if dq_accum_from is not None:
-        thresholds = {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}
+        of_tables = {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}
     of_schedule = {
         "pipelines": lambda device, precision, width: tiles.get(width, {}),
         "has_pipelines": lambda device, precision, width: width in tiles,
         "persistent": lambda *of: _persistent(persistent or {}, *of),
         "why_not_pipelines": lambda device, precision, width: None if width in tiles else "no tiles are in use",
     }
-    with _instead(schedule, **of_schedule), _instead(hopper_tables, **thresholds):
+    with _instead(schedule, **of_schedule), _instead(hopper_tables, **of_tables), bands_as_measured():
         yield
 
 

@@ -159,10 +159,10 @@ def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") ->
 
 
 def expected(inputs: Inputs, ordered: bool, in_one_pass: bool = True) -> set[str]:
-    """The families that serve a call; one of half types and without a block mask may be served `in_one_pass`."""
+    """The families that serve a call; one of half types, not causal, without a block mask, may be `in_one_pass`."""
     columns = padded_width(max(inputs.q.shape[-1], inputs.v.shape[-1]))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
-    if in_one_pass and "backward_one_pass" in families and inputs.mask is None:
+    if in_one_pass and "backward_one_pass" in families and inputs.mask is None and not inputs.is_causal:
         return {"forward", "backward_one_pass"} | ({"backward_query"} if ordered else set())
     families -= {"backward_one_pass"}
     if ordered or not families & {"backward_pairs", "backward_dq_accum"}:
