@@ -195,6 +195,7 @@ def _portable_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[st
 
 def _warp_specialised_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str, dict[str, int]]:
     from .kernels.hopper import eligibility
+    from .kernels.hopper.persistent_launch import persistent_of
     from .kernels.launch import schedule
 
     tiles = schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
@@ -202,7 +203,10 @@ def _warp_specialised_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str,
     of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, in_one_pass=in_one_pass)
     apart = "backward_value" in tiles and of_keys != "backward_one_pass"
     others = ["backward_value"] * apart + ["backward_query"] * (not summed)
-    found = {name: tiles[name]._asdict() for name in ("forward", of_keys, *others)}
+    found = {}
+    for name in ("forward", of_keys, *others):
+        persistent = persistent_of(call, jvp, name, call.precision != "half")
+        found[name] = (persistent.pipeline if persistent else tiles[name])._asdict()
     if learned:
         found["backward_bias"] = call.tile("backward_bias")._asdict()  # the one portable kernel
     return {name: {size: value for size, value in tile.items() if value} for name, tile in found.items()}

@@ -68,7 +68,7 @@ STRUCTURES = ("gqa", "causal_33_80", "mask_bool_empty_rows", "dims_72_72")
 SURROUNDED = ("gqa_short", "causal_33_80")
 """Cases of what may surround a call (checks/registry.py); the quick run has the first alone."""
 OF_PARTS = ("mqa_dims_64_causal", "dims_72_72", "dims_128_128")
-"""Cases of what hides keys by their place, at head dims that the warp-specialised kernels serve; not in the quick run."""
+"""Cases of what hides keys by their place, at head dims that warp-specialised kernels serve; not in the quick run."""
 SAMPLE = (
     "square", "plain", "dims_72_72", "dims_1_33", "lengths_1_1", "lengths_33_257", "causal_33_80",
     "mask_bool_full", "mask_bool_empty_rows", "mask_additive_full", "mask_additive_float32_matrix", "mqa_causal",

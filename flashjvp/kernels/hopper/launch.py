@@ -69,7 +69,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     width = inputs.v.shape[-1]
     given = _as_read(call, inputs, (), scale)
     call, (q, k, v, q_t, k_t, v_t) = given.call, with_zeros(given.inputs) if jvp else given.inputs
-    persistent = persistent_of(given, jvp, "forward")
+    persistent = persistent_of(call, jvp, "forward", given.tensor_scales is not None)
     tile = persistent.pipeline if persistent else _pipelines(call, jvp)["forward"]
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
     o, lse = empty_result(call, like, width, kind), empty_lse(like, call.mask_tensor)
@@ -263,7 +263,8 @@ class _Backward(NamedTuple):
         self._launch(self.seen.kernels.backward_query, "backward_query", programs, args, **flags)
 
     def _chosen(self, family: str) -> Persistent | None:
-        return persistent_of(self.given, self.given.cotangents[1] is not None, family)
+        given = self.given
+        return persistent_of(given.call, given.cotangents[1] is not None, family, given.tensor_scales is not None)
 
     def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...]) -> None:
         launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited)

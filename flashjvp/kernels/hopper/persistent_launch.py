@@ -6,7 +6,6 @@ from ... import environment
 from ..launch import schedule
 from ..launch.call import Call
 from ..launch.hopper_tables import Persistent
-from .per_tensor_scaling import KernelOperands
 from .persistent_kernels import persistent_forward_kernel, persistent_key_kernel, persistent_query_kernel
 
 CONSUMER_ROWS = 64
@@ -17,21 +16,14 @@ KERNELS = {
 }
 
 
-def persistent_of(given: KernelOperands, jvp: bool, family: str) -> Persistent | None:
+def persistent_of(call: Call, jvp: bool, family: str, are_scaled: bool) -> Persistent | None:
     """How a persistent kernel serves this family of a call; None where it does not.
 
-    They are for tensors of half types, not scaled ones of float32, with tangents, without a mask, not causal: causal
-    items are of unequal length.
+    They are for tensors of half types, which are not those that float32 ones are scaled to, with tangents, without a
+    mask, not causal: causal items are of unequal length.
     """
-    call = given.call
     # mutate: if call
-    if (
-        not jvp
-        or given.tensor_scales is not None
-        or call.mask is not None
-        or call.pattern is not None
-        or call.is_causal
-    ):
+    if not jvp or are_scaled or call.mask is not None or call.pattern is not None or call.is_causal:
         return None
     streamed = call.sizes.queries * call.sizes.group if family == "backward_key" else call.sizes.keys
     return schedule.persistent(call.width, family, streamed)
