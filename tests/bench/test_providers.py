@@ -47,16 +47,7 @@ def test_a_provider_says_what_it_cannot_do(changes: dict[str, Any], device: str,
 def test_the_gate_judges_the_kernels_that_are_timed() -> None:
     """From DQ_ACCUM_FROM queries on, flashjvp adds query gradients up: the reduced shape must have as many, too."""
     sizes = {"batch": 8, "heads": 2, "kv_heads": 2}
-    lengths = (
-        (511, 255),
-        (512, 512),
-        (1023, 639),
-        (1024, 1024),
-        (2047, 1151),
-        (2048, 2048),
-        (4100, 2052),
-        (8192, 2176),
-    )
+    lengths = ((1023, 255), (1024, 1024), (2047, 1151), (2048, 2048), (4100, 2052), (8192, 2176))
     for (length, expected), (width, first) in itertools.product(lengths, hopper_tables.DQ_ACCUM_FROM.items()):
         case = Case(mode="bwd", dtype="bfloat16", causal=False, queries=length, keys=length, head_dim=width, **sizes)
         for name in ("flashjvp", "flashjvp-triton", "flashjvp-func-jvp"):
