@@ -89,26 +89,26 @@ def with_tiles(machine: Callable[..., None]) -> Callable[..., None]:
 
 def test_a_triton_that_keeps_kernels_off_is_warned_about(with_tiles: Callable[..., None]) -> None:
     with_tiles(triton_release=(3, 5))
-    (text,) = said(kernels._hopper, call(), 1.0, inputs())
+    (text,) = said(kernels.hopper_of, call(), 1.0, inputs())
     assert "portable kernels" in text and "Install a Triton that they were measured with" in text
-    assert not said(kernels._hopper, call(), 1.0, inputs())
+    assert not said(kernels.hopper_of, call(), 1.0, inputs())
 
 
 def test_a_layout_that_keeps_kernels_off_is_warned_about(with_tiles: Callable[..., None]) -> None:
     columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
-    (text,) = said(kernels._hopper, call(), 1.0, inputs(columns))
+    (text,) = said(kernels.hopper_of, call(), 1.0, inputs(columns))
     assert "q.contiguous() mends it" in text
     d_o = torch.empty((), dtype=torch.float16).expand(1, 2, 8, 64)
-    (text,) = said(kernels._hopper, call(), 1.0, inputs(), d_o, None)
+    (text,) = said(kernels.hopper_of, call(), 1.0, inputs(), d_o, None)
     assert "the gradient of o is broadcast" in text
 
 
 def test_what_a_call_asks_for_is_not_warned_about(with_tiles: Callable[..., None]) -> None:
     """Nor what another layout would not change."""
     columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
-    assert not said(kernels._hopper, call(), -1.0, inputs(columns))
+    assert not said(kernels.hopper_of, call(), -1.0, inputs(columns))
     with_tiles(capability=(8, 0))
-    assert not said(kernels._hopper, call(), 1.0, inputs(columns))
+    assert not said(kernels.hopper_of, call(), 1.0, inputs(columns))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter serves machines without a GPU")
@@ -116,7 +116,7 @@ def test_what_a_call_asks_for_is_not_warned_about(with_tiles: Callable[..., None
 def test_the_warning_names_the_line_of_the_user(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And breaks no graph."""
     replay.forget()
-    monkeypatch.setattr(kernels, "_hopper", lambda *call: performance.warn_once("slow"))
+    monkeypatch.setattr(kernels, "hopper_of", lambda *call: performance.warn_once("slow"))
     q, k, v = torch.randn(3, 1, 1, 5, 16)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

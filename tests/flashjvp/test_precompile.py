@@ -231,9 +231,9 @@ def test_a_call_finds_what_was_compiled_for_its_like(program: str, counts: list[
 # kernels have a code for masks whose rows they read in pieces of 16, and one for others; the warp-specialised ones have
 # one for each of whether a mask differs between heads and between batch entries.
 MOST_COMPILATIONS = {"none": 1, "grouped": 1, "dropout": 1, "bool": 2, "additive": 2, "learned": 2}
-# Which have kernels of their own, and where the portable ones are; the others are the warp-specialised ones.
+# Which have kernels of their own, and where the portable ones are; of block masks there are warp-specialised ones, too.
 OTHERS_AT = {"window": "partial", "blocks": "partial", "packed": "varlen"}
-HOPPER_AT = {"window": "band", "blocks": "block_mask", "packed": "band"}
+OF_BLOCK_MASKS = {"hopper.backward_preprocess", "hopper.block_mask_forward", "hopper.block_mask_backward"}
 
 
 @pytest.mark.sampled(of=4)
@@ -249,15 +249,17 @@ def test_of_random_calls_each_kernel_is_compiled_once(architecture: str, kind: s
     found = json.loads(done.stdout)
     files = {name.rpartition(".")[0] for name in found}
     if kind in OTHERS_AT:
+        of_blocks = architecture == "sm_90" and kind == "blocks"
         others = {"portable.backward_preprocess", f"portable.{OTHERS_AT[kind]}"}
-        passes = ("backward_preprocess", f"{HOPPER_AT[kind]}_forward", f"{HOPPER_AT[kind]}_backward")
-        assert files == others | ({f"hopper.{name}" for name in passes} if architecture == "sm_90" else set())
+        assert files == others | (OF_BLOCK_MASKS if of_blocks else set())
         assert all(count == 1 for name, count in found.items())
-        assert len(found) == (8 if architecture == "sm_90" else 4)
+        assert len(found) == (8 if of_blocks else 4)
         return
     portable = {"forward", "backward_preprocess", "backward_query", "backward_key"}
     assert {f"portable.{name}" for name in portable} <= files
-    assert ("hopper.forward" in files) == (architecture == "sm_90" and kind in ("none", "grouped", "bool", "additive"))
+    of_hopper = {"hopper.forward"} if kind in ("bool", "additive") else {"hopper.persistent_kernels"}
+    is_served = architecture == "sm_90" and kind in ("none", "grouped", "bool", "additive")
+    assert files & {"hopper.forward", "hopper.persistent_kernels"} == (of_hopper if is_served else set())
     for name, count in found.items():
         most = 1 if name.endswith("preprocess_kernel") else MOST_COMPILATIONS[kind]
         assert count <= (4 if kind == "bool" and name.startswith("hopper") else most), found
