@@ -21,7 +21,7 @@ OF_ITS_OWN_FILE = {
     "flashjvp.kernels.launch.driver": {"_MOST_ENCODED"},
     "flashjvp.kernels.launch.replay": {"TensorKeyedCache.find", "CapturedCall.replay"},
     "flashjvp.kernels.launch.schedule": {"input_precision", "high_precision", "ARCHITECTURES"},
-    "flashjvp.backends.triton": {"_hopper"},
+    "flashjvp.backends.triton": {"hopper_of"},
     "flashjvp.backends.select": {"obstacle"},
     "flashjvp.support": {"installed"},
     "flashjvp.integrations.diffusers": {"attention"},
