@@ -43,11 +43,12 @@ CARDS_SAMPLE ?= 12
 codegen-cards:
 	$(VENV)/bin/python -m verify codegen --arch sm_80,sm_86,sm_89,sm_100,sm_120 --of-sample $(CARDS_SAMPLE)
 
-# The same with another Triton, which serves this alone: make codegen-triton VERSION=3.6.0
+# As codegen, with another Triton, which serves this alone: make codegen-triton VERSION=3.6.0 [OF_SAMPLE=48, others at
+# each commit]
 codegen-triton:
 	@test -n "$(VERSION)" || { echo "say which Triton: make codegen-triton VERSION=3.6.0" >&2; exit 2; }
 	@test -d $(OTHER) || { $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OTHER).part triton==$(VERSION) && mv $(OTHER).part $(OTHER); }
-	PYTHONPATH=$(CURDIR)/$(OTHER) $(VENV)/bin/python -m verify codegen --arch sm_90
+	PYTHONPATH=$(CURDIR)/$(OTHER) $(VENV)/bin/python -m verify codegen --arch sm_90 $(if $(OF_SAMPLE),--of-sample $(OF_SAMPLE))
 
 train:
 	$(VENV)/bin/python -m tvm_ref.train
