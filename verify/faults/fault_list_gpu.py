@@ -188,7 +188,7 @@ OF_PIPELINES = [
     ),
     _pipeline(
         "pairs of columns share a bit", MASK, "pair",
-        "pair = gl.arange(0, PAIRS, _along(BIT_LAYOUT, (1,)))[None, :, None, None]", "hopper_mask",
+        "pair = gl.arange(0, PAIRS, along(BIT_LAYOUT, (1,)))[None, :, None, None]", "hopper_mask",
     ),
     _pipeline(
         "words of queries packed as of keys", MASK, "tl.store",

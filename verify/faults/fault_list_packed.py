@@ -22,7 +22,7 @@ OF_PACKED_SEQUENCES = [
     Fault("first query aligned with first key", STAGE, VARLEN, "shift", "shift = 0", "causal_33_80", "packed"),
     Fault(
         "gradients of keys from queries of the first sequence", STAGE, VARLEN, "start_q, queries",
-        "start_q, queries = _rows_of(cu, 0, M)", check="packed",
+        "start_q, queries = rows_of(cu, 0, M)", check="packed",
     ),
     Fault(
         "packed: delta in the place of a", STAGE, "backends/triton_varlen.py", "statistics",
