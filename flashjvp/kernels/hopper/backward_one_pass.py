@@ -189,8 +189,7 @@ def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: 
 
 @gluon.jit
 def _stream(
-    add_tile: gl.constexpr, accs, exchange, dq_accums, program, CHUNKS: gl.constexpr,
-    DQ_COLUMNS: gl.constexpr,
+    add_tile: gl.constexpr, accs, exchange, dq_accums, program, CHUNKS: gl.constexpr, DQ_COLUMNS: gl.constexpr
 ):  # fmt: skip
     """The mainloop, over the tiles of queries of all heads of the group. Returns the number of iterations, too."""
     pipeline, block, loop = program.pipeline, program.block, program.loop
@@ -214,8 +213,7 @@ def _stream(
 
 @gluon.jit
 def _consume(
-    program, exchange, dq_accums, consumer: gl.constexpr, CHUNKS: gl.constexpr,
-    DQ_COLUMNS: gl.constexpr,
+    program, exchange, dq_accums, consumer: gl.constexpr, CHUNKS: gl.constexpr, DQ_COLUMNS: gl.constexpr
 ):  # fmt: skip
     """A consumer: d_v and d_v_t, or d_k and d_k_t, of 64 keys."""
     ADD_TILE: gl.constexpr = _tile_of_scores if consumer == 0 else _tile_of_cotangents
