@@ -28,6 +28,7 @@ from flashjvp.backends.patterns import Band, Listed
 from flashjvp.kernels.launch import replaced, schedule
 
 from .configuration import PARTIAL, Configuration, Kernel
+from .handed_on import handed_on
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -161,7 +162,10 @@ def measure(compiled: Any) -> dict[str, Any]:
     """Registers, spills, shared memory and instructions of a compiled kernel."""
     version, target = re.findall(r"^\.(?:version|target) (\S+)", compiled.asm["ptx"], re.MULTILINE)[:2]
     isa = f"{target.rstrip(',')}, PTX {version}"
-    return {**of_sass(dump(compiled.asm["cubin"])), "isa": isa, "shared_bytes": compiled.metadata.shared}
+    found = {**of_sass(dump(compiled.asm["cubin"])), "isa": isa, "shared_bytes": compiled.metadata.shared}
+    if lost := handed_on(compiled.asm["source"]):
+        found["failure"] = found["failure"] or f"a loop hands numbers on, which Triton 3.6 loses: {lost}"
+    return found
 
 
 def dump(cubin: bytes) -> str:

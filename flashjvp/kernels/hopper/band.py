@@ -50,6 +50,19 @@ def _before(tiles):
 
 
 @gluon.jit
+def _end_of(tiles, side):
+    """The iterations of one end of the band, before or behind the whole tiles, and what added to one gives its tile.
+
+    Computed, not kept from one turn of a loop to the next: Triton 3.6 takes a number that is given another one's of the
+    turn before for one that never changes.
+    """
+    middle = tiles.whole + _before(tiles)
+    first = tiles.whole + side * (middle - tiles.whole)  # mutate: first
+    end = middle + side * (tiles.count - middle)  # mutate: end
+    return first, end, tiles.first - (1 - side) * tiles.whole
+
+
+@gluon.jit
 def _below(count, quarter):
     """The bits of a quarter's columns (packed_mask.py) among the first `count` ones."""
     bits = (count >> 3) * 2 + gl.minimum(gl.maximum((count & 7) - 2 * quarter, 0), 2)  # mutate: bits
@@ -152,8 +165,8 @@ def stream_band_keys(
             add_tile, accs, state, register_operands, program, (), (), 0, 0, iteration, full, consumer, CHUNKS, False,
             False,
         )  # fmt: skip
-    first, end, shift = tiles.whole, tiles.whole + _before(tiles), tiles.first - tiles.whole
-    for _ in range(2):  # both ends: in the innermost loop fewer numbers are alive than where it goes over both
+    for side in range(2):  # both ends: in the innermost loop fewer numbers are alive than where it goes over both
+        first, end, shift = _end_of(tiles, side)
         for iteration in range(first, end):
             tile = iteration + shift
             if _is_seen(seen, tile, COLUMNS):
@@ -165,7 +178,6 @@ def stream_band_keys(
                 )  # fmt: skip
             else:
                 pass_over(pipeline, iteration)
-        first, end, shift = end, tiles.count, tiles.first
     return accs, state
 
 
@@ -198,8 +210,8 @@ def stream_band_queries(
             if len(dq) > 0:
                 before = head * loop.end + tiles.first_whole + i  # mutate: before
             iteration += 1
-        first, end, shift = tiles.whole, tiles.whole + _before(tiles), tiles.first - tiles.whole
-        for _ in range(2):
+        for side in range(2):
+            first, end, shift = _end_of(tiles, side)
             for i in range(first, end):
                 tile = i + shift
                 takes_part = True if len(dq) > 0 else _is_seen(seen, tile, ROWS)
@@ -217,5 +229,4 @@ def stream_band_queries(
                 else:
                     pass_over(pipeline, iteration)
                 iteration += 1
-            first, end, shift = end, tiles.count, tiles.first
     return accs, before, iteration

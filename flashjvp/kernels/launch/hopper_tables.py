@@ -49,7 +49,7 @@ MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
 MEASURED_PERSISTENT: tuple[Release, ...] = ((3, 6),)
 MEASURED_ONE_PASS: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = ((3, 6),)
-MEASURED_BANDS: tuple[Release, ...] = ()  # windows and packed sequences: timed with 3.6, results compared in part
+MEASURED_BANDS: tuple[Release, ...] = ((3, 6),)
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers
 REGISTER_OPERANDS = {
