@@ -39,6 +39,7 @@ from .one_pass_exchange import (
     release,
     store_numbers,
 )
+from .packed_mask import where_allowed
 from .pipeline import (
     LSE,
     MU,
@@ -65,6 +66,7 @@ class Inputs(NamedTuple):
     resident: Any  # of the first consumer k, k_t, v, v_t; of the second v, v_t, k, k_t
     streamed: Any  # q, G, q_t, T
     stats: Any  # [4, streamed rows]
+    mask: Any  # of the first consumer (words of a packed mask,), or ()
     dq_tile: Any  # its number among those of all heads
     iteration: Any
     passed: Any  # (barrier, phase) of the tile, for `keep_above`
@@ -123,6 +125,7 @@ def _tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.c
     p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
     if DQ_COLUMNS > 0:
         p = where_key_exists(p, program, 0, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)
     weights = left_operands(p.to(q[0].dtype), q)
     keep_above(inputs.passed)
     acc_v_t = add_product(acc_v_t, weights, T)
@@ -188,38 +191,52 @@ def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: 
 
 
 @gluon.jit
+def add_queries(
+    add_tile: gl.constexpr, accs, exchange, dq_accums, program, mask, dq_tile, iteration, CHUNKS: gl.constexpr,
+    DQ_COLUMNS: gl.constexpr,
+):  # fmt: skip
+    """One iteration: awaits a tile of queries and adds it."""
+    pipeline = program.pipeline
+    stage, passed = stage_of(pipeline, iteration)
+    bar, phase = passed
+    mbarrier.wait(bar, phase)
+    inputs = Inputs(
+        by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
+        by_tensor(streamed_rows(pipeline.streamed, stage + (iteration >> 30)), CHUNKS),
+        pipeline.stats[0].index(stage), mask, dq_tile, iteration, passed, pipeline.empty.index(stage),
+    )  # fmt: skip
+    return add_tile(by_tensor(accs, CHUNKS), exchange, dq_accums, inputs, program, DQ_COLUMNS)
+
+
+@gluon.jit
 def _stream(
-    add_tile: gl.constexpr, accs, exchange, dq_accums, program, CHUNKS: gl.constexpr, DQ_COLUMNS: gl.constexpr
+    add_tile: gl.constexpr, accs, exchange, dq_accums, program, consumer: gl.constexpr, CHUNKS: gl.constexpr,
+    DQ_COLUMNS: gl.constexpr,
 ):  # fmt: skip
     """The mainloop, over the tiles of queries of all heads of the group. Returns the number of iterations, too."""
-    pipeline, block, loop = program.pipeline, program.block, program.loop
+    block, loop = program.block, program.loop
     iteration = 0
     dq_tile = (block.batch * loop.query_heads + loop.head) * loop.end
     for _member in range(loop.heads):
         for _tile in range(loop.end):
-            stage, passed = stage_of(pipeline, iteration)
-            bar, phase = passed
-            mbarrier.wait(bar, phase)
-            inputs = Inputs(
-                by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
-                by_tensor(streamed_rows(pipeline.streamed, stage + (iteration >> 30)), CHUNKS),
-                pipeline.stats[0].index(stage), dq_tile, iteration, passed, pipeline.empty.index(stage),
+            accs = add_queries(
+                add_tile, accs, exchange, dq_accums, program, (), dq_tile, iteration, CHUNKS, DQ_COLUMNS
             )  # fmt: skip
-            accs = add_tile(by_tensor(accs, CHUNKS), exchange, dq_accums, inputs, program, DQ_COLUMNS)
             iteration += 1
             dq_tile += 1  # mutate: dq_tile
     return accs, iteration
 
 
 @gluon.jit
-def _consume(
-    program, exchange, dq_accums, consumer: gl.constexpr, CHUNKS: gl.constexpr, DQ_COLUMNS: gl.constexpr
+def consume(
+    program, exchange, dq_accums, consumer: gl.constexpr, CHUNKS: gl.constexpr, DQ_COLUMNS: gl.constexpr,
+    stream: gl.constexpr = _stream,
 ):  # fmt: skip
     """A consumer: d_v and d_v_t, or d_k and d_k_t, of 64 keys."""
     ADD_TILE: gl.constexpr = _tile_of_scores if consumer == 0 else _tile_of_cotangents
     accs = zeros(program.pipeline.resident[: len(program.outs)])
     mbarrier.wait(program.pipeline.resident_full.index(0), 0)
-    accs, iterations = _stream(ADD_TILE, accs, exchange, dq_accums, program, CHUNKS, DQ_COLUMNS)
+    accs, iterations = stream(ADD_TILE, accs, exchange, dq_accums, program, consumer, CHUNKS, DQ_COLUMNS)
     if consumer == 0:
         if DQ_COLUMNS > 0:
             await_free(exchange, iterations)  # results are written through tiles that the other consumer reads
@@ -265,8 +282,8 @@ def backward_one_pass_kernel(
     gl.warp_specialize(
         [
             (produce, (of_keys + of_values, streamed, (stats,), first, block, loop, CHUNKS)),
-            (_consume, (program, exchange, dq_accums, 0, CHUNKS, DQ_COLUMNS)),
-            (_consume, (program_of_keys, exchange, dq_accums, 1, CHUNKS, DQ_COLUMNS)),
+            (consume, (program, exchange, dq_accums, 0, CHUNKS, DQ_COLUMNS)),
+            (consume, (program_of_keys, exchange, dq_accums, 1, CHUNKS, DQ_COLUMNS)),
         ],
         [4, 4],
         [240, 240],

@@ -30,11 +30,11 @@ class Tiles(NamedTuple):
 
 
 @gluon.jit
-def tiles_of(band, row0, ROWS: gl.constexpr):
-    """The tiles of ROWS rows that the 128 resident rows from `row0` on see."""
+def tiles_of(band, row0, ROWS: gl.constexpr, RESIDENT: gl.constexpr = BLOCK_ROWS):
+    """The tiles of ROWS rows that the RESIDENT resident rows from `row0` on see."""
     begin = gl.maximum(row0 + band.low - band.first, 0)
-    end = gl.minimum(row0 + BLOCK_ROWS + band.high, band.end) - band.first  # mutate: end
-    whole_begin = gl.maximum(row0 + (BLOCK_ROWS - 1) + band.low - band.first, 0)  # mutate: whole_begin
+    end = gl.minimum(row0 + RESIDENT + band.high, band.end) - band.first  # mutate: end
+    whole_begin = gl.maximum(row0 + (RESIDENT - 1) + band.low - band.first, 0)  # mutate: whole_begin
     whole_end = gl.minimum(row0 + 1 + band.high, band.end) - band.first  # mutate: whole_end
     first = begin // ROWS
     first_whole = gl.cdiv(whole_begin, ROWS)
@@ -50,7 +50,7 @@ def _before(tiles):
 
 
 @gluon.jit
-def _end_of(tiles, side):
+def end_of(tiles, side):
     """The iterations of one end of the band, before or behind the whole tiles, and what added to one gives its tile.
 
     Computed, not kept from one turn of a loop to the next: Triton 3.6 takes a number that is given another one's of the
@@ -79,13 +79,13 @@ class Seen(NamedTuple):
 
 
 @gluon.jit
-def _seen_by(band, row0):
+def seen_by(band, row0):
     """`Seen` of the resident rows from `row0` on."""
     return Seen(row0 + band.low - band.first, row0 + band.high + 1 - band.first, band.end - band.first)
 
 
 @gluon.jit
-def _visible(seen, rows, tile, COLUMNS: gl.constexpr):
+def visible(seen, rows, tile, COLUMNS: gl.constexpr):
     """The words of a packed mask for a consumer's rows and a tile. Of the 64 rows only the first `rows` ones see
     anything."""
     WORDS: gl.constexpr = along(bit_layout(COLUMNS // 8), (0, 2))
@@ -133,8 +133,9 @@ def produce_band(
 ):  # fmt: skip
     """`pipeline.produce` of the tiles that the resident rows see."""
     ROWS: gl.constexpr = streamed[0].block_shape[-2]
+    RESIDENT: gl.constexpr = pipeline.resident[0].shape[0] * CONSUMER_ROWS
     load_resident(resident, pipeline, block, CHUNKS)
-    tiles = tiles_of(band, block.row0, ROWS)
+    tiles = tiles_of(band, block.row0, ROWS, RESIDENT)
     iteration = 0
     for member in range(loop.heads):
         head = loop.head + member
@@ -158,7 +159,7 @@ def stream_band_keys(
     pipeline, band = program.pipeline, program.mask[0]
     COLUMNS: gl.constexpr = pipeline.streamed[0].shape[3]
     tiles = tiles_of(band, program.block.row0, COLUMNS)
-    seen = _seen_by(band, program.block.row0 + consumer * CONSUMER_ROWS)
+    seen = seen_by(band, program.block.row0 + consumer * CONSUMER_ROWS)
     for iteration in range(tiles.whole):
         full = stage_of(pipeline, iteration)
         accs, state = add_keys(
@@ -166,12 +167,12 @@ def stream_band_keys(
             False,
         )  # fmt: skip
     for side in range(2):  # both ends: in the innermost loop fewer numbers are alive than where it goes over both
-        first, end, shift = _end_of(tiles, side)
+        first, end, shift = end_of(tiles, side)
         for iteration in range(first, end):
             tile = iteration + shift
             if _is_seen(seen, tile, COLUMNS):
                 full = stage_of(pipeline, iteration)
-                mask = _visible(seen, CONSUMER_ROWS, tile, COLUMNS)
+                mask = visible(seen, CONSUMER_ROWS, tile, COLUMNS)
                 accs, state = add_keys(
                     add_tile, accs, state, register_operands, program, mask, (), 0, 0, iteration, full, consumer,
                     CHUNKS, False, False,
@@ -194,7 +195,7 @@ def stream_band_queries(
     SUB_ROWS: gl.constexpr = ROWS // SUB_TILES
     tiles = tiles_of(band, block.row0, ROWS)
     row0 = block.row0 + consumer * CONSUMER_ROWS
-    seen = _seen_by(band, row0)
+    seen = seen_by(band, row0)
     iteration = 0
     before = (block.batch * loop.query_heads + loop.head) * loop.end
     if len(dq) > 0:
@@ -211,7 +212,7 @@ def stream_band_queries(
                 before = head * loop.end + tiles.first_whole + i  # mutate: before
             iteration += 1
         for side in range(2):
-            first, end, shift = _end_of(tiles, side)
+            first, end, shift = end_of(tiles, side)
             for i in range(first, end):
                 tile = i + shift
                 takes_part = True if len(dq) > 0 else _is_seen(seen, tile, ROWS)
@@ -219,7 +220,7 @@ def stream_band_queries(
                     full = stage_of(pipeline, iteration)
                     masks = ()
                     for j in gl.static_range(SUB_TILES):
-                        masks = masks + (_visible(seen, program.N - row0, tile * SUB_TILES + j, SUB_ROWS),)
+                        masks = masks + (visible(seen, program.N - row0, tile * SUB_TILES + j, SUB_ROWS),)
                     accs = add_queries(
                         add_tile, accs, dq, register_operands, program, masks, ((),) * SUB_TILES, 0, iteration,
                         before, full, consumer, CHUNKS, False, SUB_TILES, DQ_COLUMNS,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .blocks import Block, Loop, key_block, query_block
+from .blocks import CONSUMER_ROWS, Block, Loop, key_block, query_block
 from .pipeline import ENTRIES
 
 BLOCK_ROWS = gl.constexpr(128)  # of a program
@@ -84,26 +84,30 @@ def place_of_queries(cu, low, high, M, N, heads, group, KEYS: gl.constexpr):
 
 
 @gluon.jit
-def place_of_keys(cu, low, high, M, N, heads, group, ROWS: gl.constexpr):
-    """The block of a program with resident keys, its loop over the heads of a group, and the band of queries that it
-    sees, up to the end of the last tile: rows beyond the last query are zeros, and add nothing."""
+def place_of_keys(cu, low, high, M, N, heads, group, ROWS: gl.constexpr, CONSUMERS: gl.constexpr = 2):
+    """The block of a program with resident keys, 64 for each of CONSUMERS, its loop over the heads of a group, and the
+    band of queries that it sees, up to the end of the last tile: rows beyond the last query are zeros, and add
+    nothing."""
     if cu is None:
-        block, loop = key_block(M, N, heads, group, ROWS, False)
+        block, loop = key_block(M, N, heads, group, ROWS, False, CONSUMERS)
         band = Band(block.batch, 0, loop.end * ROWS, -high, -low, block.batch * heads, 0)  # mutate: band
         return block, loop, band
     else:
         kv_heads = heads // group
         pid = gl.program_id(0)
-        blocks = gl.num_programs(0) // kv_heads
-        count = blocks - N // BLOCK_ROWS
+        programs = gl.num_programs(0) // kv_heads  # of a head
+        OF_BLOCK: gl.constexpr = 2 // CONSUMERS
+        count = programs // OF_BLOCK - N // BLOCK_ROWS
         of_keys = cu + (count + 1)
-        sequence, row = _find(of_keys, pid % blocks, count)
+        number = pid % programs
+        sequence, row = _find(of_keys, number // OF_BLOCK, count)
+        row += number % OF_BLOCK * (CONSUMERS * CONSUMER_ROWS)  # mutate: row
         entry, first = _entry_of(of_keys, sequence, N)
         of_queries, first_query = _entry_of(cu, sequence, M)
         column = _first_block(cu, sequence) * BLOCK_ROWS  # mutate: column
         end = first_query + gl.cdiv(M - first_query, ROWS) * ROWS
         end = first_query if first + row >= N else end
-        head = pid // blocks
+        head = pid // programs
         block = Block(entry, head, first + row)
         loop = Loop(head * group, group, 0, 0, heads)
         return block, loop, Band(of_queries, first_query, end, -high, -low, 0, column)

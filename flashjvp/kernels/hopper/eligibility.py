@@ -81,8 +81,11 @@ def in_one_pass(call: Call) -> bool:
     """Whether backward_one_pass.py serves the backward pass of a call that the kernels serve.
 
     Causal calls are 6 % faster in two passes: one would hide scores in every tile, not in those at the diagonal alone.
+    In a band the tiles at its ends have a loop of their own.
     """
-    return call.precision == "half" and call.mask is None and call.pattern is None and not call.is_causal
+    if call.pattern is not None:
+        return call.precision == "half" and isinstance(call.pattern, Band | Packed)
+    return call.precision == "half" and call.mask is None and not call.is_causal
 
 
 def unmeasured(call: Call) -> str | None:

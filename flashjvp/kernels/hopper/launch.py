@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...backends.patterns import Listed
 from ...layout import empty_lse, empty_statistic
 from ...operands import Inputs
 from ..launch import schedule
@@ -13,27 +12,11 @@ from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import Families, Persistent, Pipeline
 from . import eligibility
 from .absent import with_unwanted, with_zeros, zero
-from .backward_key import backward_key_kernel
-from .backward_one_pass import backward_one_pass_kernel
-from .backward_pairs import backward_pairs_kernel
 from .backward_postprocess import dq_columns, launch_postprocess
 from .backward_preprocess import launch_preprocess
-from .backward_query import backward_query_kernel
-from .backward_value import backward_value_kernel
-from .band_backward import band_key_kernel, band_pairs_kernel, band_query_kernel, band_value_kernel
-from .band_forward import band_forward_kernel
-from .bias import bias_of_call
-from .block_mask_backward import (
-    block_mask_key_kernel,
-    block_mask_pairs_kernel,
-    block_mask_query_kernel,
-    block_mask_value_kernel,
-)
-from .block_mask_forward import block_mask_forward_kernel
 from .described import describe, described, empty_result, written
 from .descriptors import statistics_descriptor
-from .forward import forward_kernel
-from .packed_mask import pack
+from .families import Seen
 from .per_tensor_scaling import KernelOperands, scale_tensors
 from .persistent_launch import launch_persistent, persistent_of
 
@@ -41,26 +24,6 @@ DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
 BLOCK_ROWS = 128  # rows of a program
 CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
-
-
-class Kernels(NamedTuple):
-    """The kernels of a call, by family. Where d_q is accumulated, `backward_key` does it."""
-
-    forward: Any
-    backward_query: Any
-    backward_key: Any
-    backward_value: Any
-    backward_pairs: Any
-
-
-DENSE = Kernels(
-    forward_kernel, backward_query_kernel, backward_key_kernel, backward_value_kernel, backward_pairs_kernel
-)
-BLOCK_MASK = Kernels(
-    block_mask_forward_kernel, block_mask_query_kernel, block_mask_key_kernel, block_mask_value_kernel,
-    block_mask_pairs_kernel,
-)  # fmt: skip
-BAND = Kernels(band_forward_kernel, band_query_kernel, band_key_kernel, band_value_kernel, band_pairs_kernel)
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -80,7 +43,7 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     if persistent:
         launch_persistent(call, "forward", persistent, args, scale)
         return o, o_t, lse, mu
-    seen = _Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
+    seen = Seen.of(call, given.tensor_scales, by_keys=True, by_queries=False)
     args = (*args, *seen.by_keys)
     flags: dict[str, Any] = {"JVP": jvp, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
     programs = call.query_programs(BLOCK_ROWS)
@@ -108,11 +71,13 @@ def backward(
     tiles = _pipelines(call, jvp)
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     in_one_pass = in_one_pass and of_keys and of_values
-    may_sum = of_queries and of_keys and call.sequences is None  # their bits are those of each sequence alone
+    in_one_pass = in_one_pass and "backward_one_pass" in tiles
+    # The bits of packed sequences are those of each alone. In a band one pass does not add up.
+    may_sum = of_queries and of_keys and call.sequences is None and not (in_one_pass and call.pattern is not None)
     family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, may_sum, in_one_pass)
     apart = "backward_value" in tiles and family != "backward_one_pass"
     by_keys = of_queries and not summed
-    seen = _Seen.of(call, given.tensor_scales, log_l, by_keys=by_keys, by_queries=of_keys or of_values)
+    seen = Seen.of(call, given.tensor_scales, log_l, by_keys=by_keys, by_queries=of_keys or of_values)
     asked = zip(inputs, wanted, strict=True)
     grads = Inputs(*[empty_result(call, x, x.shape[-1]) if want else None for x, want in asked])
     dq_accum = _zero_dq_accum(call, stats, tiles[family]) if summed else None
@@ -143,36 +108,12 @@ def _zero_dq_accum(call: Call, stats: Tensor, tile: Pipeline) -> DqAccum:
     return stats.new_zeros(count, size), stats.new_zeros(count, size)
 
 
-class _Seen(NamedTuple):
-    """The kernels of a call, and what they are told of its mask and of per-tensor scaling: their last arguments, for
-    tiles [queries, keys] and for tiles [keys, queries], and constants."""
-
-    kernels: Kernels
-    by_keys: tuple[Any, ...]
-    by_queries: tuple[Any, ...]
-    flags: dict[str, Any]
-
-    @classmethod
-    def of(cls, call: Call, tensor_scales: Maybe, *log_l: Maybe, by_keys: bool, by_queries: bool) -> "_Seen":
-        """Packs a boolean mask in the layouts that are asked for. The plan of a block mask has both. Kernels of
-        backward passes take `log_l`, too: there is one beside an additive mask."""
-        if isinstance(call.pattern, Listed):
-            return cls(BLOCK_MASK, call.plan, call.plan, {})
-        if call.pattern is not None:
-            return cls(BAND, call.plan, call.plan, {})
-        words = pack(call, by_keys, by_queries)
-        bias, layout = bias_of_call(call)
-        rest = (bias, *log_l, tensor_scales)
-        flags = {"VARIES": words.varies, "BIAS_LAYOUT": layout}
-        return cls(DENSE, (words.by_keys, *rest), (words.by_queries, *rest), flags)
-
-
 class _Backward(NamedTuple):
     """The launches of a backward pass, and what they share."""
 
     given: KernelOperands
     stats: Tensor
-    seen: _Seen
+    seen: Seen
     grads: Inputs
     dq_accum: DqAccum | None
     scale: float
@@ -187,12 +128,20 @@ class _Backward(NamedTuple):
             self._described(tile.block_rows, q, d_o, q_t, d_o_t),
         )
         outs = self._described(CONSUMER_ROWS, d_v, d_v_t, d_k, d_k_t)
-        args = (*resident, *streamed, self._statistics(tile), *outs, *(self.dq_accum or (None, None)))
-        columns = dq_columns(self.given.call) if self.dq_accum else 0
-        programs = self.given.call.key_programs(CONSUMER_ROWS)  # mutate: programs
-        self.given.call.launch(
-            backward_one_pass_kernel, "backward_one_pass", programs, args, self.scale, launch_pdl=True,
-            DQ_COLUMNS=columns, STAGES=tile.stages,
+        args = (*resident, *streamed, self._statistics(tile), *outs)
+        flags: dict[str, Any] = {"STAGES": tile.stages}
+        call = self.given.call
+        if call.pattern is None:
+            args = (*args, *(self.dq_accum or (None, None)))
+            flags["DQ_COLUMNS"] = dq_columns(call) if self.dq_accum else 0
+        else:
+            args = (*args, *self.seen.by_queries)
+        programs = call.key_programs(CONSUMER_ROWS)  # mutate: programs
+        if call.sequences is not None:  # each of which has whole blocks
+            programs = 2 * call.key_programs(BLOCK_ROWS)
+        kernel = self.seen.kernels.backward_one_pass
+        call.launch(
+            kernel, call.family("backward_one_pass"), programs, args, self.scale, launch_pdl=True, **flags
         )  # fmt: skip
 
     def pairs(self, tile: Pipeline) -> None:

@@ -32,14 +32,14 @@ class Exchange(NamedTuple):
 
 @gluon.constexpr_function
 def _bytes_of_a_number(streamed):
-    _, _, rows, columns = streamed.block_shape
+    *_, rows, columns = streamed.block_shape
     return streamed.block_type.nbytes // (rows * columns)
 
 
 @gluon.jit
 def allocate_exchange(streamed):
     """`Exchange` for streamed tiles as this descriptor has them."""
-    ROWS: gl.constexpr = streamed.block_shape[2]
+    ROWS: gl.constexpr = streamed.block_shape[-2]
     COUNT: gl.constexpr = 8 // _bytes_of_a_number(streamed)
     DS_LAYOUT: gl.constexpr = gl.NVMMASharedLayout(2 * ROWS, 16, rank=2)
     tiles = gl.allocate_shared_memory(streamed.dtype, [COUNT, CONSUMER_ROWS, ROWS], DS_LAYOUT)
