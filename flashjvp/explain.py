@@ -199,8 +199,9 @@ def _warp_specialised_tiles(call: "Call", jvp: bool, learned: bool) -> dict[str,
     from .kernels.launch import schedule
 
     tiles = schedule.pipelines(call.device, call.precision, call.width)["tangents" if jvp else "plain"]
-    in_one_pass = eligibility.in_one_pass(call)
-    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, in_one_pass=in_one_pass)
+    in_one_pass = eligibility.in_one_pass(call) and "backward_one_pass" in tiles
+    may_sum = eligibility.may_accumulate_dq(call, in_one_pass)
+    of_keys, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, may_sum, in_one_pass)
     apart = "backward_value" in tiles and of_keys != "backward_one_pass"
     others = ["backward_value"] * apart + ["backward_query"] * (not summed)
     found = {}

@@ -116,8 +116,9 @@ def precompile(
         precision is not None and dtype in HALF,
     )
     wanted: dict[Any, compilation.Wanted] = {}
-    for function, args in _calls(like):
-        wanted |= {x.key: x for x in compilation.kernels_of(function, *args)}
+    for pattern in _patterns(like):
+        for function, args in _calls(like, pattern):
+            wanted |= {x.key: x for x in compilation.kernels_of(function, *args)}
     compilation.compile_all(list(wanted.values()))
     return len(wanted)
 
@@ -167,7 +168,14 @@ def _gpu(device: torch.device | str) -> torch.device:
     return found
 
 
-def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+def _patterns(like: Call) -> list[tuple[Any, ...]]:
+    """The pattern beside a mask, if there is one. Narrow windows and wide ones may have kernels of their own."""
+    if like.window:
+        return [(Band(-1, 1),), (Band(-like.tokens, like.tokens),)]
+    return [(Listed(),) if like.mask == "blocks" else ()]
+
+
+def _calls(like: Call, pattern: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Functions of the backend and their arguments, tensors that nobody has written."""
     from .backends import triton, triton_varlen
 
@@ -179,7 +187,7 @@ def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         return torch.empty(1, heads[name], like.tokens, width, dtype=like.dtype, device=like.device)
 
     q, k, v, o, d_o = (empty(name) for name in "qkvoo")
-    mask, pattern = _seen(like)
+    mask = _mask(like)
     seed = torch.empty((), dtype=torch.int64, device=like.device) if like.dropout else None
     options = like.is_causal and not pattern, like.head_dim**-0.5, 0.5 if like.dropout else 0.0
     lse = empty_lse(q, mask)
@@ -197,17 +205,16 @@ def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield kernels.backward_jvp, (*given, *options, (*(True,) * 6, False, False), *pattern)
 
 
-def _seen(like: Call) -> tuple[Tensor | None, tuple[Any, ...]]:
-    """What comes in the mask's place, and the pattern beside it, if there is one."""
+def _mask(like: Call) -> Tensor | None:
+    """What comes in the mask's place."""
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=like.device)
 
     if like.packed:
-        return empty(2, 2, dtype=torch.int32), ()
+        return empty(2, 2, dtype=torch.int32)
     if like.mask == "blocks":
-        return empty(1, dtype=torch.int32), (Listed(),)
-    mask = None
-    if like.mask is not None:
-        mask = empty(1, 1, like.tokens, like.tokens, dtype=torch.bool if like.mask == "bool" else like.dtype)
-    return mask, (Band(-1, 1),) if like.window else ()
+        return empty(1, dtype=torch.int32)
+    if like.mask is None:
+        return None
+    return empty(1, 1, like.tokens, like.tokens, dtype=torch.bool if like.mask == "bool" else like.dtype)

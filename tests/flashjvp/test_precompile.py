@@ -231,9 +231,14 @@ def test_a_call_finds_what_was_compiled_for_its_like(program: str, counts: list[
 # kernels have a code for masks whose rows they read in pieces of 16, and one for others; the warp-specialised ones have
 # one for each of whether a mask differs between heads and between batch entries.
 MOST_COMPILATIONS = {"none": 1, "grouped": 1, "dropout": 1, "bool": 2, "additive": 2, "learned": 2}
-# Which have kernels of their own, and where the portable ones are; of block masks there are warp-specialised ones, too.
+# Which have kernels of their own, where the portable ones are, and the warp-specialised ones.
 OTHERS_AT = {"window": "partial", "blocks": "partial", "packed": "varlen"}
-OF_BLOCK_MASKS = {"hopper.backward_preprocess", "hopper.block_mask_forward", "hopper.block_mask_backward"}
+OF_BAND = {"hopper.backward_preprocess", "hopper.band_forward", "hopper.band_backward"}
+SPECIALISED_AT = {
+    "window": {*OF_BAND, "hopper.band_persistent"},
+    "blocks": {"hopper.backward_preprocess", "hopper.block_mask_forward", "hopper.block_mask_backward"},
+    "packed": OF_BAND,
+}
 
 
 @pytest.mark.sampled(of=4)
@@ -249,11 +254,9 @@ def test_of_random_calls_each_kernel_is_compiled_once(architecture: str, kind: s
     found = json.loads(done.stdout)
     files = {name.rpartition(".")[0] for name in found}
     if kind in OTHERS_AT:
-        of_blocks = architecture == "sm_90" and kind == "blocks"
-        others = {"portable.backward_preprocess", f"portable.{OTHERS_AT[kind]}"}
-        assert files == others | (OF_BLOCK_MASKS if of_blocks else set())
+        portable = {"portable.backward_preprocess", f"portable.{OTHERS_AT[kind]}"}
+        assert files == portable | (SPECIALISED_AT[kind] if architecture == "sm_90" else set())
         assert all(count == 1 for name, count in found.items())
-        assert len(found) == (8 if of_blocks else 4)
         return
     portable = {"forward", "backward_preprocess", "backward_query", "backward_key"}
     assert {f"portable.{name}" for name in portable} <= files

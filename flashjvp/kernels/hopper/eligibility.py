@@ -88,6 +88,12 @@ def in_one_pass(call: Call) -> bool:
     return call.precision == "half" and call.mask is None and not call.is_causal
 
 
+def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:
+    """Whether query gradients may be added up in any order. Of packed sequences they may not, whose bits are those of
+    each alone; in one pass within a band they are not."""
+    return call.sequences is None and not (in_one_pass and call.pattern is not None)
+
+
 def unmeasured(call: Call) -> str | None:
     """That this release of Triton was not measured with masks of this kind; None if it was, or nothing runs here."""
     if call.pattern is None and (call.mask is None or is_boolean(call.mask_tensor)):

@@ -72,8 +72,7 @@ def backward(
     of_queries, of_values, of_keys = wanted.q or wanted.q_t, wanted.v or wanted.v_t, wanted.k or wanted.k_t
     in_one_pass = in_one_pass and of_keys and of_values
     in_one_pass = in_one_pass and "backward_one_pass" in tiles
-    # The bits of packed sequences are those of each alone. In a band one pass does not add up.
-    may_sum = of_queries and of_keys and call.sequences is None and not (in_one_pass and call.pattern is not None)
+    may_sum = of_queries and of_keys and eligibility.may_accumulate_dq(call, in_one_pass)
     family, summed = schedule.key_side_pipeline(tiles, call.width, call.sizes.queries, may_sum, in_one_pass)
     apart = "backward_value" in tiles and family != "backward_one_pass"
     by_keys = of_queries and not summed
