@@ -8,8 +8,8 @@ STAGE: Stage = "packed sequences"
 HOPPER = "kernels/hopper/"
 
 
-def _entry(name: str, file: str, marker: str, statement: str) -> Fault:
-    return Fault(f"packed: {name}", STAGE, file, marker, statement, "hopper_sequences", "emulated-packed")
+def _entry(name: str, file: str, marker: str, statement: str, case: str = "hopper_sequences") -> Fault:
+    return Fault(f"packed: {name}", STAGE, file, marker, statement, case, "emulated-packed")
 
 
 OF_PACKED_SEQUENCES = [
@@ -34,6 +34,10 @@ OF_PACKED_SEQUENCES = [
     _entry(
         "block of the one before", HOPPER + "band_place.py", "before",
         "before += gl.sum(((starts < block) & (b < count)).to(gl.int32), 0)",
+    ),
+    _entry(
+        "first half of a block for both programs", HOPPER + "band_place.py", "row", "row += 0",
+        "hopper_sequences_128",
     ),
     _entry("statistics of other rows", HOPPER + "band_place.py", "column", "column = gl.load(cu + sequence)"),
     _entry(

@@ -109,13 +109,29 @@ OF_PARTIAL = [
     _band("keys beyond the end", "high", "high = gl.minimum(gl.maximum(row + (seen.high - first), 0), COLUMNS)"),
     _band(
         "keys beyond the end in sums of d_q", "high (2)", "high = high + 0 * rows",
-        "hopper_128_low_scores",
+        "hopper_72_low_scores",
     ),
     _band(
         "tiles passed over that the last row sees", "return first",
         "return (first < seen.high) & (first + COLUMNS > seen.low)", "hopper_blocks_128",
     ),
-    _band("d_q of the first tiles", "before", "before = head * loop.end + i", "hopper_blocks_128"),
+    _band("d_q of the first tiles", "before", "before = head * loop.end + i", "hopper_blocks_72"),
+    _band("second end from the first one's start", "first", "first = tiles.whole + 0 * side"),
+    _band(
+        "one pass: the mask of the tile before", "mask",
+        "mask = visible(seen, program.N - block.row0, i + shift - 1, ROWS)", "hopper_blocks_128",
+        "band_one_pass.py",
+    ),
+    _band(
+        "one pass: keys' gradients from one head of a group", "block, loop, band",
+        "block, loop, band = place_of_keys(cu, low, high, M, N, heads, 1, ROWS, 1)", "hopper_blocks_128",
+        "band_one_pass.py",
+    ),
+    Fault(
+        "persistent kernels: stages count anew in every item of a window", "pipelines",
+        HOPPER + "band_persistent.py", "iteration", "iteration += 0 * steps", "hopper_items",
+        "emulated-persistent-windows",
+    ),
     _band(
         "of the other side for keys", "band",
         "band = Band(block.batch, 0, loop.end * ROWS, low, high, block.batch * heads, 0)", file="band_place.py",

@@ -58,7 +58,7 @@ def end_of(tiles, side):
     """
     middle = tiles.whole + _before(tiles)
     first = tiles.whole + side * (middle - tiles.whole)  # mutate: first
-    end = middle + side * (tiles.count - middle)  # mutate: end
+    end = middle + side * (tiles.count - middle)
     return first, end, tiles.first - (1 - side) * tiles.whole
 
 

@@ -40,7 +40,7 @@ def _stream_band(
             for i in range(first, end):
                 mask = ()
                 if consumer == 0:
-                    mask = visible(seen, program.N - block.row0, i + shift, ROWS)
+                    mask = visible(seen, program.N - block.row0, i + shift, ROWS)  # mutate: mask
                 accs = add_queries(
                     add_tile, accs, exchange, dq_accums, program, mask, 0, iteration, CHUNKS, DQ_COLUMNS
                 )  # fmt: skip
@@ -64,7 +64,7 @@ def band_one_pass_kernel(
     ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
-    block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS, 1)
+    block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS, 1)  # mutate: block, loop, band
     keys, values = allocate_tiles(of_keys, 1), allocate_tiles(of_values, 1)
     streamed_tiles, stats_tiles = allocate_tiles(streamed, STAGES), allocate_tiles((stats,), STAGES)
     resident_full, full, empty = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
