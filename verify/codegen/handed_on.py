@@ -1,7 +1,7 @@
 """Loops that hand a number on from one name to another: `a = b`, where both change from turn to turn.
 
-Triton 3.6 loses that where another loop is inside: it then takes a for a number that never changes. The kernel waits for
-ever, or its results are wrong; 3.9 keeps it. Nothing of it shows in the compiled code, so the first intermediate
+Triton 3.6 loses that where another loop is inside: it then takes a for a number that never changes. The kernel waits
+for ever, or its results are wrong; 3.9 keeps it. Nothing of it shows in the compiled code, so the first intermediate
 representation is read.
 """
 
