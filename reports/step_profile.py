@@ -10,7 +10,8 @@ from .tables import markdown
 
 PROFILE_COLUMNS = (
     "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
-    "objective", "detach", "tokens", "group", "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s", "tflops", "torch", "device", "commit",
+    "objective", "detach", "tokens", "group", "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s",
+    "tflops", "torch", "device", "commit",
 )  # fmt: skip
 # Columns of files from before objective and tokens could be chosen.
 OLD_PROFILE_COLUMNS = tuple(name for name in PROFILE_COLUMNS if name not in ("objective", "detach", "tokens"))
