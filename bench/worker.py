@@ -42,7 +42,7 @@ def main() -> None:
         if task.get("compile_only"):
             outcome = cells.compiled(cell["provider"], case)
         else:
-            outcome = cells.outcome(cell["provider"], case, cell["repeat_s"])
+            outcome = cells.outcome(cell["provider"], case, cell.get("repeat_s"))
         _write(events, {"event": "outcome", "id": cell["id"], **outcome})
         if outcome["status"] == "crashed":
             return  # the CUDA context is lost: the parent starts a fresh process
