@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ class Cells:
         self._verdicts: dict[tuple[str, Case], gate.Verdict] = {}
         self._host_us: dict[tuple[str, Case], float] = {}
 
-    def outcome(self, name: str, case: Case) -> Outcome:
-        """The measured columns of a row, `status` and `reason`."""
-        return self._survived(self._measure, name, case)
+    def outcome(self, name: str, case: Case, repeat_s: float | None = None) -> Outcome:
+        """The measured columns of a row, `status` and `reason`. repeat_s: as of measure.latency."""
+        return self._survived(partial(self._measure, repeat_s=repeat_s), name, case)
 
     def compiled(self, name: str, case: Case) -> Outcome:
         """Calls a provider once, for what it compiles and leaves in caches on the disk; `status` and `reason`."""
@@ -53,7 +54,7 @@ class Cells:
         self._work(self._attention(name, case), case)()
         outcome |= {"status": "ok", "reason": ""}
 
-    def _measure(self, name: str, case: Case, outcome: Outcome) -> None:
+    def _measure(self, name: str, case: Case, outcome: Outcome, repeat_s: float | None) -> None:
         attention = self._attention(name, case)
         verdict = self._verdict(name, case, attention)
         outcome |= {"err_o": verdict.err_o, "err_o_t": verdict.err_o_t, "err_grad": verdict.err_grad}
@@ -62,7 +63,7 @@ class Cells:
         if self._device.type == "cuda":
             work()  # compiles, and fills the library workspaces that are not the call's own memory
         outcome["peak_mib"] = measure.peak_mib(work, self._device)
-        timed = measure.latency(work, self._device)
+        timed = measure.latency(work, self._device, repeat_s)
         outcome |= {"latency_p20_ms": timed.p20_ms, "latency_p50_ms": timed.p50_ms, "latency_p80_ms": timed.p80_ms}
         outcome |= {"repeats": timed.repeats, "status": "wrong" if verdict.reason else "ok", "reason": verdict.reason}
 

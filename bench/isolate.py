@@ -31,16 +31,19 @@ class WorkerError(RuntimeError):
     """The worker could not even describe the environment."""
 
 
-def environment(device: str | None, dtype: str | None, limit_s: float, worker: tuple[str, ...] = WORKER) -> Event:
-    """The environment columns, measured in a child so that the parent never touches the device."""
+def environments(
+    device: str | None, dtypes: dict[str, list[str]], limit_s: float, worker: tuple[str, ...] = WORKER
+) -> list[Event]:
+    """The environment columns for each dtype, which are by kind of device; measured in a child so that the parent never
+    touches the device."""
     with _Child(worker) as child:
-        child.give({"device": device, "dtype": dtype, "cells": []})
+        child.give({"device": device, "dtypes": dtypes, "cells": []})
         event = child.next_event(limit_s)
         if event is None:
             raise WorkerError(child.why_it_ended())
-    if event.pop("event") == "timeout":
+    if event["event"] == "timeout":
         raise WorkerError(f"no answer within {limit_s:g} s")
-    return event
+    return list(event["found"])
 
 
 def outcomes(
@@ -59,7 +62,7 @@ def outcomes(
     pending = list(cells)
     while pending:
         settled = started = False
-        task = {"device": device, "dtype": None, "cells": pending, "memory_limit_mib": _memory_limit_mib(device)}
+        task = {"device": device, "cells": pending, "memory_limit_mib": _memory_limit_mib(device)}
         with worker.take() if isinstance(worker, Spare) else _Child(worker) as child:
             child.give(task)
             while pending:
@@ -87,7 +90,7 @@ def side_by_side(parts: Sequence[list[Event]], device: str, limit_s: float, work
     end, stopped = time.monotonic() + limit_s, threading.Event()
 
     def serve(cells: list[Event]) -> None:
-        task = {"device": device, "dtype": None, "cells": cells, "compile_only": True}
+        task = {"device": device, "cells": cells, "compile_only": True}
         with _Child(worker, ONE_THREAD) as child:
             child.give(task)
             while time.monotonic() < end and not stopped.is_set():

@@ -62,9 +62,17 @@ def work(attention: Attention, inputs: Inputs, mode: str) -> Work:
     return Work(lambda _: results(attention, inputs, what == "fwd+bwd"))
 
 
-def latency(work: Work, device: torch.device) -> Latency:
-    """Time of one call: CUDA events with a cold L2 on a GPU, the wall clock on a CPU; warmed up, median and spread."""
-    samples_ms = _cuda_samples_ms(work, device) if device.type == "cuda" else _cpu_samples_ms(work)
+def latency(work: Work, device: torch.device, repeat_s: float | None = None) -> Latency:
+    """Time of one call: CUDA events with a cold L2 on a GPU, the wall clock on a CPU; warmed up, median and spread.
+
+    repeat_s: seconds of repeats, in place of the usual ones, and of warm-up at most.
+    """
+    budget_s = BUDGET_S[device.type] if repeat_s is None else repeat_s
+    warm_up_s = min(WARM_UP_S[device.type], budget_s)
+    if device.type == "cuda":
+        samples_ms = _cuda_samples_ms(work, device, warm_up_s, budget_s)
+    else:
+        samples_ms = _cpu_samples_ms(work, warm_up_s, budget_s)
     quantiles = torch.quantile(torch.tensor(samples_ms, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8]).double())
     p20, p50, p80 = quantiles.tolist()
     return Latency(p20, p50, p80, len(samples_ms))
@@ -127,7 +135,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _cpu_samples_ms(work: Work) -> list[float]:
+def _cpu_samples_ms(work: Work, warm_up_s: float, budget_s: float) -> list[float]:
     """Calls until the budget is spent; those that began during the warm-up count only where few others were made."""
     fewest, most = REPEATS["cpu"]
     early: list[float] = []
@@ -139,24 +147,24 @@ def _cpu_samples_ms(work: Work) -> list[float]:
         work.run(state)
         after = time.perf_counter()
         del state  # else it lives on while the next one is made
-        (early if before - start < WARM_UP_S["cpu"] else samples).append((after - before) * 1e3)
+        (early if before - start < warm_up_s else samples).append((after - before) * 1e3)
         enough = len(early) + len(samples) >= fewest or after - start >= SLOW_S
-        if len(samples) >= most or (enough and after - start >= BUDGET_S["cpu"]):
+        if len(samples) >= most or (enough and after - start >= budget_s):
             return samples if len(samples) >= fewest else early + samples
 
 
-def _cuda_samples_ms(work: Work, device: torch.device) -> list[float]:
+def _cuda_samples_ms(work: Work, device: torch.device, warm_up_s: float, budget_s: float) -> list[float]:
     """As many calls as the budget allows; the host runs ahead of the device, as it does in training."""
     start = time.perf_counter()
     calls = 0
-    while calls < 2 or time.perf_counter() - start < WARM_UP_S["cuda"]:
+    while calls < 2 or time.perf_counter() - start < warm_up_s:
         work()
         _wait(device)
         calls += 1
     fewest, most = REPEATS["cuda"]
     estimate_s = (time.perf_counter() - start) / calls
     fewest = min(fewest, max(int(SLOW_S / estimate_s), 1))
-    repeats = min(max(int(BUDGET_S["cuda"] / estimate_s), fewest), most)
+    repeats = min(max(int(budget_s / estimate_s), fewest), most)
     with torch.cuda.device(device):
         cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]

@@ -12,6 +12,7 @@ from flashjvp_commands.arguments import a_device, names_out_of
 from flashjvp_commands.entry import program
 from reports.schema import MASKS
 
+from . import measure
 from .cases import DTYPES, OPERATIONS, Case
 from .peers import PEERS
 from .presets import PRESETS
@@ -76,14 +77,15 @@ def parser() -> argparse.ArgumentParser:
 def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
     """The rows to measure, provider by provider in the order that they are named: those of one share a process.
 
-    On a CPU, where every cell has a process of its own, shape by shape.
+    Shape by shape on a CPU, where every cell has a process of its own, and where all providers share one.
     """
     entries = _preset_entries(options, device) if options.preset else _entries(options, DEFAULTS[device])
     entries = [(shape, options.modes or modes) for shape, modes in entries]
 
+    by_shape = device == "cpu" or share_a_process(options)
     groups: dict[object, list[tuple[Case, tuple[str, ...]]]] = {}
     for shape, modes in entries:
-        groups.setdefault(shape if device == "cpu" else None, []).append((shape, modes))
+        groups.setdefault(shape if by_shape else None, []).append((shape, modes))
     cells = [
         Cell(provider, _in_mode(shape, PROVIDERS[provider].mode_for(mode)), options.preset or "")
         for group in groups.values()
@@ -92,6 +94,12 @@ def make_cells(options: argparse.Namespace, device: str) -> list[Cell]:
         for mode in modes
     ]
     return list(dict.fromkeys(cells))
+
+
+def share_a_process(options: argparse.Namespace) -> bool:
+    """Whether on a GPU one process measures all providers: those of a preset that says so."""
+    preset = PRESETS.get(options.preset)
+    return preset is not None and preset.together and set(_providers(options)) <= set(preset.providers)
 
 
 def _in_mode(shape: Case, mode: str) -> Case:
@@ -158,6 +166,10 @@ def _by_device(name: str) -> str:
     return f"default {cpu} on a CPU, {cuda} on a GPU"
 
 
+def _of_measure(seconds: dict[str, float]) -> str:
+    return f"default {seconds['cpu']:g} on a CPU, {seconds['cuda']:g} on a GPU"
+
+
 def _add_shapes(group: argparse._ArgumentGroup) -> None:
     described = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
     group.add_argument("--preset", choices=PRESETS, help=described)
@@ -216,6 +228,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--cell-limit-s", type=types.seconds, metavar="S", help=f"time limit of one row ({_by_device('cell_limit_s')})"
+    )
+    group.add_argument(
+        "--repeat-s",
+        type=types.seconds,
+        metavar="S",
+        help=f"repeat the calls of a row for so many seconds ({_of_measure(measure.BUDGET_S)}) after a warm-up of as "
+        f"many at most ({_of_measure(measure.WARM_UP_S)}); less serves sweeps of many shapes",
     )
     group.add_argument(
         "--budget-s",

@@ -1,8 +1,9 @@
 """`python -m bench.partial`: packed sequences, windows and block masks against dense calls; a CSV row for each.
 
 `share` is how many of the dense call's scores are visible, `of_ideal` the dense call's time times that share over the
-time measured. `of_portable` is the same against the dense call on the portable kernels. Results are not judged here:
-`python -m verify` does that.
+time measured. `of_portable` is the same against the dense call on the portable kernels. For block masks, `block_share`
+is how many blocks of 128 x 128 scores have a visible one, and `of_blocks` is to that as `of_ideal` to `share`: 1 where
+blocks that are skipped cost nothing. Results are not judged here: `python -m verify` does that.
 """
 
 import itertools
@@ -46,11 +47,13 @@ class PartialRow:
     head_dim: int
     dtype: str
     share: float
+    block_share: float | None
     ms: float
     dense_ms: float
     portable_ms: float
     of_ideal: float
     of_portable: float
+    of_blocks: float | None
     machine: str
     torch_version: str
     triton_version: str
@@ -63,12 +66,16 @@ Attention = Callable[[Inputs], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a call of inputs like those of the dense call, and the share of scores that are visible."""
+    """What is measured: a call of inputs like those of the dense call, and the share of scores that are visible.
+
+    block_share: of a block mask, the share of its blocks that are not skipped.
+    """
 
     what: str
     share: float
     call: Attention
     packed: int = 0  # rows of all sequences of a batch entry, or none
+    block_share: float | None = None
 
 
 def dense(**options: Any) -> Attention:
@@ -103,6 +110,11 @@ def window(tokens: int, sides: tuple[int, int]) -> Subject:
     return Subject(f"window {left}, {right}", seen / tokens**2, dense(window=sides))
 
 
+def of_blocks(what: str, share: float, mask: Any) -> Subject:
+    """A block mask."""
+    return Subject(what, share, dense(attn_mask=mask), block_share=1 - mask.sparsity() / 100)
+
+
 def documents(tokens: int, count: int, device: torch.device) -> Subject:
     """So many documents of one length, packed."""
     from torch.nn.attention.flex_attention import create_block_mask
@@ -111,7 +123,7 @@ def documents(tokens: int, count: int, device: torch.device) -> Subject:
         return i * count // tokens == j * count // tokens
 
     mask = create_block_mask(same, None, None, tokens, tokens, device=str(device))
-    return Subject(f"{count} documents", 1 / count, dense(attn_mask=mask))
+    return of_blocks(f"{count} documents", 1 / count, mask)
 
 
 def causal(tokens: int, device: torch.device) -> Subject:
@@ -122,13 +134,13 @@ def causal(tokens: int, device: torch.device) -> Subject:
         return j <= i
 
     mask = create_block_mask(before, None, None, tokens, tokens, device=str(device))
-    return Subject("causal block mask", (tokens + 1) / (2 * tokens), dense(attn_mask=mask))
+    return of_blocks("causal block mask", (tokens + 1) / (2 * tokens), mask)
 
 
 def neighbours(side: int, kernel: int, device: torch.device) -> Subject:
     """Square neighbourhoods in an image."""
     mask = flashjvp.neighbourhood((side, side), kernel, device=device)
-    return Subject(f"neighbourhood {kernel} of {side}", (kernel / side) ** 2, dense(attn_mask=mask))
+    return of_blocks(f"neighbourhood {kernel} of {side}", (kernel / side) ** 2, mask)
 
 
 def _shape(batch: int, heads: int, tokens: int, head_dim: int, dtype: str) -> Case:
@@ -172,15 +184,16 @@ def measured(preset: str, case: Case, subject: Subject, device: torch.device) ->
         timed: Work = work(attention, inputs, of.mode)
         return latency(timed, device).p50_ms
 
-    rows = subject.packed
+    rows, blocks = subject.packed, subject.block_share
     of_subject = replace(case, batch=1, queries=rows, keys=rows) if rows else case
     taken, whole = ms(subject.call, of_subject), ms(dense(), case)
     with replaced.pipelines({}):
         portable = ms(dense(), case)
     return PartialRow(
         preset=preset, what=subject.what, mode=case.mode, batch=case.batch, heads=case.heads, tokens=case.queries,
-        head_dim=case.head_dim, dtype=case.dtype, share=subject.share, ms=taken, dense_ms=whole, portable_ms=portable,
-        of_ideal=whole * subject.share / taken, of_portable=portable * subject.share / taken, machine=machine(device),
+        head_dim=case.head_dim, dtype=case.dtype, share=subject.share, block_share=blocks, ms=taken, dense_ms=whole,
+        portable_ms=portable, of_ideal=whole * subject.share / taken, of_portable=portable * subject.share / taken,
+        of_blocks=None if blocks is None else whole * blocks / taken, machine=machine(device),
         torch_version=torch.__version__, triton_version=version("triton"), commit=commit(),
     )  # fmt: skip
 
@@ -217,8 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     write_rows(path, rows, COLUMNS)
                 console.print(
                     f"{x.preset} {x.what} {x.mode} {x.batch}, {x.heads}, {x.tokens}, {x.head_dim}: {x.ms:.3f} ms, "
-                    f"{x.of_ideal:.2f} of ideal, {x.of_portable:.2f} of the portable kernels'", highlight=False,
-                    soft_wrap=True,
+                    f"{x.of_ideal:.2f} of ideal, {x.of_portable:.2f} of the portable kernels'"
+                    + ("" if x.of_blocks is None else f", {x.of_blocks:.2f} of its blocks'"),
+                    highlight=False, soft_wrap=True,
                 )  # fmt: skip
     return 0
 

@@ -22,11 +22,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Preset:
-    """A list of shapes, given the kind of device, and the providers that are compared unless others are named."""
+    """A list of shapes, given the kind of device, and the providers that are compared unless others are named.
+
+    `together`: on a GPU these providers share one process, shape by shape, so that many small cells do not wait for as
+    many processes, and a sweep that ends early has every provider on what it measured.
+    """
 
     description: str
     entries: Callable[[str], list[Entry]]
     providers: tuple[str, ...] = ("flashjvp", "math", "plain", "finite-difference", "math-compiled")
+    together: bool = False
 
 
 def _shape(batch: int, heads: int, tokens: int, head_dim: int, dtype: str = "bfloat16") -> Case:
@@ -77,7 +82,7 @@ def _quick(device: str) -> list[Entry]:
 
 
 def _coverage(device: str) -> list[Entry]:
-    """Every head dim, then every other difference between calls at a few of them."""
+    """Every head dim, then every other difference between calls at a few of them; the longest calls last."""
     half = "bfloat16" if device == "cuda" else "float32"
     shapes = [_shape(2, 16, 4096, head_dim, half) for head_dim in COVERED_DIMS]
     others = ({"dtype": "float16"}, {"dtype": "float32"}, {"causal": True}, {"mask": "bool"}, {"mask": "additive"})
@@ -91,8 +96,9 @@ def _coverage(device: str) -> list[Entry]:
         at = _shape(2, 16, 4096, head_dim, half)
         shapes += [replace(at, tangents=names) for names in ("q", "k", "v", "qk", "qv", "kv")]
         shapes += [replace(at, cotangents=name) for name in ("o", "o_t")]
-        for tokens in (2**power for power in range(4, 18)):
-            shapes.append(_shape(max(1, min(DIT_LARGEST_BATCH, DIT_TOKENS // tokens)), 16, tokens, head_dim, half))
+    for tokens in (2**power for power in range(4, 18)):
+        batch = max(1, min(DIT_LARGEST_BATCH, DIT_TOKENS // tokens))
+        shapes += [_shape(batch, 16, tokens, head_dim, half) for head_dim in (64, 128)]
     return [Entry(shape, ("fwd", "bwd")) for shape in dict.fromkeys(shapes)]
 
 
@@ -116,6 +122,7 @@ PRESETS = {
         "tangents and cotangents; 16 to 131072 tokens: where flashjvp is far from plain attention",
         _coverage,
         ("flashjvp", "plain"),
+        together=True,
     ),
     "card": Preset("what `make measure-this-gpu` measures: 13 shapes", _card, ("flashjvp", "plain")),
     "quick": Preset("two small shapes, within a minute", _quick, ("flashjvp", "math", "plain")),

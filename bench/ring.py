@@ -38,7 +38,7 @@ from .cases import Case, make_inputs, operations
 HOW = ("ring", "zigzag", "ulysses")
 WARM_UP, REPEATS, CHECKED_LENGTH = 3, 10, 500
 PRESETS = {
-    "ring": [(1, 24, 8192, 128), (1, 24, 32768, 128), (1, 18, 32768, 64)],
+    "ring": [(1, 24, 32768, 128), (1, 18, 32768, 64), (1, 24, 8192, 128)],
     "quick": [(1, 2, 256, 32)],
 }
 """Batch, heads, tokens and head dim; each without a mask as a ring and by Ulysses, and causal as a zig-zag."""
@@ -71,10 +71,10 @@ class RingRow:
 RING_COLUMNS = tuple(field.name for field in fields(RingRow))
 
 
-def plan(preset: str, dtype: str) -> Iterator[tuple[str, Case]]:
+def plan(preset: str, dtype: str, ways: Sequence[str] = HOW) -> Iterator[tuple[str, Case]]:
     """Ways of dividing, and what is divided."""
     for batch, heads, tokens, head_dim in PRESETS[preset]:
-        for how in HOW:
+        for how in ways:
             for mode in ("fwd", "bwd", "fwd+bwd"):
                 yield how, Case(
                     mode=mode, batch=batch, heads=heads, kv_heads=heads, queries=tokens, keys=tokens, head_dim=head_dim,
@@ -196,6 +196,9 @@ def parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
     found = types.parser(program("bench.ring"), description, epilog)
     found.add_argument("--preset", choices=PRESETS, default="ring", help="the shapes (ring)")
+    found.add_argument(
+        "--how", type=types.names_out_of(HOW), default=HOW, metavar="NAME,...", help=f"out of {', '.join(HOW)} (all)"
+    )
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
     found.add_argument(
         "--out", type=outputs.path_with(".csv"), metavar="PATH",
@@ -230,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[RingRow] = []
     with world(options.device) as this:
         dtype = "bfloat16" if this.device.type == "cuda" else "float32"
-        for how, case in plan(options.preset, dtype):
+        for how, case in plan(options.preset, dtype, options.how):
             if case.mode == "fwd":
                 check(how, case, this)
             rows.append(measured(how, case, this))

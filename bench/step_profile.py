@@ -19,7 +19,7 @@ from tvm_ref.training.parallel import World
 from .step_trace import IDLE, STEP, Group, groups
 
 if TYPE_CHECKING:
-    from .train_step import StepRow
+    from .step_row import StepRow
 
 TRACED = 2  # steps
 REPEATS = 10
@@ -46,6 +46,9 @@ class ProfileRow:
     gpus: int
     batch: int
     accumulate: int
+    objective: str
+    detach: bool
+    tokens: int
     group: str
     ms: float
     busy_ms: float
@@ -87,7 +90,8 @@ class Profiler:
             ProfileRow(
                 preset=row.preset, precision=row.precision, compile=row.compile, checkpointing=row.checkpointing,
                 cuda_graph=row.cuda_graph, parallel=row.parallel, gpus=row.gpus,
-                batch=row.batch, accumulate=row.accumulate, floor_ms=group.floor_ms(*self._rates),
+                batch=row.batch, accumulate=row.accumulate, objective=row.objective, detach=row.detach,
+                tokens=row.tokens, floor_ms=group.floor_ms(*self._rates),
                 **vars(group), **self._rates._asdict(), torch=row.torch, device=row.device, commit=row.commit,
             )
             for group in found

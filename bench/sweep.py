@@ -24,7 +24,7 @@ from reports.schema import Row, SchemaError, append_row, read_rows
 from . import isolate, precompile
 from .cases import Case, inputs_mib, least_mib, operations
 from .environment import Environment
-from .options import DEFAULTS, Cell, make_cells, parser
+from .options import DEFAULTS, Cell, make_cells, parser, share_a_process
 from .providers import PROVIDERS
 from .table import describe_row, table
 
@@ -39,13 +39,9 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     console = terminal.console(190)
     run = now()
     try:
-        _refuse(options)
-        environments = _environments(options.device, options.dtype, worker)
+        environments = _environments(options.device, _dtypes(options), worker)
         environment = next(iter(environments.values()))
         cells = make_cells(options, environment.device)
-        for dtype in {cell.case.dtype: None for cell in cells}:
-            if dtype not in environments:
-                environments |= _environments(options.device, [dtype], worker)
         path = options.out or default_path(environment, run, options.resume)
         with outputs.option("--out"):
             path = outputs.prepared(path, f"sweep-{slug(run)}.csv", (".csv",), lambda _: True)  # read_rows judges it
@@ -67,6 +63,8 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
         limit_s=options.cell_limit_s or DEFAULTS[environment.device].cell_limit_s,
         budget_s=options.budget_s,
         compile_s=options.compile_s,
+        repeat_s=options.repeat_s,
+        together=share_a_process(options),
         worker=worker,
         console=console,
         rows=rows,
@@ -78,19 +76,20 @@ def main(arguments: Sequence[str] | None = None, worker: tuple[str, ...] = isola
     return 0 if any(row.status == "ok" for row in sweep.rows) else 1
 
 
-def _refuse(options: argparse.Namespace) -> None:
-    """Raises ValueError for what can be refused before a process is started that knows the device."""
+def _dtypes(options: argparse.Namespace) -> dict[str, list[str]]:
+    """What is to be measured, by kind of device; raises ValueError where there is nothing, whatever the device."""
     if options.out is not None:
         with outputs.option("--out"):
             outputs.checked_name(options.out, (".csv",))
-    errors = []
+    found, errors = {}, []
     for device in [options.device.partition(":")[0]] if options.device else DEFAULTS:
         try:
-            make_cells(options, device)
-            return
+            found[device] = list(dict.fromkeys(cell.case.dtype for cell in make_cells(options, device)))
         except ValueError as error:
             errors.append(error)
-    raise errors[0]
+    if not found:
+        raise errors[0]
+    return found
 
 
 def default_path(environment: Environment, run: str, resume: bool) -> Path:
@@ -112,6 +111,8 @@ class Sweep:
     limit_s: float
     budget_s: float | None
     compile_s: float | None
+    repeat_s: float | None
+    together: bool
     worker: tuple[str, ...]
     console: Console
     rows: list[Row]
@@ -121,13 +122,11 @@ class Sweep:
         self._say_where()
         end = None if self.budget_s is None else time.monotonic() + self.budget_s
         left = len(cells)
-        if self.compile_s is not None and self.device != "cpu":
+        with isolate.Spare(self.worker) as spare, terminal.Bar(self.console, "rows", len(cells)) as bar:
             try:
-                self._compile(cells, self.compile_s)
-            except KeyboardInterrupt as stop:
-                return stop
-        with terminal.Bar(self.console, "rows", len(cells)) as bar, isolate.Spare(self.worker) as spare:
-            try:
+                if self.compile_s is not None and self.device != "cpu":
+                    spare.start()
+                    self._compile(cells, self.compile_s)
                 for group in self._groups(cells):
                     left -= self._measure_group(group, end, bar, spare)
             except KeyboardInterrupt as stop:
@@ -151,7 +150,7 @@ class Sweep:
     def _task(self, number: int, cell: Cell) -> isolate.Event:
         """A cell as its worker takes it."""
         paths, case = self.peers.get(cell.provider, []), dataclasses.asdict(cell.case)
-        return {"id": number, "provider": cell.provider, "paths": paths, "case": case}
+        return {"id": number, "provider": cell.provider, "paths": paths, "case": case, "repeat_s": self.repeat_s}
 
     def report(self) -> None:
         """The table of the run, the paths of its CSV and of its figure; with the rows of sweeps beside this one."""
@@ -164,12 +163,14 @@ class Sweep:
         self._say(f"figure: {plot(rows, self.path.with_suffix('.png'))}")
 
     def _groups(self, cells: list[Cell]) -> list[list[Cell]]:
-        """Cells that share a process as long as it lives: those of one provider and head dim.
+        """Cells that share a process as long as it lives: those of one provider and head dim, or all.
 
         On a CPU each cell is alone, to measure its memory.
         """
         if self.device == "cpu":
             return [[cell] for cell in cells]
+        if self.together:
+            return [cells]
         return [list(group) for _, group in itertools.groupby(cells, lambda cell: (cell.provider, cell.case.head_dim))]
 
     def _measure_group(self, group: list[Cell], end: float | None, bar: terminal.Bar, spare: isolate.Spare) -> int:
@@ -238,14 +239,10 @@ class Sweep:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _environments(device: str | None, dtypes: Sequence[str] | None, worker: tuple[str, ...]) -> dict[str, Environment]:
-    """By dtype; the worker knows the usual dtype of the device."""
-    found = {}
-    for dtype in dtypes or (None,):
-        event = isolate.environment(device, dtype, ENVIRONMENT_LIMIT_S, worker)
-        measured = event.pop("dtype")
-        found[measured] = Environment(**event)
-    return found
+def _environments(device: str | None, dtypes: dict[str, list[str]], worker: tuple[str, ...]) -> dict[str, Environment]:
+    """By dtype."""
+    events = isolate.environments(device, dtypes, ENVIRONMENT_LIMIT_S, worker)
+    return {event.pop("dtype"): Environment(**event) for event in events}
 
 
 def _rows_to_resume(rows: list[Row], environments: dict[str, Environment], console: Console) -> list[Row]:

@@ -5,8 +5,9 @@ Rows are measured one after the other, in one process, or with torchrun in one p
     python -m bench.train_step --checkpointing none,selective --out steps.csv
     torchrun --nproc-per-node 2 -m bench.train_step --profile profile.csv
 
-The global batch of a step depends only on the step number. So rows of equal preset and batch size must agree in `loss`
-and `gradient_norm` (both of the third step), whatever their other settings.
+The global batch of a step depends only on the step number. So rows of equal preset, objective and batch size must agree
+in `loss` and `gradient_norm` (both of the third step), whatever their other settings. `first_step_s` is from a cold
+cache where TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR name empty folders; `graphs_compiled` is 0 from a warm one.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import statistics
 import time
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from reports.step_profile import PROFILE_COLUMNS
 from reports.training_tables import STEP_COLUMNS
 from tvm_ref.data.noise import indexed_normals
 from tvm_ref.model.dit import DiT, DiTConfig
-from tvm_ref.objective.loss import Batch
+from tvm_ref.objective.loss import OBJECTIVES, Batch
 from tvm_ref.training.batches import Batches
 from tvm_ref.training.config import ConfigError, RunConfig, TrainConfig
 from tvm_ref.training.logger import peak_memory_gib
@@ -45,6 +45,7 @@ from tvm_ref.training.state import State, initialised
 from tvm_ref.training.step import queue_gradient
 
 from .step_profile import Profiler, write_profile
+from .step_row import StepRow, graphs_compiled
 from .step_trace import OPTIMIZER
 
 WARM_STEPS = 2  # warm-up: the first step compiles, the second may
@@ -68,47 +69,11 @@ class Synthetic:
         return indexed_normals(0, indices.tolist(), self.shape), labels
 
 
-@dataclass(frozen=True)
-class StepRow:
-    """One row of the CSV, with the columns STEP_COLUMNS of reports.training_tables.
-
-    Settings; ms, images/s and GiB (the largest peak of all processes, above what was in memory before); then seconds to
-    build the state, for the first and for the second step.
-    """
-
-    preset: str
-    precision: str
-    compile: str
-    checkpointing: str
-    cuda_graph: str
-    parallel: str
-    gpus: int
-    batch: int
-    accumulate: int
-    detach: bool
-    ms_per_step: float
-    ms_fastest: float
-    ms_slowest: float
-    images_per_s: float
-    peak_gib: float
-    reserved_gib: float
-    build_s: float
-    first_step_s: float
-    second_step_s: float
-    parameters: int
-    tokens: int
-    loss: float
-    gradient_norm: float
-    torch: str
-    device: str
-    commit: str
-
-
 def parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
     options = types.parser(program("bench.train_step"), description, epilog)
     kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
-    kinds["cuda-graph"] = ("off", "on")
+    kinds |= {"cuda-graph": ("off", "on"), "detach": ("off", "on")}
     options.add_argument(
         "--preset", choices=PRESETS, default="imagenet256-w2", metavar="NAME",
         help=f"out of {', '.join(PRESETS)} (imagenet256-w2)",
@@ -116,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     names = typing.get_args(typing.get_type_hints(RunConfig)["precision"])
     expected = f"out of {', '.join(names)} (the preset's)"
     options.add_argument("--precision", type=types.names_out_of(names), metavar="LIST", help=expected)
+    expected = f"out of {', '.join(OBJECTIVES)} (the preset's)"
+    options.add_argument("--objective", type=types.names_out_of(OBJECTIVES), metavar="LIST", help=expected)
+    options.add_argument(
+        "--image-size", type=types.whole(1), metavar="N",
+        help="side of an image or its latent in place of the preset's: of imagenet, 128 gives 4096 tokens, 256 16384",
+    )  # fmt: skip
     for name, allowed in kinds.items():
         options.add_argument(
             f"--{name}", type=types.names_out_of(allowed), default=[allowed[0]], metavar="LIST",
@@ -127,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--accumulate", type=types.whole(1), default=1, metavar="N", help="micro-batches of a process (1)"
     )
-    options.add_argument("--detach", action="store_true", help="no gradient through dF/ds")
     options.add_argument(
         "--steps", type=types.whole(1), default=10, metavar="N", help="timed steps, after two of warm-up (10)"
     )
@@ -147,16 +117,18 @@ def parser() -> argparse.ArgumentParser:
 def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
     """Yields the configuration of each row. Raises ValueError for an invalid one."""
     preset = PRESETS[options.preset]()
-    for precision, compiled, checkpointing, graph, parallel in itertools.product(
-        options.precision or [preset.run.precision], options.compile, options.checkpointing, options.cuda_graph,
-        options.parallel,
+    model = dataclasses.replace(preset.model, image_size=options.image_size or preset.model.image_size)
+    for objective, detach, precision, compiled, checkpointing, graph, parallel in itertools.product(
+        options.objective or [preset.loss.objective], options.detach, options.precision or [preset.run.precision],
+        options.compile, options.checkpointing, options.cuda_graph, options.parallel,
     ):  # fmt: skip
         run: dict[str, Any] = {"batch": options.batch, "accumulate": options.accumulate, "device": options.device}
         run |= {"compile": compiled == "on", "checkpointing": checkpointing, "parallel": parallel}
         run |= {"cuda_graph": graph == "on", "precision": precision}
         yield dataclasses.replace(
             preset,
-            loss=dataclasses.replace(preset.loss, detach=options.detach),
+            model=model,
+            loss=dataclasses.replace(preset.loss, objective=objective, detach=detach == "on"),
             run=RunConfig(**(vars(preset.run) | run)),
         )
 
@@ -176,7 +148,7 @@ def measure(
     state = State(config, this, copy.deepcopy(start).to(this.device))
     _wait(this)
     build_s += time.perf_counter() - began
-    seconds, outcomes = [], []
+    seconds, outcomes, compiled_before = [], [], graphs_compiled()
 
     def make_step(draw: list[Batch]) -> None:
         moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
@@ -187,7 +159,9 @@ def measure(
             state.advance(queued.finite)
         outcomes.append(queued.outcome())
 
-    for draw in draws:
+    for i, draw in enumerate(draws):
+        if i == WARM_STEPS:
+            compiled = graphs_compiled() - compiled_before
         began = time.perf_counter()
         make_step(draw)
         _wait(this)
@@ -198,10 +172,10 @@ def measure(
     row = StepRow(
         preset=preset, precision=run.precision, compile="on" if run.compile else "off", checkpointing=run.checkpointing,
         cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel, gpus=this.size, batch=run.batch,
-        accumulate=run.accumulate, detach=config.loss.detach,
+        accumulate=run.accumulate, objective=config.loss.objective, detach=config.loss.detach,
         ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
         images_per_s=run.batch / median, peak_gib=peak - before, reserved_gib=reserved,
-        build_s=build_s, first_step_s=seconds[0], second_step_s=seconds[1],
+        build_s=build_s, first_step_s=seconds[0], second_step_s=seconds[1], graphs_compiled=compiled,
         parameters=sum(p.numel() for p in state.target.parameters()), tokens=config.model.grid**2,
         loss=outcomes[COMPARED - 1].loss, gradient_norm=outcomes[COMPARED - 1].gradient_norm,
         torch=torch.__version__, device=machine(this.device), commit=commit(),
@@ -282,14 +256,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _name(config: TrainConfig, preset: str) -> str:
     run = config.run
     how = f"compile {'on' if run.compile else 'off'} checkpointing {run.checkpointing} {run.parallel}"
-    return f"{preset} {how} batch {run.batch} / {run.accumulate}"
+    return f"{preset} {config.loss.objective} {how} batch {run.batch} / {run.accumulate}"
 
 
 def _show(console: Console, row: StepRow) -> None:
     console.print(
-        f"{row.preset} compile {row.compile} checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} batch "
-        f"{row.batch} / {row.accumulate}: {row.ms_per_step:.1f} ms ({row.ms_fastest:.1f} to {row.ms_slowest:.1f}), "
-        f"{row.images_per_s:.1f} images/s, {row.peak_gib:.2f} GiB, first step {row.first_step_s:.1f} s, "
+        f"{row.preset} {row.objective}{', detached' * row.detach}, {row.tokens} tokens, compile {row.compile} "
+        f"checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} batch {row.batch} / {row.accumulate}: "
+        f"{row.ms_per_step:.1f} ms ({row.ms_fastest:.1f} to {row.ms_slowest:.1f}), {row.images_per_s:.1f} images/s, "
+        f"{row.peak_gib:.2f} GiB, first step {row.first_step_s:.1f} s ({row.graphs_compiled} graphs compiled), "
         f"step {COMPARED}: loss {row.loss:.6g}, gradient {row.gradient_norm:.6g}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

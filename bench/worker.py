@@ -1,10 +1,11 @@
 """The child process of a sweep: reads one task, measures its cells in order, writes one JSON line an event.
 
-Task (one line on stdin): `{"device": ..., "dtype": ..., "memory_limit_mib": ..., "cells": [{"id", "provider", "paths",
-"case"}]}`, where `paths` is what the provider is imported from, before everything else; with `"compile_only": true` the
-cells are called, not measured. Events (lines on stdout):
-`environment` when the task has no cells, else `start` and `outcome` for each cell. Whatever else is printed goes to
-stderr. The parent keeps stdin open: its end means that the parent is gone, and the worker ends with it.
+Task (one line on stdin): `{"device": ..., "dtypes": ..., "memory_limit_mib": ..., "cells": [{"id", "provider", "paths",
+"case", "repeat_s"}]}`, where `paths` is what the provider is imported from, before everything else; with
+`"compile_only": true` the cells are called, not measured. Events (lines on stdout): `environments` when the task has no
+cells, found for each of `dtypes`, which are by kind of device; else `start` and `outcome` for each cell. Whatever else
+is printed goes to stderr. The parent keeps stdin open: its end means that the parent is gone, and the worker ends with
+it.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = _device(task["device"])
     if not task["cells"]:
-        dtype = task["dtype"] or _default_dtype(device)
-        _write(events, {"event": "environment", "dtype": dtype, **dataclasses.asdict(describe(device, dtype))})
+        found = [{"dtype": x, **dataclasses.asdict(describe(device, x))} for x in task["dtypes"][device.type]]
+        _write(events, {"event": "environments", "found": found})
         return
     if device.type == "cpu" and task.get("memory_limit_mib") is not None:
         _limit_memory(task["memory_limit_mib"])
@@ -37,8 +38,11 @@ def main() -> None:
     for cell in task["cells"]:
         _write(events, {"event": "start", "id": cell["id"]})
         sys.path[:0] = [path for path in cell["paths"] if path not in sys.path]
-        run = cells.compiled if task.get("compile_only") else cells.outcome
-        outcome = run(cell["provider"], Case(**cell["case"]))
+        case = Case(**cell["case"])
+        if task.get("compile_only"):
+            outcome = cells.compiled(cell["provider"], case)
+        else:
+            outcome = cells.outcome(cell["provider"], case, cell.get("repeat_s"))
         _write(events, {"event": "outcome", "id": cell["id"], **outcome})
         if outcome["status"] == "crashed":
             return  # the CUDA context is lost: the parent starts a fresh process
@@ -63,10 +67,6 @@ def _end_with_parent() -> None:
 
 def _device(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _default_dtype(device: torch.device) -> str:
-    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def _limit_memory(limit_mib: float) -> None:

@@ -37,12 +37,13 @@ from .panels import LATENCY, MEMORY, THROUGHPUT
 from .plot import draw_lines, draw_speedup, draw_sweep, has_speedup, save
 from .precision import PRECISION_COLUMNS, draw_precision, precision_table
 from .schema import Row, SchemaError, read_rows
-from .step_profile import PROFILE_COLUMNS, profile_table
+from .step_profile import OLD_PROFILE_COLUMNS, PROFILE_COLUMNS, profile_table
 from .style import OURS, STYLE, whole_mode
 from .tables import sweep_table, verification_table
 from .training_tables import (
     DIGITS_COLUMNS,
     OLD_DIGITS_COLUMNS,
+    OLD_STEP_COLUMNS,
     OLD_TOY_COLUMNS,
     STEP_COLUMNS,
     TOY_COLUMNS,
@@ -67,7 +68,9 @@ TABLES: dict[tuple[str, ...], Callable[[pd.DataFrame], str]] = {
     TOY_COLUMNS: toy_table,
     OLD_TOY_COLUMNS: toy_table,
     STEP_COLUMNS: step_table,
+    OLD_STEP_COLUMNS: step_table,
     PROFILE_COLUMNS: profile_table,
+    OLD_PROFILE_COLUMNS: profile_table,
     INTERLEAVED_COLUMNS: interleaved_table,
     HOST_COLUMNS: host_table,
     PRECISION_COLUMNS: precision_table,

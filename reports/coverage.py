@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 
 from .schema import Row
 from .style import MODES, OURS, STYLE
-from .tables import markdown
+from .tables import markdown, measured_by
 
 PRESET, PLAIN = "coverage", "plain"
 SHAPE = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "value_dim", "dtype", "causal", "mask")
 WORST = 10
 PARITY, BAR = 3.0, 6.0
-USUAL_LENGTH = 4096
+USUAL_BATCH, USUAL_LENGTH = 2, 4096
 COLUMNS = 8  # of cells in a panel
 
 
@@ -81,6 +81,7 @@ def draw_coverage(rows: Sequence[Row]) -> Figure:
         axes.set_title(name, loc="left")
     bar = figure.colorbar(image, ax=panels[:, 0].tolist(), label="time over that of plain attention", shrink=0.5)
     bar.set_ticks([PARITY / 2, PARITY, BAR, BAR * 2], labels=["1.5", "3", "6", "12"])
+    bar.minorticks_off()
     return figure
 
 
@@ -107,7 +108,8 @@ def worst_table(rows: Sequence[Row]) -> str:
     over = int((data["ratio"] > BAR).sum())
     said = f"{len(data)} calls; {over} take more than {BAR:g} times as long as plain attention, {len(failed)} gave no"
     said += " time."
-    return markdown(("what", "call", "mode", "ms", "of plain"), lines[:WORST], 3) + f"\n\n{said}"
+    table = markdown(("what", "call", "mode", "ms", "of plain"), lines[:WORST], 3)
+    return f"{table}\n\n{said} {measured_by(rows, rows)}"
 
 
 def _shape(row: Row) -> tuple[object, ...]:
@@ -129,6 +131,6 @@ def _named(row: Row) -> tuple[str, str]:
         return "grouped heads", f"D={d}, {row.heads}/{row.kv_heads}"
     if row.dtype != "bfloat16":
         return "other types", f"D={d}, {row.dtype}"
-    if row.queries != USUAL_LENGTH:
+    if (row.batch, row.queries) != (USUAL_BATCH, USUAL_LENGTH):
         return "lengths", f"D={d}, N={row.queries}"
     return "head dims", f"D={d}"

@@ -9,9 +9,12 @@ from .style import COLOURS, DPI, STYLE
 from .tables import markdown
 
 PROFILE_COLUMNS = (
-    "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate", "group",
-    "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s", "tflops", "torch", "device", "commit",
+    "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
+    "objective", "detach", "tokens", "group", "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s",
+    "tflops", "torch", "device", "commit",
 )  # fmt: skip
+# Columns of files from before objective and tokens could be chosen.
+OLD_PROFILE_COLUMNS = tuple(name for name in PROFILE_COLUMNS if name not in ("objective", "detach", "tokens"))
 STEP_OF = [*PROFILE_COLUMNS[: PROFILE_COLUMNS.index("group")], "commit"]
 
 
@@ -55,7 +58,8 @@ def draw_profile(data: pd.DataFrame, path: Path) -> None:
 
 
 def _label(row: pd.Series) -> str:
-    where = f"{row['precision']}, {row['parallel']}, {row['gpus']} GPU, batch {row['batch']}"
+    where = f"{row['precision']}, {row['parallel']}, {row['gpus']} GPU, {row['batch']} x {row['tokens']}"
+    where += f", {row['objective']}{', detached' if row['detach'] else ''}"
     return f"{where}\ncheckpointing {row['checkpointing']}, {row['commit'][:7]}"
 
 

@@ -109,8 +109,8 @@ def short(commit: str) -> str:
     return digits[:7] + (f"-{state}" if state else "")
 
 
-def _source(rows: Sequence[Row], run: Sequence[Row], has_empty_cells: bool) -> str:
-    """Where the rows of a run were measured, by which command, and how to read them."""
+def measured_by(rows: Sequence[Row], run: Sequence[Row]) -> str:
+    """Where the rows of a run were measured, and by which command."""
     first = rows[0]
     fixed = [
         first.machine,
@@ -122,6 +122,20 @@ def _source(rows: Sequence[Row], run: Sequence[Row], has_empty_cells: bool) -> s
         ),
         "causal" if all(row.causal for row in rows) else "",
     ]
+    ceilings: dict[str, list[float]] = {}
+    for row in rows:
+        ceilings.setdefault(row.dtype, []).append(row.ceiling_tflops)
+    products = [_rates(rates) + f" ({dtype})" * (len(ceilings) > 1) for dtype, rates in ceilings.items()]
+    return (
+        f"{', '.join(x for x in fixed if x)}; driver {first.driver}, torch {first.torch_version}, "
+        f"triton {first.triton_version}, commit {short(first.commit)}, {first.date_utc[:10]}; in the same run a matrix "
+        f"product ran at {' and '.join(products)} and a copy at {number(first.ceiling_gbs)} GB/s. "
+        f"By `{command(run)}`."
+    )
+
+
+def _source(rows: Sequence[Row], run: Sequence[Row], has_empty_cells: bool) -> str:
+    """Where the rows of a run were measured, by which command, and how to read them."""
     legend = ["ms: median latency", "MiB: peak memory above the inputs"]
     if len({row.provider for row in rows}) > 1:
         legend.insert(1, f"in brackets: latency over that of {look(OURS).label} in this run")
@@ -133,16 +147,7 @@ def _source(rows: Sequence[Row], run: Sequence[Row], has_empty_cells: bool) -> s
         legend.append("error of budget: the largest error over what it may be, where that is more than 1")
     if has_empty_cells:
         legend.append("an empty cell: no row, as where a preset has no such mode")
-    ceilings: dict[str, list[float]] = {}
-    for row in rows:
-        ceilings.setdefault(row.dtype, []).append(row.ceiling_tflops)
-    products = [_rates(rates) + f" ({dtype})" * (len(ceilings) > 1) for dtype, rates in ceilings.items()]
-    return (
-        f"{', '.join(x for x in fixed if x)}; driver {first.driver}, torch {first.torch_version}, "
-        f"triton {first.triton_version}, commit {short(first.commit)}, {first.date_utc[:10]}; in the same run a matrix "
-        f"product ran at {' and '.join(products)} and a copy at {number(first.ceiling_gbs)} GB/s. "
-        f"By `{command(run)}`. {'; '.join(legend)}."
-    )
+    return f"{measured_by(rows, run)} {'; '.join(legend)}."
 
 
 def _rates(tflops: Sequence[float]) -> str:

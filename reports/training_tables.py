@@ -26,9 +26,12 @@ FIGURES = {
 }  # fmt: skip
 STEP_COLUMNS = (
     "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
-    "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib", "build_s",
-    "first_step_s", "second_step_s", "parameters", "tokens", "loss", "gradient_norm", "torch", "device", "commit",
+    "objective", "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib",
+    "build_s", "first_step_s", "second_step_s", "graphs_compiled", "parameters", "tokens", "loss", "gradient_norm",
+    "torch", "device", "commit",
 )  # fmt: skip
+# Columns of files from before objectives were measured.
+OLD_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS if name not in ("objective", "graphs_compiled"))
 # Columns of files from before diversity and the figures of real digits were measured.
 OLD_DIGITS_COLUMNS = tuple(
     name for name in DIGITS_COLUMNS if name not in DIVERSITY and not name.endswith("_bootstrap")
@@ -39,7 +42,7 @@ EVALUATIONS = "network evaluations"
 ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
 VARYING = {
     "preset": "preset", "precision": "precision", "cuda_graph": "CUDA graph", "parallel": "parallel", "batch": "batch",
-    "accumulate": "accumulate", "detach": "detach",
+    "accumulate": "accumulate", "objective": "objective", "detach": "detach",
 }  # fmt: skip
 
 
@@ -85,16 +88,27 @@ def _short(commit: str) -> str:
 
 
 def step_table(data: pd.DataFrame) -> str:
-    """Time and memory of a training step by settings: `data` has the columns STEP_COLUMNS."""
-    settings = ALWAYS | {name: head for name, head in VARYING.items() if data[name].nunique() > 1}
+    """Time and memory of a training step by settings: `data` has the columns STEP_COLUMNS or the old ones."""
+    could_vary = {name: head for name, head in VARYING.items() if name in data}
+    may_vary = could_vary | {"tokens": "tokens"}
+    settings = ALWAYS | {name: head for name, head in may_vary.items() if data[name].nunique() > 1}
     lines = [
         [str(row[name]) for name in settings]
-        + [f"{row['ms_per_step']:.0f}", f"{row['images_per_s']:.0f}", f"{row['peak_gib']:.1f}"]
+        + [f"{row['ms_per_step']:.0f}", f"{row['images_per_s']:.0f}", f"{row['peak_gib']:.1f}", *_first_step(row)]
         for _, row in data.iterrows()
     ]
     first = data.iloc[0]
-    same = ", ".join(f"{head} {first[name]}" for name, head in VARYING.items() if name not in settings)
+    same = ", ".join(f"{head} {first[name]}" for name, head in could_vary.items() if name not in settings)
     commits = " and ".join(map(_short, data["commit"].unique()))
     source = f"{first['device']}; torch {first['torch']}; code: {commits}. In every row: {same}."
     heads = [*settings.values(), "ms a step", "images/s", "peak GiB"]
+    heads += ["first step, s"] if "graphs_compiled" in data else []
     return f"{markdown(heads, lines, left=len(settings))}\n\n{source}"
+
+
+def _first_step(row: pd.Series) -> list[str]:
+    """Seconds of the first step, and whether it compiled graphs or found them in inductor's cache, if that is known."""
+    if "graphs_compiled" not in row:
+        return []
+    cache = "" if row["compile"] == "off" else " (cold)" if row["graphs_compiled"] else " (warm)"
+    return [f"{row['first_step_s']:.1f}{cache}"]

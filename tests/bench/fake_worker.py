@@ -16,7 +16,7 @@ def say(**event):
 if not task["cells"]:
     versions = dict(torch_version="2", triton_version="3", commit="abc", ceiling_tflops=CEILING, ceiling_gbs=2.0)
     where = dict(device=DEVICE, machine="Test (2 CPUs)", driver="none", threads=THREADS)
-    say(event="environment", dtype=task["dtype"] or "float32", **where, **versions)
+    say(event="environments", found=[dict(dtype=dtype, **where, **versions) for dtype in task["dtypes"][DEVICE]])
 for cell in task["cells"]:
     say(event="start", id=cell["id"])
     if cell["provider"] in FAILING:

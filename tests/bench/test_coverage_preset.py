@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import gate
+from bench import gate, precompile
 from bench.cases import Case, make_inputs
 from bench.options import make_cells, parser
+from bench.presets import COVERED_DIMS
 from bench.providers import PROVIDERS
 from reports.coverage import SHAPE
 
@@ -39,6 +40,25 @@ def test_plain_attention_of_its_shape_stands_beside_every_call_once() -> None:
     assert len(plain) == len(set(plain))
     ours = {(shape(cell.case), f"plain-{cell.case.mode}") for cell in cells if cell.provider == "flashjvp"}
     assert ours == set(plain)
+
+
+def test_what_ends_early_has_every_head_dim_and_the_longest_calls_come_last() -> None:
+    cells = make_cells(parser().parse_args(["--preset", "coverage"]), "cuda")
+    first = {cell.case.head_dim for cell in cells[: 4 * len(COVERED_DIMS)]}
+    assert first == set(COVERED_DIMS) and {cell.case.queries for cell in cells[-8:]} == {131072}
+
+
+def test_calls_of_one_kernel_are_compiled_in_one_process_and_briefly() -> None:
+    cells = make_cells(parser().parse_args(["--preset", "coverage"]), "cuda")
+    parts = precompile.parts(cells, "cuda", 16)
+    assert len(parts) == 16 and {cell.provider for part in parts for cell in part} == {"flashjvp"}
+    assert max(cell.case.queries for part in parts for cell in part) == 2048 + 128
+
+    def is_usual(case: Case) -> bool:
+        return (case.head_dim, case.width, case.dtype, case.mask) == (64, 64, "bfloat16", "none") and not case.causal
+
+    usual = [i for i, part in enumerate(parts) for cell in part if is_usual(cell.case) and cell.case.heads == 1]
+    assert len(usual) > 8 and len(set(usual)) == 1
 
 
 PARTS = [{"tangents": "q"}, {"tangents": "kv"}, {"cotangents": "o"}, {"cotangents": "o_t"}, {"value_dim": 5}]

@@ -87,7 +87,7 @@ def test_a_worker_that_only_compiles_measures_nothing() -> None:
     }
     cells = [{"id": i, "provider": name, "case": case, "paths": []} for i, name in enumerate(("planted-raise", "math"))]
     with isolate._Child(planted.WORKER) as child:
-        child.give({"device": "cpu", "dtype": None, "cells": cells, "compile_only": True})
+        child.give({"device": "cpu", "cells": cells, "compile_only": True})
         events = list(iter(lambda: child.next_event(120.0), None))
     found = [event for event in events if event["event"] == "outcome"]
     reason = "ValueError: planted over two lines"

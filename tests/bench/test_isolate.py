@@ -89,7 +89,7 @@ def test_a_worker_that_never_starts_gives_every_cell_an_outcome(command: tuple[s
     found = run(command, cells=2)
     assert [outcome["status"] for _, outcome in found] == ["crashed", "crashed"]
     with pytest.raises(isolate.WorkerError, match="exit status"):
-        isolate.environment("cpu", None, 60.0, command)
+        isolate.environments("cpu", {"cpu": ["float32"]}, 60.0, command)
 
 
 def test_parts_run_at_the_same_time_and_nothing_that_happens_to_them_matters(tmp_path: Path) -> None:

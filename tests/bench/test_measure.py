@@ -84,6 +84,21 @@ def test_on_a_gpu_only_the_call_lies_between_the_events_after_a_warm_up_and_with
     once, timed = ["prepare", "call", "wait"], ["prepare", "evict", "event", "call", "event"]
     assert given == once * 3 + timed * 10 + ["wait"]  # 0.1 s to warm up, 0.4 s of calls; the host runs ahead
     assert found.repeats == 10
+    given.clear()
+    found = measure.latency(work, torch.device("cuda"), repeat_s=0.24)
+    assert given == once * 3 + timed * 6 + ["wait"] and found.repeats == 6
+
+
+def test_on_a_cpu_the_seconds_of_repeats_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def call(_: object) -> None:
+        nonlocal now
+        now += 0.01
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    found = measure.latency(measure.Work(call), CPU, repeat_s=0.075)
+    assert found.repeats == 8 and now < 0.13
 
 
 def peak_can_be_reset() -> bool:

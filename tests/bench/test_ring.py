@@ -47,6 +47,11 @@ def test_two_processes(tmp_path: Path) -> None:
     assert {row["gpus"] for row in rows(tmp_path / "ring.csv")} == {"2"}
 
 
+def test_the_ways_asked_for_alone_come_the_longest_first() -> None:
+    found = [(how, case.queries, case.causal) for how, case in ring.plan("ring", "bfloat16", ("zigzag",))]
+    assert found == [("zigzag", tokens, True) for tokens in (32768, 32768, 8192) for _ in range(3)]
+
+
 def test_a_plan_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """4 GPUs with 1000 tokens each, one head of 100: 10^5 numbers a tensor and GPU."""
     rates = ring_plan.Rates(forward=1.2e12, backward=3e12, link=8e9, memory=76e9)

@@ -173,11 +173,11 @@ def test_a_product_counts_its_factors_wherever_it_writes(kind: str, given: bool,
 
 def test_the_table_and_the_figure_have_every_group(tmp_path: Path) -> None:
     fixed = {"preset": "p", "precision": "b", "compile": "on", "checkpointing": "none", "cuda_graph": "off"}
-    fixed |= {"parallel": "ddp", "gpus": 1, "batch": 8}
+    fixed |= {"parallel": "ddp", "gpus": 1, "batch": 8, "objective": "tvm", "detach": False, "tokens": 4}
     fixed |= {"accumulate": 1, "tbytes_per_s": 4.2, "tflops": 700.0, "torch": "t", "device": "d", "commit": "c"}
     rows = [vars(group) | fixed | {"floor_ms": group.floor_ms(4.2, 700.0)} for group in recorded().groups().values()]
     data = pd.DataFrame(rows)[list(PROFILE_COLUMNS)]
     table = profile_table(data)
     assert all(f"| {name} |" in table for name in GROUPS) and "| step | 1.0 |" in table
-    draw_profile(pd.concat([data, data.assign(batch=16), data.assign(precision="float8")]), tmp_path / "bar.png")
+    draw_profile(pd.concat([data, data.assign(batch=16), data.assign(detach=True)]), tmp_path / "bar.png")
     assert (tmp_path / "bar.png").read_bytes().startswith(b"\x89PNG")

@@ -103,6 +103,21 @@ def test_on_a_gpu_the_shapes_of_a_provider_and_head_dim_share_a_process(tmp_path
     assert {row.host_us for row in rows} == {2.0}
 
 
+def test_where_all_providers_share_a_process_it_goes_shape_by_shape(tmp_path: Path, out: Path) -> None:
+    arguments = ["--preset", "coverage", "--head-dim", "1,8"]
+    assert sweep.main([*arguments, "--out", str(out)], fake_worker(tmp_path, device="cuda")) == 0
+    rows = read_rows(out)
+    modes = [("flashjvp", "fwd"), ("flashjvp", "bwd"), ("plain", "plain-fwd"), ("plain", "plain-bwd")]
+    assert [(row.head_dim, row.provider, row.mode) for row in rows] == [(d, *x) for d in (1, 8) for x in modes]
+    assert {row.host_us for row in rows} == {8.0}
+    other = ["--providers", "flashjvp,math", "--modes", "fwd", "--out", str(tmp_path / "other.csv")]
+    sweep.main([*arguments, *other], fake_worker(tmp_path, device="cuda"))
+    rows = read_rows(tmp_path / "other.csv")
+    assert [(row.provider, row.head_dim, row.host_us) for row in rows] == [
+        (provider, head_dim, 1.0) for provider in ("flashjvp", "math") for head_dim in (1, 8)
+    ]
+
+
 @pytest.mark.parametrize(("device", "begun"), [("cuda", [0, 2, 8]), ("cpu", [*range(12)])])
 def test_on_a_gpu_a_process_starts_beside_the_last_cells_of_the_one_before(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, device: str, begun: list[int]

@@ -78,9 +78,31 @@ def test_time_in_communication_is_measured(tmp_path: Path) -> None:
 
 
 def test_the_objective_is_the_one_asked_for(tmp_path: Path) -> None:
-    whole, detached = measured(tmp_path / "a.csv"), measured(tmp_path / "b.csv", "--detach")
-    assert not whole["detach"][0] and detached["detach"][0]
-    assert whole["gradient_norm"][0] != detached["gradient_norm"][0]
+    rows = measured(tmp_path / "rows.csv", "--objective", "tvm,meanflow,flow", "--detach", "off,on")
+    assert list(zip(rows["objective"], rows["detach"], strict=True)) == [
+        (objective, detach) for objective in ("tvm", "meanflow", "flow") for detach in (False, True)
+    ]
+    norms = rows["gradient_norm"].tolist()
+    assert len({*norms[:3], norms[4]}) == 4 and norms[2] == norms[3]  # only tvm has something to detach
+
+
+def test_other_images_have_other_tokens(tmp_path: Path) -> None:
+    rows = measured(tmp_path / "rows.csv", "--image-size", "16")
+    assert list(rows["tokens"]) == [16] and rows["gradient_norm"][0] > 0
+    (config,) = train_step.settings(train_step.parser().parse_args(["--image-size", "128", "--batch", "4"]))
+    assert config.model.grid**2 == 4096
+
+
+@pytest.mark.slow
+def test_graphs_are_compiled_once_for_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    arguments = ["--preset", "toy2d", "--batch", "8", "--steps", "1", "--compile", "on,off", "--device", "cpu", "--out"]
+    outs = tmp_path / "a.csv", tmp_path / "b.csv"
+    assert [train_step.main([*arguments, str(out)]) for out in outs] == [0, 0]
+    first, second = (pd.read_csv(out) for out in outs)
+    assert first["graphs_compiled"][0] > 0 == second["graphs_compiled"][0]
+    assert first["graphs_compiled"][1] == 0 == second["graphs_compiled"][1]
+    assert "(cold)" in step_table(first) and "(warm)" in step_table(second)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -12,8 +12,8 @@ from tests.reports.pages import cells, place
 from tests.reports.test_schema import FAILED, make_row
 
 SHAPE: dict[str, Any] = {
-    "preset": "coverage", "heads": 16, "kv_heads": 16, "queries": 4096, "keys": 4096, "causal": False, "mask": "none",
-    "dtype": "bfloat16",
+    "preset": "coverage", "batch": 2, "heads": 16, "kv_heads": 16, "queries": 4096, "keys": 4096, "causal": False,
+    "mask": "none", "dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def invented() -> list[Row]:
     rows = [row for d in range(8, 112, 8) for row in pair(3.0 + d / 100, 1.0, head_dim=d)]
     rows += pair(20.0, 2.0, mode="bwd", head_dim=64)
     rows += pair(9.0, 2.0, head_dim=64, tangents="q")[:1]
+    rows += pair(4.0, 1.0, head_dim=64, batch=8) + pair(30.0, 10.0, head_dim=64, batch=1, queries=8192, keys=8192)
     rows += pair(50.0, 2.0, head_dim=64, value_dim=128) + pair(7.0, 1.0, head_dim=64, mask="bool")
     failed = pair(1.0, 1.0, head_dim=160)
     return [*rows, make_row(**vars(failed[0]) | FAILED | {"status": "oom", "reason": "too large"}), failed[1]]
@@ -51,15 +52,17 @@ def test_the_worst_ten_come_with_what_gave_no_time_first() -> None:
     assert lines[0][-1] == "oom: too large"
     assert [line[1] for line in lines[1:5]] == ["64, 128", "D=64", "D=64, q", "D=64, bool"]
     assert [float(line[-1]) for line in lines[1:]] == sorted((float(line[-1]) for line in lines[1:]), reverse=True)
-    assert "18 calls; 4 take more than 6 times" in text and "1 gave no time" in text
+    assert "20 calls; 4 take more than 6 times" in text and "1 gave no time" in text
+    assert "driver" in text and "python -m bench.sweep --preset coverage --providers flashjvp,plain" in text
 
 
 def test_the_map_has_a_cell_for_each_call_and_says_its_ratio() -> None:
     figure = coverage.draw_coverage(invented())
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"D=64\n3.6", "D=64\n10.0", "D=160\nnone", "64, 128\n25.0", "D=64, bool\n7.0"} <= texts
+    assert {"D=64, N=4096\n4.0", "D=64, N=8192\n3.0"} <= texts  # a batch of its own
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[:4] == ["head dims", "tangents of some inputs", "other value dims", "masks"]
+    assert titles[:5] == ["head dims", "tangents of some inputs", "lengths", "other value dims", "masks"]
     plt.close(figure)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from reports import build
 from reports.build import BuildError
-from reports.training_tables import DIGITS_COLUMNS, OLD_DIGITS_COLUMNS, STEP_COLUMNS, TOY_COLUMNS
+from reports.training_tables import DIGITS_COLUMNS, OLD_DIGITS_COLUMNS, OLD_STEP_COLUMNS, STEP_COLUMNS, TOY_COLUMNS
 from tests.reports.pages import cells, place_table
 
 pytestmark = pytest.mark.filterwarnings("error")  # such as of a layout that does not fit
@@ -54,15 +54,17 @@ def test_a_file_from_before_a_figure_was_measured_has_no_column_of_it(tmp_path: 
 
 def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(tmp_path: Path) -> None:
     step = (
-        "imagenet256-w2,bfloat16,{},none,off,ddp,{},64,1,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,678,256,1,2,"
-        "2.11,GPU,{}"
+        "imagenet256-w2,bfloat16,{},none,off,ddp,{},64,1,tvm,False,441.48,430,450,145.4,75.48,75.6,12,41,0.4,9,678,256,"
+        "1,2,2.11,GPU,{}"
     )
     rows = [step.format("on", 1, 1234567), step.format("off", 1, 1234567), step.format("on", 2, 7654321)]
     page, data = place_table(tmp_path, [",".join(STEP_COLUMNS), *rows, rows[0].replace("ddp", "fsdp")])
     build.build([page], data)
     found = cells(page.read_text())
-    assert found[0] == ["GPUs", "compile", "checkpointing", "parallel", "ms a step", "images/s", "peak GiB"]
-    assert found[1] == ["1", "on", "none", "ddp", "441", "145", "75.5"]
+    heads = ["GPUs", "compile", "checkpointing", "parallel", "ms a step", "images/s", "peak GiB"]
+    assert found[0] == [*heads, "first step, s"]
+    assert found[1] == ["1", "on", "none", "ddp", "441", "145", "75.5", "41.0 (cold)"]
+    assert found[2][-1] == "41.0"  # nothing was compiled
     assert [line[:4] for line in found[2:]] == [
         ["1", "off", "none", "ddp"], ["2", "on", "none", "ddp"], ["1", "on", "none", "fsdp"]
     ]  # fmt: skip
@@ -71,6 +73,16 @@ def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(t
     page.write_text("<!-- table: machine/rows parallel=ddp gpus=1 -->\n<!-- end -->\n")
     build.build([page], data)
     assert [line[:4] for line in cells(page.read_text())[1:]] == [["1", c, "none", "441"] for c in ("on", "off")]
+    warm = rows[0].replace(",9,678", ",0,678").replace("tvm", "flow").replace(",256,", ",1024,")
+    page, data = place_table(tmp_path / "more", [",".join(STEP_COLUMNS), rows[0], warm])
+    build.build([page], data)
+    more = cells(page.read_text())
+    assert more[0][3:5] == ["objective", "tokens"] and more[2][3:5] == ["flow", "1024"]
+    assert more[2][-1] == "41.0 (warm)"
+    old = rows[0].replace("tvm,", "").replace(",9,678", ",678")
+    page, data = place_table(tmp_path / "old", [",".join(OLD_STEP_COLUMNS), old])
+    build.build([page], data)
+    assert cells(page.read_text())[0] == [*heads[:3], *heads[4:]]
     page.write_text("<!-- table: machine/rows queries=1 -->\n<!-- end -->\n")
     with pytest.raises(BuildError, match=r"no column 'queries'; there are preset, precision, compile"):
         build.build([page], data)
