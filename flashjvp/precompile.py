@@ -176,7 +176,8 @@ def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
 
     def empty(name: str) -> Tensor:
         width = like.head_dim if name in "qk" else like.value_dim
-        return torch.empty(1, heads[name], like.tokens, width, dtype=like.dtype, device=like.device)
+        x = torch.empty(1, heads[name], like.tokens, width, dtype=like.dtype, device=like.device)
+        return x.transpose(1, 2) if like.packed else x
 
     q, k, v, o, d_o = (empty(name) for name in "qkvoo")
     mask, pattern = _seen(like)
