@@ -30,7 +30,7 @@ OF_PACKED_SEQUENCES = [
     ),
     Fault(
         "statistics taken for those of other heads", STAGE, "backends/rows_first.py", "return x reshape",
-        "return x.mT.reshape(*(batch or (1,)), heads, rows)", check="packed",
+        "return x.mT.reshape(*(batch or (1,)), heads, rows)", "gqa", "packed",
     ),
     _entry("as long as all of them", HOPPER + "band_place.py", "return ENTRIES",
         "return ENTRIES - total + end, total - end"),
