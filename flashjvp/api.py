@@ -126,6 +126,8 @@ def attention(
     given, options = (q, k, v, attn_mask, None), (is_causal, scale, served_by)
     is_dropped, is_transformed = type(dropout_p) is not float or dropout_p != 0.0, _torch.transforms_active()
     if not (is_transformed or is_dropped) and (run := fast_path.find(FORWARD, given, options, enable_gqa)):
+        if block_mask is not None:  # plans of other entries may be as long
+            partial.check_entries(block_mask, q)
         o: Tensor = run(given)[0]
         return o
     if is_transformed and block_mask is None:
@@ -247,6 +249,8 @@ def attention_jvp(
     given, options = (q, k, v, q_t, k_t, v_t, attn_mask, attn_mask_t, None), (is_causal, scale, served_by)
     is_dropped, is_transformed = type(dropout_p) is not float or dropout_p != 0.0, _torch.transforms_active()
     if not (is_transformed or is_dropped) and (run := fast_path.find(FORWARD_JVP, given, options, enable_gqa)):
+        if block_mask is not None:  # plans of other entries may be as long
+            partial.check_entries(block_mask, q)
         o, o_t, _, _ = run(given)
         return o, o_t
     if is_transformed and block_mask is None and not is_dropped:

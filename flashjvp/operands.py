@@ -137,3 +137,9 @@ class BackwardOperands(NamedTuple):
 
 
 AnyOperands = PlainOperands | Operands | PlainBackwardOperands | BackwardOperands
+
+RECORDS: dict[str, Any] = {
+    "forward": PlainOperands, "forward_jvp": Operands, "backward": PlainBackwardOperands,
+    "backward_jvp": BackwardOperands,
+}  # fmt: skip
+"""Of the tensors of each operator, and of a backend's function of the same name."""

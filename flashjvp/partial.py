@@ -75,7 +75,7 @@ def plan_of(mask: Any, q: object, k: object, window: Window | None, is_causal: o
     return made(mask, rows, keys, band)
 
 
-def check_entries(mask: Any, q: Tensor) -> None:
+def check_entries(mask: Any, q: Any) -> None:
     """A block mask has one batch entry or those of canonical queries, and one head or theirs."""
     entries, heads = mask.kv_num_blocks.shape[:2]
     batch, of_q = (q.shape[-4] if q.ndim > 3 else 1), q.shape[-3]

@@ -184,7 +184,8 @@ def _calls(like: Call, pattern: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[An
 
     def empty(name: str) -> Tensor:
         width = like.head_dim if name in "qk" else like.value_dim
-        return torch.empty(1, heads[name], like.tokens, width, dtype=like.dtype, device=like.device)
+        x = torch.empty(1, heads[name], like.tokens, width, dtype=like.dtype, device=like.device)
+        return x.transpose(1, 2) if like.packed else x
 
     q, k, v, o, d_o = (empty(name) for name in "qkvoo")
     mask = _mask(like)

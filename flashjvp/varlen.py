@@ -1,6 +1,8 @@
 """Attention of packed sequences, which lie one after the other without padding."""
 
+import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 from . import _torch, call_forms, checks, jagged
 from .backends import varlen as composed  # importing it registers the backends
 from .canonical import canonical
-from .dispatch import derivatives
+from .dispatch import derivatives, fast_path
+from .dispatch.schema import FORWARD, FORWARD_JVP, Operator
 from .errors import ArgumentTypeError, ArgumentValueError
 from .operands import Inputs, Operands, Options
 
@@ -78,7 +81,7 @@ def attention_varlen(
     Source:
         The arguments are those of flash_attn_varlen_func (FlashAttention-2, arXiv 2307.08691).
     """
-    o, _ = _attention(Inputs(q, k, v), (cu_q, cu_k), (max_q, max_k), is_causal, scale, enable_gqa, backend, jvp=False)
+    o, _ = _attention(Inputs(q, k, v), (cu_q, cu_k), (max_q, max_k), is_causal, scale, enable_gqa, backend, FORWARD)
     return o
 
 
@@ -142,7 +145,7 @@ def attention_varlen_jvp(
         flashjvp/kernels/MATH.md (1)-(20), of each sequence.
     """
     o, o_t = _attention(
-        Inputs(q, k, v, q_t, k_t, v_t), (cu_q, cu_k), (max_q, max_k), is_causal, scale, enable_gqa, backend, jvp=True
+        Inputs(q, k, v, q_t, k_t, v_t), (cu_q, cu_k), (max_q, max_k), is_causal, scale, enable_gqa, backend, FORWARD_JVP
     )
     assert o_t is not None
     return o, o_t
@@ -152,45 +155,71 @@ varlen = attention_varlen
 
 
 def _attention(
-    x: Inputs, cu: tuple[Maybe, Maybe], longest: tuple[Any, Any], is_causal: Any, scale: Any, enable_gqa: Any,
-    backend: Any, *, jvp: bool,
+    x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any], is_causal: Any, scale: Any, enable_gqa: Any,
+    backend: Any, operator: Operator,
 ) -> tuple[Tensor, Maybe]:  # fmt: skip
-    """o and, with `jvp`, o_t."""
+    """o and, of FORWARD_JVP, o_t."""
     x, cu, nested = jagged.packed(x, cu)
+    served_by = composed.name_of(backend)
+    tensors = x[:3] if operator is FORWARD else x
+    given = (*tensors, *cu) if cu[0] is not cu[1] else (*tensors, cu[0])  # guards know no object twice
+    options = is_causal, scale, served_by
+    if run := fast_path.find(operator, given, options, enable_gqa):
+        _check_limits(longest)
+        _check_readable(x, cu, longest)
+        o, *rest = run(given)
+        return nested(o), nested(rest[0]) if operator is FORWARD_JVP else None
     for name, tensor in zip(x._fields, x, strict=True):
         if tensor is not None or name in ("q", "k", "v"):
             _packed(name, tensor)
     scale = call_forms.number("scale", scale, x.q)
     checks.options(0.0, is_causal, scale, enable_gqa)
-    starts = _starts(x, cu, longest)
-    heads_first = [None if tensor is None else tensor.transpose(0, 1).unsqueeze(0) for tensor in x]
-    operands = canonical(Operands._make([*heads_first, None, None, None]), enable_gqa, backend)._replace(mask=starts)
-    options = Options(is_causal, None if scale is None else float(scale), composed.name_of(backend))
+    _check_starts(x, cu, longest)
+    operands = _canonical(x, enable_gqa, backend)._replace(mask=_joined(cu, x.q))
+    taken = Options(is_causal, None if scale is None else float(scale), served_by)
     o_t: Maybe = None
-    if jvp:
-        o, o_t = derivatives.attention_jvp(operands, options)
+    if operator is FORWARD_JVP:
+        o, o_t = derivatives.attention_jvp(operands, taken)
     else:
-        o = derivatives.attention(operands, options)
-    width = x.v.shape[-1]
+        o = derivatives.attention(operands, taken)
+    if operator is FORWARD or operands.has_tangents:
+        kept = operands.plain if operator is FORWARD else operands
+        fast_path.keep(operator, given, options, enable_gqa, kept, functools.partial(_operands, len(tensors)))
+    if (width := x.v.shape[-1]) != operands.v.shape[-1]:  # it has no column
+        o, o_t = o[..., :width], None if o_t is None else o_t[..., :width]
+    return nested(o), None if o_t is None else nested(o_t)
 
-    def as_given(rows: Tensor) -> Tensor:
-        return nested(rows[..., :width].squeeze(0).transpose(0, 1))
 
-    return as_given(o), None if o_t is None else as_given(o_t)
+def _canonical(x: Inputs, enable_gqa: Any, backend: Any) -> Operands:
+    """Checked operands as the backend takes them, rows first. Errors speak of heads before rows."""
+    views = [None if y is None else y.transpose(0, 1).unsqueeze(0) for y in x]
+    heads_first = Operands._make([*views, None, None, None])
+    found = canonical(heads_first, enable_gqa, backend)
+    return Operands._make([
+        given if y is None or y is before else y.squeeze(0).transpose(0, 1)
+        for given, before, y in zip((*x, None, None, None), heads_first, found, strict=True)
+    ])  # fmt: skip
 
 
-def _starts(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> Tensor:
+def _operands(count: int, tensors: Sequence[Any]) -> Sequence[Maybe]:
+    """What an operator takes, of as many inputs and one or two tensors of cumulated lengths."""
+    starts = _joined((tensors[count], tensors[-1]), tensors[0])
+    return (*tensors[:count], starts, None) if count == 3 else (*tensors[:count], starts, None, None)
+
+
+def _joined(cu: tuple[Tensor, Tensor], q: Tensor) -> Tensor:
     """Both cumulated lengths as the backend takes them, int32 [2, B + 1] on the device of q."""
+    if cu[0].dtype == cu[1].dtype and cu[0].device == cu[1].device:
+        return torch.stack(cu).to(device=q.device, dtype=torch.int32)
+    return torch.stack([lengths.to(device=q.device, dtype=torch.int32) for lengths in cu])
+
+
+def _check_starts(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> None:
     for name, lengths, rows in (("cu_q", cu[0], x.q), ("cu_k", cu[1], x.k)):
         _check_lengths(name, lengths, rows)
-    _check_limit("max_q", longest[0])
-    _check_limit("max_k", longest[1])
+    _check_limits(longest)
+    _check_readable(x, cu, longest)
     of_q, of_k = cu
-    for name, lengths, rows, limit, most in (
-        ("cu_q", of_q, x.q, "max_q", longest[0]), ("cu_k", of_k, x.k, "max_k", longest[1])
-    ):  # fmt: skip
-        if _is_readable(lengths):
-            _check_numbers(name, lengths, rows, limit, most)
     if of_q.shape[-1] != of_k.shape[-1]:
         raise ArgumentValueError(
             f"cu_k: expected as many sequences as cu_q, {of_q.shape[-1] - 1}, got cumulated lengths of "
@@ -198,8 +227,14 @@ def _starts(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> Tensor:
         )
     if x.v.shape[0] != x.k.shape[0]:
         raise ArgumentValueError(f"v: expected as many rows as k, {x.k.shape[0]}, got shape {list(x.v.shape)}")
-    both = [lengths.to(device=x.q.device, dtype=torch.int32) for lengths in cu]
-    return torch.stack(both)
+
+
+def _check_readable(x: Inputs, cu: tuple[Any, Any], longest: tuple[Any, Any]) -> None:
+    """The numbers of lengths that are on the host, of every call."""
+    if _is_readable(cu[0]):
+        _check_numbers("cu_q", cu[0], x.q, "max_q", longest[0])
+    if _is_readable(cu[1]):
+        _check_numbers("cu_k", cu[1], x.k, "max_k", longest[1])
 
 
 def _is_readable(lengths: Tensor) -> bool:
@@ -227,9 +262,10 @@ def _check_lengths(name: str, cu: Any, x: Tensor) -> None:
         raise ArgumentValueError(f"{name}: expected a tensor on the device of q or on the cpu, got one on {cu.device}")
 
 
-def _check_limit(name: str, longest: Any) -> None:
-    if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool)):
-        raise ArgumentTypeError(f"{name}: expected an int or None, got an object of type {type(longest).__name__}")
+def _check_limits(longest: tuple[Any, Any]) -> None:
+    for name, most in zip(("max_q", "max_k"), longest, strict=True):
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool)):
+            raise ArgumentTypeError(f"{name}: expected an int or None, got an object of type {type(most).__name__}")
 
 
 def _check_numbers(name: str, cu: Tensor, x: Tensor, limit: str, most: int | None) -> None:

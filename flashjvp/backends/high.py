@@ -16,16 +16,12 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_bias, empty_rows
-from ..operands import BackwardOperands, Gradients, Operands, PlainBackwardOperands, PlainOperands
+from ..operands import RECORDS, BackwardOperands, Gradients, Operands, PlainOperands
 from . import select
 
 Maybe = Tensor | None
 HALF = (torch.float16, torch.bfloat16)
 _OF_PLAIN = ("q", "k", "v", "mask")  # what `backward` gives gradients of
-_RECORDS: dict[str, Any] = {
-    "forward": PlainOperands, "forward_jvp": Operands, "backward": PlainBackwardOperands,
-    "backward_jvp": BackwardOperands,
-}  # fmt: skip
 
 
 def of_tensors(local: str, q: Tensor, v: Tensor) -> Any:
@@ -38,7 +34,7 @@ def of_tensors(local: str, q: Tensor, v: Tensor) -> Any:
 
 @cache
 def _functions(local: ModuleType, made: Callable[..., Any]) -> Any:
-    return SimpleNamespace(**{name: made(local, name, record) for name, record in _RECORDS.items()})
+    return SimpleNamespace(**{name: made(local, name, record) for name, record in RECORDS.items()})
 
 
 class _InFloat32:

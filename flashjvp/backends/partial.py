@@ -4,12 +4,14 @@ The name of one has all of it: "window:LEFT:RIGHT:LOCAL", with -1 where a side i
 the latter the plan of the block mask (block_plan.py) comes in the place of the mask.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ..operands import RECORDS
 from . import select
 from .patterns import Band, Blocks, Listed
 
@@ -19,64 +21,41 @@ Masks = tuple[Maybe, Any]
 
 
 class _Partial:
-    """The four functions of a backend (backends/reference.py)."""
+    """Has the four functions of a backend (backends/reference.py)."""
 
     def __init__(self, local: str) -> None:
         self._local = None if local == "best" else local
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float,
-        dropout_p: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """o and lse."""
-        local = self._chosen(q, v)
-        mask, pattern = self._masks(local, q, k, mask, is_causal)
-        results: tuple[Tensor, Tensor] = local.forward(q, k, v, mask, seed, False, scale, dropout_p, pattern)
-        return results
-
-    def forward_jvp(
-        self, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe,
-        seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """o, o_t, lse and mu."""
-        local = self._chosen(q, v)
-        mask, pattern = self._masks(local, q, k, mask, is_causal)
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = local.forward_jvp(
-            q, k, v, q_t, k_t, v_t, mask, mask_t, seed, False, scale, dropout_p, pattern
+        self.forward, self.forward_jvp, self.backward, self.backward_jvp = (
+            _Function(self.ends_in, name, record) for name, record in RECORDS.items()
         )
-        return results
 
-    def backward(
-        self, d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, mask: Maybe, seed: Maybe,
-        is_causal: bool, scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
-    ) -> tuple[Maybe, ...]:  # fmt: skip
-        """The wanted ones of d_q, d_k, d_v, d_mask."""
-        local = self._chosen(q, v)
-        mask, pattern = self._masks(local, q, k, mask, is_causal)
-        grads: tuple[Maybe, ...] = local.backward(
-            d_o, q, k, v, o, lse, mask, seed, False, scale, dropout_p, wanted, pattern
-        )
-        return grads
-
-    def backward_jvp(
-        self, d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
-        o_t: Maybe, lse: Tensor, mu: Tensor, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
-        dropout_p: float, wanted: tuple[bool, ...],
-    ) -> tuple[Maybe, ...]:  # fmt: skip
-        """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, d_mask, d_mask_t."""
-        local = self._chosen(q, v)
-        mask, pattern = self._masks(local, q, k, mask, is_causal)
-        grads: tuple[Maybe, ...] = local.backward_jvp(
-            d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, mask, mask_t, seed, False, scale, dropout_p, wanted,
-            pattern,
-        )  # fmt: skip
-        return grads
-
-    def _chosen(self, q: Tensor, v: Tensor) -> ModuleType:
-        return select.resolve(self._local, q.device, q.dtype, select.is_wide(q, v))
+    def ends_in(self, name: str, x: Any, options: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
+        """The local backend's function that a call of tensors x and options comes to, and what it is given."""
+        is_causal, scale, dropout_p, *wanted = options
+        local = select.resolve(self._local, x.q.device, x.q.dtype, select.is_wide(x.q, x.v))
+        mask, pattern = self._masks(local, x.q, x.k, x.mask, is_causal)
+        return getattr(local, name), x._replace(mask=mask), (False, scale, dropout_p, *wanted, pattern)
 
     def _masks(self, local: ModuleType, q: Tensor, k: Tensor, mask: Maybe, is_causal: bool) -> Masks:
         raise NotImplementedError
+
+
+class _Function:
+    """One of them, which can be bound where that of the local backend can (kernels/launch/replay.py)."""
+
+    def __init__(self, ends_in: Callable[..., Any], name: str, record: Any) -> None:
+        self._ends_in, self._name, self._record = ends_in, name, record
+
+    def __call__(self, *args: Any) -> Any:
+        count = len(self._record._fields)
+        function, x, options = self._ends_in(self._name, self._record._make(args[:count]), args[count:])
+        return function(*x, *options)
+
+    def bind(self, operands: Any, options: tuple[Any, ...]) -> Any:
+        """What takes the tensors alone, if the local function takes them as they are; else None."""
+        function, x, options = self._ends_in(self._name, operands, options)
+        bind = getattr(function, "bind", None)
+        return None if bind is None or x.mask is not operands.mask else bind(x, options)
 
 
 class _Window(_Partial):
@@ -95,7 +74,7 @@ class _Blocks(_Partial):
         if any(size != 1 for size in mask.shape[:-1]):
             came = f"shape {list(mask.shape[:-1])} of them"
             raise UnsupportedError(f"attn_mask: expected one block mask for all entries of a mapped dim, got {came}")
-        plan = mask.view(-1)
+        plan = mask if mask.ndim == 1 else mask.view(-1)
         if local.__name__.endswith(".triton"):
             return plan, Listed()
         return None, Blocks(plan, q.shape[-2], k.shape[-2])

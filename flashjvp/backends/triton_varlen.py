@@ -1,4 +1,5 @@
-"""Packed sequences on the triton backend: the launches of kernels/portable/varlen.py for each operator.
+"""Packed sequences on the triton backend: the launches of kernels/portable/varlen.py for each operator. Its functions
+take what those of varlen.py do.
 
 Rows that belong to no sequence get zeros: nobody can tell on the host whether there are any.
 """
@@ -13,12 +14,15 @@ from ..kernels.portable.varlen import Sequences
 from ..layout import STATISTIC_DTYPE, zero_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from .patterns import Packed
+from .rows_first import rows_first
 from .triton import hopper_of, with_zeros
+from .varlen import one_for_all
 
 Maybe = Tensor | None
 
 
 @captured(PlainOperands)
+@rows_first(PlainOperands)
 @side_by_side
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cu: Tensor, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
@@ -29,6 +33,7 @@ def forward(
 
 
 @captured(Operands)
+@rows_first(Operands)
 @side_by_side
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, cu: Tensor, cu_t: None, seed: Maybe,
@@ -41,6 +46,7 @@ def forward_jvp(
 
 
 def _forward(x: Inputs, cu: Tensor, is_causal: bool, scale: float, jvp: bool) -> tuple[Tensor, Maybe, Tensor, Maybe]:
+    cu = one_for_all(cu)
     call = Call(x.q, x.k, x.v, cu, is_causal, pattern=Packed())
     has_tangents = any(tangent is not None for tangent in (x.q_t, x.k_t, x.v_t))
     if jvp == has_tangents and (hopper := hopper_of(call, scale, x)) is not None:
@@ -55,6 +61,7 @@ def _forward(x: Inputs, cu: Tensor, is_causal: bool, scale: float, jvp: bool) ->
 
 
 @captured(PlainBackwardOperands)
+@rows_first(PlainBackwardOperands)
 @side_by_side
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, cu: Tensor, seed: Maybe, is_causal: bool,
@@ -62,14 +69,13 @@ def backward(
 ) -> tuple[Maybe, Maybe, Maybe, None]:  # fmt: skip
     """The wanted ones of d_q, d_k, d_v, and None."""
     of_q, of_k, of_v, _ = wanted
-    d_q, d_k, d_v, *_ = backward_jvp(
-        d_o, None, q, k, v, None, None, None, o, None, lse, None, cu, None, seed, is_causal, scale, dropout_p,
-        (of_q, of_k, of_v, False, False, False, False, False),
-    )  # fmt: skip
+    asked = Inputs(of_q, of_k, of_v, False, False, False)
+    d_q, d_k, d_v, *_ = _backward(Inputs(q, k, v), (d_o, None), (o, None, lse, None), cu, is_causal, scale, asked)
     return d_q, d_k, d_v, None
 
 
 @captured(BackwardOperands)
+@rows_first(BackwardOperands)
 @side_by_side
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
@@ -81,16 +87,24 @@ def backward_jvp(
     Without a cotangent of o_t those of tangents are zero.
     """
     given = Inputs(q, k, v, q_t, k_t, v_t)
-    x = given if d_o_t is not None else Inputs(q, k, v)
     asked = Inputs(*[want and one is not None for want, one in zip(wanted[:6], given, strict=True)])
+    return *_backward(given, (d_o, d_o_t), (o, o_t, lse, mu), cu, is_causal, scale, asked), None, None
+
+
+def _backward(
+    given: Inputs, cotangents: tuple[Maybe, Maybe], results: tuple[Tensor, Maybe, Tensor, Maybe], cu: Tensor,
+    is_causal: bool, scale: float, asked: Inputs,
+) -> tuple[Maybe, ...]:  # fmt: skip
+    """The gradients that are asked for."""
+    (q, k, v, *_), (d_o, d_o_t), (o, o_t, lse, mu), cu = given, cotangents, results, one_for_all(cu)
+    x = given if d_o_t is not None else Inputs(q, k, v)
     call = Call(q, k, v, cu, is_causal, pattern=Packed())
     computed = asked if d_o_t is not None else Inputs(asked.q, asked.k, asked.v, False, False, False)
     if any(computed) and (hopper := hopper_of(call, scale, x, d_o, d_o_t)) is not None:
-        found: tuple[Maybe, ...] = hopper.backward(call, x, (d_o, d_o_t), (o, o_t, lse, mu), scale, computed)
-        return *(found if d_o_t is not None else with_zeros(found, given, asked)), None, None
+        found: tuple[Maybe, ...] = hopper.backward(call, x, cotangents, results, scale, computed)
+        return found if d_o_t is not None else with_zeros(found, given, asked)
     grads = Inputs._make([
-        zero_rows(x, x.shape[-1]) if x is not None and want else None
-        for x, want in zip(given, wanted[:6], strict=True)
+        zero_rows(x, x.shape[-1]) if want else None for x, want in zip(given, asked, strict=True)
     ])  # fmt: skip
     if not call.is_empty:
         call = Call(q, k, v, None, is_causal)
@@ -99,6 +113,6 @@ def backward_jvp(
         statistics = (lse, None if d_o_t is None else mu, row_a, row_delta)  # mutate: statistics
         sequences = Sequences(call, cu)
         if into.q is not None or into.q_t is not None:
-            sequences.query_gradients(x, (d_o, d_o_t), (into.q, into.q_t), statistics, scale)
-        sequences.key_gradients(x, (d_o, d_o_t), (into.k, into.v, into.k_t, into.v_t), statistics, scale)
-    return *grads, None, None
+            sequences.query_gradients(x, cotangents, (into.q, into.q_t), statistics, scale)
+        sequences.key_gradients(x, cotangents, (into.k, into.v, into.k_t, into.v_t), statistics, scale)
+    return grads

@@ -1,13 +1,15 @@
 """Packed sequences as a backend that is built on another one. The cumulated lengths come in the place of the mask.
 
 The operators, their derivatives and the rules of transforms are those of one call: all that they need to know is in the
-shapes of q, k and v. Rows are [*batch, H, total, D], and `cu` is int32 [2, B + 1], the cumulated lengths of queries and
-those of keys. Under causal masking the last query of a sequence is aligned with its last key.
+shapes of q, k and v. Tensors are [*batch, total, H, D], as users have them: a call then views nothing, and records no
+view. `cu` is int32 [2, B + 1], the cumulated lengths of queries and those of keys. Under causal masking the last query
+of a sequence is aligned with its last key. There are no masks and no dropout.
 """
 
 import itertools
 from collections.abc import Iterator
-from types import ModuleType
+from functools import cache
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from ..errors import ArgumentValueError, UnsupportedError
 from ..layout import STATISTIC_DTYPE, zero_rows
-from ..operands import Inputs
+from ..operands import RECORDS, Inputs
 from . import select
+from .rows_first import rows_first
 
 Maybe = Tensor | None
 
@@ -30,24 +33,33 @@ class _Sequence(NamedTuple):
     is_causal: bool
 
 
-class Varlen:
-    """The four functions of a backend (backends/reference.py), without masks and dropout.
+def of_tensors(local: str, q: Tensor, v: Tensor) -> Any:
+    """What has the four functions of a backend (reference.py) for tensors like q and v: on triton with kernels."""
+    module = select.resolve(None if local == "best" else local, q.device, q.dtype, select.is_wide(q, v))
+    if not module.__name__.endswith(".triton"):
+        return _one_by_one(module)
+    from . import triton_varlen
 
-    triton has kernels for them. The others compute one sequence after the other, and read `cu` on the host.
-    """
+    return triton_varlen
 
-    def __init__(self, local: str | None) -> None:
-        """local: the name of what computes; None is the best for a device and type."""
+
+@cache
+def _one_by_one(local: ModuleType) -> Any:
+    functions = _OneByOne(local)
+    return SimpleNamespace(**{name: rows_first(of)(getattr(functions, name)) for name, of in RECORDS.items()})
+
+
+class _OneByOne:
+    """One sequence after the other, on a backend without kernels for them, which reads `cu` on the host. Tensors are
+    [*batch, H, total, D] here."""
+
+    def __init__(self, local: ModuleType) -> None:
         self._local = local
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, cu: Tensor, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Maybe, ...]:
         """o and lse."""
-        local, cu = self._chosen(q, v), _one_for_all(cu)
-        if (kernels := _kernels(local)) is not None:
-            results: tuple[Tensor, Tensor] = kernels.forward(q, k, v, cu, seed, is_causal, scale, dropout_p)
-            return results
         o, _, lse, _ = self.forward_jvp(q, k, v, None, None, None, cu, None, seed, is_causal, scale, dropout_p)
         return o, lse
 
@@ -56,21 +68,15 @@ class Varlen:
         is_causal: bool, scale: float, dropout_p: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """o, o_t, lse and mu."""
-        local, cu = self._chosen(q, v), _one_for_all(cu)
-        if (kernels := _kernels(local)) is not None:
-            results: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.forward_jvp(
-                q, k, v, q_t, k_t, v_t, cu, None, seed, is_causal, scale, dropout_p
-            )
-            return results
         o, o_t = zero_rows(q, v.shape[-1]), zero_rows(q, v.shape[-1])
         lse = q.new_zeros(q.shape[:-1], dtype=STATISTIC_DTYPE[q.dtype])
         mu = torch.zeros_like(lse)
-        for one in _sequences(cu, q, is_causal):
+        for one in _sequences(one_for_all(cu), q, is_causal):
             if one.keys.start == one.keys.stop:
                 lse[..., one.queries] = -torch.inf
                 continue
             x = _of(one, Inputs(q, k, v, q_t, k_t, v_t))
-            results = local.forward_jvp(*x, one.mask, None, None, one.is_causal, scale, 0.0)
+            results = self._local.forward_jvp(*x, one.mask, None, None, one.is_causal, scale, 0.0)
             o[..., one.queries, :], o_t[..., one.queries, :], lse[..., one.queries], mu[..., one.queries] = results
         return o, o_t, lse, mu
 
@@ -79,12 +85,6 @@ class Varlen:
         is_causal: bool, scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
     ) -> tuple[Maybe, ...]:  # fmt: skip
         """The wanted ones of d_q, d_k, d_v, and None."""
-        local, cu = self._chosen(q, v), _one_for_all(cu)
-        if (kernels := _kernels(local)) is not None:
-            grads: tuple[Maybe, ...] = kernels.backward(
-                d_o, q, k, v, o, lse, cu, seed, is_causal, scale, dropout_p, wanted
-            )
-            return grads
         of_q, of_k, of_v, _ = wanted
         d_q, d_k, d_v, *_ = self.backward_jvp(
             d_o, None, q, k, v, None, None, None, o, None, lse, torch.zeros_like(lse), cu, None, seed, is_causal,
@@ -98,23 +98,17 @@ class Varlen:
         dropout_p: float, wanted: tuple[bool, ...],
     ) -> tuple[Maybe, ...]:  # fmt: skip
         """The wanted ones of d_q, d_k, d_v, d_q_t, d_k_t, d_v_t, and None twice."""
-        local, cu = self._chosen(q, v), _one_for_all(cu)
-        if (kernels := _kernels(local)) is not None:
-            found: tuple[Maybe, ...] = kernels.backward_jvp(
-                d_o, d_o_t, q, k, v, q_t, k_t, v_t, o, o_t, lse, mu, cu, None, seed, is_causal, scale, dropout_p, wanted
-            )
-            return found
         given = Inputs(q, k, v, q_t, k_t, v_t)
         of_inputs = wanted[: len(given)]
         grads = [
             zero_rows(x, x.shape[-1]) if x is not None and want else None
             for x, want in zip(given, of_inputs, strict=True)
         ]
-        for one in _sequences(cu, q, is_causal):
+        for one in _sequences(one_for_all(cu), q, is_causal):
             if one.keys.start == one.keys.stop:
                 continue
             of_o, of_o_t, o_b, o_t_b = (None if x is None else x[..., one.queries, :] for x in (d_o, d_o_t, o, o_t))
-            parts = local.backward_jvp(
+            parts = self._local.backward_jvp(
                 of_o, of_o_t, *_of(one, given), o_b, o_t_b, lse[..., one.queries], mu[..., one.queries], one.mask,
                 None, None, one.is_causal, scale, 0.0, (*of_inputs, False, False),
             )  # fmt: skip
@@ -123,22 +117,10 @@ class Varlen:
                     grad[..., one.queries if name in ("q", "q_t") else one.keys, :] = part
         return *grads, None, None
 
-    def _chosen(self, q: Tensor, v: Tensor) -> ModuleType:
-        return select.resolve(self._local, q.device, q.dtype, select.is_wide(q, v))
 
-
-def _kernels(local: ModuleType) -> Any:
-    """The functions with kernels of their own, where triton computes."""
-    if not local.__name__.endswith(".triton"):
-        return None
-    from . import triton_varlen
-
-    return triton_varlen
-
-
-def _one_for_all(cu: Tensor) -> Tensor:
+def one_for_all(cu: Tensor) -> Tensor:
     """The cumulated lengths without the leading dims that vmap gives them."""
-    if cu.ndim > 2 and any(size != 1 for size in cu.shape[:-2]):
+    if any(size != 1 for size in cu.shape[:-2]):
         raise UnsupportedError(
             f"cu_q: expected the same lengths for all entries of a mapped dim, got shape {list(cu.shape[:-2])} of them"
         )
@@ -168,10 +150,9 @@ def _of(one: _Sequence, x: Inputs) -> Inputs:
     return Inputs._make(None if t is None else t[..., rows, :] for t, rows in zip(x, places, strict=True))
 
 
-def name_of(local: str | None) -> str:
-    """The name by which operators find these functions."""
-    return f"varlen:{local or 'best'}"
+def name_of(local: Any) -> Any:
+    """The name by which operators find these functions. What is no name of a backend stays as it is, for checks.py."""
+    return f"varlen:{'best' if local is None else local}" if local is None or isinstance(local, str) else local
 
 
-for _local in (None, *select.NAMES):
-    select.COMPOSED[name_of(_local)] = Varlen(_local)
+select.FAMILIES_BY_TENSORS["varlen"] = of_tensors

@@ -22,6 +22,7 @@ from .schema import Operator
 
 Maybe = Tensor | None
 Run = Callable[[Sequence[Maybe]], Any]
+View = Callable[[Sequence[Maybe]], Sequence[Maybe]]
 
 _CAN_SKIP_DISPATCHER = derivatives.BY_LEVEL and _torch.CAN_SKIP_DISPATCHER
 _KNOWN: TensorKeyedCache[Run] = TensorKeyedCache()
@@ -30,36 +31,41 @@ _KNOWN: TensorKeyedCache[Run] = TensorKeyedCache()
 def find(operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object) -> Run | None:
     """What gives the results of an operator, if a call like this one was kept.
 
-    `tensors` and `options` are as the operator takes them: tuples, since making a record of them takes as long as all
-    of this. Arguments of wrong types are never like those of a call that was kept.
+    `tensors` and `options` are as the operator takes them, but for what `keep` is given `joined` for: tuples, since
+    making a record of them takes as long as all of this. Arguments of wrong types are never like those of a call that
+    was kept.
     """
     key = _key(operator, tensors, options, enable_gqa)
     return None if key is None else _KNOWN.find(key, [x for x in tensors if x is not None])
 
 
 def keep(
-    operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object, canonical: AnyOperands
-) -> None:
+    operator: Operator, tensors: Sequence[Any], options: Sequence[Any], enable_gqa: object, canonical: AnyOperands,
+    joined: View | None = None,
+) -> None:  # fmt: skip
     """After a call that raised nothing: remembers it, if its operator took the tensors, `canonical`, as they came.
 
-    The mask and its tangent alone may have been viewed. Autocast may have cast any.
+    The mask and its tangent alone may have been viewed. Autocast may have cast any. Where what is in the mask's place
+    was made of tensors of the call, these follow the inputs, and `joined` gives what the operator takes.
     """
     if (key := _key(operator, tensors, options, enable_gqa)) is None:
         return
-    given = [x for x in tensors if x is not None]
-    if given[0].device.type not in KEYSETS:  # a meta tensor, say
+    masks = canonical._fields.index("mask")
+    taken = tensors if joined is None else (*tensors[:masks], *canonical[masks:])
+    plain = [x for x in taken if x is not None]
+    if plain[0].device.type not in KEYSETS:  # a meta tensor, say
         return
-    pairs: list[tuple[str, Any, Any]] = list(zip(canonical._fields, tensors, canonical, strict=True))
+    pairs: list[tuple[str, Any, Any]] = list(zip(canonical._fields, taken, canonical, strict=True))
     if any(x is not y and x.shape != y.shape for name, x, y in pairs if name not in ("mask", "mask_t")):
         return
     if not _KNOWN.saw(key):
         return
     changes = [_Change.of(place, x, y) for place, (_, x, y) in enumerate(pairs) if x is not y]
-    run = _run(operator, canonical, given, Options(*options), changes)  # mutate: run
+    run = _run(operator, canonical, plain, Options(*options), _view(joined, changes))  # mutate: run
     with without_autocast():
-        if not is_plain(given):
+        if not is_plain(plain):
             return
-    _KNOWN.keep(key, given, run)
+    _KNOWN.keep(key, [x for x in tensors if x is not None], run)
 
 
 def _key(
@@ -84,16 +90,22 @@ def _key(
 
 
 def _run(
-    operator: Operator, operands: AnyOperands, given: Sequence[Tensor], options: Options, changes: "Sequence[_Change]"
-) -> Run:  # fmt: skip
-    """The operator without the dispatcher, for tensors like those `given`, of which `changes` make operands."""
-    autocast = torch.is_autocast_enabled(given[0].device.type)
+    operator: Operator, operands: AnyOperands, plain: Sequence[Tensor], options: Options, view: View | None
+) -> Run:
+    """The operator without the dispatcher, for tensors like those that are `plain`, after `view` made operands."""
+    autocast = torch.is_autocast_enabled(plain[0].device.type)
     below = operators.bound(operator, operands, options, autocast=autocast)
-    view = functools.partial(_changed, changes) if changes else None
-    if any([x.requires_grad for x in given]):
+    if any([x.requires_grad for x in plain]):
         gradients = _BoundGradients(options)  # mutate: gradients
         return derivatives.recorded(operator, below, gradients, view)
     return below if view is None else lambda tensors: below(view(tensors))
+
+
+def _view(joined: View | None, changes: "Sequence[_Change]") -> View | None:
+    """What makes operands of the tensors of a call; None where it is nothing."""
+    if joined is None:
+        return functools.partial(_changed, changes) if changes else None
+    return lambda tensors: _changed(changes, joined(tensors))
 
 
 class _Change(NamedTuple):

@@ -39,9 +39,10 @@ def bound(
     Gradients that are not `wanted` are None. `autocast` says that it is on where the function is called.
     """
     function, rest = _of_backend(operator, operands, options)
-    if (bind := getattr(function, "bind", None)) is not None:
-        to_these: Bound = bind(operands, (*rest, *wanted))
-        return to_these  # kernels multiply there, which autocast does not see
+    bind = getattr(function, "bind", None)
+    if bind is not None and (to_these := bind(operands, (*rest, *wanted))) is not None:
+        found: Bound = to_these
+        return found  # kernels multiply there, which autocast does not see
     if autocast:
         return _without_autocast(lambda tensors: function(*tensors, *rest, *wanted))
     return lambda tensors: function(*tensors, *rest, *wanted)  # mutate: return tensors function

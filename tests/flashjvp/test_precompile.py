@@ -200,7 +200,8 @@ plan, cu = (torch.empty(shape, dtype=torch.int32, device=META) for shape in ((10
 options = (None, None, False, 0.25, 0.0)
 for args in (None, *options, Band(-100, 7)), (None, *options, Band(0, 1)), (plan, *options, Listed()):
     print(len(compilation.kernels_of(kernels.forward_jvp, x, y, x, y, x, y, *args)))
-print(len(compilation.kernels_of(triton_varlen.forward_jvp, x, y, x, y, x, y, cu, *options)))
+a, b = x.transpose(1, 2), y.transpose(1, 2)  # rows before heads
+print(len(compilation.kernels_of(triton_varlen.forward_jvp, a, b, a, b, a, b, cu, *options)))
 x = x[:, :, :1].expand(3, 8, 1 << 31, 16)
 (wanted,) = compilation.kernels_of(kernels.forward, x, x, x, None, None, False, 0.25, 0.0, Band(-1, 0))
 print(*(wanted.args[wanted.kernel.arg_names.index(name)] >> 31 for name in ("low", "high", "M", "N")))

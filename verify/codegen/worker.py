@@ -104,17 +104,18 @@ def call(configuration: Configuration) -> None:
     high = configuration.kind == "high"
     batch = 1 if configuration.mask == "packed" else BATCH
     dtype = torch.bfloat16 if configuration.kind in ("half", "high") else torch.float32
-    heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group}
-    widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv}
+    heads = {"q": HEADS, "k": HEADS // configuration.group, "v": HEADS // configuration.group, "o": HEADS}
+    widths = {"q": configuration.d, "k": configuration.d, "v": configuration.dv, "o": configuration.dv}
 
     rows = SHORT if configuration.short else ROWS
 
-    def empty(name: str) -> Tensor:
-        return torch.empty(batch, heads[name], rows, widths[name], dtype=dtype, device=META)
+    def empty(name: str, of: torch.dtype = dtype) -> Tensor:
+        x = torch.empty(batch, heads[name], rows, widths[name], dtype=of, device=META)
+        return x.transpose(1, 2) if configuration.mask == "packed" else x
 
     q, k, v = (empty(name) for name in "qkv")
     q_t, k_t, v_t = (empty(name) if name in configuration.tangents else None for name in "qkv")
-    d_o = torch.empty(batch, HEADS, rows, configuration.dv, dtype=torch.float32 if high else dtype, device=META)
+    d_o = empty("o", torch.float32 if high else dtype)
     mask = mask_t = seed = None
     of_partial = _partial(configuration.mask)
     if of_partial is not None:

@@ -28,6 +28,10 @@ OF_PACKED_SEQUENCES = [
         "packed: delta in the place of a", STAGE, "backends/triton_varlen.py", "statistics",
         "statistics = (lse, None if d_o_t is None else mu, row_delta, row_a)", check="packed",
     ),
+    Fault(
+        "statistics taken for those of other heads", STAGE, "backends/rows_first.py", "return x reshape",
+        "return x.mT.reshape(*(batch or (1,)), heads, rows)", "gqa", "packed",
+    ),
     _entry("as long as all of them", HOPPER + "band_place.py", "return ENTRIES",
         "return ENTRIES - total + end, total - end"),
     _entry("rows of the next one", HOPPER + "band_place.py", "end", "end = gl.maximum(total, start)"),

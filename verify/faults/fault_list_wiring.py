@@ -90,7 +90,8 @@ OF_WIRING = [
     ),
     Fault(
         "short way with the default scale", "repeated calls", "dispatch/fast_path.py", "run",
-        "run = _run(operator, canonical, given, Options(*options)._replace(scale=None), changes)", check="repeated",
+        "run = _run(operator, canonical, plain, Options(*options)._replace(scale=None), _view(joined, changes))",
+        check="repeated",
     ),
     Fault(
         "short way back with the options of an earlier call", "repeated calls", "dispatch/fast_path.py", "gradients",

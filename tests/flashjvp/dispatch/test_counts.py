@@ -9,7 +9,7 @@ share. Later Pythons call less, since comprehensions are no functions there.
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.func import jvp, vmap
 
 import flashjvp
-from flashjvp.backends import tiled
+from flashjvp.backends import tiled, varlen
 from flashjvp.dispatch import fast_path
 
 
@@ -40,6 +40,10 @@ def calls(function: Callable[[], Any]) -> int:
     return found
 
 
+Maybe = Tensor | None
+LENGTHS = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 2, 2], dtype=torch.int32)
+
+
 class _Empty(Function):
     """Nothing, of as many inputs, outputs and gradients as attention has."""
 
@@ -56,8 +60,19 @@ class _Empty(Function):
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made = [torch.zeros(1, 2, 4, 8) for _ in range(2)] + [torch.zeros(1, 2, 4) for _ in range(2)]
     grads = [torch.zeros(1, 2, 4, 8) for _ in range(6)]
-    monkeypatch.setattr(tiled, "forward_jvp", lambda *x: tuple([y.to(x[0].dtype) for y in made]))
-    monkeypatch.setattr(tiled, "backward_jvp", lambda *x: (*grads, None, None))
+
+    def forward(*x: Any) -> tuple[Tensor, ...]:
+        return tuple([y.to(x[0].dtype) for y in made])
+
+    def backward(*x: Any) -> tuple[Maybe, ...]:
+        return *grads, None, None
+
+    monkeypatch.setattr(tiled, "forward_jvp", forward)
+    monkeypatch.setattr(tiled, "backward_jvp", backward)
+    one_by_one = varlen._one_by_one(tiled)
+    monkeypatch.setattr(one_by_one, "forward_jvp", lambda *x: tuple([y[0] for y in forward(*x)]))
+    monkeypatch.setattr(one_by_one, "backward_jvp", lambda *x: tuple([y if y is None else y[0] for y in backward(*x)]))
+    monkeypatch.setattr(sys.modules["flashjvp.varlen"], "_is_readable", lambda lengths: False)  # as on a GPU
     fast_path.forget()
     yield
     fast_path.forget()
@@ -91,24 +106,54 @@ def with_a_node() -> int:
 
 def backward() -> int:
     x, cotangents = draw(True), draw()[:2]
+    return passes(flashjvp.attention_jvp, x, cotangents) - passes(_Empty.apply, x, cotangents)
 
-    def passes(function: Callable[..., Any]) -> int:
-        return calls(lambda: torch.autograd.grad(function(*x), x, cotangents)) - calls(lambda: function(*x))
 
-    return passes(flashjvp.attention_jvp) - passes(_Empty.apply)
+def passes(function: Callable[..., Any], x: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]) -> int:
+    """Backward passes."""
+    return calls(lambda: torch.autograd.grad(function(*x), x, cotangents)) - calls(lambda: function(*x))
+
+
+def draw_packed(learned: bool = False) -> tuple[Tensor, ...]:
+    return tuple([y[0].detach().requires_grad_(learned) for y in draw()])
+
+
+def attend_packed(*x: Tensor) -> tuple[Tensor, Tensor]:
+    return flashjvp.attention_varlen_jvp(*x[:3], *LENGTHS, None, None, *x[3:])
+
+
+def packed() -> int:
+    x = draw_packed()
+    return calls(lambda: attend_packed(*x))
+
+
+def packed_with_a_node() -> int:
+    x = draw_packed(True)
+    return calls(lambda: attend_packed(*x))
+
+
+def packed_backward() -> int:
+    x, cotangents = draw_packed(True), draw_packed()[:2]
+    return passes(attend_packed, x, cotangents) - passes(_Empty.apply, x, cotangents)
+
+
+def windowed() -> int:
+    x, function = draw(), cast(Any, tiled.forward_jvp)
+    function.bind = lambda _, options: lambda tensors: function(*tensors, *options)  # as one with kernels has
+    return calls(lambda: flashjvp.attention_jvp(*x, window=(1, 2)))
 
 
 def autocast() -> int:
     x = draw()
 
-    def cast(function: Callable[..., Any]) -> int:
+    def casts(function: Callable[..., Any]) -> int:
         def run() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 function(*x)
 
         return calls(run)
 
-    return cast(flashjvp.attention_jvp) - cast(first)
+    return casts(flashjvp.attention_jvp) - casts(first)
 
 
 def func_jvp(mask: Tensor | None = None) -> int:
@@ -130,7 +175,7 @@ def mapped() -> int:
     ("count", "most"),
     [
         (explicit, 32), (with_a_node, 42), (backward, 20), (autocast, 40), (func_jvp, 95), (func_jvp_with_a_mask, 104),
-        (mapped, 76),
+        (mapped, 76), (packed, 62), (packed_with_a_node, 71), (packed_backward, 22), (windowed, 47),
     ],
 )  # fmt: skip
 def test_calls_of_functions(count: Callable[[], int], most: int) -> None:

@@ -66,6 +66,9 @@ def calls(chance: random.Random, kind: str) -> Iterator[tuple[Any, tuple[Any, ..
     q, q_t, o, o_t, d_o, d_o_t = (rows(chance, batch, heads * group, queries) for _ in range(6))
     k, v, k_t, v_t = (rows(chance, batch, heads, keys) for _ in range(4))
     mask = mask_of(chance, kind, q, keys)
+    if kind == "packed":  # those functions take rows before heads
+        q, q_t, o, o_t, d_o, d_o_t = (x.transpose(-2, -3) for x in (q, q_t, o, o_t, d_o, d_o_t))
+        k, v, k_t, v_t = (x.transpose(-2, -3) for x in (k, v, k_t, v_t))
     learned = kind == "learned" and mask is not None
     mask_t = torch.empty_like(mask) if learned else None
     seed = torch.empty((), dtype=torch.int64, device=META) if kind == "dropout" else None
