@@ -25,6 +25,10 @@ OF_ITS_OWN_FILE = {
     "flashjvp.backends.select": {"obstacle"},
     "flashjvp.support": {"installed"},
     "flashjvp.integrations.diffusers": {"attention"},
+    # test_fast_path_of_patterns.py tells which backward passes reach the dispatcher.
+    "flashjvp.dispatch.derivatives": {"Gradients.__call__"},
+    # test_replay_of_patterns.py: what a bound call and a replayed one do not ask again.
+    "flashjvp.backends": {"partial._Partial.ends_in", "rows_first._heads_first"},
     # test_counts.py counts what a call does besides its backend.
     "flashjvp.backends.tiled": {"forward_jvp", "backward_jvp"},
     # bench.host times the steps of a replay one by one.
