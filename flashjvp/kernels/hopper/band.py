@@ -107,18 +107,7 @@ def _is_seen(seen, tile, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def tile_of(tiles, i):
-    """The tile of a program's iteration: the whole ones come first, then those before them and those behind."""
-    tile = tiles.first_whole + i
-    if i >= tiles.whole + _before(tiles):
-        tile = tiles.first + i
-    elif i >= tiles.whole:
-        tile = tiles.first + (i - tiles.whole)
-    return tile
-
-
-@gluon.jit
-def load_band_stage(
+def _load_stage(
     streamed, stats, pipeline, iteration, band, head, tile, CHUNKS: gl.constexpr, load_streamed: gl.constexpr
 ):
     """`pipeline.load_stage`, with statistics whose columns are others than the rows."""
@@ -151,9 +140,12 @@ def produce_band(
     for member in range(loop.heads):
         head = loop.head + member
         for i in range(tiles.count):
-            load_band_stage(
-                streamed, stats, pipeline, iteration, band, head, tile_of(tiles, i), CHUNKS, load_streamed
-            )  # fmt: skip
+            tile = tiles.first_whole + i
+            if i >= tiles.whole + _before(tiles):
+                tile = tiles.first + i
+            elif i >= tiles.whole:
+                tile = tiles.first + (i - tiles.whole)
+            _load_stage(streamed, stats, pipeline, iteration, band, head, tile, CHUNKS, load_streamed)
             iteration += 1
 
 

@@ -100,7 +100,7 @@ def key_items(batches, M, N, heads, group, ROWS: gl.constexpr, HALVES: gl.conste
 
 
 @gluon.jit
-def item_of(items, i, group, OF_KEYS: gl.constexpr):
+def _item(items, i, group, OF_KEYS: gl.constexpr):
     """The program's item of this number."""
     number = items.first + i
     head_blocks = gl.cdiv(items.head_units, 2)
@@ -151,18 +151,6 @@ def _load_resident(resident, pipeline, free, block, begun, consumer: gl.constexp
 
 
 @gluon.jit
-def load_item(resident, pipeline, free, item, begun0, begun1, CHUNKS: gl.constexpr):
-    """Starts the copies of an item's resident tiles. Returns how many items each consumer has begun then."""
-    if item.takes[0]:
-        _load_resident(resident, pipeline, free, item.block, begun0, 0, CHUNKS)
-        begun0 += 1
-    if item.takes[1]:
-        _load_resident(resident, pipeline, free, item.block, begun1, 1, CHUNKS)
-        begun1 += 1
-    return begun0, begun1
-
-
-@gluon.jit
 def produce_items(
     resident, streamed, stats, pipeline, free, items, group, OF_KEYS: gl.constexpr, CHUNKS: gl.constexpr
 ):  # fmt: skip
@@ -173,7 +161,7 @@ def produce_items(
     begun0 = 0
     begun1 = 0
     for i in range(items.count):
-        item = item_of(items, i, group, OF_KEYS)
+        item = _item(items, i, group, OF_KEYS)
         block, loop = item.block, item.loop
         for member in range(loop.heads):
             for tile in range(loop.first, loop.end):
@@ -183,21 +171,12 @@ def produce_items(
                 )  # fmt: skip
                 iteration += 1
                 if member + tile == 0:
-                    begun0, begun1 = load_item(resident, pipeline, free, item, begun0, begun1, CHUNKS)
-
-
-@gluon.jit
-def program_of_item(program, mask, free, item, begun, iteration):
-    """What a consumer reads of an item, of which it has begun so many before, and after so many iterations."""
-    BUFFERS: gl.constexpr = free.shape[0] // 2
-    tiles = program.pipeline
-    turn = _turn(BUFFERS, begun, iteration)
-    pipeline = Pipeline(
-        tiles.resident, tiles.streamed, tiles.stats, tiles.resident_full, tiles.full, tiles.empty, (turn,)
-    )
-    return Program(
-        program.outs, pipeline, mask, (), (), item.block, item.loop, program.scale, program.M, program.N
-    )  # fmt: skip
+                    if item.takes[0]:
+                        _load_resident(resident, pipeline, free, block, begun0, 0, CHUNKS)
+                        begun0 += 1
+                    if item.takes[1]:
+                        _load_resident(resident, pipeline, free, block, begun1, 1, CHUNKS)
+                        begun1 += 1
 
 
 @gluon.jit
@@ -206,17 +185,27 @@ def consume_items(
     REGISTER_OPERANDS: gl.constexpr,
 ):  # fmt: skip
     """A consumer: `consume`, which a kernel gives, of each item with rows of it."""
+    tiles = program.pipeline
+    BUFFERS: gl.constexpr = free.shape[0] // 2
     iteration = 0
     begun = 0
     for i in range(items.count):
-        item = item_of(items, i, group, OF_KEYS)
+        item = _item(items, i, group, OF_KEYS)
         steps = item.loop.heads * item.loop.end
         if item.takes[consumer]:
-            of_item = program_of_item(program, (), free, item, begun, iteration)
-            consume(of_item, rest, consumer, REGISTER_OPERANDS)
-            mbarrier.arrive(free.index(of_item.pipeline.turn[0].first + consumer), count=1)
+            turn = _turn(BUFFERS, begun, iteration)
+            pipeline = Pipeline(
+                tiles.resident, tiles.streamed, tiles.stats, tiles.resident_full, tiles.full, tiles.empty, (turn,)
+            )
+            consume(
+                Program(
+                    program.outs, pipeline, (), (), (), item.block, item.loop, program.scale, program.M, program.N
+                ),
+                rest, consumer, REGISTER_OPERANDS,
+            )  # fmt: skip
+            mbarrier.arrive(free.index(turn.first + consumer), count=1)
             begun += 1
         else:
             for step in range(steps):
-                pass_over(program.pipeline, iteration + step)
+                pass_over(tiles, iteration + step)
         iteration += steps  # mutate: iteration

@@ -65,7 +65,6 @@ EVERY = 1 << 30  # however many rows
 # (padded head dim, family) -> its persistent kernels on sm_90, for calls with tangents: the first of so many rows
 PERSISTENT: dict[tuple[int, str], tuple[Persistent, ...]] = {
     (64, "forward"): (Persistent(EVERY, Pipeline(128, 2), 2),),
-    (64, "partial_forward"): (Persistent(EVERY, Pipeline(128, 2), 2),),  # of windows
     (64, "backward_key"): (Persistent(EVERY, Pipeline(32, 4, register_operands=1), 2),),
     (64, "backward_query"): (Persistent(EVERY, Pipeline(64, 3, register_operands=1), 2, halves=True),),
     (128, "forward"): (Persistent(1024, Pipeline(64, 2), 1, halves=True),),

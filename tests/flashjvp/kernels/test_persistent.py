@@ -30,13 +30,6 @@ CASES = (
     Case("ragged_128", batch=(2,), m=200, n=150, d=128, dv=128),
     Case("gqa_128", batch=(1,), q_heads=4, kv_heads=2, m=60, n=200, d=128, dv=128),
 )  # fmt: skip
-WINDOWED = (
-    (Case("window", batch=(2,), m=500, n=500, d=64, dv=64), (60, 41)),
-    (Case("window_of_one_key", batch=(2,), q_heads=2, kv_heads=1, m=300, n=300, d=64, dv=64), (0, 0)),
-    (Case("queries_that_see_nothing", batch=(1,), m=700, n=200, d=64, dv=64), (20, 30)),
-    (Case("more_keys", batch=(1,), m=200, n=700, d=40, dv=40), (64, 31)),
-    (Case("causal_window", batch=(3,), m=450, n=450, d=64, dv=64, is_causal=True), (99, 5)),
-)  # fmt: skip
 Table = dict[tuple[int, str], tuple[Persistent, ...]]
 # The first entry of each family with blocks that are shared or not, the other way round, and with one resident buffer.
 OTHERWISE = {
@@ -44,9 +37,7 @@ OTHERWISE = {
 }
 
 
-def results_of(
-    case: Case, persistent: Table, dtype: torch.dtype, device: str = "cpu", window: tuple[int, int] | None = None
-) -> tuple[Results, set[str]]:
+def results_of(case: Case, persistent: Table, dtype: torch.dtype, device: str = "cpu") -> tuple[Results, set[str]]:
     """The results of a call, and the families that persistent kernels served."""
     served: set[str] = set()
 
@@ -56,21 +47,14 @@ def results_of(
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     with replaced.pipelines(PIPELINES["sm_90"], persistent=persistent), replaced.launch(noted):
-        return run(make_inputs(case, dtype, device), "triton", window=window), served
+        return run(make_inputs(case, dtype, device), "triton"), served
 
 
-def judge(
-    case: Case, persistent: Table, dtype: torch.dtype, device: str, window: tuple[int, int] | None = None
-) -> None:
-    blocks, none = results_of(case, {}, dtype, device, window)
-    found, served = results_of(case, persistent, dtype, device, window)
+def judge(case: Case, persistent: Table, dtype: torch.dtype, device: str) -> None:
+    blocks, none = results_of(case, {}, dtype, device)
+    found, served = results_of(case, persistent, dtype, device)
     assert not none
-    is_windowed = window is not None
-    assert served == {
-        family
-        for width, family in persistent
-        if width == max(64, case.d) and family.startswith("partial_") == is_windowed
-    }
+    assert served == {family for width, family in persistent if width == max(64, case.d)}
     for name in NAMES:
         expected, x = getattr(blocks, name), getattr(found, name)
         assert (x is None and expected is None) or torch.equal(x, expected), name
@@ -88,19 +72,6 @@ def test_emulated(case: Case, table: Table, programs: int, machine: Callable[...
 
 
 @interpreted
-@pytest.mark.pairwise
-@pytest.mark.parametrize("programs", [3, 132])
-@pytest.mark.parametrize("table", [PERSISTENT, OTHERWISE], ids=["as it is", "otherwise"])
-@pytest.mark.parametrize(("case", "window"), WINDOWED, ids=str)
-def test_windows_emulated(
-    case: Case, window: tuple[int, int], table: Table, programs: int, machine: Callable[..., None]
-) -> None:
-    machine(multiprocessors=programs)
-    with emulated():
-        judge(case, table, torch.float16, "cpu", window)
-
-
-@interpreted
 def test_other_calls_take_programs_of_one_block() -> None:
     """More keys than the table has, no tangents, causal, a mask."""
     for case in (
@@ -112,10 +83,6 @@ def test_other_calls_take_programs_of_one_block() -> None:
         with emulated():
             _, served = results_of(case, PERSISTENT, torch.float16)
         assert not served, case
-    case = Case("window_as_long_as_the_rows", batch=(1,), m=140, n=140, d=64, dv=64)
-    with emulated():
-        _, served = results_of(case, PERSISTENT, torch.float16, window=(40, 40))
-    assert not served
 
 
 @pytest.mark.gpu
@@ -126,13 +93,3 @@ def test_compiled(case: Case, table: Table, dtype: torch.dtype) -> None:
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs compute capability 9.0")
     judge(replace(case, batch=(70 * case.batch[0],) if case.batch else ()), table, dtype, "cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("table", [PERSISTENT, OTHERWISE], ids=["as it is", "otherwise"])
-@pytest.mark.parametrize(("case", "window"), WINDOWED, ids=str)
-def test_windows_compiled(case: Case, window: tuple[int, int], table: Table, dtype: torch.dtype) -> None:
-    if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("needs compute capability 9.0")
-    judge(replace(case, batch=(70 * case.batch[0],)), table, dtype, "cuda", window)
