@@ -116,9 +116,8 @@ def precompile(
         precision is not None and dtype in HALF,
     )
     wanted: dict[Any, compilation.Wanted] = {}
-    for pattern in _patterns(like):
-        for function, args in _calls(like, pattern):
-            wanted |= {x.key: x for x in compilation.kernels_of(function, *args)}
+    for function, args in _calls(like):
+        wanted |= {x.key: x for x in compilation.kernels_of(function, *args)}
     compilation.compile_all(list(wanted.values()))
     return len(wanted)
 
@@ -168,14 +167,14 @@ def _gpu(device: torch.device | str) -> torch.device:
     return found
 
 
-def _patterns(like: Call) -> list[tuple[Any, ...]]:
-    """The pattern beside a mask, if there is one. Narrow windows and wide ones may have kernels of their own."""
+def _pattern(like: Call) -> tuple[Any, ...]:
+    """The pattern beside a mask, if there is one."""
     if like.window:
-        return [(Band(-1, 1),), (Band(-like.tokens, like.tokens),)]
-    return [(Listed(),) if like.mask == "blocks" else ()]
+        return (Band(-1, 1),)
+    return (Listed(),) if like.mask == "blocks" else ()
 
 
-def _calls(like: Call, pattern: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+def _calls(like: Call) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Functions of the backend and their arguments, tensors that nobody has written."""
     from .backends import triton, triton_varlen
 
@@ -188,7 +187,7 @@ def _calls(like: Call, pattern: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[An
         return x.transpose(1, 2) if like.packed else x
 
     q, k, v, o, d_o = (empty(name) for name in "qkvoo")
-    mask = _mask(like)
+    mask, pattern = _mask(like), _pattern(like)
     seed = torch.empty((), dtype=torch.int64, device=like.device) if like.dropout else None
     options = like.is_causal and not pattern, like.head_dim**-0.5, 0.5 if like.dropout else 0.0
     lse = empty_lse(q, mask)

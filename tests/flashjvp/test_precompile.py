@@ -236,7 +236,7 @@ MOST_COMPILATIONS = {"none": 1, "grouped": 1, "dropout": 1, "bool": 2, "additive
 OTHERS_AT = {"window": "partial", "blocks": "partial", "packed": "varlen"}
 OF_BAND = {"hopper.backward_preprocess", "hopper.band_forward", "hopper.band_backward"}
 SPECIALISED_AT = {
-    "window": {*OF_BAND, "hopper.band_persistent"},
+    "window": OF_BAND,
     "blocks": {"hopper.backward_preprocess", "hopper.block_mask_forward", "hopper.block_mask_backward"},
     "packed": OF_BAND,
 }

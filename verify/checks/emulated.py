@@ -142,15 +142,6 @@ def persistent(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _emulated(against_float64, inputs, subject, ordered=True, persistent=hopper_tables.PERSISTENT)
 
 
-def persistent_windows(inputs: Inputs, subject: Subject) -> list[Identity]:
-    """Windows on persistent kernels, likewise."""
-    from flashjvp import environment
-    from flashjvp.kernels.launch import hopper_tables
-
-    with patch.object(environment, "multiprocessors", lambda device: 3):
-        return _emulated(windows, inputs, subject, ordered=True, persistent=hopper_tables.PERSISTENT)
-
-
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -212,7 +203,6 @@ EMULATED: dict[str, Check] = {
     "high-scaling": high,
     "emulated-block-masks": listed,
     "emulated-persistent": persistent,
-    "emulated-persistent-windows": persistent_windows,
     "emulated-windows": within_windows,
     "emulated-packed": of_sequences,
     "replayed": replayed,

@@ -22,7 +22,6 @@ EMULATED_CHECKS = (
     "high-scaling",
     "emulated-block-masks",
     "emulated-persistent",
-    "emulated-persistent-windows",
     "emulated-windows",
     "emulated-packed",
     "replayed",

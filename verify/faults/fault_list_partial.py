@@ -127,11 +127,6 @@ OF_PARTIAL = [
         "block, loop, band = place_of_keys(cu, low, high, M, N, heads, 1, ROWS, 1)", "hopper_blocks_128",
         "band_one_pass.py",
     ),
-    Fault(
-        "persistent kernels: stages count anew in every item of a window", "pipelines",
-        HOPPER + "band_persistent.py", "iteration", "iteration += 0 * steps", "hopper_items",
-        "emulated-persistent-windows",
-    ),
     _band(
         "of the other side for keys", "band",
         "band = Band(block.batch, 0, loop.end * ROWS, low, high, block.batch * heads, 0)", file="band_place.py",

@@ -34,6 +34,6 @@ OF_PERSISTENT = [
     ),
     _persistent(
         "serve and ignore masks", "persistent_launch.py", "if call",
-        "if not jvp or are_scaled or call.is_causal:", "hopper_mask",
+        "if not jvp or are_scaled or call.pattern is not None or call.is_causal:", "hopper_mask",
     ),
 ]  # fmt: skip
