@@ -94,7 +94,7 @@ def step_table(data: pd.DataFrame) -> str:
     settings = ALWAYS | {name: head for name, head in may_vary.items() if data[name].nunique() > 1}
     lines = [
         [str(row[name]) for name in settings]
-        + [f"{row['ms_per_step']:.0f}", f"{row['images_per_s']:.0f}", f"{row['peak_gib']:.1f}", *_first_step(row)]
+        + [f"{row['ms_per_step']:.0f}", f"{row['images_per_s']:.3g}", f"{row['peak_gib']:.1f}", *_first_step(row)]
         for _, row in data.iterrows()
     ]
     first = data.iloc[0]
