@@ -43,7 +43,7 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
         # the scales would be those of rows that nobody sees, too
         return f"{PATTERNS[type(call.pattern)]} of float32 tensors"
     if isinstance(call.pattern, Band | Packed) and not _are_bands_measured():
-        return f"{PATTERNS[type(call.pattern)]}: not all results of these kernels have been compared on a GPU"
+        return _with_another_triton(PATTERNS[type(call.pattern)], hopper_tables.MEASURED_BANDS)
     if isinstance(call.pattern, Band) and call.mask is not None:
         return "a mask beside a window"
     if isinstance(call.pattern, Packed) and call.programs != 1:
@@ -100,8 +100,13 @@ def unmeasured(call: Call) -> str | None:
         return None
     if call.device.type != "cuda" or environment.triton_release() in MEASURED_MASKS:
         return None
-    what = "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)]
-    return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in MEASURED_MASKS)}"
+    return _with_another_triton(
+        "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)], MEASURED_MASKS
+    )
+
+
+def _with_another_triton(what: str, measured: tuple[hopper_tables.Release, ...]) -> str:
+    return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in measured)}"
 
 
 def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:
