@@ -184,6 +184,10 @@ OF_PIPELINES = [
         "hopper_mask_128_low_scores", "emulated-dq-accum",
     ),
     _pipeline(
+        "words of a mask for tiles of keys in the place of those for queries", HOPPER + "families.py", "return cls",
+        "return cls(DENSE, (words.by_queries, *rest), (words.by_queries, *rest), flags)", "hopper_mask",
+    ),
+    _pipeline(
         "a mask's row of the first query for all", MASK, "row", "row = row * 0", "hopper_mask",
     ),
     _pipeline(

@@ -69,4 +69,4 @@ class Seen(NamedTuple):
         bias, layout = bias_of_call(call)
         rest = (bias, *log_l, tensor_scales)
         flags = {"VARIES": words.varies, "BIAS_LAYOUT": layout}
-        return cls(DENSE, (words.by_keys, *rest), (words.by_queries, *rest), flags)
+        return cls(DENSE, (words.by_keys, *rest), (words.by_queries, *rest), flags)  # mutate: return cls
