@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import flashjvp
-from flashjvp import ArgumentTypeError, ArgumentValueError, FlashJVPError, attention, attention_jvp, environment
-from flashjvp.kernels.launch.hopper_tables import MEASURED_BANDS
+from flashjvp import ArgumentTypeError, ArgumentValueError, FlashJVPError, attention, attention_jvp
 from tests.flashjvp.dense_masks import assert_same, kept
 from tests.flashjvp.forms import normal
 
@@ -128,10 +127,10 @@ def test_a_window_without_bounds_is_none() -> None:
 def test_explained() -> None:
     q = torch.empty(1, 2, 256, 64, dtype=torch.bfloat16, device="meta")
     found = flashjvp.explain(q, q, q, window=(64, 0), backend="triton")
-    if environment.triton_release() in MEASURED_BANDS:
-        assert found.kernels == "warp-specialised" and not found.why_not_faster
-    else:
-        assert found.kernels == "portable" and any("a window" in reason for reason in found.why_not_faster)
+    assert found.kernels == "warp-specialised" and not found.why_not_faster
+    mask = torch.ones(256, 256, dtype=torch.bool, device="meta")
+    found = flashjvp.explain(q, q, q, attn_mask=mask, window=(64, 0), backend="triton")
+    assert found.kernels == "portable" and "a mask beside a window" in found.why_not_faster
 
 
 BAD: list[tuple[Any, type[FlashJVPError], str]] = [

@@ -42,8 +42,6 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     if call.pattern is not None and call.precision == "tf32":
         # the scales would be those of rows that nobody sees, too
         return f"{PATTERNS[type(call.pattern)]} of float32 tensors"
-    if isinstance(call.pattern, Band | Packed) and not _are_bands_measured():
-        return _with_another_triton(PATTERNS[type(call.pattern)], hopper_tables.MEASURED_BANDS)
     if isinstance(call.pattern, Band) and call.mask is not None:
         return "a mask beside a window"
     if isinstance(call.pattern, Packed) and call.programs != 1:
@@ -61,10 +59,6 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     if len(call.batch_shape) != 1:
         return f"{len(call.batch_shape)} batch dims: flatten them to one"
     return f"a scale that is not positive, {scale}"
-
-
-def _are_bands_measured() -> bool:
-    return environment.triton_release() in hopper_tables.MEASURED_BANDS
 
 
 def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
@@ -95,17 +89,14 @@ def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:
 
 
 def unmeasured(call: Call) -> str | None:
-    """That this release of Triton was not measured with masks of this kind; None if it was, or nothing runs here."""
+    """That this release of Triton was not measured with such masks, windows or packed sequences; None if it was,
+    or nothing runs here."""
     if call.pattern is None and (call.mask is None or is_boolean(call.mask_tensor)):
         return None
-    if call.device.type != "cuda" or environment.triton_release() in MEASURED_MASKS:
+    measured = hopper_tables.MEASURED_BANDS if isinstance(call.pattern, Band | Packed) else MEASURED_MASKS
+    if call.device.type != "cuda" or environment.triton_release() in measured:
         return None
-    return _with_another_triton(
-        "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)], MEASURED_MASKS
-    )
-
-
-def _with_another_triton(what: str, measured: tuple[hopper_tables.Release, ...]) -> str:
+    what = "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)]
     return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in measured)}"
 
 

@@ -253,13 +253,14 @@ def test_served_where_they_were_measured(pattern: Any, machine: Callable[..., No
     cu = torch.empty(2, 4, dtype=torch.int32, device="meta")
     call = Call(q, k, k, cu if isinstance(pattern, Packed) else None, False, pattern=pattern)
     call.device = torch.device("cuda", 0)  # which no kernel is launched on
-    machine(triton_release=(3, 6))
     assert eligibility.unwritten(call, Inputs(q, k, k), 0.125) is None
+    machine(triton_release=(3, 6))
+    assert eligibility.unmeasured(call) is None
     machine(triton_release=(3, 9))
-    reason = eligibility.unwritten(call, Inputs(q, k, k), 0.125)
+    reason = eligibility.unmeasured(call)
     assert reason is not None and reason.endswith("with another Triton than 3.6")
     with replaced.pipelines(PIPELINES["sm_90"]):
-        assert eligibility.unwritten(call, Inputs(q, k, k), 0.125) is None
+        assert eligibility.unmeasured(call) is None
 
 
 @interpreted
