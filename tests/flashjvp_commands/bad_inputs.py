@@ -15,7 +15,7 @@ TRAIN: list[Row] = [
         ("tvm_ref.train", f"digits --run.out {{here}}/run {words}", 2, "")
         for words in (
             "--run.steps 0", "--run.steps -1", "--run.batch 0", "--run.seed -1", "--run.device tpu", "--unknown 1",
-            "--run.steps 1.5", "--run.steps", "--optim.betas 0.9", "--optim.betas 0.9,2", "--run.precision float8",
+            "--run.steps 1.5", "--run.steps", "--optim.betas 0.9", "--optim.betas 0.9,2", "--run.precision float4",
             "--run.save-every 0", "--model.heads 0", "--model.heads 7", "extra",
         )
     ),
