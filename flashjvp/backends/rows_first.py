@@ -7,14 +7,15 @@ else reads, stay as they lie in memory: their shape is [*batch, rows, H], their 
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
 from ..operands import BackwardOperands, Gradients, Operands, PlainBackwardOperands, PlainOperands
 
 Maybe = Tensor | None
-Function = TypeVar("Function", bound=Callable[..., tuple[Any, ...]])
+P = ParamSpec("P")
+Results = TypeVar("Results", bound=tuple[Any, ...])
 
 _STATISTICS, _STAY = ("lse", "mu"), ("mask", "mask_t", "seed")
 _RESULTS: dict[Any, tuple[str, ...]] = {
@@ -23,19 +24,24 @@ _RESULTS: dict[Any, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def rows_first(record: Any) -> Callable[[Function], Function]:
+def rows_first(record: Any) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
     """Of a function whose first arguments are the tensors of a record of operands.py. It is given a batch dim where
     there is none."""
     count, names = len(record._fields), _RESULTS[record]
 
-    def decorate(function: Function) -> Function:
-        @functools.wraps(function)
-        def run(*args: Any) -> tuple[Maybe, ...]:
-            x: dict[str, Any] = dict(zip(record._fields, args, strict=False))
-            found = function(*[_heads_first(name, y) for name, y in x.items()], *args[count:])
-            return tuple([_rows_first(name, y, x.get(name, x["q"])) for name, y in zip(names, found, strict=True)])
+    def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
+        of_heads_first: Callable[..., Results] = function
 
-        return run  # type: ignore[return-value]
+        @functools.wraps(function)
+        def run(*args: P.args, **none: P.kwargs) -> Results:
+            x: dict[str, Any] = dict(zip(record._fields, args, strict=False))
+            found = of_heads_first(*[_heads_first(name, y) for name, y in x.items()], *args[count:])
+            results: Any = tuple([
+                _rows_first(name, y, x.get(name, x["q"])) for name, y in zip(names, found, strict=True)
+            ])  # fmt: skip
+            return results
+
+        return run
 
     return decorate
 

@@ -152,7 +152,9 @@ def _of(one: _Sequence, x: Inputs) -> Inputs:
 
 def name_of(local: Any) -> Any:
     """The name by which operators find these functions. What is no name of a backend stays as it is, for checks.py."""
-    return f"varlen:{'best' if local is None else local}" if local is None or isinstance(local, str) else local
+    if local is None:
+        return "varlen:best"
+    return f"varlen:{local}" if isinstance(local, str) else local
 
 
 select.FAMILIES_BY_TENSORS["varlen"] = of_tensors

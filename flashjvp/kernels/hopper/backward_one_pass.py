@@ -245,6 +245,19 @@ def consume(
         store_results(program, scaled(accs, program.scale), 0, CHUNKS, 0, 0)  # mutate: store_results
 
 
+@gluon.jit
+def allocate_one_pass(of_keys, of_values, streamed, stats, STAGES: gl.constexpr):
+    """The pipeline as the first and as the second consumer see it, and what they exchange. A consumer's own resident
+    tiles come first: results are written through them."""
+    keys, values = allocate_tiles(of_keys, 1), allocate_tiles(of_values, 1)
+    streamed_tiles, stats_tiles = allocate_tiles(streamed, STAGES), allocate_tiles((stats,), STAGES)
+    resident_full, full, empty = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
+    exchange = allocate_exchange(streamed[0])
+    first = Pipeline(keys + values, streamed_tiles, stats_tiles, resident_full, full, empty, ())
+    second = Pipeline(values + keys, streamed_tiles, stats_tiles, resident_full, full, empty, ())
+    return first, second, exchange
+
+
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_one_pass_kernel(
     k, k_rest, k_t, k_t_rest, v, v_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
@@ -266,14 +279,8 @@ def backward_one_pass_kernel(
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop = key_block(M, N, heads, group, ROWS, False, 1)
-    keys, values = allocate_tiles(of_keys, 1), allocate_tiles(of_values, 1)
-    streamed_tiles, stats_tiles = allocate_tiles(streamed, STAGES), allocate_tiles((stats,), STAGES)
-    resident_full, full, empty = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
-    exchange = allocate_exchange(q)
+    first, second, exchange = allocate_one_pass(of_keys, of_values, streamed, stats, STAGES)
     fence_async_shared()
-    # A consumer's own resident tiles come first: results are written through them.
-    first = Pipeline(keys + values, streamed_tiles, stats_tiles, resident_full, full, empty, ())
-    second = Pipeline(values + keys, streamed_tiles, stats_tiles, resident_full, full, empty, ())
     dq_accums = ()
     if DQ_COLUMNS > 0:
         dq_accums = (d_q, d_q_t)

@@ -9,13 +9,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .backward_one_pass import add_queries, consume
+from .backward_one_pass import add_queries, allocate_one_pass, consume
 from .band import end_of, produce_band, seen_by, tiles_of, visible
 from .band_place import place_of_keys
 from .blocks import CONSUMER_ROWS
 from .chunks import chunks
-from .one_pass_exchange import allocate_exchange
-from .pipeline import Pipeline, Program, allocate_tiles, make_barriers
+from .pipeline import Program
 
 
 @gluon.jit
@@ -65,14 +64,8 @@ def band_one_pass_kernel(
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS, 1)  # mutate: block, loop, band
-    keys, values = allocate_tiles(of_keys, 1), allocate_tiles(of_values, 1)
-    streamed_tiles, stats_tiles = allocate_tiles(streamed, STAGES), allocate_tiles((stats,), STAGES)
-    resident_full, full, empty = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
-    exchange = allocate_exchange(q)
+    first, second, exchange = allocate_one_pass(of_keys, of_values, streamed, stats, STAGES)
     fence_async_shared()
-    # A consumer's own resident tiles come first: results are written through them.
-    first = Pipeline(keys + values, streamed_tiles, stats_tiles, resident_full, full, empty, ())
-    second = Pipeline(values + keys, streamed_tiles, stats_tiles, resident_full, full, empty, ())
     program = Program(outs_of_values, first, (band,), (), (), block, loop, scale, M, N)
     program_of_keys = Program(outs_of_keys, second, (band,), (), (), block, loop, scale, M, N)
     STREAM: gl.constexpr = _stream_band
