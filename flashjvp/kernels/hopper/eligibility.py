@@ -85,7 +85,8 @@ def in_one_pass(call: Call) -> bool:
 def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:
     """Whether query gradients may be added up in any order. Of packed sequences they may not, whose bits are those of
     each alone; in one pass within a band they are not."""
-    return call.sequences is None and not (in_one_pass and call.pattern is not None)
+    never_here = in_one_pass and call.pattern is not None and call.width not in hopper_tables.ONE_PASS_UNLESS_SUMMED
+    return call.sequences is None and not never_here
 
 
 def unmeasured(call: Call) -> str | None:

@@ -5,7 +5,8 @@ Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `b
 `backward_key` where it also accumulates d_q and d_q_t in global memory; `backward_pairs` can do so, too. Both then
 replace `backward_query`: from DQ_ACCUM_FROM rows of queries on, and not in PyTorch's deterministic mode. Otherwise
 `backward_pairs` replaces `backward_key` alone. `backward_one_pass` does so, too, and replaces `backward_value`, for
-calls of half types without a mask. It adds up d_q and d_q_t below ONE_PASS_DQ_ACCUM_BELOW rows of queries instead.
+calls of half types without a mask. It adds up d_q and d_q_t below ONE_PASS_DQ_ACCUM_BELOW rows of queries instead. At
+the head dims ONE_PASS_UNLESS_SUMMED it serves calls alone of which nothing is added up.
 
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
@@ -43,6 +44,7 @@ Families = dict[str, Pipeline]
 DQ_ACCUM_FROM = {80: 1024, 96: 2048, 128: 2048}
 # The same of `backward_one_pass`: before which it was. From there on `backward_query` beside it is as fast or faster.
 ONE_PASS_DQ_ACCUM_BELOW = {96: 1, 128: 2048}
+ONE_PASS_UNLESS_SUMMED = (80,)  # faster than the other kernels without sums, slower than those with them
 Release = tuple[int, int]
 MEASURED: tuple[Release, ...] = ((3, 6), (3, 7), (3, 8), (3, 9))
 MEASURED_WIDE: tuple[Release, ...] = ((3, 6),)
@@ -89,6 +91,7 @@ PIPELINES: dict[str, dict[int, dict[str, Families]]] = {
             "tangents": {
                 "forward": Pipeline(64, 4, register_operands=1),
                 "backward_key": Pipeline(64, 3, register_operands=3, sub_tiles=2),
+                "backward_one_pass": Pipeline(64, 3),
                 "backward_dq_accum": Pipeline(64, 2, register_operands=2, sub_tiles=2, buffer_stages=2),
                 "backward_value": Pipeline(64, 3),
                 "backward_query": Pipeline(32, 4, register_operands=2),

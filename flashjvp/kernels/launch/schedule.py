@@ -236,10 +236,13 @@ def key_side_pipeline(
     or below ONE_PASS_DQ_ACCUM_BELOW, except in PyTorch's deterministic mode. `in_one_pass`: the call is one that
     `backward_one_pass` serves.
     """
-    names = ("backward_pairs", "backward_dq_accum", "backward_key")
-    family = next(name for name in ("backward_one_pass",) * in_one_pass + names if name in tiles)
-    gains = queries >= tables_of_pipelines.DQ_ACCUM_FROM.get(width, 1)
-    if family == "backward_one_pass" and width in tables_of_pipelines.ONE_PASS_DQ_ACCUM_BELOW:
-        gains = queries < tables_of_pipelines.ONE_PASS_DQ_ACCUM_BELOW[width]
-    summed = family != "backward_key" and both_wanted and gains and not torch.are_deterministic_algorithms_enabled()
+    table = tables_of_pipelines
+    sums = both_wanted and not torch.are_deterministic_algorithms_enabled()
+    gains = queries >= table.DQ_ACCUM_FROM.get(width, 1)
+    if in_one_pass and "backward_one_pass" in tiles and not (width in table.ONE_PASS_UNLESS_SUMMED and sums and gains):
+        if width in table.ONE_PASS_DQ_ACCUM_BELOW:
+            gains = queries < table.ONE_PASS_DQ_ACCUM_BELOW[width]
+        return "backward_one_pass", sums and gains
+    family = next(name for name in ("backward_pairs", "backward_dq_accum", "backward_key") if name in tiles)
+    summed = family != "backward_key" and sums and gains
     return ("backward_key" if family == "backward_dq_accum" and not summed else family), summed

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from flashjvp.kernels.launch.hopper_tables import ONE_PASS_UNLESS_SUMMED
 from flashjvp.kernels.launch.hopper_tables import PIPELINES as TABLES
 from flashjvp.kernels.launch.schedule import padded_width
 from tests.flashjvp.kernels.additive_cases import ADDITIVE, PLAIN
@@ -162,6 +163,7 @@ def expected(inputs: Inputs, ordered: bool, in_one_pass: bool = True) -> set[str
     """The families that serve a call; one of half types, not causal, without a block mask, may be `in_one_pass`."""
     columns = padded_width(max(inputs.q.shape[-1], inputs.v.shape[-1]))
     families = set(PIPELINES[columns]["plain" if inputs.d_o_t is None else "tangents"]) | {"forward"}
+    in_one_pass = in_one_pass and (ordered or columns not in ONE_PASS_UNLESS_SUMMED)
     if in_one_pass and "backward_one_pass" in families and inputs.mask is None and not inputs.is_causal:
         return {"forward", "backward_one_pass"} | ({"backward_query"} if ordered else set())
     families -= {"backward_one_pass"}

@@ -56,3 +56,17 @@ def test_query_gradients_are_added_up_in_short_calls_alone() -> None:
     assert found == {1: (one_pass, True), 2047: (one_pass, True), 2048: (one_pass, False)}
     masked = {rows: schedule.key_side_pipeline(tiles, 128, rows, in_one_pass=False) for rows in (2047, 2048)}
     assert masked == {2047: ("backward_pairs", False), 2048: ("backward_pairs", True)}
+
+
+def test_at_72_one_pass_serves_what_nothing_is_added_up_of() -> None:
+    """Short calls, packed sequences, PyTorch's deterministic mode."""
+    torch.use_deterministic_algorithms(False)
+    tiles = PIPELINES[80]["tangents"]
+    found = {rows: schedule.key_side_pipeline(tiles, 80, rows) for rows in (1023, 1024)}
+    assert found == {1023: ("backward_one_pass", False), 1024: ("backward_dq_accum", True)}
+    assert schedule.key_side_pipeline(tiles, 80, 4096, both_wanted=False) == ("backward_one_pass", False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert schedule.key_side_pipeline(tiles, 80, 4096) == ("backward_one_pass", False)
+    finally:
+        torch.use_deterministic_algorithms(False)
