@@ -8,7 +8,7 @@ VALUE, PAIRS, DQ_ACCUM = HOPPER + "backward_value.py", HOPPER + "backward_pairs.
 PREPROCESS, POSTPROCESS = HOPPER + "backward_preprocess.py", HOPPER + "backward_postprocess.py"
 PIPELINE, BLOCKS, RESULTS = HOPPER + "pipeline.py", HOPPER + "blocks.py", HOPPER + "results.py"
 CHUNKS, LAUNCH, MASK = HOPPER + "chunks.py", HOPPER + "launch.py", HOPPER + "packed_mask.py"
-MAINLOOP = HOPPER + "mainloop.py"
+MAINLOOP, OF_PAIRS, QUERY_PAIRS = HOPPER + "mainloop.py", HOPPER + "pairs.py", HOPPER + "backward_query_pairs.py"
 
 
 def _pipeline(
@@ -70,6 +70,15 @@ OF_PIPELINES = [
         "store_results(program, accs, consumer, CHUNKS, D_Q, 1)",
         "hopper_64_plain",
     ),
+    _pipeline(
+        "delta dropped beside pairs", QUERY_PAIRS, "b",
+        "b = warpgroup_mma(addressed_here(G), v.permute((1, 0)), b + 0.0, is_async=True)", "hopper_128",
+    ),
+    _pipeline(
+        "d_q with dS_t k for dS_t k_t", QUERY_PAIRS, "acc_q",
+        "acc_q = warpgroup_mma(ds_t, k, acc_q, is_async=True)", "hopper_128",
+    ),
+    _pipeline("mu dropped beside pairs", QUERY_PAIRS, "s_t", "s_t = s_t * program.scale", "hopper_128"),
     # Key-side backward
     _pipeline("row_a dropped", KEY, "centred", "centred = a"),
     _pipeline("delta dropped without tangents", KEY, "ds", "ds = (p * b).to(q[0].dtype)", "hopper_128_plain"),
@@ -90,11 +99,11 @@ OF_PIPELINES = [
     _pipeline("G and T swapped in d_v", VALUE, "q, G, q_t, T", "q, T, q_t, G = inputs.streamed", "hopper_mask_128"),
     # Key and query gradients in one kernel
     _pipeline(
-        "the tiles of a pair exchanged", PAIRS, "x, y",
+        "the tiles of a pair exchanged", OF_PAIRS, "x, y",
         "y, x = gl.split(product.reshape([CONSUMER_ROWS, 2, ROWS]).permute((0, 2, 1)))", "hopper_mask_128",
     ),
     _pipeline(
-        "q_t and q exchanged in a pair", PAIRS, "return pair slice",
+        "q_t and q exchanged in a pair", OF_PAIRS, "return pair slice",
         "return pair.slice(ROWS, ROWS, 0), pair.slice(0, ROWS, 0)", "hopper_mask_128",
     ),
     _pipeline(

@@ -2,7 +2,8 @@
 
 from .fault import Fault
 
-KERNEL, EXCHANGE = "kernels/hopper/backward_one_pass.py", "kernels/hopper/one_pass_exchange.py"
+KERNEL, TILES = "kernels/hopper/backward_one_pass.py", "kernels/hopper/one_pass_tiles.py"
+EXCHANGE = "kernels/hopper/one_pass_exchange.py"
 
 
 def _one_pass(
@@ -12,18 +13,20 @@ def _one_pass(
 
 
 OF_ONE_PASS = [
-    _one_pass("scale missing from S_t", KERNEL, "z", "z = s_t - mu", check="emulated"),
-    _one_pass("gradient with T v.T for T v_t.T", KERNEL, "b", "b = add_scores(b, v, T)", check="emulated"),
-    _one_pass("delta dropped", KERNEL, "b (2)", "pass", check="emulated"),
-    _one_pass("d_k from q for q_t", KERNEL, "acc_k", "acc_k = add_product(acc_k, weights_t, q)", check="emulated"),
+    _one_pass("scale missing from S_t", TILES, "z", "z = s_t - mu", check="emulated"),
+    _one_pass(
+        "gradient with T v.T for T v_t.T", TILES, "return s", "return s, add_scores(s_t, x, y)", check="emulated",
+    ),
+    _one_pass("delta dropped", TILES, "b", "pass", check="emulated"),
+    _one_pass("d_k from q for q_t", TILES, "acc_k", "acc_k = add_product(acc_k, weights_t, q)", check="emulated"),
     _one_pass(
         "scale missing from d_k", KERNEL, "store_results", "store_results(program, accs, 0, CHUNKS, 0, 0)",
         check="emulated",
     ),
-    _one_pass("d_q without dS_t k_t", KERNEL, "totals", "pass"),
+    _one_pass("d_q without dS_t k_t", TILES, "totals", "pass"),
     _one_pass("dq_accum of the first tile of queries for all", KERNEL, "dq_tile", "pass"),
     _one_pass(
-        "tiles of dq_accum half over one another", KERNEL, "first",
+        "tiles of dq_accum half over one another", TILES, "first",
         "first = tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS // 2)",
     ),
     _one_pass("P stored over dS that is still read", EXCHANGE, "mbarrier.wait (1)", "pass", "hopper_128_many_tiles"),

@@ -7,187 +7,28 @@ registers for its two accumulators. The first gives P and S_t - mu, the second d
 each adds to one of d_q and d_q_t, in float32 and in any order. Tiles are [keys, queries].
 """
 
-from typing import Any, NamedTuple
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .blocks import CONSUMER_ROWS, key_block, where_key_exists
-from .chunks import add_product, add_scores, by_tensor, chunks, complete, left_operands, scaled, zero, zeros
-from .dq_accum import atomic_add_tile, without_padding
+from .blocks import key_block
+from .chunks import by_tensor, chunks, scaled, zeros
 from .mainloop import stage_of
-from .one_pass_exchange import (
-    DS,
-    DS_T,
-    P,
-    Z,
-    allocate_exchange,
-    await_ds,
-    await_free,
-    await_given,
-    ds_of_queries,
-    give,
-    give_ds,
-    load_numbers,
-    release,
-    store_numbers,
-)
-from .packed_mask import where_allowed
+from .one_pass_exchange import allocate_exchange, await_free
+from .one_pass_tiles import Inputs, tile_of_cotangents, tile_of_scores
+from .pairs import allocate_pairs, are_pairs, load_pairs
 from .pipeline import (
-    LSE,
-    MU,
-    ROW_A,
-    ROW_DELTA,
     Pipeline,
     Program,
-    accumulator,
     allocate_tiles,
-    keep_above,
+    load_chunks,
     make_barriers,
     produce,
     resident_rows,
-    row_statistic,
     streamed_rows,
 )
 from .results import store_results
-from .triton_compat import addressed_here, made_here
-
-
-class Inputs(NamedTuple):
-    """What a tile's function reads. Of each tensor the column chunks are a tuple."""
-
-    resident: Any  # of the first consumer k, k_t, v, v_t; of the second v, v_t, k, k_t
-    streamed: Any  # q, G, q_t, T
-    stats: Any  # [4, streamed rows]
-    mask: Any  # of the first consumer (words of a packed mask,), or ()
-    dq_tile: Any  # its number among those of all heads
-    iteration: Any
-    passed: Any  # (barrier, phase) of the tile, for `keep_above`
-    empty: Any  # the barrier at which a consumer arrives when it is through with the streamed tiles
-
-
-@gluon.jit
-def _add_ds_product(totals, which: gl.constexpr, keys, exchange, inputs, USE_ACC: gl.constexpr = True):
-    """In flight: each chunk's total + dS.T @ keys, or dS_t.T @ keys."""
-    found = ()
-    for i in gl.static_range(len(keys)):
-        ds = ds_of_queries(exchange, which, inputs.iteration)
-        found = found + (warpgroup_mma(ds, addressed_here(keys[i]), totals[i], use_acc=USE_ACC, is_async=True),)
-    return found
-
-
-@gluon.jit
-def _dq_product(k, k_t, exchange, inputs, TANGENT: gl.constexpr):
-    """In flight: what the tile gives to d_q / c (15), or with TANGENT to d_q_t / c (18)."""
-    totals = ()
-    for i in gl.static_range(len(k)):
-        totals = totals + (zero(k[i].shape[1]),)
-    if TANGENT:
-        totals = _add_ds_product(totals, DS_T, k, exchange, inputs, USE_ACC=False)
-    else:
-        totals = _add_ds_product(totals, DS, k, exchange, inputs, USE_ACC=False)
-        totals = _add_ds_product(totals, DS_T, k_t, exchange, inputs)  # mutate: totals
-    return totals
-
-
-@gluon.jit
-def _add_to(dq_accum, totals, tile, COLUMNS: gl.constexpr):
-    """Adds the chunks to those of tile `tile` of all heads, of COLUMNS columns in all."""
-    FIRST: gl.constexpr = totals[0].shape[1]
-    first = tile.to(gl.int64) * (CONSUMER_ROWS * COLUMNS)  # mutate: first
-    for i in gl.static_range(len(totals)):
-        total = without_padding(totals[i], COLUMNS - FIRST) if i > 0 else totals[i]
-        atomic_add_tile(dq_accum + (first + i * CONSUMER_ROWS * FIRST), total)
-
-
-@gluon.jit
-def _tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.constexpr):
-    """Adds what a tile gives to d_v, d_v_t and d_q_t / c."""
-    acc_v, acc_v_t = accs
-    k, k_t, _v, _v_t = inputs.resident
-    q, G, q_t, T = inputs.streamed
-    CHUNKS: gl.constexpr = len(q)
-    ROWS: gl.constexpr = q[0].shape[0]
-    TILE: gl.constexpr = accumulator(ROWS)
-    nothing = gl.zeros([CONSUMER_ROWS, ROWS], gl.float32, TILE)
-    s = add_scores(nothing, k, q, USE_ACC=False)
-    s_t = add_scores(nothing, k_t, q, USE_ACC=False)
-    s_t = add_scores(s_t, k, q_t)
-    lse = row_statistic(inputs.stats, LSE, TILE)
-    s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
-    if DQ_COLUMNS > 0:
-        p = where_key_exists(p, program, 0, TILE)
-    p = where_allowed(p, inputs.mask, 0.0, TILE)
-    weights = left_operands(p.to(q[0].dtype), q)
-    keep_above(inputs.passed)
-    acc_v_t = add_product(acc_v_t, weights, T)
-    acc_v = add_product(acc_v, weights, G)
-    await_free(exchange, inputs.iteration)
-    store_numbers(exchange, P, p)
-    mu = row_statistic(inputs.stats, MU, TILE)
-    s_t = warpgroup_mma_wait(2 * CHUNKS, deps=[s_t])
-    z = s_t * program.scale - mu  # mutate: z
-    store_numbers(exchange, Z, z)
-    give(exchange)
-    acc_v = add_product(acc_v, left_operands((p * z).to(q[0].dtype), q), T)
-    accs = complete(acc_v + acc_v_t)
-    mbarrier.arrive(inputs.empty, count=1)
-    if DQ_COLUMNS > 0:
-        await_ds(exchange, inputs.iteration)
-        totals = complete(_dq_product(k, k_t, exchange, inputs, True))
-        _add_to(dq_accums[1], totals, inputs.dq_tile, DQ_COLUMNS)
-    return accs
-
-
-@gluon.jit
-def _tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.constexpr):
-    """Adds what a tile gives to d_k / c, d_k_t / c and d_q / c."""
-    acc_k, acc_k_t = accs
-    v, v_t, k, k_t = inputs.resident
-    q, G, q_t, T = inputs.streamed
-    CHUNKS: gl.constexpr = len(q)
-    ROWS: gl.constexpr = q[0].shape[0]
-    TILE: gl.constexpr = accumulator(ROWS)
-    nothing = gl.zeros([CONSUMER_ROWS, ROWS], gl.float32, TILE)
-    a = add_scores(nothing, v, T, USE_ACC=False)
-    b = add_scores(nothing, v, G, USE_ACC=False)
-    b = add_scores(b, v_t, T)  # mutate: b
-    row_a = row_statistic(inputs.stats, ROW_A, TILE)
-    a = warpgroup_mma_wait(2 * CHUNKS, deps=[a])
-    centred = a - row_a
-    delta = row_statistic(inputs.stats, ROW_DELTA, TILE)
-    b = warpgroup_mma_wait(0, deps=[b])
-    b = b - delta  # mutate: b (2)
-    await_given(exchange, inputs.iteration)
-    b = made_here(load_numbers(exchange, Z) * centred + b)
-    p = load_numbers(exchange, P)
-    ds_t = made_here(p * centred).to(q[0].dtype)
-    ds = made_here(p * b).to(q[0].dtype)
-    if DQ_COLUMNS > 0:
-        give_ds(exchange, ds, ds_t)
-    else:
-        keep_above(inputs.passed)
-        release(exchange)
-    weights_t = left_operands(ds_t, q)
-    acc_k_t = add_product(acc_k_t, weights_t, q)
-    acc_k = add_product(acc_k, weights_t, q_t)  # mutate: acc_k
-    acc_k = add_product(acc_k, left_operands(ds, q), q)
-    accs = complete(acc_k + acc_k_t)
-    mbarrier.arrive(inputs.empty, count=1)
-    if DQ_COLUMNS > 0:
-        await_ds(exchange, inputs.iteration)
-        totals = complete(_dq_product(k, k_t, exchange, inputs, False))
-        release(exchange)
-        _add_to(dq_accums[0], totals, inputs.dq_tile, DQ_COLUMNS)
-    return accs
 
 
 @gluon.jit
@@ -233,7 +74,7 @@ def consume(
     stream: gl.constexpr = _stream,
 ):  # fmt: skip
     """A consumer: d_v and d_v_t, or d_k and d_k_t, of 64 keys."""
-    ADD_TILE: gl.constexpr = _tile_of_scores if consumer == 0 else _tile_of_cotangents
+    ADD_TILE: gl.constexpr = tile_of_scores if consumer == 0 else tile_of_cotangents
     accs = zeros(program.pipeline.resident[: len(program.outs)])
     mbarrier.wait(program.pipeline.resident_full.index(0), 0)
     accs, iterations = stream(ADD_TILE, accs, exchange, dq_accums, program, consumer, CHUNKS, DQ_COLUMNS)
@@ -250,7 +91,8 @@ def allocate_one_pass(of_keys, of_values, streamed, stats, STAGES: gl.constexpr)
     """The pipeline as the first and as the second consumer see it, and what they exchange. A consumer's own resident
     tiles come first: results are written through them."""
     keys, values = allocate_tiles(of_keys, 1), allocate_tiles(of_values, 1)
-    streamed_tiles, stats_tiles = allocate_tiles(streamed, STAGES), allocate_tiles((stats,), STAGES)
+    ALLOCATE: gl.constexpr = allocate_pairs if are_pairs(of_keys, streamed) else allocate_tiles
+    streamed_tiles, stats_tiles = ALLOCATE(streamed, STAGES), allocate_tiles((stats,), STAGES)
     resident_full, full, empty = make_barriers(1, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
     exchange = allocate_exchange(streamed[0])
     first = Pipeline(keys + values, streamed_tiles, stats_tiles, resident_full, full, empty, ())
@@ -260,7 +102,7 @@ def allocate_one_pass(of_keys, of_values, streamed, stats, STAGES: gl.constexpr)
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def backward_one_pass_kernel(
-    k, k_rest, k_t, k_t_rest, v, v_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
+    k, k_rest, k_t, k_t_rest, v, v_rest, v_t, v_t_rest, q, q_rest, q_t, q_t_rest, T, T_rest, G, G_rest, stats,
     d_v, d_v_rest, d_v_t, d_v_t_rest, d_k, d_k_rest, d_k_t, d_k_t_rest, d_q, d_q_t, scale, M, N, heads, group,
     DQ_COLUMNS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -271,7 +113,7 @@ def backward_one_pass_kernel(
     """
     of_keys = chunks(k, k_rest) + chunks(k_t, k_t_rest)
     of_values = chunks(v, v_rest) + chunks(v_t, v_t_rest)
-    streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
+    streamed = chunks(q, q_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest) + chunks(G, G_rest)
     outs_of_values = chunks(d_v, d_v_rest) + chunks(d_v_t, d_v_t_rest)
     outs_of_keys = chunks(d_k, d_k_rest) + chunks(d_k_t, d_k_t_rest)
     CHUNKS: gl.constexpr = len(of_keys) // 2
@@ -286,9 +128,10 @@ def backward_one_pass_kernel(
         dq_accums = (d_q, d_q_t)
     program = Program(outs_of_values, first, (), (), (), block, loop, scale, M, N)
     program_of_keys = Program(outs_of_keys, second, (), (), (), block, loop, scale, M, N)
+    LOAD: gl.constexpr = load_pairs if are_pairs(of_keys, streamed) else load_chunks
     gl.warp_specialize(
         [
-            (produce, (of_keys + of_values, streamed, (stats,), first, block, loop, CHUNKS)),
+            (produce, (of_keys + of_values, streamed, (stats,), first, block, loop, CHUNKS, LOAD)),
             (consume, (program, exchange, dq_accums, 0, CHUNKS, DQ_COLUMNS)),
             (consume, (program_of_keys, exchange, dq_accums, 1, CHUNKS, DQ_COLUMNS)),
         ],

@@ -1,11 +1,10 @@
 """The kernel of d_k and d_k_t of the resident keys for a head dim of 128; it can accumulate d_q and d_q_t, too; MATH.md
 (1)-(6), (9)-(16), (18), (19).
 
-Tiles are [keys, queries]. A pair is two tensors in one tile, q above q_t and T above G: a product with a pair is two
-products that read their left operand once. For d_q both consumers store dS and dS_t of their keys in shared memory. One
-tile later, when both have, each multiplies its half of the columns of all keys with them, and adds the products to
-float32 accumulators in global memory, in any order. This comes last in an iteration, when the registers of the scores
-are free again.
+Tiles are [keys, queries], in pairs (pairs.py): q above q_t and T above G. For d_q both consumers store dS and dS_t of
+their keys in shared memory. One tile later, when both have, each multiplies its half of the columns of all keys with
+them, and adds the products to float32 accumulators in global memory, in any order. This comes last in an iteration,
+when the registers of the scores are free again.
 """
 
 from triton.experimental import gluon
@@ -24,6 +23,7 @@ from .chunks import flat, scaled
 from .dq_accum import Dq, atomic_add_tile, await_readers, store_ds
 from .mainloop import begin, stream_queries
 from .packed_mask import where_allowed
+from .pairs import PIECE, allocate_pairs, load_pairs, split_product, split_rows
 from .pipeline import (
     LSE,
     MU,
@@ -33,7 +33,6 @@ from .pipeline import (
     accumulator,
     allocate_pipeline,
     barrier_of,
-    copy_tile,
     keep_above,
     left_operand,
     make_barriers,
@@ -48,17 +47,6 @@ from .scales import D_K
 from .triton_compat import addressed_here, here
 
 BUFFER_STAGES = gl.constexpr(2)  # how many tiles' dS and dS_t shared memory holds
-PIECE = gl.constexpr(64)  # columns of one copy: the tile of a pair is copied in two
-
-
-@gluon.jit
-def allocate_pairs(tensors, COUNT: gl.constexpr):
-    """Shared memory for COUNT tiles of each pair of tensors."""
-    tiles = ()
-    for i in gl.static_range(len(tensors) // 2):
-        x = tensors[2 * i]
-        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT, 1, 1, 2 * x.block_shape[-2], 2 * PIECE], x.layout),)
-    return tiles
 
 
 @gluon.jit
@@ -70,36 +58,6 @@ def allocate_dq(accums, pipeline, done):
     ds_tiles = gl.allocate_shared_memory(k.dtype, [2 * BUFFER_STAGES, CONSUMER_ROWS, 2 * ROWS], DS_LAYOUT)
     ready, free = make_barriers(BUFFER_STAGES, 2), make_barriers(BUFFER_STAGES, 2)
     return Dq(accums, ds_tiles, ready, free, done, k, k_t)
-
-
-@gluon.jit
-def _split_rows(pair):
-    """A pair's two tiles, [rows, D] each, addressed here."""
-    ROWS: gl.constexpr = pair.shape[0] // 2
-    pair = addressed_here(pair)
-    return pair.slice(0, ROWS, 0), pair.slice(ROWS, ROWS, 0)  # mutate: return pair slice
-
-
-@gluon.jit
-def _split_product(product):
-    """Splits a product with two stacked operands.
-
-    Before accumulating into either half, add 0.0 to copy it into its own registers; otherwise ptxas serialises every
-    WGMMA (C7511).
-    """
-    ROWS: gl.constexpr = product.shape[1] // 2
-    x, y = gl.split(product.reshape([CONSUMER_ROWS, 2, ROWS]).permute((0, 2, 1)))  # mutate: x, y
-    return gl.convert_layout(x, accumulator(ROWS)), gl.convert_layout(y, accumulator(ROWS))
-
-
-@gluon.jit
-def load_pairs(streamed, pairs, stage, bar, batch, head, row, CHUNKS: gl.constexpr):
-    """As `load_chunks`, but two tensors are copied into one tile."""
-    ROWS: gl.constexpr = streamed[0].block_shape[-2]
-    for i in gl.static_range(len(streamed)):
-        rows = pairs[i // 2].index(stage).slice(i % 2 * ROWS, ROWS, 2)
-        for piece in gl.static_range(2):
-            copy_tile(streamed[i], batch, head, row, piece * PIECE, bar, rows.slice(piece * PIECE, PIECE, 3))
 
 
 @gluon.jit
@@ -122,7 +80,7 @@ def _add_dq(dq, dq_tile, number, consumer: gl.constexpr):
     mbarrier.wait(ready, phase)
     total = _ds_product(dq.k, dq, number, consumer, 0, 2 * ROWS)
     rest = _ds_product(dq.k_t, dq, number, consumer, ROWS, ROWS)
-    total, total_t = _split_product(warpgroup_mma_wait(2, deps=[total]))
+    total, total_t = split_product(warpgroup_mma_wait(2, deps=[total]))
     offset = (dq_tile.to(gl.int64) * 2 + consumer) * (PIECE * ROWS)
     atomic_add_tile(dq.accums[1] + offset, total_t)
     rest = warpgroup_mma_wait(0, deps=[rest])
@@ -144,8 +102,8 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s = warpgroup_mma(addressed_here(k), addressed_here(q_and_q_t).permute((1, 0)), zero, use_acc=False, is_async=True)
     a = warpgroup_mma(addressed_here(v), addressed_here(T_and_G).permute((1, 0)), zero, use_acc=False, is_async=True)
     lse = row_statistic(stats, LSE, TILE)
-    s, s_t = _split_product(warpgroup_mma_wait(1, deps=[s]))
-    q, q_t = _split_rows(q_and_q_t)
+    s, s_t = split_product(warpgroup_mma_wait(1, deps=[s]))
+    q, q_t = split_rows(q_and_q_t)
     s_t = warpgroup_mma(addressed_here(k_t), q.permute((1, 0)), s_t + 0.0, is_async=True)
     p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
     if CAUSAL:
@@ -155,14 +113,14 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     keep_above(inputs.passed)
     row_a = row_statistic(stats, ROW_A, TILE)
-    a, b = _split_product(warpgroup_mma_wait(1, deps=[a]))
-    T = _split_rows(T_and_G)[0]
+    a, b = split_product(warpgroup_mma_wait(1, deps=[a]))
+    T = split_rows(T_and_G)[0]
     b = warpgroup_mma(addressed_here(v_t), T.permute((1, 0)), b - row_statistic(stats, ROW_DELTA, TILE), is_async=True)
     centred = a - row_a
     ds_t = (p * centred).to(q.dtype)
     weights_t = gl.convert_layout(ds_t, WEIGHTS)
     keep_above(inputs.passed)
-    q, q_t = _split_rows(q_and_q_t)
+    q, q_t = split_rows(q_and_q_t)
     acc_k_t = warpgroup_mma(weights_t, q, acc_k_t, is_async=True)
     acc_k = warpgroup_mma(weights_t, q_t, acc_k, is_async=True)
     mu = row_statistic(stats, MU, TILE)
@@ -170,7 +128,7 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s_t = s_t * program.scale - mu
     b = warpgroup_mma_wait(2, deps=[b])
     ds = (p * (s_t * centred + b)).to(q.dtype)
-    q, q_t = _split_rows(q_and_q_t)
+    q, q_t = split_rows(q_and_q_t)
     acc_k = warpgroup_mma(gl.convert_layout(ds, WEIGHTS), q, acc_k, is_async=True)
     if len(dq) > 0:
         ds_pair = gl.join(ds, ds_t).permute((0, 2, 1)).reshape([CONSUMER_ROWS, 2 * ROWS])

@@ -8,11 +8,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .backward_query_pairs import pairs_tile
 from .bias import bias_of_head, bias_operand, probabilities_of_queries
 from .blocks import CONSUMER_ROWS, query_block, where_visible
 from .chunks import add_product, add_scores, chunks, complete, left_operands, scaled
 from .mainloop import begin, stream_keys
 from .packed_mask import packed_by_key, where_allowed
+from .pairs import allocate_pairs, are_pairs, load_pairs
 from .pipeline import (
     LSE,
     MU,
@@ -22,9 +24,12 @@ from .pipeline import (
     Program,
     accumulator,
     allocate_pipeline,
+    allocate_tiles,
     keep_above,
+    load_chunks,
     optional,
     produce,
+    rows_of_a_tile,
     softmax_scale_of,
 )
 from .results import store_results
@@ -105,9 +110,11 @@ def consume(
     """A consumer: the gradients of 64 queries."""
     block = program.block
     CHUNKS: gl.constexpr = len(program.outs) // 2 if JVP else len(program.outs)
-    KEYS: gl.constexpr = program.pipeline.streamed[0].shape[3]
+    KEYS: gl.constexpr = rows_of_a_tile(program.pipeline.resident, program.pipeline.streamed)
     TILE: gl.constexpr = accumulator(KEYS)
-    ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
+    PAIRS: gl.constexpr = len(program.pipeline.streamed) < len(program.pipeline.resident)
+    TANGENT_TILE: gl.constexpr = pairs_tile if PAIRS else _tangent_tile
+    ADD_TILE: gl.constexpr = TANGENT_TILE if JVP else _plain_tile
     numbers = block.row0 + consumer * CONSUMER_ROWS + gl.arange(0, CONSUMER_ROWS, gl.SliceLayout(1, TILE))
     head = block.batch.to(gl.int64) * program.loop.query_heads + block.head
     padded = gl.cdiv(program.M, 2 * CONSUMER_ROWS) * (2 * CONSUMER_ROWS)
@@ -134,6 +141,7 @@ def backward_query_kernel(
     """One program: 128 queries of one head against all keys.
 
     `stats` has values for the rows beyond the last query, too. A `_rest` is a tensor's second chunk, if it has one.
+    Keys may come as pairs (backward_query_pairs.py).
     """
     resident = chunks(q, q_rest) + chunks(G, G_rest)
     streamed = chunks(k, k_rest) + chunks(v, v_rest)
@@ -144,17 +152,22 @@ def backward_query_kernel(
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(d_q_t, d_q_t_rest)
     KEYS: gl.constexpr = k.block_shape[-2]
+    PAIRS: gl.constexpr = are_pairs(resident, streamed)
+    ALLOCATE: gl.constexpr = allocate_pairs if PAIRS else allocate_tiles
+    LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
+    if PAIRS:
+        streamed = (k, k_t, v, v_t)
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)
     packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)
     bias = bias_of_head(bias_operand(bias, log_l), block.batch, block.head)
-    pipeline = allocate_pipeline(resident, streamed, (), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (), STAGES, ALLOCATE)
     fence_async_shared()
     program = Program(outs, pipeline, packed_mask, bias, optional(tensor_scales), block, loop, scale, M, N)
     gl.warp_specialize(
         [
-            (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS)),
+            (produce, (resident, streamed, (), pipeline, block, loop, CHUNKS, LOAD)),
             (consume, (program, stats, 0, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
             (consume, (program, stats, 1, JVP, CAUSAL, REGISTER_OPERANDS, BIAS_LAYOUT)),
         ],

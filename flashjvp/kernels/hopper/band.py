@@ -16,7 +16,7 @@ from .blocks import CONSUMER_ROWS
 from .dq_accum import store_zeros
 from .mainloop import add_keys, add_queries, pass_over, stage_of
 from .packed_mask import along, bit_layout
-from .pipeline import STATISTICS, barrier_of, bytes_of, load_chunks, load_resident
+from .pipeline import STATISTICS, barrier_of, bytes_of, load_chunks, load_resident, rows_of_a_tile
 from .triton_compat import load_tile
 
 
@@ -157,7 +157,7 @@ def stream_band_keys(
     """`mainloop.stream_keys` over the tiles that the resident queries see. The last three arguments are for that
     one."""
     pipeline, band = program.pipeline, program.mask[0]
-    COLUMNS: gl.constexpr = pipeline.streamed[0].shape[3]
+    COLUMNS: gl.constexpr = rows_of_a_tile(pipeline.resident, pipeline.streamed)
     tiles = tiles_of(band, program.block.row0, COLUMNS)
     seen = seen_by(band, program.block.row0 + consumer * CONSUMER_ROWS)
     for iteration in range(tiles.whole):

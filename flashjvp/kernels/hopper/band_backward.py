@@ -10,7 +10,8 @@ from . import backward_key, backward_pairs, backward_query, backward_value, dq_a
 from .band import produce_band, stream_band_keys, stream_band_queries
 from .band_place import BLOCK_ROWS, moved, place_of_keys, place_of_queries
 from .chunks import chunks
-from .pipeline import STATISTICS, Program, allocate_pipeline, make_barriers
+from .pairs import allocate_pairs, are_pairs, load_pairs
+from .pipeline import STATISTICS, Program, allocate_pipeline, allocate_tiles, load_chunks, make_barriers
 
 
 @gluon.jit(do_not_specialize=["low", "high", "M", "N", "heads"])
@@ -29,19 +30,24 @@ def band_query_kernel(
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(d_q_t, d_q_t_rest)
     KEYS: gl.constexpr = k.block_shape[-2]
+    PAIRS: gl.constexpr = are_pairs(resident, streamed)
+    ALLOCATE: gl.constexpr = allocate_pairs if PAIRS else allocate_tiles
+    LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
+    if PAIRS:
+        streamed = (k, k_t, v, v_t)
     gdc_launch_dependents()
     block, loop, band = place_of_queries(cu, low, high, M, N, heads, group, KEYS)
     columns = M  # of a head's statistics
     if cu is not None:
         columns = gl.num_programs(0) // heads * BLOCK_ROWS
         stats = moved(stats, block, heads * STATISTICS, band.column, columns)
-    pipeline = allocate_pipeline(resident, streamed, (), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (), STAGES, ALLOCATE)
     fence_async_shared()
     program = Program(outs, pipeline, (band,), (), (), block, loop, scale, columns, N)
     STREAM: gl.constexpr = stream_band_keys
     gl.warp_specialize(
         [
-            (produce_band, (resident, streamed, (), pipeline, block, loop, band, CHUNKS)),
+            (produce_band, (resident, streamed, (), pipeline, block, loop, band, CHUNKS, LOAD)),
             (backward_query.consume, (program, stats, 0, JVP, False, REGISTER_OPERANDS, (), STREAM)),
             (backward_query.consume, (program, stats, 1, JVP, False, REGISTER_OPERANDS, (), STREAM)),
         ],
@@ -141,14 +147,14 @@ def band_pairs_kernel(
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS)
-    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, backward_pairs.allocate_pairs)
+    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, allocate_pairs)
     done = make_barriers(1, 2)
     dq = ()
     if DQ_ACCUM:
         dq = backward_pairs.allocate_dq((d_q, d_q_t), pipeline, done)
     fence_async_shared()
     program = Program((d_k, d_k_t), pipeline, (band,), (), (), block, loop, scale, M, N)
-    LOAD: gl.constexpr = backward_pairs.load_pairs
+    LOAD: gl.constexpr = load_pairs
     STREAM: gl.constexpr = stream_band_queries
     gl.warp_specialize(
         [

@@ -14,7 +14,8 @@ from .band import end_of, produce_band, seen_by, tiles_of, visible
 from .band_place import place_of_keys
 from .blocks import CONSUMER_ROWS
 from .chunks import chunks
-from .pipeline import Program
+from .pairs import are_pairs, load_pairs
+from .pipeline import Program, load_chunks
 
 
 @gluon.jit
@@ -49,14 +50,14 @@ def _stream_band(
 
 @gluon.jit(do_not_specialize=["low", "high", "M", "N", "heads"])
 def band_one_pass_kernel(
-    k, k_rest, k_t, k_t_rest, v, v_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
+    k, k_rest, k_t, k_t_rest, v, v_rest, v_t, v_t_rest, q, q_rest, q_t, q_t_rest, T, T_rest, G, G_rest, stats,
     d_v, d_v_rest, d_v_t, d_v_t_rest, d_k, d_k_rest, d_k_t, d_k_t_rest, cu, scale, low, high, M, N, heads, group,
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 keys of one key head, and with `cu` of one sequence. A `_rest` is a tensor's second chunk."""
     of_keys = chunks(k, k_rest) + chunks(k_t, k_t_rest)
     of_values = chunks(v, v_rest) + chunks(v_t, v_t_rest)
-    streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
+    streamed = chunks(q, q_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest) + chunks(G, G_rest)
     outs_of_values = chunks(d_v, d_v_rest) + chunks(d_v_t, d_v_t_rest)
     outs_of_keys = chunks(d_k, d_k_rest) + chunks(d_k_t, d_k_t_rest)
     CHUNKS: gl.constexpr = len(of_keys) // 2
@@ -69,9 +70,10 @@ def band_one_pass_kernel(
     program = Program(outs_of_values, first, (band,), (), (), block, loop, scale, M, N)
     program_of_keys = Program(outs_of_keys, second, (band,), (), (), block, loop, scale, M, N)
     STREAM: gl.constexpr = _stream_band
+    LOAD: gl.constexpr = load_pairs if are_pairs(of_keys, streamed) else load_chunks
     gl.warp_specialize(
         [
-            (produce_band, (of_keys + of_values, streamed, (stats,), first, block, loop, band, CHUNKS)),
+            (produce_band, (of_keys + of_values, streamed, (stats,), first, block, loop, band, CHUNKS, LOAD)),
             (consume, (program, exchange, (), 0, CHUNKS, 0, STREAM)),
             (consume, (program_of_keys, exchange, (), 1, CHUNKS, 0, STREAM)),
         ],

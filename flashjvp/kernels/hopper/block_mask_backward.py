@@ -10,7 +10,8 @@ from . import backward_key, backward_pairs, backward_query, backward_value, dq_a
 from .blocks import key_block, query_block
 from .chunks import chunks
 from .listed import OF_KEYS, OF_QUERIES, produce_listed, stream_listed_keys, stream_listed_queries
-from .pipeline import Program, allocate_pipeline, make_barriers
+from .pairs import allocate_pairs, are_pairs, load_pairs
+from .pipeline import Program, allocate_pipeline, allocate_tiles, load_chunks, make_barriers
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
@@ -29,15 +30,20 @@ def block_mask_query_kernel(
         streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
         outs = outs + chunks(d_q_t, d_q_t_rest)
     KEYS: gl.constexpr = k.block_shape[-2]
+    PAIRS: gl.constexpr = are_pairs(resident, streamed)
+    ALLOCATE: gl.constexpr = allocate_pairs if PAIRS else allocate_tiles
+    LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
+    if PAIRS:
+        streamed = (k, k_t, v, v_t)
     gdc_launch_dependents()
     block, loop = query_block(M, N, heads, group, KEYS, True)  # the last rows first, as in the forward kernel
-    pipeline = allocate_pipeline(resident, streamed, (), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (), STAGES, ALLOCATE)
     fence_async_shared()
     program = Program(outs, pipeline, (plan,), (), (), block, loop, scale, M, N)
     STREAM: gl.constexpr = stream_listed_keys
     gl.warp_specialize(
         [
-            (produce_listed, (resident, streamed, (), pipeline, block, loop, plan, M, OF_QUERIES, CHUNKS)),
+            (produce_listed, (resident, streamed, (), pipeline, block, loop, plan, M, OF_QUERIES, CHUNKS, LOAD)),
             (backward_query.consume, (program, stats, 0, JVP, False, REGISTER_OPERANDS, (), STREAM)),
             (backward_query.consume, (program, stats, 1, JVP, False, REGISTER_OPERANDS, (), STREAM)),
         ],
@@ -137,14 +143,14 @@ def block_mask_pairs_kernel(
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop = key_block(M, N, heads, group, ROWS, False)
-    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, backward_pairs.allocate_pairs)
+    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, allocate_pairs)
     done = make_barriers(1, 2)
     dq = ()
     if DQ_ACCUM:
         dq = backward_pairs.allocate_dq((d_q, d_q_t), pipeline, done)
     fence_async_shared()
     program = Program((d_k, d_k_t), pipeline, (plan,), (), (), block, loop, scale, M, N)
-    LOAD: gl.constexpr = backward_pairs.load_pairs
+    LOAD: gl.constexpr = load_pairs
     STREAM: gl.constexpr = stream_listed_queries
     gl.warp_specialize(
         [

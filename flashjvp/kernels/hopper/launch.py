@@ -24,6 +24,7 @@ DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
 BLOCK_ROWS = 128  # rows of a program
 CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
+PAIRS_WIDTH = 128  # at this padded head dim two streamed tensors share a tile
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -122,10 +123,8 @@ class _Backward(NamedTuple):
         """Writes d_k, d_k_t, d_v, d_v_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
-        resident, streamed = (
-            self._described(CONSUMER_ROWS, k, k_t, v, v_t),
-            self._described(tile.block_rows, q, d_o, q_t, d_o_t),
-        )
+        resident = self._described(CONSUMER_ROWS, k, k_t, v, v_t)
+        streamed = self._streamed(tile, q, q_t, d_o_t, d_o)
         outs = self._described(CONSUMER_ROWS, d_v, d_v_t, d_k, d_k_t)
         args = (*resident, *streamed, self._statistics(tile), *outs)
         flags: dict[str, Any] = {"STAGES": tile.stages}
@@ -146,9 +145,7 @@ class _Backward(NamedTuple):
     def pairs(self, tile: Pipeline) -> None:
         """Writes d_k, d_k_t and, if there are accumulators of d_q and d_q_t, adds to those."""
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
-        # Two tensors in a tile are copied in pieces of 64 columns.
-        of_rows, pieces = describe(self.given.call), (CONSUMER_ROWS,)
-        streamed = [of_rows(x, tile.block_rows, pieces)[0] for x in (q, q_t, d_o_t, d_o) if x is not None]
+        streamed = self._streamed(tile, q, q_t, d_o_t, d_o)[::2]
         resident = self._described(CONSUMER_ROWS, k, v, k_t, v_t)[::2]
         outs = written(self.given, self.grads.k, self.grads.k_t)[::2]
         args = (*resident, *streamed, self._statistics(tile), *outs)
@@ -196,10 +193,8 @@ class _Backward(NamedTuple):
         (q, k, v, q_t, k_t, v_t), (d_o, d_o_t) = self.given.inputs, self.given.cotangents
         persistent = self._chosen("backward_query")
         tile = persistent.pipeline if persistent else tile
-        resident, streamed = (
-            self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t),
-            self._described(tile.block_rows, k, v, k_t, v_t),
-        )
+        resident = self._described(CONSUMER_ROWS, q, d_o, q_t, d_o_t)
+        streamed = self._streamed(tile, k, v, k_t, v_t)
         outs = written(self.given, self.grads.q, self.grads.q_t)
         args = (*resident, *streamed, self.stats, *outs)
         if persistent:
@@ -209,6 +204,14 @@ class _Backward(NamedTuple):
         flags = {"JVP": d_o_t is not None, "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands}
         programs = self.given.call.query_programs(BLOCK_ROWS)
         self._launch(self.seen.kernels.backward_query, "backward_query", programs, args, **flags)
+
+    def _streamed(self, tile: Pipeline, *tensors: Maybe) -> tuple[Any, ...]:
+        """Two descriptors of each tensor, as of `described`; where two share a tile, of pieces of its columns."""
+        call = self.given.call
+        if call.width != PAIRS_WIDTH or self.given.cotangents[1] is None or tile.register_operands:
+            return self._described(tile.block_rows, *tensors)
+        pieces = [describe(call)(x, tile.block_rows, (CONSUMER_ROWS,))[0] for x in tensors if x is not None]
+        return tuple(x for piece in pieces for x in (piece, None))
 
     def _chosen(self, family: str) -> Persistent | None:
         given = self.given

@@ -14,7 +14,7 @@ from .blocks import CONSUMER_ROWS
 from .dq_accum import store_zeros
 from .mainloop import add_keys, add_queries, pass_over, stage_of
 from .packed_mask import load_mask_tile
-from .pipeline import load_chunks, load_resident, load_stage
+from .pipeline import load_chunks, load_resident, load_stage, rows_of_a_tile
 
 BLOCK = gl.constexpr(128)  # queries and keys of a block
 WORDS = gl.constexpr(512)  # of a bitmap
@@ -103,7 +103,7 @@ def stream_listed_keys(
     """`mainloop.stream_keys` over the blocks that are listed for the resident queries. The last three arguments are for
     that one."""
     block, pipeline = program.block, program.pipeline
-    COLUMNS: gl.constexpr = pipeline.streamed[0].shape[3]
+    COLUMNS: gl.constexpr = rows_of_a_tile(pipeline.resident, pipeline.streamed)
     TILES: gl.constexpr = BLOCK // COLUMNS
     blocks = _list(program.mask[0], block.batch, block.head, block.row0, program.M, OF_QUERIES)
     for tile in range(blocks.whole * TILES):

@@ -20,6 +20,7 @@ from .pipeline import (
     load_register_operands,
     resident_number,
     resident_rows,
+    rows_of_a_tile,
     streamed_rows,
     sub_tile_rows,
 )
@@ -135,7 +136,7 @@ def _stream_keys(
 ):  # fmt: skip
     """`stream_keys` for the tiles from `first` until before `end`, MASKED by position or not."""
     packed_mask = program.mask
-    KEYS: gl.constexpr = program.pipeline.streamed[0].shape[3]
+    KEYS: gl.constexpr = rows_of_a_tile(program.pipeline.resident, program.pipeline.streamed)
     row = program.block.row0 + consumer * CONSUMER_ROWS
     next_mask = load_mask_tile(packed_mask, row, gl.minimum(first, end - 1), KEYS) if MASK_AHEAD else ()
     for tile in range(first, end):
@@ -163,7 +164,7 @@ def stream_keys(
     Two loops: a condition in a common one would become a selection for each score. With MASK_AHEAD the packed mask is
     loaded a tile ahead, if there are registers for it.
     """
-    KEYS: gl.constexpr = program.pipeline.streamed[0].shape[3]
+    KEYS: gl.constexpr = rows_of_a_tile(program.pipeline.resident, program.pipeline.streamed)
     end = program.loop.end
     unmasked = unmasked_tiles(program.block.row0 + consumer * CONSUMER_ROWS, program.N, end, KEYS, CAUSAL)
     accs, state = _stream_keys(

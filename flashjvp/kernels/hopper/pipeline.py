@@ -123,6 +123,13 @@ def barrier_of(barriers, number):
     return barriers.index(number % STAGES), (number // STAGES) & 1
 
 
+@gluon.constexpr_function
+def rows_of_a_tile(resident, streamed):
+    """Rows of each tensor in a streamed tile, of these tiles in shared memory. Pairs (pairs.py), of which there are
+    fewer than resident tensors, share theirs."""
+    return streamed[0].shape[3] // (2 if len(streamed) < len(resident) else 1)
+
+
 @gluon.jit
 def as_matrix(tile):
     """A tile [1, 1, rows, D] as [rows, D]."""
