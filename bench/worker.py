@@ -9,6 +9,7 @@ it.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -39,6 +40,7 @@ def main() -> None:
         _write(events, {"event": "start", "id": cell["id"]})
         sys.path[:0] = [path for path in cell["paths"] if path not in sys.path]
         case = Case(**cell["case"])
+        gc.freeze()  # what is there stays, modules above all: cells collect garbage, several times each
         if task.get("compile_only"):
             outcome = cells.compiled(cell["provider"], case)
         else:
