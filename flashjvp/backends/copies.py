@@ -10,21 +10,18 @@ got, and is copied anew there. A replayed call (kernels/launch/replay.py) copies
 other, but holds all of its memory to its end.
 """
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from ..kernels.hopper.eligibility import Misfit, fits
+from ..kernels.hopper.eligibility import fits
 from ..kernels.launch.call import Call
 from ..kernels.portable.copy_rows import copy_rows
 from ..layout import empty_rows
 from ..operands import Inputs
 from .rows_first import RESULTS
 
-P = ParamSpec("P")
-Results = TypeVar("Results", bound=tuple[Any, ...])
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 _OUTPUTS, _OF_KEYS = ("o", "o_t"), ("k", "v", "k_t", "v_t")
@@ -32,28 +29,12 @@ _TANGENTS = ("q_t", "k_t", "v_t", "o_t")
 _READ = (*Inputs._fields, "d_o", "d_o_t", *_OUTPUTS)
 
 
-def on_copies(record: Any) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
-    """Makes a call that raised Misfit again on copies. The first arguments of the function are the tensors of a record
-    of operands.py."""
-    count, names = len(record._fields), RESULTS[record]
-
-    def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
-        anew: Callable[..., Results] = function
-
-        @functools.wraps(function)
-        def run(*args: P.args, **none: P.kwargs) -> Results:
-            try:
-                return function(*args, **none)
-            except Misfit as misfit:
-                addressed = misfit.addressed
-            given: dict[str, Any] = dict(zip(record._fields, args, strict=False))
-            found = anew(*_copied(given, addressed).values(), *args[count:])
-            results: Any = _narrowed(given, dict(zip(names, found, strict=True)))
-            return results
-
-        return run
-
-    return decorate
+def made_on_copies(function: Callable[..., Any], record: Any, args: Sequence[Any], addressed: bool) -> tuple[Any, ...]:
+    """What a function of a backend gives, of copies of its tensors, which are the first arguments, as a record of
+    operands.py has them. `addressed`: by TMA."""
+    given: dict[str, Any] = dict(zip(record._fields, args, strict=False))
+    found = function(*_copied(given, addressed).values(), *args[len(given) :])
+    return _narrowed(given, dict(zip(RESULTS[record], found, strict=True)))
 
 
 def _copied(given: dict[str, Any], addressed: bool) -> dict[str, Any]:
@@ -89,7 +70,7 @@ def _copy(given: dict[str, Any], pairs: Pairs) -> None:
     call = Call(given["q"], given["k"], given["v"], None, False)
     plain: dict[str, tuple[Tensor, Tensor]] = {}
     for name, (x, to) in pairs.items():
-        if x.stride(-1) != 1 and x.shape[-1] != 1:
+        if x.stride(-1) > 1 and x.shape[-1] > 1:
             width = x.shape[-1]
             to[..., :width].copy_(x.detach())
             to[..., width:].zero_()

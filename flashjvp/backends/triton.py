@@ -1,8 +1,10 @@
 """The triton backend: the four functions of a backend (see reference.py) on the kernels of kernels/."""
 
+import functools
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +23,33 @@ from ..kernels.portable.partial import DENSE, PARTIAL, Kernels
 from ..layout import empty_bias, empty_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
-from .copies import on_copies
+from .copies import made_on_copies
 from .high import HALF, in_float32
 from .patterns import Band, Listed
 
+P = ParamSpec("P")
+Results = TypeVar("Results", bound=tuple[Maybe, ...])
+
 selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
+
+
+def on_copies(record: Any) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
+    """Makes a call that raised Misfit anew, on copies. The first arguments of the function are the tensors of a record
+    of operands.py."""
+
+    def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
+        @functools.wraps(function)
+        def run(*args: P.args, **none: P.kwargs) -> Results:
+            try:
+                return function(*args, **none)
+            except eligibility.Misfit as misfit:
+                addressed = misfit.addressed
+            results: Any = made_on_copies(function, record, args, addressed)
+            return results
+
+        return run
+
+    return decorate
 
 
 @captured(PlainOperands)

@@ -13,10 +13,9 @@ from ..kernels.portable.backward_preprocess import launch_preprocess
 from ..kernels.portable.varlen import Sequences
 from ..layout import STATISTIC_DTYPE, zero_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
-from .copies import on_copies
 from .patterns import Packed
 from .rows_first import rows_first
-from .triton import hopper_of, with_zeros
+from .triton import hopper_of, on_copies, with_zeros
 from .varlen import one_for_all
 
 Maybe = Tensor | None
