@@ -48,7 +48,7 @@ def _copied(given: dict[str, Any], addressed: bool) -> dict[str, Any]:
         width = -(-x.shape[-1] // 8) * 8
         if width != x.shape[-1] or (addressed and name not in _OUTPUTS and not fits(x)):
             pairs[name] = x, empty_rows(x, width)
-    _copy(given, pairs)
+    _copy(given, pairs)  # mutate: _copy
     found = {**given, **{name: copy for name, (_, copy) in pairs.items()}}
     return {**found, "o_t": None} if "o_t" in unread and "o_t" in found else found
 
@@ -59,7 +59,7 @@ def _narrowed(given: dict[str, Any], found: dict[str, Any]) -> tuple[Any, ...]:
     for name, x in found.items():
         like, of_width = (given["q"], given["v"]) if name in _OUTPUTS else (given.get(name),) * 2
         if x is not None and name in _READ and x.shape[-1] != of_width.shape[-1]:
-            pairs[name] = x, empty_rows(like, of_width.shape[-1], x.dtype)
+            pairs[name] = x, empty_rows(like, of_width.shape[-1], x.dtype)  # mutate: pairs
     _copy(given, pairs)
     return tuple(pairs[name][1] if name in pairs else x for name, x in found.items())
 

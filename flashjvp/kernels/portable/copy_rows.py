@@ -10,7 +10,7 @@ from torch import Tensor
 from ..launch.call import Call
 from ..tiles import load_rows, select_head, store_rows
 
-_NUMBERS = 4096  # of each tensor that a program copies
+_NUMBERS = 2048  # of each tensor that a program copies
 _TENSORS = 4
 
 

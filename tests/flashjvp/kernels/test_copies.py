@@ -257,7 +257,7 @@ def test_replayed_calls_copy_the_tensors_that_they_are_given(form: str) -> None:
             with compiling() as replays:
                 again = [call(x) for x in given]
     fast_path.forget()
-    assert replays
+    assert len(replays) == 8  # of two calls nothing is known
     assert all(map(torch.equal, sum(first, []), sum(again, [])))
 
 
