@@ -177,7 +177,8 @@ def _served(operands: Operands, options: Options, pattern: Band | Listed | None,
         found += copies
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)
     of_o_alone = eligibility.obstacle(call, Inputs(q, k, v), scale)
-    reasons = copies if of_o_alone is None else [*copies, f"a backward pass of o alone gets the portable kernels: {of_o_alone}"]
+    reasons = [] if of_o_alone is None else [f"a backward pass of o alone gets the portable kernels: {of_o_alone}"]
+    reasons = [*copies, *reasons]
     return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp, _is_learned(operands)), reasons)
 
 

@@ -96,7 +96,6 @@ def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
     yield "tangent of a mask", {"attn_mask": mask, "attn_mask_t": mask}, "a tangent of the mask"
     yield "mask of queries", {"attn_mask": mask[:, :1]}, "an additive mask of one key for all"
     yield "scale", {"scale": -0.3}, "not positive, -0.3"
-    yield "values", {"v": v[..., :0]}, "v without columns"
     yield "batch dims", {name: x[None] for name, x in zip("qkv", (q, k, v), strict=True)}, "2 batch dims"
     yield "v_t alone", {"v_t": v}, "a tangent of v alone, for which the portable kernels are faster"
 

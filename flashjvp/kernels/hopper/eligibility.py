@@ -143,7 +143,7 @@ def misfit_of_narrow(call: Call) -> str | None:
 def _padded(width: int, value_width: int) -> str:
     name = f"D={width}" if width % 8 != 0 else f"Dv={value_width}"
     return (
-        f"{name} is not a multiple of 8: each call copies tensors into ones padded with zeros, and results out of such, "
+        f"{name} is not a multiple of 8: each call copies tensors into ones padded with zeros, and results back, "
         "which takes time and memory. Padding q, k, v with zeros beforehand (and giving scale=D**-0.5) avoids that"
     )
 
