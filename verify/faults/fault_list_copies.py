@@ -11,16 +11,11 @@ def _copied(name: str, file: str, marker: str, statement: str) -> Fault:
 
 OF_COPIES = [
     _copied(
-        "cotangent of o_t left out", COPIES, "_copy",
-        "_copy(given, {name: pair for name, pair in pairs.items() if name != 'd_o_t'})",
-    ),
-    _copied(
-        "o_t taken from o", COPIES, "pairs",
-        "pairs[name] = found[name.replace('o_t', 'o')], empty_rows(like, of_width.shape[-1], x.dtype)",
+        "cotangent of o_t taken from that of o", COPIES, "found[name]",
+        "found[name] = _copy(given['d_o'] if name == 'd_o_t' else x, empty_rows(x, width))",
     ),
     _copied(
         "the last column lost", ROWS, "tile",
-        "tile = load_rows(select_head(x, batch, head, batch_shape, REGULAR), first, rows, ROWS, "
-        "(COLUMNS[0] - 1, COLUMNS[1]), REGULAR)",
+        "tile = load_rows(source, first, M, ROWS, (COLUMNS[0] - 1, COLUMNS[1]), REGULAR)",
     ),
 ]  # fmt: skip

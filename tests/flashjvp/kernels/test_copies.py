@@ -65,11 +65,11 @@ NARROW = (
 
 @contextlib.contextmanager
 def copies_seen() -> Iterator[list[int]]:
-    """How many tensors each launch copies."""
+    """The width of each tensor that is copied to, in order."""
     seen: list[int] = []
 
     def launch(original: Callable[..., None], call: Any, kernel: Any, family: str, *rest: Any, **flags: Any) -> None:
-        seen.extend([sum(x is not None for x in rest[1]) // 2] if family == "copy_rows" else [])
+        seen.extend([flags["TO_COLUMNS"][0]] if family == "copy_rows" else [])
         original(call, kernel, family, *rest, **flags)
 
     with replaced.pipelines(PIPELINES, dq_accum_from={}), replaced.launch(launch):
@@ -157,7 +157,8 @@ def test_windows_and_block_masks(kind: str) -> None:
         inputs, options = replace(inputs, mask=block_mask), {}
     with emulated(), copies_seen() as seen:
         found = run(inputs, "triton", **options)
-        assert seen == [2, 2, 2, 2, 2, 4, 2, 2, 2, 2, 2]
+        of_inputs = [48, 48, 56] * 2
+        assert seen == [*of_inputs, 52, 52, *of_inputs, *[56] * 4, *[44, 44, 52] * 2]
         assert_same_bits(found, run(with_zeros(inputs), "triton", **options))
 
 
