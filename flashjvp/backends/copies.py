@@ -32,7 +32,7 @@ def made_on_copies(function: Callable[..., Any], record: Any, args: Sequence[Any
     given: dict[str, Any] = dict(zip(record._fields, args, strict=False))
     found = function(*_copied(given, addressed).values(), *args[len(given) :])
     named = zip(RESULTS[record], found, strict=True)
-    return tuple([_narrowed(x, *_like(name, given)) if name in _READ else x for name, x in named])
+    return tuple([x if x is None or name not in _READ else _narrowed(x, *_like(name, given)) for name, x in named])
 
 
 def _copied(given: dict[str, Any], addressed: bool) -> dict[str, Any]:
