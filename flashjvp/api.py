@@ -46,6 +46,7 @@ def attention(
     Args:
         q: queries [*batch, Hq, M, D], or [M, D] for one head. D of at most 256 on triton. float16, bfloat16, float32,
             or float64 (not on triton). Any strides: packed qkv views cost nothing, a last stride other than 1 one copy.
+            On Hopper GPUs other tensors may be copied, too, which is warned of once: `flashjvp.explain` says which.
         k: keys [*batch, Hkv, N, D]; the dtype and device of q.
         v: values [*batch, Hkv, N, Dv], Dv of at most 256 on triton; the dtype and device of q. Batch dims, aligned at
             the right, broadcast across q, k, v, and so do heads: equal numbers, or 1 (for other numbers see

@@ -36,8 +36,8 @@ class Explanation:
     kernels: "warp-specialised", "portable", or what stands in for kernels.
     tiles: family of kernels -> block sizes, by name. The backward pass is one through all results that gives every
         gradient, and whose cotangents lie in memory as the kernels like it.
-    why_not_faster: why the call, or its backward pass through o alone, gets nothing faster and, where that is in the
-        user's hands, what to change.
+    why_not_faster: why the call, or its backward pass through o alone, gets nothing faster, which tensors are copied
+        because kernels cannot read them as they are and, where that is in the user's hands, what to change.
     versions: torch, triton, python, flashjvp and the device.
     measured: whether the README's figures were measured with these releases of torch and Triton on such a GPU.
     """
@@ -169,12 +169,16 @@ def _served(operands: Operands, options: Options, pattern: Band | Listed | None,
     jvp = operands.has_tangents
     obstacles = [schedule.why_not_pipelines(call.device, call.precision, call.width)]
     if schedule.has_pipelines(call.device, call.precision, call.width):
-        obstacles.append(eligibility.obstacle(call, operands.inputs, (), scale))
+        obstacles.append(eligibility.obstacle(call, operands.inputs, scale))
     found = [reason for reason in obstacles if reason is not None]
+    misfit = eligibility.misfit_of_narrow(call) if found else eligibility.misfit(call, operands.inputs, ())
+    copies = [] if misfit is None else [f"the kernels read copies: {misfit}"]
     if found:
+        found += copies
         return _Served(chosen, PORTABLE, _portable_tiles(call, jvp, _is_learned(operands)), found)
-    of_o_alone = eligibility.obstacle(call, Inputs(q, k, v), (), scale)
+    of_o_alone = eligibility.obstacle(call, Inputs(q, k, v), scale)
     reasons = [] if of_o_alone is None else [f"a backward pass of o alone gets the portable kernels: {of_o_alone}"]
+    reasons = [*copies, *reasons]
     return _Served(chosen, WARP_SPECIALISED, _warp_specialised_tiles(call, jvp, _is_learned(operands)), reasons)
 
 

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 Results = TypeVar("Results", bound=tuple[Any, ...])
 
 _STATISTICS, _STAY = ("lse", "mu"), ("mask", "mask_t", "seed")
-_RESULTS: dict[Any, tuple[str, ...]] = {
+RESULTS: dict[Any, tuple[str, ...]] = {
     PlainOperands: ("o", "lse"), Operands: ("o", "o_t", "lse", "mu"),
     PlainBackwardOperands: ("q", "k", "v", "mask"), BackwardOperands: Gradients._fields,
 }  # fmt: skip
@@ -27,7 +27,7 @@ _RESULTS: dict[Any, tuple[str, ...]] = {
 def rows_first(record: Any) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
     """Of a function whose first arguments are the tensors of a record of operands.py. It is given a batch dim where
     there is none."""
-    count, names = len(record._fields), _RESULTS[record]
+    count, names = len(record._fields), RESULTS[record]
 
     def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
         of_heads_first: Callable[..., Results] = function

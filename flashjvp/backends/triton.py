@@ -1,7 +1,10 @@
 """The triton backend: the four functions of a backend (see reference.py) on the kernels of kernels/."""
 
+import functools
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +23,38 @@ from ..kernels.portable.partial import DENSE, PARTIAL, Kernels
 from ..layout import empty_bias, empty_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from ..performance import warn_once
+from .copies import made_on_copies
 from .high import HALF, in_float32
 from .patterns import Band, Listed
+
+P = ParamSpec("P")
+Results = TypeVar("Results", bound=tuple[Maybe, ...])
 
 selfcheck.SUBJECT[:] = [(sys.modules[__name__], launches)]
 
 
+def on_copies(record: Any) -> Callable[[Callable[P, Results]], Callable[P, Results]]:
+    """Makes a call that raised Misfit anew, on copies. The first arguments of the function are the tensors of a record
+    of operands.py."""
+
+    def decorate(function: Callable[P, Results]) -> Callable[P, Results]:
+        @functools.wraps(function)
+        def run(*args: P.args, **none: P.kwargs) -> Results:
+            try:
+                return function(*args, **none)
+            except eligibility.Misfit as misfit:
+                addressed = misfit.addressed
+            results: Any = made_on_copies(function, record, args, addressed)
+            return results
+
+        return run
+
+    return decorate
+
+
 @captured(PlainOperands)
 @side_by_side
+@on_copies(PlainOperands)
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Maybe, seed: Maybe, is_causal: bool, scale: float, dropout_p: float,
     pattern: Band | Listed | None = None, high: bool = False,
@@ -45,6 +72,7 @@ def forward(
 
 @captured(Operands)
 @side_by_side
+@on_copies(Operands)
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe,
     is_causal: bool, scale: float, dropout_p: float, pattern: Band | Listed | None = None, high: bool = False,
@@ -81,6 +109,7 @@ def backward(
 
 @captured(BackwardOperands)
 @side_by_side
+@on_copies(BackwardOperands)
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, mask: Maybe, mask_t: Maybe, seed: Maybe, is_causal: bool, scale: float,
@@ -143,26 +172,36 @@ def _kernels(call: Call) -> Kernels:
 
 
 def hopper_of(call: Call, scale: float, inputs: Inputs, *cotangents: Maybe) -> ModuleType | None:
-    """The launches of the warp-specialised kernels, if they serve the call."""
+    """The launches of the warp-specialised kernels, if they serve the call. Raises Misfit of one that is to be made on
+    copies, for whatever kernels."""
     if call.is_empty:
         return None
     in_use = schedule.pipelines(call.device, call.precision, call.width)
-    if in_use and eligibility.obstacle(call, inputs, cotangents, scale) is None:
+    if in_use and eligibility.obstacle(call, inputs, scale) is None:
+        if (reason := eligibility.misfit(call, inputs, cotangents)) is not None:
+            _make_on_copies(call, reason, addressed=call.precision == "half")
         from ..kernels.hopper import launch, wide_launch
 
         return wide_launch if call.width > eligibility.DENSE_WIDTH else launch
+    if (reason := eligibility.misfit_of_narrow(call)) is not None:
+        _make_on_copies(call, reason, addressed=False)
     if call.device.type == "cuda":
-        _warn_of_portable_kernels(call, scale, inputs, cotangents)
+        _warn_of_portable_kernels(call, scale, inputs)
     return None
 
 
-def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> None:
-    """Where the user can change what keeps the warp-specialised ones off: the version of Triton, or a layout."""
+def _make_on_copies(call: Call, reason: str, addressed: bool) -> NoReturn:
+    if call.device.type == "cuda":
+        warn_once(f"{call.device} runs attention on copies: {reason}")
+    raise eligibility.Misfit(addressed)
+
+
+def _warn_of_portable_kernels(call: Call, scale: float, inputs: Inputs) -> None:
+    """Where the user can change what keeps the warp-specialised ones off: the version of Triton."""
     has_tiles = schedule.has_pipelines(call.device, call.precision, call.width)
     if not has_tiles or eligibility.unwritten(call, inputs, scale) is not None:
         return
-    reason = schedule.why_not_pipelines(call.device, call.precision, call.width)
-    reason = reason or eligibility.unmeasured(call) or eligibility.misfit(call, inputs, cotangents)
+    reason = schedule.why_not_pipelines(call.device, call.precision, call.width) or eligibility.unmeasured(call)
     warn_once(f"{call.device} runs attention on the portable kernels, which are slower: {reason}")
 
 

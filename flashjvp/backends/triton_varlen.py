@@ -15,7 +15,7 @@ from ..layout import STATISTIC_DTYPE, zero_rows
 from ..operands import BackwardOperands, Inputs, Operands, PlainBackwardOperands, PlainOperands
 from .patterns import Packed
 from .rows_first import rows_first
-from .triton import hopper_of, with_zeros
+from .triton import hopper_of, on_copies, with_zeros
 from .varlen import one_for_all
 
 Maybe = Tensor | None
@@ -24,6 +24,7 @@ Maybe = Tensor | None
 @captured(PlainOperands)
 @rows_first(PlainOperands)
 @side_by_side
+@on_copies(PlainOperands)
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cu: Tensor, seed: Maybe, is_causal: bool, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor]:
@@ -35,6 +36,7 @@ def forward(
 @captured(Operands)
 @rows_first(Operands)
 @side_by_side
+@on_copies(Operands)
 def forward_jvp(
     q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, cu: Tensor, cu_t: None, seed: Maybe,
     is_causal: bool, scale: float, dropout_p: float,
@@ -63,6 +65,7 @@ def _forward(x: Inputs, cu: Tensor, is_causal: bool, scale: float, jvp: bool) ->
 @captured(PlainBackwardOperands)
 @rows_first(PlainBackwardOperands)
 @side_by_side
+@on_copies(PlainBackwardOperands)
 def backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, cu: Tensor, seed: Maybe, is_causal: bool,
     scale: float, dropout_p: float, wanted: tuple[bool, bool, bool, bool],
@@ -77,6 +80,7 @@ def backward(
 @captured(BackwardOperands)
 @rows_first(BackwardOperands)
 @side_by_side
+@on_copies(BackwardOperands)
 def backward_jvp(
     d_o: Maybe, d_o_t: Maybe, q: Tensor, k: Tensor, v: Tensor, q_t: Maybe, k_t: Maybe, v_t: Maybe, o: Tensor,
     o_t: Maybe, lse: Tensor, mu: Maybe, cu: Tensor, cu_t: None, seed: Maybe, is_causal: bool, scale: float,

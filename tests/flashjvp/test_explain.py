@@ -92,17 +92,20 @@ def test_the_version_of_triton_is_explained(machine: Callable[..., None]) -> Non
 
 def not_served() -> Iterator[tuple[str, dict[str, Any], str]]:
     q, k, v = qkv(2, 4, 100, 64, **HALF)
-    odd = torch.empty(2, 4, 100, 70, **HALF)
     mask = torch.empty(100, 100, device="meta")
     yield "tangent of a mask", {"attn_mask": mask, "attn_mask_t": mask}, "a tangent of the mask"
     yield "mask of queries", {"attn_mask": mask[:, :1]}, "an additive mask of one key for all"
     yield "scale", {"scale": -0.3}, "not positive, -0.3"
-    yield "values", {"v": odd}, "Dv=70 is not a positive multiple of 8"
-    yield "multiple of 8", dict(zip("qkv", qkv(2, 4, 100, 70, **HALF), strict=True)), "D=70 is not a multiple of 8"
     yield "batch dims", {name: x[None] for name, x in zip("qkv", (q, k, v), strict=True)}, "2 batch dims"
-    yield "columns", {"k": k.mT.contiguous().mT}, "k is not contiguous, its stride is 100: k.contiguous() mends it"
-    yield "broadcast", {"v": v[:1].expand_as(v)}, "v is broadcast, its strides are [0, 6400, 64, 1]"
     yield "v_t alone", {"v_t": v}, "a tangent of v alone, for which the portable kernels are faster"
+
+
+def served_on_copies() -> Iterator[tuple[str, dict[str, Any], str]]:
+    _, k, v = qkv(2, 4, 100, 64, **HALF)
+    yield "values", {"v": torch.empty(2, 4, 100, 70, **HALF)}, "Dv=70 is not a multiple of 8: each call copies"
+    yield "multiple of 8", dict(zip("qkv", qkv(2, 4, 100, 70, **HALF), strict=True)), "D=70 is not a multiple of 8"
+    yield "columns", {"k": k.mT.contiguous().mT}, "k is not contiguous, its stride is 100: each call copies it"
+    yield "broadcast", {"v": v[:1].expand_as(v)}, "v is broadcast, its strides are [0, 6400, 64, 1]"
     rows = torch.empty(2, 4, 100, 68, **HALF)[..., :64]
     yield "rows", {"q": rows}, "rows of q are [54400, 13600, 136] bytes apart, which 16 does not divide"
 
@@ -114,6 +117,28 @@ def test_what_keeps_the_warp_specialised_kernels_off_is_named(change: dict[str, 
         found = flashjvp.explain(**arguments, backend="triton")
     assert found.kernels == "portable"
     assert len(found.why_not_faster) == 1 and words in found.why_not_faster[0]
+
+
+@pytest.mark.parametrize(("change", "words"), [pytest.param(*case[1:], id=case[0]) for case in served_on_copies()])
+def test_copies_and_how_to_avoid_them_are_named(change: dict[str, Any], words: str) -> None:
+    arguments = {**dict(zip("qkv", qkv(2, 4, 100, 64, **HALF), strict=True)), **change}
+    with every_release_verified():
+        found = flashjvp.explain(**arguments, backend="triton")
+        aligned = flashjvp.explain(*qkv(2, 4, 100, -(-arguments["v"].shape[-1] // 8) * 8, **HALF), backend="triton")
+    assert found.kernels == "warp-specialised" and found.tiles == aligned.tiles
+    assert len(found.why_not_faster) == 1 and words in found.why_not_faster[0]
+    assert found.why_not_faster[0].startswith("the kernels read copies") and "avoids that" in found.why_not_faster[0]
+
+
+@pytest.mark.parametrize(("d", "dtype", "is_copied"), [
+    (1, torch.float16, True), (31, torch.bfloat16, True), (24, torch.float16, False), (31, torch.float32, False)
+])  # fmt: skip
+def test_narrow_head_dims_are_copied_for_portable_kernels(d: int, dtype: torch.dtype, is_copied: bool) -> None:
+    """Those of half types, which read rows element by element where 8 does not divide a head dim."""
+    with every_release_verified():
+        found = flashjvp.explain(*qkv(2, 4, 100, d, device="meta", dtype=dtype), backend="triton")
+    assert found.kernels == "portable"
+    assert any(f"D={d} is not a multiple of 8" in reason for reason in found.why_not_faster) == is_copied
 
 
 def test_what_is_seen_beside_masks_decides() -> None:
@@ -145,7 +170,7 @@ def test_an_address_that_16_bytes_do_not_divide_is_named() -> None:
     q, k, v = (row[4:-4].view(2, 4, 10, 64) for row in memory)
     call, cotangent = Call(q.clone(), k, v, None, False), torch.empty(()).half().expand(2, 4, 10, 64)
     assert eligibility.misfit(call, Inputs(q.clone(), k.clone(), v.clone()), ()) is None
-    assert "k.clone() mends it" in str(eligibility.misfit(call, Inputs(q.clone(), k, v.clone()), ()))
+    assert "k.clone() avoids that" in str(eligibility.misfit(call, Inputs(q.clone(), k, v.clone()), ()))
     inputs = Inputs(q.clone(), k.clone(), v.clone())
     assert "the gradient of o is broadcast" in str(eligibility.misfit(call, inputs, (cotangent,)))
 

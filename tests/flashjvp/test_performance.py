@@ -1,5 +1,6 @@
 """The warning that a GPU could be faster: where it comes, once, of what, and where it does not."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import flashjvp
 from flashjvp import FlashJVPPerformanceWarning, environment, performance
 from flashjvp.backends import select
 from flashjvp.backends import triton as kernels
+from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import replay
 from flashjvp.operands import Inputs
 
@@ -68,11 +70,11 @@ def test_choices_are_not_warned_about(
 def call(**changes: Any) -> Any:
     """One that the warp-specialised kernels serve, on a GPU."""
     columns, mask = (64, 64), None
-    return SimpleNamespace(
-        seed=None,
-        is_empty=False, device=GPU, precision="half", width=64, k_columns=columns, v_columns=columns, mask=mask,
-        batch_shape=(1,), pattern=None, **changes,
-    )  # fmt: skip
+    of_call = {
+        "seed": None, "is_empty": False, "device": GPU, "precision": "half", "width": 64, "k_columns": columns,
+        "v_columns": columns, "mask": mask, "batch_shape": (1,), "pattern": None,
+    }  # fmt: skip
+    return SimpleNamespace(**of_call | changes)
 
 
 def inputs(first: Tensor | None = None) -> Inputs:
@@ -94,13 +96,22 @@ def test_a_triton_that_keeps_kernels_off_is_warned_about(with_tiles: Callable[..
     assert not said(kernels.hopper_of, call(), 1.0, inputs())
 
 
-def test_a_layout_that_keeps_kernels_off_is_warned_about(with_tiles: Callable[..., None]) -> None:
+def kernels_of(*arguments: Any) -> None:
+    """As a function of the backend looks for them, which is made on copies if that raises Misfit."""
+    with contextlib.suppress(eligibility.Misfit):
+        kernels.hopper_of(*arguments)
+
+
+def test_copies_are_warned_about(with_tiles: Callable[..., None]) -> None:
     columns = torch.empty(1, 2, 64, 8, dtype=torch.float16).mT
-    (text,) = said(kernels.hopper_of, call(), 1.0, inputs(columns))
-    assert "q.contiguous() mends it" in text
+    (text,) = said(kernels_of, call(), 1.0, inputs(columns))
+    assert "on copies" in text and "q.contiguous() avoids that" in text
+    assert not said(kernels_of, call(), 1.0, inputs(columns))
     d_o = torch.empty((), dtype=torch.float16).expand(1, 2, 8, 64)
-    (text,) = said(kernels.hopper_of, call(), 1.0, inputs(), d_o, None)
+    (text,) = said(kernels_of, call(), 1.0, inputs(), d_o, None)
     assert "the gradient of o is broadcast" in text
+    (text,) = said(kernels_of, call(k_columns=(36, 32, 16)), 1.0, inputs(torch.empty(1, 2, 8, 36).half()))
+    assert "D=36 is not a multiple of 8: each call copies" in text and "scale=D**-0.5" in text
 
 
 def test_what_a_call_asks_for_is_not_warned_about(with_tiles: Callable[..., None]) -> None:

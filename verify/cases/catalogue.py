@@ -124,9 +124,19 @@ def _low_scores() -> list[Case]:
 def _edges() -> list[Case]:
     """Nothing to sum over, rows that start anywhere over several tiles of keys, head dims that kernels do not serve."""
     one: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
+    layouts: tuple[Layout, ...] = ("expanded", "padded", "column_major")
     unaligned = ((33, 16), (49, 24), (63, 63), (100, 100))
     return [
         *(Case(f"unaligned_{d}_{dv}", **one, m=130, n=150, d=d, dv=dv) for d, dv in unaligned),
+        # What a GPU may copy before its kernels read it.
+        Case("unaligned_dims_130", **one, m=40, n=70, d=130, dv=130),
+        Case("unaligned_mask", **one, m=40, n=70, d=36, dv=44, mask="bool"),
+        Case("unaligned_plain", **one, m=40, n=70, d=100, dv=100, tangents=(), cotangents=("o",)),
+        Case("unaligned_cotangent_o", **one, m=40, n=70, d=36, dv=36, cotangents=("o",)),
+        *(
+            Case(f"layout_dims_64_{layout}", **one | {"batch": (2,)}, m=40, n=48, d=64, dv=64, layout=layout)
+            for layout in layouts
+        ),
         Case("lengths_0_33", **one, m=0, n=33),
         Case("lengths_33_0", **one, m=33, n=0),
         Case("causal_33_0", **one, m=33, n=0, is_causal=True),

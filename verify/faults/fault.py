@@ -31,6 +31,7 @@ _ONE: dict[str, Any] = {"batch": (1,), "q_heads": 1, "kv_heads": 1}
 _PLAIN: dict[str, Any] = {"tangents": (), "cotangents": ("o",)}
 # Served by the warp-specialised kernels, but for short_heads, which is as quick as the interpreter gets.
 HOPPER_CASES = (
+    Case("hopper_36", **_ONE, m=40, n=50, d=36, dv=44),
     Case("hopper_64", **_ONE, m=140, n=200, d=64, dv=64),
     Case("hopper_64_long", **_ONE, m=70, n=1500, d=64, dv=64),
     Case("hopper_64_gqa", batch=(1,), q_heads=4, kv_heads=2, m=40, n=70, d=64, dv=64),

@@ -1,11 +1,11 @@
-"""Which calls the warp-specialised kernels serve, and of others, in words, why not."""
+"""Which calls the warp-specialised kernels serve, on copies or not, and of others, in words, why not."""
 
 from torch import Tensor
 
 from ... import environment
 from ...backends.patterns import Band, Listed, Packed
 from ...operands import Inputs
-from ..launch import hopper_tables
+from ..launch import hopper_tables, schedule
 from ..launch.call import Call, Maybe
 from ..launch.hopper_tables import MEASURED_MASKS
 
@@ -13,17 +13,26 @@ NAMES = (*Inputs._fields, "the gradient of o", "the gradient of o_t")
 PATTERNS: dict[type, str] = {Band: "a window", Listed: "a block mask", Packed: "packed sequences"}
 DENSE_WIDTH = 128  # the largest padded head dim of the kernels for all calls; above it are the wide ones
 BLOCK = 128  # queries and keys of a mask that a program packs
+LEAST_WIDTH = 64  # the least padded head dim that has such kernels
 
 
-def obstacle(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...], scale: float) -> str | None:
+class Misfit(Exception):
+    """Raised before anything is launched, of a call that kernels serve on copies (backends/copies.py). `addressed`:
+    by TMA, which does not read from any address with any strides."""
+
+    def __init__(self, addressed: bool) -> None:
+        super().__init__("a call whose tensors are to be copied reached kernels that read them")
+        self.addressed = addressed
+
+
+def obstacle(call: Call, inputs: Inputs, scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
-    One batch dim at most, head dims that 8 divides, no tangent of a mask, windows, block masks and packed sequences of
-    half types alone, a positive scale, tensors that TMA can address: the inputs, unless they are scaled
-    (per_tensor_scaling.py), and the results, whose rows are packed. Above DENSE_WIDTH half types with tangents and
-    without a mask.
+    One batch dim at most, no tangent of a mask, windows, block masks and packed sequences of half types alone, a
+    positive scale. Above DENSE_WIDTH half types with tangents and without a mask. What else they need, copies have:
+    `misfit`.
     """
-    return unwritten(call, inputs, scale) or unmeasured(call) or misfit(call, inputs, cotangents)
+    return unwritten(call, inputs, scale) or unmeasured(call)
 
 
 def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
@@ -32,8 +41,7 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
     A tangent of v alone makes no tangent of the scores. The kernels would multiply zeros for it: 0.91 ms at
     1,24,4096,128 in bfloat16, where the portable ones, compiled without those products, take 0.71 ms.
     """
-    (width, *_), (value_width, *_) = call.k_columns, call.v_columns
-    aligned = width % 8 == 0 and value_width % 8 == 0 and value_width > 0
+    value_width, *_ = call.v_columns
     of_mask = None if call.mask is None else _unserved_mask(call)
     if call.seed is not None:
         return "dropout"
@@ -48,12 +56,10 @@ def unwritten(call: Call, inputs: Inputs, scale: float) -> str | None:
         return f"packed sequences with a batch dim of {call.programs}"
     if call.precision == "half" and inputs.v_t is not None and inputs.q_t is None and inputs.k_t is None:
         return "a tangent of v alone, for which the portable kernels are faster"
-    if aligned and of_mask is None and len(call.batch_shape) == 1 and scale > 0:
+    if value_width > 0 and of_mask is None and len(call.batch_shape) == 1 and scale > 0:
         return None
-    if width % 8 != 0:
-        return f"D={width} is not a multiple of 8: pad q, k, v with zeros (and give scale=D**-0.5)"
-    if value_width % 8 != 0 or value_width == 0:
-        return f"Dv={value_width} is not a positive multiple of 8: pad v with zeros"
+    if value_width == 0:
+        return "v without columns"
     if of_mask is not None:
         return of_mask
     if len(call.batch_shape) != 1:
@@ -102,7 +108,14 @@ def unmeasured(call: Call) -> str | None:
 
 
 def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:
-    """Which tensor the kernels cannot address, and how to mend it. What is scaled is copied anyway."""
+    """Why the kernels serve a call on copies, and how to avoid that; None if they do not need any.
+
+    They take head dims that 8 divides, so that the rows of results start at multiples of 16 bytes, and tensors that TMA
+    can address. What is scaled is copied anyway.
+    """
+    (width, *_), (value_width, *_) = call.k_columns, call.v_columns
+    if width % 8 != 0 or value_width % 8 != 0:
+        return _padded(width, value_width)
     tensors = (*inputs, *cotangents)
     if call.precision == "tf32" or all(x is None or fits(x) for x in tensors):
         return None
@@ -116,6 +129,24 @@ def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | N
         return f"{name} starts at an address that 16 bytes do not divide: {_mended(name, 'clone')}"
     apart = [stride * x.element_size() for stride in outer]
     return f"rows of {name} are {apart} bytes apart, which 16 does not divide: {_mended(name, 'contiguous')}"
+
+
+def misfit_of_narrow(call: Call) -> str | None:
+    """Likewise of head dims for which there are portable kernels alone: where 8 does not divide them, these read half
+    types element by element, which takes five to seven times as long."""
+    (width, *_), (value_width, *_) = call.k_columns, call.v_columns
+    is_odd = width % 8 != 0 or value_width % 8 != 0
+    if not is_odd or call.precision != "half" or call.width >= LEAST_WIDTH:
+        return None
+    return _padded(width, value_width) if schedule.has_pipelines(call.device, "half", LEAST_WIDTH) else None
+
+
+def _padded(width: int, value_width: int) -> str:
+    name = f"D={width}" if width % 8 != 0 else f"Dv={value_width}"
+    return (
+        f"{name} is not a multiple of 8: each call copies tensors into ones padded with zeros, and results back, "
+        "which takes time and memory. Padding q, k, v with zeros beforehand (and giving scale=D**-0.5) avoids that"
+    )
 
 
 def fits(x: Tensor) -> bool:
@@ -154,4 +185,5 @@ def is_boolean(mask: Maybe) -> bool:
 
 def _mended(name: str, how: str) -> str:
     """A user holds the inputs, and of the gradients the loss that they come from."""
-    return f"{name}.{how}() mends it" if name in Inputs._fields else "a loss that is no plain sum of outputs mends it"
+    mended = f"{name}.{how}()" if name in Inputs._fields else "a loss that is no plain sum of outputs"
+    return f"each call copies it, which takes time and memory. {mended} avoids that"

@@ -80,7 +80,7 @@ class Call:
             self.dropout = (seed.ndim,)
 
     def operands(self, *tensors: Maybe) -> tuple[Argument | None, ...]:
-        """Kernel arguments. A tensor whose last dim is not contiguous is copied: the one copy of this backend."""
+        """Kernel arguments. A tensor whose last dim is not contiguous is copied."""
         known = self._arguments.get
         return tuple([None if x is None else known(id(x)) or self._operand(x) for x in tensors])
 
