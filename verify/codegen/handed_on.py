@@ -1,8 +1,8 @@
 """Loops that hand a number on from one name to another: `a = b`, where both change from turn to turn.
 
-Triton 3.6 loses that where another loop is inside: it then takes a for a number that never changes. The kernel waits
-for ever, or its results are wrong; 3.9 keeps it. Nothing of it shows in the compiled code, so the first intermediate
-representation is read.
+Triton 3.6 and 3.7 lose that where another loop is inside: they then take a for a number that never changes. The kernel
+waits for ever, or its results are wrong; 3.8 and 3.9 keep it. Nothing of it shows in the compiled code, so the first
+intermediate representation is read.
 """
 
 import re

@@ -104,7 +104,7 @@ def unmeasured(call: Call) -> str | None:
     if call.device.type != "cuda" or environment.triton_release() in measured:
         return None
     what = "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)]
-    return f"{what} with another Triton than {' and '.join('.'.join(map(str, x)) for x in measured)}"
+    return f"{what} with another Triton than {', '.join('.'.join(map(str, x)) for x in measured)}"
 
 
 def misfit(call: Call, inputs: Inputs, cotangents: tuple[Maybe, ...]) -> str | None:

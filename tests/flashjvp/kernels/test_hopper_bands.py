@@ -15,7 +15,7 @@ from flashjvp.backends.patterns import Band, Packed
 from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import replaced
 from flashjvp.kernels.launch.call import Call
-from flashjvp.kernels.launch.hopper_tables import ONE_PASS_UNLESS_SUMMED, PIPELINES
+from flashjvp.kernels.launch.hopper_tables import MEASURED_BANDS, ONE_PASS_UNLESS_SUMMED, PIPELINES
 from flashjvp.kernels.launch.schedule import padded_width
 from flashjvp.operands import Inputs
 from tests.flashjvp.kernels.test_hopper import PLAIN, expected, interpreted, pipelines_in_use
@@ -252,17 +252,18 @@ def test_what_other_kernels_serve() -> None:
 
 @pytest.mark.parametrize("pattern", [Band(-3, 3), Packed()], ids=["window", "packed"])
 def test_served_where_they_were_measured(pattern: Any, machine: Callable[..., None]) -> None:
-    """With Triton 3.6, and where a test stands for such a Triton."""
+    """With the Tritons of the table, and where a test stands for such a Triton."""
     q, k = torch.empty(1, 1, 140, 64, device="meta").half(), torch.empty(1, 1, 150, 64, device="meta").half()
     cu = torch.empty(2, 4, dtype=torch.int32, device="meta")
     call = Call(q, k, k, cu if isinstance(pattern, Packed) else None, False, pattern=pattern)
     call.device = torch.device("cuda", 0)  # which no kernel is launched on
     assert eligibility.unwritten(call, Inputs(q, k, k), 0.125) is None
-    machine(triton_release=(3, 6))
-    assert eligibility.unmeasured(call) is None
-    machine(triton_release=(3, 9))
+    for release in MEASURED_BANDS:
+        machine(triton_release=release)
+        assert eligibility.unmeasured(call) is None
+    machine(triton_release=(99, 0))
     reason = eligibility.unmeasured(call)
-    assert reason is not None and reason.endswith("with another Triton than 3.6")
+    assert reason is not None and reason.endswith("with another Triton than 3.6, 3.7, 3.8, 3.9")
     with replaced.pipelines(PIPELINES["sm_90"]):
         assert eligibility.unmeasured(call) is None
 

@@ -128,9 +128,9 @@ def test_the_backend_is_what_is_checked() -> None:
 
 
 def test_each_padded_head_dim_is_checked_by_itself(calls: list[Any]) -> None:
-    calls += [None, "d_k is wrong", None]
+    calls += [None, "d_k is wrong", None, "o is wrong"]
     for _ in range(2):
-        assert [are_served(width) for width in (64, 96, 128, 64)] == [True, False, True, True]
+        assert [are_served(width) for width in (64, 96, 128, 64, 192)] == [True, False, True, True, False]
         environment.forget()  # as a new process
 
 
@@ -200,22 +200,16 @@ def test_an_older_triton_is_not_checked(calls: list[Any], machine: Callable[...,
     assert "need Triton 3.6 or newer" in (schedule.why_not_pipelines(CARD, "half", 64) or "")
 
 
-@pytest.mark.parametrize("release", MEASURED, ids=str)
+@pytest.mark.parametrize(
+    ("release", "width"),
+    [*((release, 64) for release in MEASURED), *((release, 192) for release in MEASURED_WIDE)],
+    ids=str,
+)
 def test_measured_ones_are_served_unasked(
-    release: tuple[int, int], calls: list[Any], machine: Callable[..., None]
+    release: tuple[int, int], width: int, calls: list[Any], machine: Callable[..., None]
 ) -> None:
     machine(triton_release=release)
-    assert are_served()
-
-
-@pytest.mark.parametrize("release", MEASURED, ids=str)
-def test_wide_ones_are_checked_where_they_were_not_measured(
-    release: tuple[int, int], calls: list[Any], machine: Callable[..., None]
-) -> None:
-    machine(triton_release=release)
-    if release not in MEASURED_WIDE:
-        calls.append("o is wrong")
-    assert are_served(192) == (release in MEASURED_WIDE) and are_served(128)
+    assert are_served(width)
 
 
 def test_masks_that_were_not_measured_say_so(machine: Callable[..., None]) -> None:
@@ -224,7 +218,7 @@ def test_masks_that_were_not_measured_say_so(machine: Callable[..., None]) -> No
         return eligibility.unmeasured(call)
 
     additive, boolean = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-    machine(triton_release=(3, 9))
+    machine(triton_release=(99, 0))
     assert "an additive mask with another Triton" in (why_not(additive) or "")
     assert "a block mask with another Triton" in (why_not(None, Listed()) or "")
     assert why_not(boolean) is why_not(None) is None
