@@ -60,20 +60,20 @@ def zeros(tiles):
 
 
 @gluon.jit
-def _addressed(x):
-    """A left operand, in shared memory or in registers."""
-    if isinstance(x, gl.shared_memory_descriptor):
+def _addressed(x, WHOLE: gl.constexpr = True):
+    """An operand, in shared memory or in registers. Halves of pairs are not WHOLE: `split_rows` has addressed them."""
+    if WHOLE and isinstance(x, gl.shared_memory_descriptor):
         return addressed_here(x)
     else:
         return x
 
 
 @gluon.jit
-def add_scores(acc, x, y, USE_ACC: gl.constexpr = True):
-    """acc + x @ y.T, summed over the chunks; in flight."""
+def add_scores(acc, x, y, USE_ACC: gl.constexpr = True, WHOLE: gl.constexpr = True):
+    """acc + x @ y.T, summed over the chunks; in flight. WHOLE: whether y is."""
     for i in gl.static_range(len(x)):
         acc = warpgroup_mma(
-            _addressed(x[i]), addressed_here(y[i]).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True
+            _addressed(x[i]), _addressed(y[i], WHOLE).permute((1, 0)), acc, use_acc=USE_ACC or i > 0, is_async=True
         )  # mutate: acc
     return acc
 
@@ -88,11 +88,11 @@ def left_operands(weights, tile):
 
 
 @gluon.jit
-def add_product(acc, weights, tile):
-    """acc + weights @ tile for each chunk; in flight."""
+def add_product(acc, weights, tile, WHOLE: gl.constexpr = True):
+    """acc + weights @ tile for each chunk; in flight. WHOLE: whether the tile is."""
     found = ()
     for i in gl.static_range(len(tile)):
-        found = found + (warpgroup_mma(weights[i], addressed_here(tile[i]), acc[i], is_async=True),)
+        found = found + (warpgroup_mma(weights[i], _addressed(tile[i], WHOLE), acc[i], is_async=True),)
     return found
 
 

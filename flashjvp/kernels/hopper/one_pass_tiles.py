@@ -87,7 +87,7 @@ def _products(x, x_t, streamed, which: gl.constexpr, ROWS: gl.constexpr):
         s_t = add_scores(nothing, x, y_t, USE_ACC=False)
         s = warpgroup_mma_wait(len(x), deps=[s])
     y = _queries(streamed)[0] if which == 0 else _cotangents(streamed)[0]
-    return s, add_scores(s_t, x_t, y)  # mutate: return s
+    return s, add_scores(s_t, x_t, y, WHOLE=len(streamed) == 4)  # mutate: return s
 
 
 @gluon.jit
@@ -132,6 +132,7 @@ def tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.co
     CHUNKS: gl.constexpr = len(k)
     ROWS: gl.constexpr = inputs.stats.shape[1]
     TILE: gl.constexpr = accumulator(ROWS)
+    WHOLE: gl.constexpr = len(inputs.streamed) == 4
     lse = row_statistic(inputs.stats, LSE, TILE)
     s, s_t = _products(k, k_t, inputs.streamed, 0, ROWS)
     p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
@@ -141,8 +142,8 @@ def tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.co
     weights = left_operands(p.to(k[0].dtype), k)
     keep_above(inputs.passed)
     T, G = _cotangents(inputs.streamed)
-    acc_v_t = add_product(acc_v_t, weights, T)
-    acc_v = add_product(acc_v, weights, G)
+    acc_v_t = add_product(acc_v_t, weights, T, WHOLE)
+    acc_v = add_product(acc_v, weights, G, WHOLE)
     await_free(exchange, inputs.iteration)
     store_numbers(exchange, P, p)
     mu = row_statistic(inputs.stats, MU, TILE)
@@ -151,7 +152,7 @@ def tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.co
     store_numbers(exchange, Z, z)
     give(exchange)
     T, _G = _cotangents(inputs.streamed)
-    acc_v = add_product(acc_v, left_operands((p * z).to(k[0].dtype), k), T)
+    acc_v = add_product(acc_v, left_operands((p * z).to(k[0].dtype), k), T, WHOLE)
     accs = complete(acc_v + acc_v_t)
     mbarrier.arrive(inputs.empty, count=1)
     if DQ_COLUMNS > 0:
@@ -168,6 +169,7 @@ def tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: g
     v, v_t, k, k_t = inputs.resident
     ROWS: gl.constexpr = inputs.stats.shape[1]
     TILE: gl.constexpr = accumulator(ROWS)
+    WHOLE: gl.constexpr = len(inputs.streamed) == 4
     row_a = row_statistic(inputs.stats, ROW_A, TILE)
     a, b = _products(v, v_t, inputs.streamed, 1, ROWS)
     centred = a - row_a
@@ -186,9 +188,9 @@ def tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: g
         release(exchange)
     weights_t = left_operands(ds_t, k)
     q, q_t = _queries(inputs.streamed)
-    acc_k_t = add_product(acc_k_t, weights_t, q)
-    acc_k = add_product(acc_k, weights_t, q_t)  # mutate: acc_k
-    acc_k = add_product(acc_k, left_operands(ds, k), q)
+    acc_k_t = add_product(acc_k_t, weights_t, q, WHOLE)
+    acc_k = add_product(acc_k, weights_t, q_t, WHOLE)  # mutate: acc_k
+    acc_k = add_product(acc_k, left_operands(ds, k), q, WHOLE)
     accs = complete(acc_k + acc_k_t)
     mbarrier.arrive(inputs.empty, count=1)
     if DQ_COLUMNS > 0:
