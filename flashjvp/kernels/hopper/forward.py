@@ -36,7 +36,7 @@ RESCALE_THRESHOLD = gl.constexpr(1.0)
 
 
 @gluon.constexpr_function
-def _subtracts_first(dtype):
+def subtracts_first(dtype):
     """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
     1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
     same for all keys of a row; that takes one instruction a score less. With an additive mask it is subtracted first in
@@ -45,17 +45,17 @@ def _subtracts_first(dtype):
 
 
 @gluon.jit
-def _softmax(
+def softmax(
     s, m, l, inputs, program, row, tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
     """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; the scale is positive.
 
-    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
+    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `subtracts_first`, it is the
     plain maximum of the products q @ k.T, before they are scaled, or with an additive mask of scores in nats.
     """
     BIASED: gl.constexpr = len(inputs.bias) > 0
-    SUBTRACT_FIRST: gl.constexpr = BIASED or _subtracts_first(dtype)
+    SUBTRACT_FIRST: gl.constexpr = BIASED or subtracts_first(dtype)
     if BIASED:
         s = add_bias_by_key(s, program.scale, inputs.bias, LAYOUT)
         scale2 = LOG2_E  # mutate: scale2
@@ -83,7 +83,7 @@ def _softmax(
 
 
 @gluon.jit
-def _divisor(l, x):
+def divisor(l, x):
     """l as a divisor: 1 for a row without allowed keys, where it is 0. `x` has the masks."""
     if len(x.mask) + len(x.bias) > 0:
         l = gl.where(l > 0.0, l, 1.0)  # mutate: l
@@ -100,7 +100,7 @@ def _plain_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr, M
     WIDE: gl.constexpr = v[0].shape[1] > 64  # else a branch takes longer than the products that it skips
     zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, inputs.resident[0], k, USE_ACC=False)])
-    p, _tile_sum, l, m, alpha = _softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, _tile_sum, l, m, alpha = softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o = lazy_rescale(accs[0], alpha) if WIDE else scale_rows(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
@@ -124,7 +124,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)  # mutate: s_t (1)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, tile_sum, l, m, alpha = _softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
     acc_o = lazy_rescale(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
@@ -133,7 +133,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])  # mutate: s_t (2)
     # mutate: negative_step
-    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, inputs)
+    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / divisor(l, inputs)
     mean -= negative_step
     # mutate: weights_t
     weights_t = left_operands((p * (s_t * scale - mean[:, None])).to(v[0].dtype), v)
@@ -173,8 +173,8 @@ def consume(
         m, l, mu = state
     else:
         m, l = state
-    norm = 1.0 / _divisor(l, program)  # a row without keys has zeros, and -inf for lse
-    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
+    norm = 1.0 / divisor(l, program)  # a row without keys has zeros, and -inf for lse
+    SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
     if len(program.bias) > 0:  # m and log(l): layout.empty_lse
         gl.store(statistics[0] + offset * 2, m, mask=rows < program.M)
         # mutate: gl.store (2)
