@@ -132,16 +132,17 @@ def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr, BIAS
     accs, state = stream_keys_wide(TILE, begin_wide(program, outs), state, program, CAUSAL, BIAS_LAYOUT)
     number, l = state  # the maximum, or the mean of S_t
     norm = 1.0 / divisor(l, program)  # a row without keys has zeros, and -inf for lse
+    if CHUNK == 0 and len(program.bias) == 0:
+        SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
+        maximum = number if not SUBTRACT_FIRST else number * (program.scale * 1.4426950408889634)
+        number = (maximum - gl.log2(norm)) * 0.6931471805599453
     rows = block.row0 + gl.arange(0, CONSUMER_ROWS, ROW)
     offset = (block.batch.to(gl.int64) * program.loop.query_heads + block.head) * program.M + rows
     if CHUNK == 0 and len(program.bias) > 0:  # m and log(l): layout.empty_lse
+        log_l = gl.log2(norm) * -0.6931471805599453
         gl.store(statistic + offset * 2, number, mask=rows < program.M)
-        gl.store(statistic + offset * 2 + 1, gl.log2(norm) * -0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
+        gl.store(statistic + offset * 2 + 1, log_l, mask=rows < program.M)  # mutate: gl.store
     else:
-        if CHUNK == 0:
-            SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
-            maximum = number if not SUBTRACT_FIRST else number * (program.scale * 1.4426950408889634)
-            number = (maximum - gl.log2(norm)) * 0.6931471805599453
         gl.store(statistic + offset, number, mask=rows < program.M)
     store_chunk(program, outs, scale_rows(accs, norm), CHUNK)
 
