@@ -74,7 +74,7 @@ def as_bfloat16(inputs: Inputs, subject: Subject) -> list[Identity]:
     def scaled_first(inputs: Inputs, subject: Subject) -> list[Identity]:
         from flashjvp.kernels.hopper import forward
 
-        with patch.object(forward, "subtracts_first", lambda dtype: False):
+        with patch.object(forward, "_subtracts_first", lambda dtype: False):
             return against_float64(inputs, subject)
 
     return _emulated(scaled_first, inputs, subject, ordered=True)

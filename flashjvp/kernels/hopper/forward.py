@@ -36,7 +36,7 @@ RESCALE_THRESHOLD = gl.constexpr(1.0)
 
 
 @gluon.constexpr_function
-def subtracts_first(dtype):
+def _subtracts_first(dtype):
     """Whether the maximum is subtracted from the scores before they are scaled. P of the largest score is then exactly
     1, which types with more digits than bfloat16 need. Otherwise it is 1 up to the rounding of the scaled maximum, the
     same for all keys of a row; that takes one instruction a score less. With an additive mask it is subtracted first in
@@ -51,11 +51,11 @@ def softmax(
 ):  # fmt: skip
     """(p, rowsum(p), new l, new m, alpha) of a tile, as in MATH.md section 2; the scale is positive.
 
-    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `subtracts_first`, it is the
+    m is the maximum of scores in base 2, which follows them by RESCALE_THRESHOLD. Where `_subtracts_first`, it is the
     plain maximum of the products q @ k.T, before they are scaled, or with an additive mask of scores in nats.
     """
     BIASED: gl.constexpr = len(inputs.bias) > 0
-    SUBTRACT_FIRST: gl.constexpr = BIASED or subtracts_first(dtype)
+    SUBTRACT_FIRST: gl.constexpr = BIASED or _subtracts_first(dtype)
     if BIASED:
         s = add_bias_by_key(s, program.scale, inputs.bias, LAYOUT)
         scale2 = LOG2_E  # mutate: scale2
@@ -80,6 +80,13 @@ def softmax(
         p = gl.exp2(s * scale2 - m_safe[:, None])
     tile_sum = gl.sum(p, 1)
     return p, tile_sum, l * alpha + tile_sum, m_new, alpha  # mutate: return p tile_sum
+
+
+@gluon.jit
+def maximum_in_base_2(m, scale, dtype: gl.constexpr):
+    """The maximum of `softmax`, without an additive mask, as scores in base 2."""
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
+    return m if not SUBTRACT_FIRST else m * (scale * 1.4426950408889634)
 
 
 @gluon.jit
@@ -174,13 +181,12 @@ def consume(
     else:
         m, l = state
     norm = 1.0 / divisor(l, program)  # a row without keys has zeros, and -inf for lse
-    SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
     if len(program.bias) > 0:  # m and log(l): layout.empty_lse
         gl.store(statistics[0] + offset * 2, m, mask=rows < program.M)
         # mutate: gl.store (2)
         gl.store(statistics[0] + offset * 2 + 1, gl.log2(norm) * -0.6931471805599453, mask=rows < program.M)
     else:
-        lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)
+        lse = maximum_in_base_2(m, program.scale, pipeline.resident[0].dtype) - gl.log2(norm)
         gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
     if JVP:
         if len(program.tensor_scales) > 0:

@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from .bias import bias_of_head, bias_operand
 from .blocks import CONSUMER_ROWS, query_block
 from .chunks import add, add_product, add_scores, chunks, complete, lazy_rescale, left_operands, scale_rows
-from .forward import divisor, softmax, subtracts_first
+from .forward import divisor, maximum_in_base_2, softmax
 from .packed_mask import packed_by_key
 from .pipeline import Program, accumulator, keep_above
 from .triton_compat import sum_of_products
@@ -133,8 +133,7 @@ def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr, BIAS
     number, l = state  # the maximum, or the mean of S_t
     norm = 1.0 / divisor(l, program)  # a row without keys has zeros, and -inf for lse
     if CHUNK == 0 and len(program.bias) == 0:
-        SUBTRACT_FIRST: gl.constexpr = subtracts_first(pipeline.resident[0].dtype)
-        maximum = number if not SUBTRACT_FIRST else number * (program.scale * 1.4426950408889634)
+        maximum = maximum_in_base_2(number, program.scale, pipeline.resident[0].dtype)
         number = (maximum - gl.log2(norm)) * 0.6931471805599453
     rows = block.row0 + gl.arange(0, CONSUMER_ROWS, ROW)
     offset = (block.batch.to(gl.int64) * program.loop.query_heads + block.head) * program.M + rows

@@ -193,7 +193,7 @@ def test_scores_whose_maximum_is_scaled_first(case: Case, threshold: float | Non
 
         threshold = forward.RESCALE_THRESHOLD if threshold is None else threshold
         with (
-            patch.object(forward, "subtracts_first", lambda dtype: False),
+            patch.object(forward, "_subtracts_first", lambda dtype: False),
             patch.object(forward, "RESCALE_THRESHOLD", threshold),
         ):
             judge(case, torch.float32, True)
@@ -206,7 +206,7 @@ def test_float16_needs_the_maximum_subtracted_before_scores_are_scaled() -> None
     with emulated():
         from flashjvp.kernels.hopper import forward
 
-        scaled_first = patch.object(forward, "subtracts_first", lambda dtype: False)
+        scaled_first = patch.object(forward, "_subtracts_first", lambda dtype: False)
         with (
             scaled_first,
             patch.object(forward, "RESCALE_THRESHOLD", 0.0),
