@@ -38,7 +38,7 @@ def _tile_of_scores(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.second_full, TILE)
     if CAUSAL:
         p = where_causal(p, tile, program, 0, TILE)
-    p = where_allowed(p, inputs.mask, 0.0, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     mu = row_statistic(inputs.stats, MU, TILE)
     return add_gradients_from_scores(accs, p, s_t, program.scale, mu, inputs, 0)
 

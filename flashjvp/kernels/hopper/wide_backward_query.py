@@ -38,7 +38,7 @@ def _tile_of_scores(accs, rows, inputs, program, tile, CAUSAL: gl.constexpr, MAS
     p = probabilities_of_queries(s, lse, rows[2:], program.scale, inputs.bias, TILE)
     if MASKED:
         p = where_visible(p, 0.0, program.block.row0, tile, program.N, TILE, CAUSAL)
-    p = where_allowed(p, inputs.mask, 0.0, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     return add_gradients_from_scores(accs, p, s_t, program.scale, mu, inputs, 0), rows
 
 
@@ -73,6 +73,7 @@ def _consume(program, stats, CHUNK: gl.constexpr, CAUSAL: gl.constexpr, BIAS_LAY
         gl.load(stats + (head * STATISTICS + OTHER) * padded + numbers)[:, None],
     )
     if CHUNK == 0 and len(program.bias) > 0:
+        # mutate: rows
         rows = rows + (gl.load(program.bias[2] + head * padded + numbers)[:, None],)
     outs = (program.outs[CHUNK], program.outs[2 + CHUNK])
     TILE: gl.constexpr = _tile_of_scores if CHUNK == 0 else _tile_of_cotangents

@@ -55,7 +55,7 @@ def _tile_of_s(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.second_full, TILE)
     if CAUSAL:
         p = where_causal(p, tile, program, 0, TILE)
-    p = where_allowed(p, inputs.mask, 0.0, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     store_numbers(inputs, p)
     give(inputs, P)
     weights = left_operands(p.to(q[0].dtype), G)

@@ -109,6 +109,7 @@ def _tile_of_s_t(accs, state, inputs, program, tile, CAUSAL: gl.constexpr, MASKE
     acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(1, deps=[s_t])
     release_first(inputs)
+    # mutate: negative_step
     negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * program.scale) / divisor(l, program)
     mean -= negative_step
     weights_t = (p * (s_t * program.scale - mean[:, None])).to(v[0].dtype)  # mutate: weights_t

@@ -67,7 +67,7 @@ def backward(
         programs = call.key_programs(ROWS) if by_keys else call.query_programs(ROWS)  # mutate: programs
         tiles_of_stats = statistics_descriptor(stats, tile.block_rows) if by_keys else stats
         rows, streamed_rows = described(call, ROWS, *resident), described(call, tile.block_rows, *streamed)
-        mask = words.by_queries if by_keys else words.by_keys
+        mask = words.by_queries if by_keys else words.by_keys  # mutate: mask
         args = (*rows, *streamed_rows, tiles_of_stats, *described(call, ROWS, *outs), mask, bias, log_l)
         flags: dict[str, Any] = {"STAGES": tile.stages, "VARIES": words.varies, "BIAS_LAYOUT": layout}
         # Kernels that read nothing of the one before start early if that one has waited for the statistics.

@@ -56,9 +56,9 @@ class WidePipeline(NamedTuple):
 
 
 class WideInputs(NamedTuple):
-    """What `add_tile` reads. Of each tensor the column chunks are a tuple. The masks are for the consumer that computes P.
+    """What `add_tile` reads. Of each tensor the column chunks are a tuple.
 
-    The other one reads neither of them, so that the compiler drops its loads.
+    The masks are for the consumer that computes P. The other one reads neither, so the compiler drops its loads.
     """
 
     resident: Any
@@ -122,7 +122,7 @@ def produce_wide(resident, first, second, stats, pipeline, block, loop):
             stage, bar = _awaited_stage(pipeline.second, second, iteration, STATS_BYTES)
             load_chunks(second, pipeline.second.tiles, stage, bar, block.batch, head, tile * ROWS, CHUNKS)
             if len(stats) > 0:
-                number = block.batch * loop.query_heads + head  # mutate: number
+                number = block.batch * loop.query_heads + head  # mutate: number (1)
                 load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, pipeline.stats[0].index(stage))
             iteration += 1
 
@@ -219,9 +219,9 @@ def stream_queries_wide(
         head = loop.head + member
         packed_mask = packed_by_query(program.mask, block.batch, head, loop.query_heads, M, N, VARIES)
         for tile in range(loop.first, loop.end):
-            mask = load_mask_tile(packed_mask, block.row0, tile, ROWS, True)
-            number = block.batch * loop.query_heads + head
-            bias = bias_of_head(program.bias, block.batch, head)
+            mask = load_mask_tile(packed_mask, block.row0, tile, ROWS, True)  # mutate: mask
+            number = block.batch * loop.query_heads + head  # mutate: number (2)
+            bias = bias_of_head(program.bias, block.batch, head)  # mutate: bias
             bias = load_bias_by_query(bias, number, block.row0, tile, M, N, ROWS, BIAS_LAYOUT)
             inputs = _inputs(pipeline, mask, bias, iteration)
             accs = add_tile(accs, inputs, program, tile, CAUSAL)
