@@ -121,7 +121,7 @@ def _additive_masks() -> list[Case]:
             mask_shape="empty_rows",
         ),
         Case(
-            "mask_dims_256_additive_causal", **line | {"m": 70, "n": 90, "d": 256, "dv": 256}, mask="additive",
+            "mask_dims_256_additive_causal", **line | {"m": 90, "n": 70, "d": 256, "dv": 256}, mask="additive",
             is_causal=True,
         ),
     ]  # fmt: skip
