@@ -43,14 +43,6 @@ def _cases() -> list[Case]:
             "mask_dims_72_per_key", **line | {"m": 70, "n": 141, "d": 72, "dv": 72}, mask="bool", mask_shape="per_key"
         ),
         Case("mask_dims_128_aligned", **line | {"m": 70, "n": 160, "d": 128, "dv": 128}, mask="bool"),
-        Case("mask_dims_160", **line | {"m": 70, "n": 150, "d": 160, "dv": 160}, mask="bool"),
-        Case("mask_dims_192_causal", **line | {"m": 140, "n": 150, "d": 192, "dv": 192}, mask="bool", is_causal=True),
-        Case(
-            "mask_dims_256_empty_rows",
-            **line | {"m": 70, "n": 90, "d": 256, "dv": 256},
-            mask="bool",
-            mask_shape="empty_rows",
-        ),
         Case("mqa_dims_64_causal", **line | {"q_heads": 3, "m": 140, "n": 150, "d": 64, "dv": 64}, is_causal=True),
         Case("mqa_dims_192_causal", **line | {"q_heads": 3, "m": 70, "n": 150, "d": 192, "dv": 192}, is_causal=True),
         Case("gqa", q_heads=6, kv_heads=2, m=40, n=33, d=16, dv=24),
@@ -115,16 +107,21 @@ def _additive_masks() -> list[Case]:
         Case(
             "mask_dims_128_causal", **line | {"m": 70, "n": 141, "d": 128, "dv": 128}, mask="additive", is_causal=True,
         ),
-        Case("mask_dims_160_additive", **line | {"m": 70, "n": 144, "d": 160, "dv": 160}, mask="additive"),
-        Case(
-            "mask_dims_192_float32", **line | {"m": 70, "n": 141, "d": 192, "dv": 192}, mask="additive_float32",
-            mask_shape="empty_rows",
-        ),
-        Case(
-            "mask_dims_256_additive_causal", **line | {"m": 90, "n": 70, "d": 256, "dv": 256}, mask="additive",
-            is_causal=True,
-        ),
     ]  # fmt: skip
+
+
+def _masks_of_wide_heads() -> list[Case]:
+    """Likewise of head dims above 128."""
+    line: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
+    of_160, of_192, of_256 = ({**line, "d": d, "dv": d} for d in (160, 192, 256))
+    return [
+        Case("mask_dims_160", **of_160, m=70, n=150, mask="bool"),
+        Case("mask_dims_192_causal", **of_192, m=140, n=150, mask="bool", is_causal=True),
+        Case("mask_dims_256_empty_rows", **of_256, m=70, n=90, mask="bool", mask_shape="empty_rows"),
+        Case("mask_dims_160_additive", **of_160, m=70, n=144, mask="additive"),
+        Case("mask_dims_192_float32", **of_192, m=70, n=141, mask="additive_float32", mask_shape="empty_rows"),
+        Case("mask_dims_256_additive_causal", **of_256, m=90, n=70, mask="additive", is_causal=True),
+    ]
 
 
 def _low_scores() -> list[Case]:
@@ -153,7 +150,7 @@ def _edges() -> list[Case]:
     ]
 
 
-CASES = [*_cases(), *_additive_masks(), *_low_scores(), *_edges()]
+CASES = [*_cases(), *_additive_masks(), *_masks_of_wide_heads(), *_low_scores(), *_edges()]
 
 
 def draw_case(choose: Callable[[Sequence[Any]], Any], name: str = "random") -> Case:

@@ -12,9 +12,9 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks, and any mask at head dims above
-128, take them with MEASURED_MASKS alone, windows and packed sequences with MEASURED_BANDS; so are persistent kernels and
-the backward in one pass taken with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer
-tiles stay in registers: the ptxas of that release copies them for each product.
+128, take them with MEASURED_MASKS alone, windows and packed sequences with MEASURED_BANDS; so are persistent kernels
+and the backward in one pass taken with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on,
+fewer tiles stay in registers: the ptxas of that release copies them for each product.
 """
 
 from typing import NamedTuple
