@@ -11,10 +11,10 @@ the head dims ONE_PASS_UNLESS_SUMMED it serves calls alone of which nothing is a
 Above 128 the table has calls with tangents alone, which the wide kernels serve: 64 rows a program (wide_pipeline.py).
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
-MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone, windows and packed sequences with MEASURED_BANDS; so are persistent kernels and the backward in one pass taken
-with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the
-ptxas of that release copies them for each product.
+MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks, and any mask at head dims above
+128, take them with MEASURED_MASKS alone, windows and packed sequences with MEASURED_BANDS; so are persistent kernels
+and the backward in one pass taken with MEASURED_PERSISTENT and MEASURED_ONE_PASS. From REGISTER_OPERANDS_SINCE on,
+fewer tiles stay in registers: the ptxas of that release copies them for each product.
 """
 
 from typing import NamedTuple
