@@ -96,7 +96,8 @@ class RunConfig:
     precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
-    checkpointing: Literal["none", "full", "selective"] = "none"  # activation checkpointing; selective: keep attention
+    # Activation checkpointing: blocks keep their inputs (full), or also results of attention and products (selective)
+    checkpointing: Literal["none", "full", "selective"] = "none"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes: replicate the weights (ddp) or shard them (fsdp)
     context_parallel: int = 1  # processes that share the tokens of an image (ring attention); divides their number
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one

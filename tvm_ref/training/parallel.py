@@ -7,7 +7,7 @@ tensors and NCCL for GPU tensors.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
@@ -19,12 +19,16 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ..model.dit import DiT
 from .config import ConfigError
 
 T = TypeVar("T")
+
+PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten._scaled_mm.default: 0, torch.ops.aten.addmm.default: 1}
+"""What linear layers are to the dispatcher, and the position of the first factor among the arguments of each."""
+WIDE = 3  # a product of more columns than this times the numbers that are summed for each is a wide one
 
 _GROUPS: list[Any] = []
 """Every process group, kept alive until the process ends, to avoid a deadlock. Otherwise a DDP module that outlives
@@ -135,20 +139,37 @@ def leave(status: int) -> NoReturn:
 
 
 def recompute(blocks: nn.ModuleList, kind: Literal["none", "full", "selective"]) -> None:
-    """Applies activation checkpointing to every block: keep only inputs (full), or also attention (selective)."""
+    """Applies activation checkpointing to every block, which then keeps its inputs for the backward pass.
+
+    selective: also results of attention and of products, which cost most to compute again for their bytes. In a call
+    with tangents, whose results are twice as many, those of wide products are left out (fc1 of the MLP).
+    """
     if kind == "none":
         return
-    context: dict[str, Any] = {}
-    if kind == "selective":
-        context["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
     for index, block in enumerate(blocks):
         # Blocks use no random numbers, so there is no random state to save.
-        blocks[index] = checkpoint_wrapper(block, preserve_rng_state=False, **context)
+        how = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        blocks[index] = checkpoint_wrapper(block, checkpoint_fn=how if kind == "full" else partial(_selectively, how))
 
 
-def _keep_attention(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    attention = operator.namespace == "flashjvp"
-    return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
+def _selectively(how: Callable[..., Any], block: nn.Module, x: Any, c: Any, *rest: Any) -> Any:
+    """Calls a block (`DiTBlock.forward`), which keeps what `recompute` says."""
+    with_tangents = any(tangent is not None for tangent in rest[:2])
+    keep = _keep_unless_wide if with_tangents else _keep
+    return how(block, x, c, *rest, context_fn=partial(create_selective_checkpoint_contexts, keep))
+
+
+def _keep(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    dear = operator.namespace == "flashjvp" or operator in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_unless_wide(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if operator in PRODUCTS:
+        x, weight = args[PRODUCTS[operator] :][:2]
+        if weight.shape[1] > WIDE * x.shape[1]:
+            return CheckpointPolicy.PREFER_RECOMPUTE
+    return _keep(context, operator, *args, **kwargs)
 
 
 def compile_blocks(blocks: nn.ModuleList) -> None:

@@ -110,6 +110,20 @@ def _additive_masks() -> list[Case]:
     ]  # fmt: skip
 
 
+def _masks_of_wide_heads() -> list[Case]:
+    """Likewise of head dims above 128."""
+    line: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1}
+    of_160, of_192, of_256 = ({**line, "d": d, "dv": d} for d in (160, 192, 256))
+    return [
+        Case("mask_dims_160", **of_160, m=70, n=150, mask="bool"),
+        Case("mask_dims_192_causal", **of_192, m=140, n=150, mask="bool", is_causal=True),
+        Case("mask_dims_256_empty_rows", **of_256, m=70, n=90, mask="bool", mask_shape="empty_rows"),
+        Case("mask_dims_160_additive", **of_160, m=70, n=144, mask="additive"),
+        Case("mask_dims_192_float32", **of_192, m=70, n=141, mask="additive_float32", mask_shape="empty_rows"),
+        Case("mask_dims_256_additive_causal", **of_256, m=90, n=70, mask="additive", is_causal=True),
+    ]
+
+
 def _low_scores() -> list[Case]:
     """The zeros that stand for keys beyond the end would have the largest weights."""
     line: dict[str, Any] = {"batch": (), "q_heads": 1, "kv_heads": 1, "kind": "low_scores"}
@@ -146,7 +160,7 @@ def _edges() -> list[Case]:
     ]
 
 
-CASES = [*_cases(), *_additive_masks(), *_low_scores(), *_edges()]
+CASES = [*_cases(), *_additive_masks(), *_masks_of_wide_heads(), *_low_scores(), *_edges()]
 
 
 def draw_case(choose: Callable[[Sequence[Any]], Any], name: str = "random") -> Case:

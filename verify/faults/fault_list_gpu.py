@@ -44,7 +44,7 @@ OF_PIPELINES = [
     _pipeline("o_t centred on a stale mean", FORWARD, "acc_o_t (1)", "acc_o_t = complete(acc_o_t)", "hopper_72"),
     _pipeline(
         "scale missing from the mean", FORWARD, "negative_step",
-        "negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE)) / _divisor(l, inputs)",
+        "negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE)) / divisor(l, inputs)",
     ),
     _pipeline(
         "tangent of v ignored", FORWARD, "acc_o_t (2)",

@@ -15,10 +15,13 @@ def _one_pass(
 OF_ONE_PASS = [
     _one_pass("scale missing from S_t", TILES, "z", "z = s_t - mu", check="emulated"),
     _one_pass(
-        "gradient with T v.T for T v_t.T", TILES, "return s", "return s, add_scores(s_t, x, y, WHOLE=len(streamed) == 4)", check="emulated",
+        "gradient with T v.T for T v_t.T", TILES, "return s",
+        "return s, add_scores(s_t, x, y, WHOLE=len(streamed) == 4)", check="emulated",
     ),
     _one_pass("delta dropped", TILES, "b", "pass", check="emulated"),
-    _one_pass("d_k from q for q_t", TILES, "acc_k", "acc_k = add_product(acc_k, weights_t, q, WHOLE)", check="emulated"),
+    _one_pass(
+        "d_k from q for q_t", TILES, "acc_k", "acc_k = add_product(acc_k, weights_t, q, WHOLE)", check="emulated",
+    ),
     _one_pass(
         "scale missing from d_k", KERNEL, "store_results", "store_results(program, accs, 0, CHUNKS, 0, 0)",
         check="emulated",

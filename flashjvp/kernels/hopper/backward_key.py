@@ -47,7 +47,7 @@ def _plain_tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: g
     b = add_scores(zero, v, G, USE_ACC=False)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
-    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
+    p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.passed, TILE)
     if CAUSAL:
         p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
@@ -84,7 +84,7 @@ def _tangent_tile(
     s_t = add_scores(s_t, k, q_t)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
-    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
+    p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.passed, TILE)
     if CAUSAL:
         p = where_causal(p, at.tile, program, consumer, TILE)
     if len(dq) > 0 and len(inputs.mask) == 0 and len(inputs.bias) == 0:

@@ -105,7 +105,7 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s, s_t = split_product(warpgroup_mma_wait(1, deps=[s]))
     q, q_t = split_rows(q_and_q_t)
     s_t = warpgroup_mma(addressed_here(k_t), q.permute((1, 0)), s_t + 0.0, is_async=True)
-    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
+    p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.passed, TILE)
     if CAUSAL:
         p = where_causal(p, at.tile, program, consumer, TILE)
     if len(dq) > 0 and len(inputs.mask) == 0 and len(inputs.bias) == 0:

@@ -55,7 +55,7 @@ def _plain_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, MA
     s = add_scores(zero, q, k, USE_ACC=False)
     b = add_scores(zero, G, v, USE_ACC=False)
     s = warpgroup_mma_wait(CHUNKS, deps=[s])
-    p = probabilities_of_queries(s, rows, program.scale, inputs.bias, TILE)
+    p = probabilities_of_queries(s, rows[LSE], rows[ROW_DELTA + 1 :], program.scale, inputs.bias, TILE)
     if MASKED:
         p = where_visible(p, 0.0, row, tile, program.N, TILE, CAUSAL)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
@@ -81,7 +81,7 @@ def _tangent_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, 
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)
     s = warpgroup_mma_wait(3 * CHUNKS, deps=[s])
-    p = probabilities_of_queries(s, rows, program.scale, inputs.bias, TILE)
+    p = probabilities_of_queries(s, rows[LSE], rows[ROW_DELTA + 1 :], program.scale, inputs.bias, TILE)
     if MASKED:
         p = where_visible(p, 0.0, row, tile, program.N, TILE, CAUSAL)
     p = where_allowed(p, inputs.mask, 0.0, TILE)

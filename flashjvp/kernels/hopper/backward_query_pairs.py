@@ -9,7 +9,7 @@ from .blocks import CONSUMER_ROWS, where_visible
 from .chunks import flat
 from .packed_mask import where_allowed
 from .pairs import split_product, split_rows
-from .pipeline import MU, ROW_A, ROW_DELTA, accumulator, keep_above, left_operand
+from .pipeline import LSE, MU, ROW_A, ROW_DELTA, accumulator, keep_above, left_operand
 from .triton_compat import addressed_here
 
 
@@ -29,7 +29,7 @@ def pairs_tile(accs, rows, inputs, program, row, tile, CAUSAL: gl.constexpr, MAS
     s, s_t = split_product(warpgroup_mma_wait(1, deps=[s]))
     k, _k_t = split_rows(k_and_k_t)
     s_t = warpgroup_mma(addressed_here(q_t), k.permute((1, 0)), s_t + 0.0, is_async=True)
-    p = probabilities_of_queries(s, rows, program.scale, inputs.bias, TILE)
+    p = probabilities_of_queries(s, rows[LSE], rows[ROW_DELTA + 1 :], program.scale, inputs.bias, TILE)
     if MASKED:
         p = where_visible(p, 0.0, row, tile, program.N, TILE, CAUSAL)
     p = where_allowed(p, inputs.mask, 0.0, TILE)

@@ -44,7 +44,7 @@ def _tile(accs, dq, inputs, program, at, consumer: gl.constexpr, CAUSAL: gl.cons
     s_t = add_scores(s_t, k, q_t)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p = probabilities_of_keys(s, lse, program.scale, inputs, TILE)
+    p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.passed, TILE)
     if CAUSAL:
         p = where_causal(p, at.tile, program, consumer, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)

@@ -166,13 +166,13 @@ def _add_bias(s, scale, bias, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def probabilities_of_keys(s, lse, scale, inputs, LAYOUT: gl.constexpr):
-    """P [keys, queries] of a backward kernel; `lse` [1, queries] is m with a mask."""
-    if len(inputs.bias) == 0:
+def probabilities_of_keys(s, lse, scale, bias, passed, LAYOUT: gl.constexpr):
+    """P [keys, queries] of a backward kernel; `lse` [1, queries] is m with a mask. `passed` is for `keep_above`."""
+    if len(bias) == 0:
         return gl.exp2(s * (scale * LOG2_E) - lse)
     else:
-        keep_above(inputs.passed)  # else what follows waits for the mask before the first product is issued
-        bias, log_l = inputs.bias
+        keep_above(passed)  # else what follows waits for the mask before the first product is issued
+        bias, log_l = bias
         if bias.dtype != gl.float32:
             bias = gl.inline_asm_elementwise(TRANSPOSE, "=r,r", [bias], bias.dtype, is_pure=True, pack=2)
         log_l = gl.load(log_l + gl.arange(0, s.shape[1], gl.SliceLayout(0, LAYOUT)))[None, :]
@@ -180,12 +180,12 @@ def probabilities_of_keys(s, lse, scale, inputs, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def probabilities_of_queries(s, rows, scale, bias, LAYOUT: gl.constexpr):
-    """P [queries, keys] of a backward kernel; `rows` are the statistics of the queries, with a mask log(l), too."""
+def probabilities_of_queries(s, lse, log_l, scale, bias, LAYOUT: gl.constexpr):
+    """P [queries, keys] of a backward kernel; with a mask `lse` is m, and `log_l` is (log(l),)."""
     if len(bias) == 0:
-        return gl.exp2(s * (scale * LOG2_E) - rows[0])
+        return gl.exp2(s * (scale * LOG2_E) - lse)
     else:
-        return _probabilities(add_bias_by_key(s, scale, bias, LAYOUT), rows[0], rows[4])
+        return _probabilities(add_bias_by_key(s, scale, bias, LAYOUT), lse, log_l[0])
 
 
 @gluon.jit

@@ -29,8 +29,8 @@ def obstacle(call: Call, inputs: Inputs, scale: float) -> str | None:
     """Why the kernels do not serve this call, whose head dims are padded to one that schedule.py names; None if so.
 
     One batch dim at most, no tangent of a mask, windows, block masks and packed sequences of half types alone, a
-    positive scale. Above DENSE_WIDTH half types with tangents and without a mask. What else they need, copies have:
-    `misfit`.
+    positive scale. Above DENSE_WIDTH half types with tangents, and no windows, block masks or packed sequences. What
+    else they need, copies have: `misfit`.
     """
     return unwritten(call, inputs, scale) or unmeasured(call)
 
@@ -72,7 +72,7 @@ def _unwritten_wide(call: Call, inputs: Inputs) -> str | None:
     found = {
         "float32": call.precision != "half",
         "no tangents or no cotangent of o_t": all(x is None for x in (inputs.q_t, inputs.k_t, inputs.v_t)),
-        "a mask": call.mask is not None or call.pattern is not None,
+        **{what: isinstance(call.pattern, kind) for kind, what in PATTERNS.items()},
     }
     return next((f"{what} at head dims above {DENSE_WIDTH}" for what, is_given in found.items() if is_given), None)
 
@@ -98,12 +98,15 @@ def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:
 def unmeasured(call: Call) -> str | None:
     """That this release of Triton was not measured with such masks, windows or packed sequences; None if it was,
     or nothing runs here."""
-    if call.pattern is None and (call.mask is None or is_boolean(call.mask_tensor)):
+    is_wide = call.width > DENSE_WIDTH
+    if call.pattern is None and (call.mask is None or (is_boolean(call.mask_tensor) and not is_wide)):
         return None
     measured = hopper_tables.MEASURED_BANDS if isinstance(call.pattern, Band | Packed) else MEASURED_MASKS
+    measured = hopper_tables.MEASURED_WIDE_MASKS if call.pattern is None and is_wide else measured
     if call.device.type != "cuda" or environment.triton_release() in measured:
         return None
-    what = "an additive mask" if call.pattern is None else PATTERNS[type(call.pattern)]
+    of_mask = f"a mask at head dims above {DENSE_WIDTH}" if is_wide else "an additive mask"
+    what = of_mask if call.pattern is None else PATTERNS[type(call.pattern)]
     return f"{what} with another Triton than {', '.join('.'.join(map(str, x)) for x in measured)}"
 
 

@@ -45,7 +45,7 @@ def _subtracts_first(dtype):
 
 
 @gluon.jit
-def _softmax(
+def softmax(
     s, m, l, inputs, program, row, tile, dtype: gl.constexpr, LAYOUT: gl.constexpr, CAUSAL: gl.constexpr,
     MASKED: gl.constexpr,
 ):  # fmt: skip
@@ -83,7 +83,14 @@ def _softmax(
 
 
 @gluon.jit
-def _divisor(l, x):
+def maximum_in_base_2(m, scale, dtype: gl.constexpr):
+    """The maximum of `softmax`, without an additive mask, as scores in base 2."""
+    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(dtype)
+    return m if not SUBTRACT_FIRST else m * (scale * 1.4426950408889634)
+
+
+@gluon.jit
+def divisor(l, x):
     """l as a divisor: 1 for a row without allowed keys, where it is 0. `x` has the masks."""
     if len(x.mask) + len(x.bias) > 0:
         l = gl.where(l > 0.0, l, 1.0)  # mutate: l
@@ -100,7 +107,7 @@ def _plain_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr, M
     WIDE: gl.constexpr = v[0].shape[1] > 64  # else a branch takes longer than the products that it skips
     zero = gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE)
     s = warpgroup_mma_wait(0, deps=[add_scores(zero, inputs.resident[0], k, USE_ACC=False)])
-    p, _tile_sum, l, m, alpha = _softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, _tile_sum, l, m, alpha = softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o = lazy_rescale(accs[0], alpha) if WIDE else scale_rows(accs[0], alpha)
     acc_o = add_product(acc_o, left_operands(p.to(v[0].dtype), v), v)
     return complete(acc_o), (m, l)
@@ -124,7 +131,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
     s_t = add_scores(zero, q_t, k, USE_ACC=False)
     s_t = add_scores(s_t, q, k_t)  # mutate: s_t (1)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p, tile_sum, l, m, alpha = _softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = softmax(s, m, l, inputs, program, row, tile, v[0].dtype, TILE, CAUSAL, MASKED)
     acc_o_t = lazy_rescale(acc_o_t, alpha, HERE=not EARLY)
     acc_o = lazy_rescale(acc_o, alpha, HERE=not EARLY)
     weights = left_operands(p.to(v[0].dtype), v)
@@ -133,7 +140,7 @@ def _tangent_tile(accs, state, inputs, program, row, tile, CAUSAL: gl.constexpr,
         acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(CHUNKS if EARLY else 0, deps=[s_t])  # mutate: s_t (2)
     # mutate: negative_step
-    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / _divisor(l, inputs)
+    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * scale) / divisor(l, inputs)
     mean -= negative_step
     # mutate: weights_t
     weights_t = left_operands((p * (s_t * scale - mean[:, None])).to(v[0].dtype), v)
@@ -173,14 +180,13 @@ def consume(
         m, l, mu = state
     else:
         m, l = state
-    norm = 1.0 / _divisor(l, program)  # a row without keys has zeros, and -inf for lse
-    SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
+    norm = 1.0 / divisor(l, program)  # a row without keys has zeros, and -inf for lse
     if len(program.bias) > 0:  # m and log(l): layout.empty_lse
         gl.store(statistics[0] + offset * 2, m, mask=rows < program.M)
         # mutate: gl.store (2)
         gl.store(statistics[0] + offset * 2 + 1, gl.log2(norm) * -0.6931471805599453, mask=rows < program.M)
     else:
-        lse = (m if not SUBTRACT_FIRST else m * (program.scale * 1.4426950408889634)) - gl.log2(norm)
+        lse = maximum_in_base_2(m, program.scale, pipeline.resident[0].dtype) - gl.log2(norm)
         gl.store(statistics[0] + offset, lse * 0.6931471805599453, mask=rows < program.M)  # mutate: gl.store
     if JVP:
         if len(program.tensor_scales) > 0:

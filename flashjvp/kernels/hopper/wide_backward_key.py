@@ -9,9 +9,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal
 from .chunks import add_scores, chunks, scaled
-from .pipeline import LSE, MU, ROW_A, ROW_DELTA, Program, accumulator, row_statistic
+from .packed_mask import where_allowed
+from .pipeline import LSE, MU, ROW_A, ROW_DELTA, Program, accumulator, optional, row_statistic
 from .wide_exchange import allocate_exchange
 from .wide_gradients import add_gradients_from_cotangents, add_gradients_from_scores, scores
 from .wide_pipeline import (
@@ -33,9 +35,10 @@ def _tile_of_scores(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     s, s_t = scores(inputs)
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(2 * CHUNKS, deps=[s])
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.second_full, TILE)
     if CAUSAL:
         p = where_causal(p, tile, program, 0, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     mu = row_statistic(inputs.stats, MU, TILE)
     return add_gradients_from_scores(accs, p, s_t, program.scale, mu, inputs, 0)
 
@@ -59,18 +62,19 @@ def _tile_of_cotangents(accs, inputs, program, tile, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _consume(program, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
+def _consume(program, CHUNK: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr):
     """A consumer: one chunk of the gradients of 64 keys."""
     outs = (program.outs[CHUNK], program.outs[2 + CHUNK])
     TILE: gl.constexpr = _tile_of_scores if CHUNK == 0 else _tile_of_cotangents
-    accs = stream_queries_wide(TILE, begin_wide(program, outs), program, CAUSAL)
+    accs = stream_queries_wide(TILE, begin_wide(program, outs), program, CAUSAL, VARIES, BIAS_LAYOUT)
     store_chunk(program, outs, scaled(accs, program.scale), CHUNK)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_backward_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
-    d_k, d_k_rest, d_k_t, d_k_t_rest, scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    d_k, d_k_rest, d_k_t, d_k_t_rest, mask, bias, log_l, scale, M, N, heads, group,
+    CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 keys of one key head against all queries of its heads. A `_rest` is a tensor's second chunk."""
     resident = chunks(k, k_rest) + chunks(v, v_rest) + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
@@ -83,12 +87,12 @@ def wide_backward_key_kernel(
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
     pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 2), STAGES, 1)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, optional(mask), bias_operand(bias, log_l), (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (stats,), pipeline, block, loop)),
-            (_consume, (program, 0, CAUSAL)),
-            (_consume, (program, 1, CAUSAL)),
+            (_consume, (program, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (_consume, (program, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

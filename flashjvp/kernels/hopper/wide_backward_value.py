@@ -10,9 +10,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal
 from .chunks import add_product, add_scores, chunks, complete, left_operands
-from .pipeline import LSE, MU, Program, accumulator, keep_above, row_statistic
+from .packed_mask import where_allowed
+from .pipeline import LSE, MU, Program, accumulator, keep_above, optional, row_statistic
 from .wide_exchange import (
     WEIGHTS_T,
     P,
@@ -50,9 +52,10 @@ def _tile_of_s(accs, inputs, program, tile, CAUSAL: gl.constexpr):
     lse = row_statistic(inputs.stats, LSE, TILE)
     s = warpgroup_mma_wait(0, deps=[s])
     release_first(inputs)
-    p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
+    p = probabilities_of_keys(s, lse, program.scale, inputs.bias, inputs.second_full, TILE)
     if CAUSAL:
         p = where_causal(p, tile, program, 0, TILE)
+    p = where_allowed(p, inputs.mask, 0.0, TILE)  # mutate: p
     store_numbers(inputs, p)
     give(inputs, P)
     weights = left_operands(p.to(q[0].dtype), G)
@@ -92,18 +95,19 @@ def _tile_of_s_t(accs, inputs, program, tile, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _consume(program, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
+def _consume(program, CHUNK: gl.constexpr, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr):
     """A consumer: one chunk of the gradients of 64 keys."""
     outs = (program.outs[CHUNK], program.outs[2 + CHUNK])
     TILE: gl.constexpr = _tile_of_s if CHUNK == 0 else _tile_of_s_t
-    accs = stream_queries_wide(TILE, begin_wide(program, outs), program, CAUSAL)
+    accs = stream_queries_wide(TILE, begin_wide(program, outs), program, CAUSAL, VARIES, BIAS_LAYOUT)
     store_chunk(program, outs, accs, CHUNK)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_backward_value_kernel(
     k, k_rest, k_t, k_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats, d_v, d_v_rest, d_v_t, d_v_t_rest,
-    scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    mask, bias, log_l, scale, M, N, heads, group,
+    CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 keys of one key head against all queries of its heads. A `_rest` is a tensor's second chunk."""
     resident = chunks(k, k_rest) + chunks(k_t, k_t_rest)
@@ -115,12 +119,12 @@ def wide_backward_value_kernel(
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL, 1)
     pipeline = allocate_wide_pipeline(resident, first, second, (stats,), allocate_exchange(q, 1), STAGES, 2)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, optional(mask), bias_operand(bias, log_l), (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (stats,), pipeline, block, loop)),
-            (_consume, (program, 0, CAUSAL)),
-            (_consume, (program, 1, CAUSAL)),
+            (_consume, (program, 0, CAUSAL, VARIES, BIAS_LAYOUT)),
+            (_consume, (program, 1, CAUSAL, VARIES, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

@@ -9,9 +9,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 
-from .blocks import CONSUMER_ROWS, query_block, where_visible
+from .bias import bias_of_head, bias_operand
+from .blocks import CONSUMER_ROWS, query_block
 from .chunks import add, add_product, add_scores, chunks, complete, lazy_rescale, left_operands, scale_rows
-from .forward import RESCALE_THRESHOLD
+from .forward import divisor, maximum_in_base_2, softmax
+from .packed_mask import packed_by_key
 from .pipeline import Program, accumulator, keep_above
 from .triton_compat import sum_of_products
 from .wide_exchange import (
@@ -44,33 +46,6 @@ from .wide_pipeline import (
 )
 
 
-@gluon.constexpr_function
-def _subtracts_first(dtype):
-    """As in forward.py."""
-    return dtype != gl.bfloat16
-
-
-@gluon.jit
-def _softmax(s, m, l, program, tile, dtype: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr):
-    """(p, rowsum(p), new l, new m, alpha) of a tile, as in forward.py: m is in base 2, or of the plain products where
-    these are subtracted first. There is no mask, so every row sees a key of the first tile."""
-    TILE: gl.constexpr = accumulator(s.shape[1])
-    scale2 = program.scale * 1.4426950408889634
-    if MASKED:
-        s = where_visible(s, float("-inf"), program.block.row0, tile, program.N, TILE, CAUSAL)
-    tile_max = gl.max(s, 1)
-    if _subtracts_first(dtype):
-        m_new = gl.maximum(m, tile_max)
-        alpha = gl.exp2((m - m_new) * scale2)
-        p = gl.exp2((s - m_new[:, None]) * scale2)
-    else:
-        m_new = gl.where(tile_max * scale2 > m + RESCALE_THRESHOLD, tile_max * scale2, m)
-        alpha = gl.exp2(m - m_new)
-        p = gl.exp2(s * scale2 - m_new[:, None])
-    tile_sum = gl.sum(p, 1)
-    return p, tile_sum, l * alpha + tile_sum, m_new, alpha
-
-
 @gluon.jit
 def _add_to_o_t(acc_o, acc_o_t, negative_step, weights, weights_t, v):
     """Completes a tile: o_t is centred on the new mean before the tile's weights of v are added, as those are."""
@@ -93,7 +68,9 @@ def _tile_of_s(accs, state, inputs, program, tile, CAUSAL: gl.constexpr, MASKED:
     s = add_scores(gl.zeros([CONSUMER_ROWS, KEYS], gl.float32, TILE), q, k, USE_ACC=False)
     s = warpgroup_mma_wait(0, deps=[s])
     release_first(inputs)
-    p, tile_sum, l, m, alpha = _softmax(s, m, l, program, tile, v[0].dtype, CAUSAL, MASKED)
+    p, tile_sum, l, m, alpha = softmax(
+        s, m, l, inputs, program, program.block.row0, tile, v[0].dtype, TILE, CAUSAL, MASKED
+    )
     store_numbers(inputs, p)
     store_row_number(inputs, ALPHA, alpha)
     store_row_number(inputs, TILE_SUM, tile_sum)
@@ -132,7 +109,8 @@ def _tile_of_s_t(accs, state, inputs, program, tile, CAUSAL: gl.constexpr, MASKE
     acc_o_t = add_product(acc_o_t, weights, v_t)
     s_t = warpgroup_mma_wait(1, deps=[s_t])
     release_first(inputs)
-    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * program.scale) / l
+    # mutate: negative_step
+    negative_step = (mean * tile_sum - sum_of_products(p, s_t, 8, TILE) * program.scale) / divisor(l, program)
     mean -= negative_step
     weights_t = (p * (s_t * program.scale - mean[:, None])).to(v[0].dtype)  # mutate: weights_t
     store_weights(inputs, 0, weights_t)
@@ -143,7 +121,7 @@ def _tile_of_s_t(accs, state, inputs, program, tile, CAUSAL: gl.constexpr, MASKE
 
 
 @gluon.jit
-def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
+def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr, BIAS_LAYOUT: gl.constexpr):
     """A consumer: one chunk of o and o_t of 64 queries, and lse or mu."""
     pipeline, block = program.pipeline, program.block
     KEYS: gl.constexpr = pipeline.first.tiles[0].shape[3]
@@ -152,23 +130,28 @@ def _consume(program, statistic, CHUNK: gl.constexpr, CAUSAL: gl.constexpr):
     FIRST: gl.constexpr = float("-inf") if CHUNK == 0 else 0.0
     TILE: gl.constexpr = _tile_of_s if CHUNK == 0 else _tile_of_s_t
     state = (gl.full([CONSUMER_ROWS], FIRST, gl.float32, ROW), gl.zeros([CONSUMER_ROWS], gl.float32, ROW))
-    accs, state = stream_keys_wide(TILE, begin_wide(program, outs), state, program, CAUSAL)
+    accs, state = stream_keys_wide(TILE, begin_wide(program, outs), state, program, CAUSAL, BIAS_LAYOUT)
     number, l = state  # the maximum, or the mean of S_t
-    norm = 1.0 / l
-    if CHUNK == 0:
-        SUBTRACT_FIRST: gl.constexpr = _subtracts_first(pipeline.resident[0].dtype)
-        maximum = number if not SUBTRACT_FIRST else number * (program.scale * 1.4426950408889634)
+    norm = 1.0 / divisor(l, program)  # a row without keys has zeros, and -inf for lse
+    if CHUNK == 0 and len(program.bias) == 0:
+        maximum = maximum_in_base_2(number, program.scale, pipeline.resident[0].dtype)
         number = (maximum - gl.log2(norm)) * 0.6931471805599453
     rows = block.row0 + gl.arange(0, CONSUMER_ROWS, ROW)
     offset = (block.batch.to(gl.int64) * program.loop.query_heads + block.head) * program.M + rows
-    gl.store(statistic + offset, number, mask=rows < program.M)
+    if CHUNK == 0 and len(program.bias) > 0:  # m and log(l): layout.empty_lse
+        log_l = gl.log2(norm) * -0.6931471805599453
+        gl.store(statistic + offset * 2, number, mask=rows < program.M)
+        gl.store(statistic + offset * 2 + 1, log_l, mask=rows < program.M)  # mutate: gl.store
+    else:
+        gl.store(statistic + offset, number, mask=rows < program.M)
     store_chunk(program, outs, scale_rows(accs, norm), CHUNK)
 
 
 @gluon.jit(do_not_specialize=["M", "N", "heads"])
 def wide_forward_kernel(
     q, q_rest, q_t, q_t_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, o, o_rest, o_t, o_t_rest, lse, mu,
-    scale, M, N, heads, group, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+    mask, bias, scale, M, N, heads, group,
+    CAUSAL: gl.constexpr, STAGES: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """One program: 64 queries of one head against all keys. A `_rest` is a tensor's second chunk."""
     resident = chunks(q, q_rest) + chunks(q_t, q_t_rest)
@@ -177,14 +160,16 @@ def wide_forward_kernel(
     outs = chunks(o, o_rest) + chunks(o_t, o_t_rest)
     KEYS: gl.constexpr = k.block_shape[2]
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL, 1)
+    packed_mask = packed_by_key(mask, block.batch, block.head, heads, M, N, VARIES)
+    bias = bias_of_head(bias_operand(bias, None), block.batch, block.head)
     pipeline = allocate_wide_pipeline(resident, first, second, (), allocate_exchange(k, 1), STAGES, 2)
     fence_async_shared()
-    program = Program(outs, pipeline, (), (), (), block, loop, scale, M, N)
+    program = Program(outs, pipeline, packed_mask, bias, (), block, loop, scale, M, N)
     gl.warp_specialize(
         [
             (produce_wide, (resident, first, second, (), pipeline, block, loop)),
-            (_consume, (program, lse, 0, CAUSAL)),
-            (_consume, (program, mu, 1, CAUSAL)),
+            (_consume, (program, lse, 0, CAUSAL, BIAS_LAYOUT)),
+            (_consume, (program, mu, 1, CAUSAL, BIAS_LAYOUT)),
         ],
         [4, 4],
         [240, 240],

@@ -15,8 +15,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from .bias import bias_by_key, bias_of_head, load_bias_by_query
 from .blocks import unmasked_tiles
 from .chunks import by_tensor, zero
+from .packed_mask import load_mask_tile, packed_by_query
 from .pipeline import (
     STATISTICS,
     allocate_tiles,
@@ -54,12 +56,17 @@ class WidePipeline(NamedTuple):
 
 
 class WideInputs(NamedTuple):
-    """What `add_tile` reads. Of each tensor the column chunks are a tuple."""
+    """What `add_tile` reads. Of each tensor the column chunks are a tuple.
+
+    The masks are for the consumer that computes P. The other one reads neither, so the compiler drops its loads.
+    """
 
     resident: Any
     first: Any
     second: Any
     stats: Any
+    mask: Any  # (words of the packed mask,), or ()
+    bias: Any  # the tile of the additive mask (bias.py), or ()
     exchange: Any
     iteration: Any
     first_full: Any  # (barrier, phase) for which `add_tile` waits before it reads `first`
@@ -115,7 +122,7 @@ def produce_wide(resident, first, second, stats, pipeline, block, loop):
             stage, bar = _awaited_stage(pipeline.second, second, iteration, STATS_BYTES)
             load_chunks(second, pipeline.second.tiles, stage, bar, block.batch, head, tile * ROWS, CHUNKS)
             if len(stats) > 0:
-                number = block.batch * loop.query_heads + head  # mutate: number
+                number = block.batch * loop.query_heads + head  # mutate: number (1)
                 load_tile(stats[0], [number * STATISTICS, tile * ROWS], bar, pipeline.stats[0].index(stage))
             iteration += 1
 
@@ -132,7 +139,7 @@ def begin_wide(program, outs):
 
 
 @gluon.jit
-def _inputs(pipeline, iteration):
+def _inputs(pipeline, mask, bias, iteration):
     """What `add_tile` reads in an iteration."""
     stage = iteration % pipeline.first.full.shape[0]
     tiles = stage + (iteration >> 30)  # addresses of a single stage are not made before the loop, either: resident_rows
@@ -143,7 +150,7 @@ def _inputs(pipeline, iteration):
         by_tensor(resident_rows(pipeline.resident, 0, iteration), CHUNKS),
         by_tensor(streamed_rows(pipeline.first.tiles, tiles), CHUNKS),
         by_tensor(streamed_rows(pipeline.second.tiles, tiles), CHUNKS),
-        stats, pipeline.exchange, iteration, barrier_of(pipeline.first.full, iteration),
+        stats, mask, bias, pipeline.exchange, iteration, barrier_of(pipeline.first.full, iteration),
         pipeline.first.empty.index(stage), barrier_of(pipeline.second.full, iteration),
     )  # fmt: skip
 
@@ -170,38 +177,53 @@ def await_second(inputs):
 
 @gluon.jit
 def _stream_keys(
-    add_tile: gl.constexpr, accs, state, program, first, end, CAUSAL: gl.constexpr,
-    MASKED: gl.constexpr,
+    add_tile: gl.constexpr, accs, state, program, first, end, CAUSAL: gl.constexpr, MASKED: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """`stream_keys_wide` for the tiles from `first` until before `end`, MASKED by position or not."""
-    pipeline = program.pipeline
+    pipeline, row0 = program.pipeline, program.block.row0
+    KEYS: gl.constexpr = pipeline.first.tiles[0].shape[3]
     STAGES: gl.constexpr = pipeline.second.full.shape[0]
     for tile in range(first, end):
-        inputs = _inputs(pipeline, tile)
+        mask = load_mask_tile(program.mask, row0, tile, KEYS)
+        bias = bias_by_key(program.bias, row0, tile, program.M, program.N, KEYS, BIAS_LAYOUT, MASKED)
+        inputs = _inputs(pipeline, mask, bias, tile)
         accs, state = add_tile(accs, state, inputs, program, tile, CAUSAL, MASKED)
         mbarrier.arrive(pipeline.second.empty.index(tile % STAGES), count=1)
     return accs, state
 
 
 @gluon.jit
-def stream_keys_wide(add_tile: gl.constexpr, accs, state, program, CAUSAL: gl.constexpr):
+def stream_keys_wide(
+    add_tile: gl.constexpr, accs, state, program, CAUSAL: gl.constexpr, BIAS_LAYOUT: gl.constexpr
+):  # fmt: skip
     """The mainloop of resident queries, over the tiles of keys. `state` has numbers of each query."""
     KEYS: gl.constexpr = program.pipeline.first.tiles[0].shape[3]
     end = program.loop.end
     unmasked = unmasked_tiles(program.block.row0, program.N, end, KEYS, CAUSAL)
-    accs, state = _stream_keys(add_tile, accs, state, program, 0, unmasked, CAUSAL, False)
-    return _stream_keys(add_tile, accs, state, program, unmasked, end, CAUSAL, True)
+    accs, state = _stream_keys(add_tile, accs, state, program, 0, unmasked, CAUSAL, False, BIAS_LAYOUT)
+    return _stream_keys(add_tile, accs, state, program, unmasked, end, CAUSAL, True, BIAS_LAYOUT)
 
 
 @gluon.jit
-def stream_queries_wide(add_tile: gl.constexpr, accs, program, CAUSAL: gl.constexpr):
+def stream_queries_wide(
+    add_tile: gl.constexpr, accs, program, CAUSAL: gl.constexpr, VARIES: gl.constexpr, BIAS_LAYOUT: gl.constexpr
+):  # fmt: skip
     """The mainloop of resident keys, over the tiles of queries of all heads of the group."""
-    pipeline, loop = program.pipeline, program.loop
+    pipeline, block, loop = program.pipeline, program.block, program.loop
+    M, N = program.M, program.N
+    ROWS: gl.constexpr = pipeline.first.tiles[0].shape[3]
     STAGES: gl.constexpr = pipeline.second.full.shape[0]
     iteration = 0
-    for _member in range(loop.heads):
+    for member in range(loop.heads):
+        head = loop.head + member
+        packed_mask = packed_by_query(program.mask, block.batch, head, loop.query_heads, M, N, VARIES)
         for tile in range(loop.first, loop.end):
-            inputs = _inputs(pipeline, iteration)
+            mask = load_mask_tile(packed_mask, block.row0, tile, ROWS, True)  # mutate: mask
+            number = block.batch * loop.query_heads + head  # mutate: number (2)
+            bias = bias_of_head(program.bias, block.batch, head)  # mutate: bias
+            bias = load_bias_by_query(bias, number, block.row0, tile, M, N, ROWS, BIAS_LAYOUT)
+            inputs = _inputs(pipeline, mask, bias, iteration)
             accs = add_tile(accs, inputs, program, tile, CAUSAL)
             mbarrier.arrive(pipeline.second.empty.index(iteration % STAGES), count=1)
             iteration += 1

@@ -12,9 +12,10 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone, windows and packed sequences with MEASURED_BANDS; so are persistent kernels and the backward in one pass taken
-with MEASURED_PERSISTENT and MEASURED_ONE_PASS. What is new begins with the releases that it ran with. From
-REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies them for each product.
+alone, masks at head dims above 128 with MEASURED_WIDE_MASKS, windows and packed sequences with MEASURED_BANDS; so are
+persistent kernels and the backward in one pass taken with MEASURED_PERSISTENT and MEASURED_ONE_PASS. What is new begins
+with the releases that it ran with. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that
+release copies them for each product.
 """
 
 from typing import NamedTuple
@@ -51,6 +52,7 @@ MEASURED_WIDE: tuple[Release, ...] = MEASURED
 MEASURED_PERSISTENT: tuple[Release, ...] = MEASURED
 MEASURED_ONE_PASS: tuple[Release, ...] = MEASURED
 MEASURED_MASKS: tuple[Release, ...] = MEASURED
+MEASURED_WIDE_MASKS: tuple[Release, ...] = ((3, 6),)
 MEASURED_BANDS: tuple[Release, ...] = MEASURED
 REGISTER_OPERANDS_SINCE: Release = (3, 9)
 # from then on: (padded head dim, "tangents" or "plain", family) -> resident tiles in registers

@@ -18,7 +18,7 @@ from verify.oracles.attention import Subject, dense64, dense_same_type, run
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("d", [64, 128, 192])
 def test_finite_masks(d: int, dtype: torch.dtype) -> None:
     """Numbers so large that the scores of a row are lost beside them."""
     case = Case("finite", batch=(1,), q_heads=2, kv_heads=1, m=138, n=150, d=d, dv=d)
@@ -26,7 +26,7 @@ def test_finite_masks(d: int, dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("d", [64, 72, 128])
+@pytest.mark.parametrize("d", [64, 72, 128, 192])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 def test_what_an_additive_mask_hides_or_has_beside_it_is_not_seen(dtype: torch.dtype, d: int) -> None:
     """NaN where keys come after the query, and in memory between rows and heads."""

@@ -213,17 +213,18 @@ def test_measured_ones_are_served_unasked(
 
 
 def test_masks_that_were_not_measured_say_so(machine: Callable[..., None]) -> None:
-    def why_not(mask: torch.Tensor | None, pattern: Any = None) -> str | None:
-        call: Any = SimpleNamespace(pattern=pattern, mask=mask, mask_tensor=mask, device=CARD)
+    def why_not(mask: torch.Tensor | None, pattern: Any = None, width: int = 64) -> str | None:
+        call: Any = SimpleNamespace(pattern=pattern, mask=mask, mask_tensor=mask, device=CARD, width=width)
         return eligibility.unmeasured(call)
 
     additive, boolean = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
     machine(triton_release=(99, 0))
     assert "an additive mask with another Triton" in (why_not(additive) or "")
     assert "a block mask with another Triton" in (why_not(None, Listed()) or "")
-    assert why_not(boolean) is why_not(None) is None
+    assert why_not(boolean) is why_not(None) is why_not(None, width=192) is None
+    assert "a mask at head dims above 128 with another Triton" in (why_not(boolean, width=192) or "")
     machine(triton_release=MEASURED_MASKS[0])
-    assert why_not(additive) is why_not(None, Listed()) is None
+    assert why_not(additive) is why_not(None, Listed()) is why_not(boolean, width=192) is None
 
 
 def test_why_not_in_words(calls: list[Any], machine: Callable[..., None]) -> None:

@@ -45,7 +45,6 @@ CASES = (
     Case("scores_1e4", **ONE, m=64, n=150, d=192, dv=192, magnitude=1e4),
 )  # fmt: skip
 PORTABLE = (
-    Case("mask", **ONE, m=64, n=70, d=192, dv=192, mask="bool"),
     Case("plain", **ONE, m=64, n=70, d=256, dv=256, tangents=(), cotangents=("o",)),
     Case("v_t_alone", **ONE, m=64, n=70, d=160, dv=160, tangents=("v",)),
 )
@@ -77,12 +76,11 @@ def test_emulated(case: Case, dtype: torch.dtype) -> None:
 def test_scores_whose_maximum_is_scaled_first(case: Case, threshold: float) -> None:
     """As bfloat16 is computed, which the interpreter of the other kernels does not serve."""
     with emulated():
-        from flashjvp.kernels.hopper import forward, wide_forward
+        from flashjvp.kernels.hopper import forward
 
         with (
             patch.object(forward, "_subtracts_first", lambda dtype: False),
-            patch.object(wide_forward, "_subtracts_first", lambda dtype: False),
-            patch.object(wide_forward, "RESCALE_THRESHOLD", threshold),
+            patch.object(forward, "RESCALE_THRESHOLD", threshold),
         ):
             judge(case, torch.float32, ALL)
 
@@ -113,10 +111,10 @@ def test_a_backward_of_o_alone_takes_the_portable_kernels() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attn_mask": torch.ones(100, 100, dtype=torch.bool, device="meta")}, "a mask at head dims above 128"),
+        ({"window": (10, 0)}, "a window at head dims above 128"),
         ({"q_t": None}, "no tangents"),
     ],
-    ids=["mask", "plain"],
+    ids=["window", "plain"],
 )
 def test_what_keeps_them_off_is_named(change: dict[str, Any], words: str) -> None:
     q, k, v, q_t = (torch.empty(1, 2, 100, 160, device="meta", dtype=torch.bfloat16) for _ in range(4))

@@ -75,29 +75,6 @@ def test_compiled_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert_same(shallow, change(shallow, checkpointing="selective", compile=True))
 
 
-class Count(TorchDispatchMode):
-    """Counts how often attention is computed."""
-
-    calls = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += function.name().startswith("flashjvp::forward")
-        return function(*args, **(kwargs or {}))
-
-
-def test_selective_recomputation_keeps_attention() -> None:
-    calls = {}
-    for kind in ("none", "full", "selective"):
-        config = change(CONFIG, checkpointing=kind)
-        state, (batch,) = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
-        loss = state.objective(batch, state.target).loss.sum()
-        with Count() as count:
-            loss.backward()
-        calls[kind] = count.calls
-    blocks = 2 * CONFIG.model.depth  # of the dual and of the plain evaluation
-    assert calls == {"none": 0, "full": blocks, "selective": 0}
-
-
 class Passes(TorchDispatchMode):
     """Notes the passes of attention in their order."""
 
