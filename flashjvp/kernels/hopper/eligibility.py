@@ -85,7 +85,8 @@ def in_one_pass(call: Call) -> bool:
     """
     if call.pattern is not None:
         return call.precision == "half" and isinstance(call.pattern, Band | Packed)
-    return call.precision == "half" and call.mask is None and not call.is_causal
+    is_measured = environment.triton_release() in hopper_tables.MEASURED_ONE_PASS.get(call.width, ())
+    return is_measured and call.precision == "half" and call.mask is None and not call.is_causal
 
 
 def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:

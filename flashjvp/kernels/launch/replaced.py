@@ -44,12 +44,12 @@ def pipelines(
     """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
 
     `dq_accum_from` takes the place of the tables DQ_ACCUM_FROM and ONE_PASS_DQ_ACCUM_BELOW; {} accumulates query
-    gradients from one row on. There are no persistent kernels but those of `persistent`. Bands count as
-    measured.
+    gradients from one row on. There are no persistent kernels but those of `persistent`. Bands and the backward in one
+    pass count as measured.
     """
-    of_tables: dict[str, Any] = {}
+    of_tables: dict[str, Any] = {"MEASURED_ONE_PASS": dict.fromkeys(tiles, (environment.triton_release(),))}
     if dq_accum_from is not None:
-        of_tables = {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}
+        of_tables |= {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}
     of_schedule = {
         "pipelines": lambda device, precision, width: tiles.get(width, {}),
         "has_pipelines": lambda device, precision, width: width in tiles,

@@ -192,7 +192,6 @@ def _tiles(widths: dict[int, dict[str, Families]], release: Release) -> dict[int
                     register_operands=register_operands.get((width, kind, family), tile.register_operands)
                 )
                 for family, tile in families.items()
-                if family != "backward_one_pass" or release in tables_of_pipelines.MEASURED_ONE_PASS
             }
             for kind, families in kinds.items()
         }

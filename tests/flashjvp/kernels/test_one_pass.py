@@ -1,10 +1,15 @@
 """The kernel of one pass gives the exact results in the emulator, also at head dims where the table has it not."""
 
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from flashjvp import environment
+from flashjvp.backends.patterns import Band
+from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import schedule
 from flashjvp.kernels.launch.hopper_tables import Pipeline
 from tests.flashjvp.kernels import test_hopper
@@ -70,3 +75,16 @@ def test_at_72_one_pass_serves_what_nothing_is_added_up_of() -> None:
         assert schedule.key_side_pipeline(tiles, 80, 4096) == ("backward_one_pass", False)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_dense_calls_take_it_where_it_was_measured() -> None:
+    """Of a release and a head dim. Windows and packed sequences have a table of their own."""
+
+    def found(release: tuple[int, int], width: int, pattern: object = None) -> bool:
+        call: Any = SimpleNamespace(pattern=pattern, width=width, precision="half", mask=None, is_causal=False)
+        with patch.object(environment, "triton_release", lambda: release):
+            return eligibility.in_one_pass(call)
+
+    assert found((3, 6), 128) and found((3, 6), 80) and not found((3, 6), 64)
+    assert found((3, 9), 96) and not found((3, 9), 128) and not found((99, 0), 96)
+    assert found((99, 0), 128, Band(-1, 1))
