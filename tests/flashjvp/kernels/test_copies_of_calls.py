@@ -28,7 +28,7 @@ OTHERS = (
     Case("two_batch_dims", batch=(1, 2), m=33, n=40, d=36, dv=36),
     Case("negative_scale", **ONE, d=36, dv=36, scale=-0.3),
     Case("v_t_alone", **ONE, d=36, dv=36, tangents=("v",)),
-    Case("wide_mask", **ONE, d=130, dv=130, mask="bool"),
+    Case("wide_without_tangents", **ONE, d=130, dv=130, tangents=(), cotangents=("o",)),
 )  # fmt: skip
 
 
