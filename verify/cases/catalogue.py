@@ -120,7 +120,7 @@ def _masks_of_wide_heads() -> list[Case]:
         Case("mask_dims_256_empty_rows", **of_256, m=70, n=90, mask="bool", mask_shape="empty_rows"),
         Case("mask_dims_160_additive", **of_160, m=70, n=144, mask="additive"),
         Case("mask_dims_192_float32", **of_192, m=70, n=141, mask="additive_float32", mask_shape="empty_rows"),
-        Case("mask_dims_256_additive_causal", **of_256, m=90, n=70, mask="additive", is_causal=True),
+        Case("mask_dims_256_additive_causal", **of_256, m=70, n=90, mask="additive", is_causal=True),
     ]
 
 
