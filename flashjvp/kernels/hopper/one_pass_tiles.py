@@ -170,8 +170,11 @@ def tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: g
     ROWS: gl.constexpr = inputs.stats.shape[1]
     TILE: gl.constexpr = accumulator(ROWS)
     WHOLE: gl.constexpr = len(inputs.streamed) == 4
-    row_a = row_statistic(inputs.stats, ROW_A, TILE)
+    if DQ_COLUMNS == 0:  # else there are no registers for it while A is awaited
+        row_a = row_statistic(inputs.stats, ROW_A, TILE)
     a, b = _products(v, v_t, inputs.streamed, 1, ROWS)
+    if DQ_COLUMNS > 0:
+        row_a = row_statistic(inputs.stats, ROW_A, TILE)
     centred = a - row_a
     delta = row_statistic(inputs.stats, ROW_DELTA, TILE)
     b = warpgroup_mma_wait(0, deps=[b])
