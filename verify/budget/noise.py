@@ -9,8 +9,8 @@ deviations.
 Errors that move together count as one: an error of a row statistic as one a query row, roundings of tile elements as
 the effective number of keys (or queries) that P gives weight to. Errors e_n of tile elements act along the rows y_n
 that they multiply: r = 1 / (1 / n + (1 - 1 / n) c), c the mean squared cosine between two of these rows, so parallel
-ones (constant keys) leave r = 1. An error of a row statistic acts along the same rows: it is as parallel to the e_n as they are to each
-other, 1 / r. For the worst of n rows z^2 grows by 2 log n.
+ones (constant keys) leave r = 1. An error of a row statistic acts along the same rows: it is as parallel to the e_n as
+they are to each other, 1 / r. For the worst of n rows z^2 grows by 2 log n.
 """
 
 import math
