@@ -16,7 +16,7 @@ OF_ONE_PASS = [
     _one_pass("scale missing from S_t", TILES, "z", "z = s_t - mu", check="emulated"),
     _one_pass(
         "gradient with T v.T for T v_t.T", TILES, "return s",
-        "return s, add_scores(s_t, x, y, WHOLE=len(streamed) == 4)", check="emulated",
+        "return s, add_scores(s_t, x, _two_of(streamed, which)[0], WHOLE=len(streamed) == 4)", check="emulated",
     ),
     _one_pass("delta dropped", TILES, "b", "pass", check="emulated"),
     _one_pass(

@@ -33,6 +33,9 @@ from .pairs import split_product, split_rows
 from .pipeline import LSE, MU, ROW_A, ROW_DELTA, accumulator, keep_above, row_statistic
 from .triton_compat import addressed_here, made_here
 
+QUERIES = gl.constexpr(0)  # which two of the streamed tensors: q and q_t
+COTANGENTS = gl.constexpr(1)  # T and G
+
 
 class Inputs(NamedTuple):
     """What a tile's function reads. Of each tensor the column chunks are a tuple."""
@@ -48,30 +51,18 @@ class Inputs(NamedTuple):
 
 
 @gluon.jit
-def _queries(streamed):
-    """q and q_t."""
+def _two_of(streamed, which: gl.constexpr):
+    """q and q_t, or T and G."""
     if len(streamed) == 2:
-        q, q_t = split_rows(streamed[0][0])
-        return (q,), (q_t,)
+        y, y_t = split_rows(streamed[which][0])
+        return (y,), (y_t,)
     else:
-        q, q_t, _T, _G = streamed
-        return q, q_t
-
-
-@gluon.jit
-def _cotangents(streamed):
-    """T and G."""
-    if len(streamed) == 2:
-        T, G = split_rows(streamed[1][0])
-        return (T,), (G,)
-    else:
-        _q, _q_t, T, G = streamed
-        return T, G
+        return streamed[2 * which], streamed[2 * which + 1]
 
 
 @gluon.jit
 def _products(x, x_t, streamed, which: gl.constexpr, ROWS: gl.constexpr):
-    """(x @ y.T, complete; x_t @ y.T + x @ y_t.T, in flight) for (y, y_t) = (q, q_t), or with `which` 1 (T, G).
+    """(x @ y.T, complete; x_t @ y.T + x @ y_t.T, in flight) for (y, y_t) = (q, q_t) or (T, G).
 
     As a pair y and y_t read x once.
     """
@@ -82,12 +73,11 @@ def _products(x, x_t, streamed, which: gl.constexpr, ROWS: gl.constexpr):
         s_t = s_t + 0.0
     else:
         nothing = gl.zeros([CONSUMER_ROWS, ROWS], gl.float32, accumulator(ROWS))
-        y, y_t = _queries(streamed) if which == 0 else _cotangents(streamed)
+        y, y_t = _two_of(streamed, which)
         s = add_scores(nothing, x, y, USE_ACC=False)
         s_t = add_scores(nothing, x, y_t, USE_ACC=False)
         s = warpgroup_mma_wait(len(x), deps=[s])
-    y = _queries(streamed)[0] if which == 0 else _cotangents(streamed)[0]
-    return s, add_scores(s_t, x_t, y, WHOLE=len(streamed) == 4)  # mutate: return s
+    return s, add_scores(s_t, x_t, _two_of(streamed, which)[0], WHOLE=len(streamed) == 4)  # mutate: return s
 
 
 @gluon.jit
@@ -134,14 +124,14 @@ def tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.co
     TILE: gl.constexpr = accumulator(ROWS)
     WHOLE: gl.constexpr = len(inputs.streamed) == 4
     lse = row_statistic(inputs.stats, LSE, TILE)
-    s, s_t = _products(k, k_t, inputs.streamed, 0, ROWS)
+    s, s_t = _products(k, k_t, inputs.streamed, QUERIES, ROWS)
     p = gl.exp2(s * (program.scale * 1.4426950408889634) - lse)
     if DQ_COLUMNS > 0:
         p = where_key_exists(p, program, 0, TILE)
     p = where_allowed(p, inputs.mask, 0.0, TILE)
     weights = left_operands(p.to(k[0].dtype), k)
     keep_above(inputs.passed)
-    T, G = _cotangents(inputs.streamed)
+    T, G = _two_of(inputs.streamed, COTANGENTS)
     acc_v_t = add_product(acc_v_t, weights, T, WHOLE)
     acc_v = add_product(acc_v, weights, G, WHOLE)
     await_free(exchange, inputs.iteration)
@@ -151,7 +141,7 @@ def tile_of_scores(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: gl.co
     z = s_t * program.scale - mu  # mutate: z
     store_numbers(exchange, Z, z)
     give(exchange)
-    T, _G = _cotangents(inputs.streamed)
+    T, _G = _two_of(inputs.streamed, COTANGENTS)
     acc_v = add_product(acc_v, left_operands((p * z).to(k[0].dtype), k), T, WHOLE)
     accs = complete(acc_v + acc_v_t)
     mbarrier.arrive(inputs.empty, count=1)
@@ -172,7 +162,7 @@ def tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: g
     WHOLE: gl.constexpr = len(inputs.streamed) == 4
     if DQ_COLUMNS == 0:  # else there are no registers for it while A is awaited
         row_a = row_statistic(inputs.stats, ROW_A, TILE)
-    a, b = _products(v, v_t, inputs.streamed, 1, ROWS)
+    a, b = _products(v, v_t, inputs.streamed, COTANGENTS, ROWS)
     if DQ_COLUMNS > 0:
         row_a = row_statistic(inputs.stats, ROW_A, TILE)
     centred = a - row_a
@@ -190,7 +180,7 @@ def tile_of_cotangents(accs, exchange, dq_accums, inputs, program, DQ_COLUMNS: g
         keep_above(inputs.passed)
         release(exchange)
     weights_t = left_operands(ds_t, k)
-    q, q_t = _queries(inputs.streamed)
+    q, q_t = _two_of(inputs.streamed, QUERIES)
     acc_k_t = add_product(acc_k_t, weights_t, q, WHOLE)
     acc_k = add_product(acc_k, weights_t, q_t, WHOLE)  # mutate: acc_k
     acc_k = add_product(acc_k, left_operands(ds, k), q, WHOLE)

@@ -15,14 +15,13 @@ from torch.nn.functional import pad
 import flashjvp
 from flashjvp.kernels.launch import replaced
 from flashjvp.kernels.launch.schedule import padded_width
-from tests.flashjvp.kernels.test_hopper import PIPELINES, PLAIN, expected, interpreted, pipelines_in_use
+from tests.flashjvp.kernels.test_hopper import PIPELINES, PLAIN, expected, interpreted, judge
 from tests.flashjvp.kernels.test_hopper_bands import judge_packed
 from tests.flashjvp.kernels.test_wide import ALL
-from verify.budget.tolerance import budget, check
 from verify.cases.case import Case
 from verify.cases.inputs import Inputs, make_inputs
 from verify.emulator.gluon import emulated
-from verify.oracles.attention import NAMES, Results, dense64, dense_same_type, run
+from verify.oracles.attention import NAMES, Results, run
 
 VARLEN = sys.modules["flashjvp.varlen"]  # whose name in the package may be a function's
 ONE: dict[str, Any] = {"batch": (1,), "q_heads": 1, "kv_heads": 1, "m": 40, "n": 70}
@@ -81,16 +80,6 @@ def families(inputs: Inputs, ordered: bool) -> set[str]:
     return ALL if width > 128 else expected(inputs, ordered) if width >= 64 else set()
 
 
-def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") -> None:
-    inputs = make_inputs(case, dtype, device)
-    exact = dense64(inputs)
-    budgets = budget(inputs, exact, dense_same_type(inputs))
-    with pipelines_in_use(ordered) as launched:
-        results = run(inputs, "triton")
-    assert set(launched) == families(inputs, ordered)
-    assert not [row for row in check(results, exact, budgets) if not row.ok]
-
-
 @interpreted
 @pytest.mark.sampled(of=8)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
@@ -98,7 +87,7 @@ def judge(case: Case, dtype: torch.dtype, ordered: bool, device: str = "cpu") ->
 @pytest.mark.parametrize("case", [*ODD, *MISFITS, *NARROW], ids=str)
 def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
     with emulated():
-        judge(case, dtype, ordered)
+        judge(case, dtype, ordered, of=families)
 
 
 @pytest.mark.gpu
@@ -108,7 +97,7 @@ def test_emulated(case: Case, ordered: bool, dtype: torch.dtype) -> None:
 def test_compiled(case: Case, ordered: bool, dtype: torch.dtype) -> None:
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs compute capability 9.0")
-    judge(case, dtype, ordered, "cuda")
+    judge(case, dtype, ordered, "cuda", families)
 
 
 def padded(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from flashjvp.kernels.launch import replaced
 from flashjvp.kernels.launch.hopper_tables import PIPELINES
 from tests.flashjvp.kernels.test_hopper import interpreted
 from tests.flashjvp.kernels.test_wide import ALL, ONE, judge
-from verify.cases.case import Case
+from verify.cases.case import Case, MaskShape
 from verify.emulator.gluon import emulated
 
 BOOLEAN = (
@@ -88,8 +88,8 @@ def test_scores_whose_maximum_is_scaled_first(case: Case) -> None:
 
 @interpreted
 @pytest.mark.parametrize("mask_shape", ["per_row", "full"])
-def test_a_mask_of_one_key_for_all_takes_the_portable_kernels(mask_shape: str) -> None:
-    case = Case("one_key", **ONE, m=64, n=70, d=192, dv=192, mask="additive", mask_shape=mask_shape)  # type: ignore[arg-type]
+def test_a_mask_of_one_key_for_all_takes_the_portable_kernels(mask_shape: MaskShape) -> None:
+    case = Case("one_key", **ONE, m=64, n=70, d=192, dv=192, mask="additive", mask_shape=mask_shape)
     with emulated():
         judge(case, torch.float16, set() if mask_shape == "per_row" else ALL)
 
