@@ -18,6 +18,7 @@ from .captured import CapturedGradient
 from .checkpoint import Tensors, named
 from .config import ConfigError, OptimConfig, TrainConfig
 from .parallel import World
+from .precompile import precompile_attention
 from .schedule import learning_rate
 from .step import Objective, passes
 
@@ -45,6 +46,8 @@ class State:
             raise ConfigError(f"run.precision: expected another one than tf32 on {world.device}, which has no TF32")
         # For the whole process, as PyTorch has it: what an earlier run in it has set does not count.
         torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
+        if run.compile:
+            precompile_attention(config, world.device)
         self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
