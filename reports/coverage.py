@@ -45,8 +45,8 @@ def ratios(rows: Sequence[Row]) -> pd.DataFrame:
         ratio = np.nan if ours is None or against is None else ours / against
         group, call = _named(row)
         found.append({
-            "group": group, "call": call, "mode": row.mode, "latency_p50_ms": row.latency_p50_ms, "ratio": ratio,
-            "status": row.status, "reason": row.reason,
+            "group": group, "call": call, "dtype": row.dtype, "mode": row.mode, "latency_p50_ms": row.latency_p50_ms,
+            "ratio": ratio, "status": row.status, "reason": row.reason,
         })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -61,7 +61,7 @@ def draw_coverage(rows: Sequence[Row]) -> Figure:
         len(groups), 1, figsize=(7.2, 0.8 + 0.42 * sum(lines.values()) + 0.35 * len(groups)), layout="constrained",
         squeeze=False, height_ratios=[lines[name] for name in groups],
     )  # fmt: skip
-    norm = LogNorm(PARITY / 2, BAR * 2)
+    norm, colours = LogNorm(PARITY / 2, BAR * 2), plt.colormaps["RdYlGn_r"]
     for name, axes in zip(groups, panels[:, 0], strict=True):
         part = data[data["group"] == name]
         calls = list(dict.fromkeys(part["call"]))
@@ -72,9 +72,10 @@ def draw_coverage(rows: Sequence[Row]) -> Figure:
                 line, column = i // COLUMNS * len(modes) + k, i % COLUMNS
                 grid[line, column] = values.loc[call, mode] if mode in values else np.nan
                 ratio = grid[line, column]
-                text = f"{call}\n{ratio:.1f}" if ratio == ratio else f"{call}\nnone"
-                axes.text(column, line, text, ha="center", va="center", fontsize=5)
-        image = axes.imshow(np.ma.masked_invalid(grid), cmap="RdYlGn_r", norm=norm, aspect="auto")
+                text = "\n".join((*call.split(", "), f"{ratio:.1f}" if ratio == ratio else "none"))
+                colour = _legible_on(colours(norm(ratio))) if ratio == ratio else "black"
+                axes.text(column, line, text, ha="center", va="center", fontsize=5, color=colour)
+        image = axes.imshow(np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto")
         axes.set_yticks(range(lines[name]), [MODES[mode] for mode in modes] * (lines[name] // len(modes)))
         axes.set_xticks([])
         axes.grid(False)
@@ -83,6 +84,12 @@ def draw_coverage(rows: Sequence[Row]) -> Figure:
     bar.set_ticks([PARITY / 2, PARITY, BAR, BAR * 2], labels=["1.5", "3", "6", "12"])
     bar.minorticks_off()
     return figure
+
+
+def _legible_on(colour: Sequence[float]) -> str:
+    """Black or white, whichever stands out more from a colour (red, green, blue and so on, from 0 to 1)."""
+    red, green, blue = colour[:3]
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
 
 
 def plot_coverage(rows: Sequence[Row], path: Path) -> Path:
@@ -107,9 +114,19 @@ def worst_table(rows: Sequence[Row]) -> str:
     ]
     over = int((data["ratio"] > BAR).sum())
     said = f"{len(data)} calls; {over} take more than {BAR:g} times as long as plain attention, {len(failed)} gave no"
-    said += " time."
+    said += f" time.{_farthest_of_half_types(slow)}"
     table = markdown(("what", "call", "mode", "ms", "of plain"), lines[:WORST], 3)
     return f"{table}\n\n{said} {measured_by(rows, rows)}"
+
+
+def _farthest_of_half_types(slow: pd.DataFrame) -> str:
+    """A sentence about the first of sorted calls that is in float16 or bfloat16, if there is one."""
+    found = slow[slow["dtype"].isin(("float16", "bfloat16"))].head(1).to_dict("records")
+    return "".join(
+        f" In float16 and bfloat16 the farthest takes {row['ratio']:.2f}: {row['group']}, {row['call']}, "
+        f"{MODES[row['mode']]}."
+        for row in found
+    )
 
 
 def _shape(row: Row) -> tuple[object, ...]:
@@ -124,7 +141,7 @@ def _named(row: Row) -> tuple[str, str]:
     if row.cotangents != "both":
         return "a cotangent of one output", f"D={d}, {row.cotangents}"
     if row.value_dim is not None:
-        return "other value dims", f"{d}, {row.value_dim}"
+        return "other value dims", f"D={d}, Dv={row.value_dim}"
     if row.mask != "none" or row.causal:
         return "masks", f"D={d}, {row.mask if row.mask != 'none' else 'causal'}"
     if row.heads != row.kv_heads:
