@@ -3,6 +3,7 @@
 Rows are measured one after the other, in one process, or with torchrun in one process per GPU:
 
     python -m bench.train_step --checkpointing none,selective --out steps.csv
+    python -m bench.train_step --peer official=../tvm --out steps.csv
     torchrun --nproc-per-node 2 -m bench.train_step --profile profile.csv
 
 The global batch of a step depends only on the step number. So rows of equal preset, objective and batch size must agree
@@ -18,7 +19,8 @@ import itertools
 import statistics
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,12 +43,20 @@ from tvm_ref.training.config import ConfigError, RunConfig, TrainConfig
 from tvm_ref.training.logger import peak_memory_gib
 from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
-from tvm_ref.training.state import State, initialised
-from tvm_ref.training.step import queue_gradient
+from tvm_ref.training.state import initialised
 
+from .step_kinds import (
+    OFFICIAL,
+    OURS,
+    OfficialStep,
+    Step,
+    TvmRefStep,
+    official_module,
+    official_path,
+    official_settings,
+)
 from .step_profile import Profiler, write_profile
 from .step_row import StepRow, graphs_compiled
-from .step_trace import OPTIMIZER
 
 WARM_STEPS = 2  # warm-up: the first step compiles, the second may
 COMPARED = 3  # the step whose loss and gradient norm a row holds
@@ -106,6 +116,10 @@ def parser() -> argparse.ArgumentParser:
         help="traces two more steps of each row, prints where their time goes, and writes it here, with a figure "
         f"beside it: {outputs.HELP % '.csv'}",
     )  # fmt: skip
+    options.add_argument(
+        "--peer", type=official_path, metavar=f"{OFFICIAL}=PATH",
+        help="also measures the published trainer, eager, in a checkout of lumalabs/tvm (with einops and jaxtyping)",
+    )  # fmt: skip
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
     options.add_argument(
         "--out", type=outputs.path_with(".csv"), metavar="PATH",
@@ -134,30 +148,24 @@ def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
 
 
 def measure(
-    preset: str, config: TrainConfig, start: DiT, build_s: float, steps: int, this: World,
+    trainer: str, preset: str, config: TrainConfig, make: Callable[[], Step], build_s: float, steps: int, this: World,
     profiler: Profiler | None = None,
 ) -> StepRow:  # fmt: skip
-    """Measures the row of a configuration, from a copy of the network `start`. Every process calls it.
+    """Measures the row of a configuration with the step that `make` builds. Every process calls it.
 
-    build_s: seconds that it took to build `start`. profiler: traces steps after those that are timed.
+    build_s: seconds that it took to build what `make` copies. profiler: traces steps after those that are timed.
     """
     before = _memory(this)
     batches = Batches(config, Synthetic(config.model, config.run.batch), this)
     draws = [batches.draw(step) for step in range(WARM_STEPS + steps)]
     began = time.perf_counter()
-    state = State(config, this, copy.deepcopy(start).to(this.device))
+    step = make()
     _wait(this)
     build_s += time.perf_counter() - began
-    seconds, outcomes, compiled_before = [], [], graphs_compiled()
+    seconds, found, compiled_before = [], [], graphs_compiled()
 
     def make_step(draw: list[Batch]) -> None:
-        moved = [Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]
-        queued = queue_gradient(
-            state.objective, state.target, moved, this, clip=config.optim.clip, captured=state.captured
-        )
-        with torch.profiler.record_function(OPTIMIZER):
-            state.advance(queued.finite)
-        outcomes.append(queued.outcome())
+        found.append(step([Batch(*(x.to(this.device, non_blocking=True) for x in batch)) for batch in draw]))
 
     for i, draw in enumerate(draws):
         if i == WARM_STEPS:
@@ -170,14 +178,13 @@ def measure(
     peak, reserved = (max(values) for values in zip(*this.gather(_peaks(this)), strict=True))
     median = statistics.median(timed)
     row = StepRow(
-        preset=preset, precision=run.precision, compile="on" if run.compile else "off", checkpointing=run.checkpointing,
-        cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel, gpus=this.size, batch=run.batch,
-        accumulate=run.accumulate, objective=config.loss.objective, detach=config.loss.detach,
-        ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
+        trainer=trainer, preset=preset, precision=run.precision, compile="on" if run.compile else "off",
+        checkpointing=run.checkpointing, cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel,
+        gpus=this.size, batch=run.batch, accumulate=run.accumulate, objective=config.loss.objective,
+        detach=config.loss.detach, ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
         images_per_s=run.batch / median, peak_gib=peak - before, reserved_gib=reserved,
         build_s=build_s, first_step_s=seconds[0], second_step_s=seconds[1], graphs_compiled=compiled,
-        parameters=sum(p.numel() for p in state.target.parameters()), tokens=config.model.grid**2,
-        loss=outcomes[COMPARED - 1].loss, gradient_norm=outcomes[COMPARED - 1].gradient_norm,
+        parameters=step.parameters, tokens=config.model.grid**2, **found[COMPARED - 1]._asdict(),
         torch=torch.__version__, device=machine(this.device), commit=commit(),
     )  # fmt: skip
     if profiler is not None:
@@ -222,18 +229,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recognise = outputs.has_columns(PROFILE_COLUMNS)
         with outputs.option("--profile"):
             profile = options.profile and outputs.prepared(options.profile, "step-profile.csv", (".csv",), recognise)
-        with world(options.device) as this:
+        with world(options.device) as this, official_module(options.peer) as wrapper:
+            theirs = [(OFFICIAL, config) for config in official_settings(configs, this)] if wrapper else []
+            kinds: dict[str, Callable[..., Step]] = {OURS: _ours, OFFICIAL: partial(OfficialStep, wrapper)}
             profiler = Profiler(this) if profile else None
             began = time.perf_counter()
             start = initialised(configs[0], this).cpu()  # once: the spectral norms of large weights take seconds
             build_s = time.perf_counter() - began
-            for config in configs:
+            for trainer, config in [*((OURS, config) for config in configs), *theirs]:
+                make = partial(kinds[trainer], config, start, this)
                 try:
-                    rows.append(measure(options.preset, config, start, build_s, options.steps, this, profiler))
+                    rows.append(measure(trainer, options.preset, config, make, build_s, options.steps, this, profiler))
                 except torch.OutOfMemoryError as error:
                     if this.size > 1:  # the other processes wait for this one
                         raise
-                    console.print(f"{_name(config, options.preset)}: {error}", style="red", markup=False)
+                    console.print(f"{trainer}, {_name(config, options.preset)}: {error}", style="red", markup=False)
                     failed = True
                     continue
                 if this.first:
@@ -253,6 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _ours(config: TrainConfig, start: DiT, this: World) -> Step:
+    return TvmRefStep(config, copy.deepcopy(start), this)
+
+
 def _name(config: TrainConfig, preset: str) -> str:
     run = config.run
     how = f"compile {'on' if run.compile else 'off'} checkpointing {run.checkpointing} {run.parallel}"
@@ -261,8 +275,8 @@ def _name(config: TrainConfig, preset: str) -> str:
 
 def _show(console: Console, row: StepRow) -> None:
     console.print(
-        f"{row.preset} {row.objective}{', detached' * row.detach}, {row.tokens} tokens, compile {row.compile} "
-        f"checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} batch {row.batch} / {row.accumulate}: "
+        f"{row.trainer}, {row.preset} {row.objective}{', detached' * row.detach}, {row.tokens} tokens, "
+        f"compile {row.compile} checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} batch {row.batch} / {row.accumulate}: "
         f"{row.ms_per_step:.1f} ms ({row.ms_fastest:.1f} to {row.ms_slowest:.1f}), {row.images_per_s:.1f} images/s, "
         f"{row.peak_gib:.2f} GiB, first step {row.first_step_s:.1f} s ({row.graphs_compiled} graphs compiled), "
         f"step {COMPARED}: loss {row.loss:.6g}, gradient {row.gradient_norm:.6g}",

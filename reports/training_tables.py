@@ -25,23 +25,26 @@ FIGURES = {
     "recall": ("recall", "{:.2f}"), "variance": ("variance within classes", "{:.2f}"),
 }  # fmt: skip
 STEP_COLUMNS = (
-    "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
-    "objective", "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib",
+    "trainer", "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch",
+    "accumulate", "objective", "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib",
     "build_s", "first_step_s", "second_step_s", "graphs_compiled", "parameters", "tokens", "loss", "gradient_norm",
     "torch", "device", "commit",
 )  # fmt: skip
-# Columns of files from before objectives were measured.
-OLD_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS if name not in ("objective", "graphs_compiled"))
+# Columns of files from before another trainer was measured, and from before objectives were, too.
+STEP_COLUMNS_2 = STEP_COLUMNS[1:]
+OLD_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS_2 if name not in ("objective", "graphs_compiled"))
 # Columns of files from before diversity and the figures of real digits were measured.
 OLD_DIGITS_COLUMNS = tuple(
     name for name in DIGITS_COLUMNS if name not in DIVERSITY and not name.endswith("_bootstrap")
 )  # fmt: skip
 OLD_TOY_COLUMNS = tuple(name for name in TOY_COLUMNS if name.removesuffix("_fresh") not in DIVERSITY)
 EVALUATIONS = "network evaluations"
+PEER = "official"  # the published trainer
 # Settings of a run whose steps were timed, and their heads; the first ones are always shown.
 ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
 VARYING = {
-    "preset": "preset", "precision": "precision", "cuda_graph": "CUDA graph", "parallel": "parallel", "batch": "batch",
+    "trainer": "trainer", "preset": "preset", "precision": "precision", "cuda_graph": "CUDA graph",
+    "parallel": "parallel", "batch": "batch",
     "accumulate": "accumulate", "objective": "objective", "detach": "detach",
 }  # fmt: skip
 
@@ -88,7 +91,10 @@ def _short(commit: str) -> str:
 
 
 def step_table(data: pd.DataFrame) -> str:
-    """Time and memory of a training step by settings: `data` has the columns STEP_COLUMNS or the old ones."""
+    """Time and memory of a training step by settings: `data` has the columns STEP_COLUMNS or the old ones.
+
+    Where another trainer was measured, too, the last column says how many times as fast each row is as its row.
+    """
     could_vary = {name: head for name, head in VARYING.items() if name in data}
     may_vary = could_vary | {"tokens": "tokens"}
     settings = ALWAYS | {name: head for name, head in may_vary.items() if data[name].nunique() > 1}
@@ -97,13 +103,28 @@ def step_table(data: pd.DataFrame) -> str:
         + [f"{row['ms_per_step']:.0f}", f"{row['images_per_s']:.3g}", f"{row['peak_gib']:.1f}", *_first_step(row)]
         for _, row in data.iterrows()
     ]
+    peers = _peers(data)
+    if peers:
+        lines = [[*line, peers[i]] for i, line in enumerate(lines)]
     first = data.iloc[0]
     same = ", ".join(f"{head} {first[name]}" for name, head in could_vary.items() if name not in settings)
     commits = " and ".join(map(_short, data["commit"].unique()))
     source = f"{first['device']}; torch {first['torch']}; code: {commits}. In every row: {same}."
     heads = [*settings.values(), "ms a step", "images/s", "peak GiB"]
     heads += ["first step, s"] if "graphs_compiled" in data else []
+    heads += [f"against {PEER}"] if peers else []
     return f"{markdown(heads, lines, left=len(settings))}\n\n{source}"
+
+
+def _peers(data: pd.DataFrame) -> list[str]:
+    """How many times as fast as the peer's step of the same batch each row is, if the peer is there."""
+    if "trainer" not in data or not (data["trainer"] == PEER).any():
+        return []
+    alike = ["preset", "batch", "tokens", "detach"]
+    theirs = data[data["trainer"] == PEER].set_index(alike)["images_per_s"]
+    keys = data[alike].itertuples(index=False, name=None)
+    speeds = zip(keys, data["images_per_s"], strict=True)
+    return [f"{speed / theirs[key]:.2f}" if key in theirs.index else "" for key, speed in speeds]
 
 
 def _first_step(row: pd.Series) -> list[str]:

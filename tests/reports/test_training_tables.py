@@ -7,7 +7,7 @@ import pytest
 
 from reports import build
 from reports.build import BuildError
-from reports.training_tables import DIGITS_COLUMNS, OLD_DIGITS_COLUMNS, OLD_STEP_COLUMNS, STEP_COLUMNS, TOY_COLUMNS
+from reports.training_tables import DIGITS_COLUMNS, OLD_DIGITS_COLUMNS, OLD_STEP_COLUMNS, STEP_COLUMNS_2, TOY_COLUMNS
 from tests.reports.pages import cells, place_table
 
 pytestmark = pytest.mark.filterwarnings("error")  # such as of a layout that does not fit
@@ -58,7 +58,7 @@ def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(t
         "1,2,2.11,GPU,{}"
     )
     rows = [step.format("on", 1, 1234567), step.format("off", 1, 1234567), step.format("on", 2, 7654321)]
-    page, data = place_table(tmp_path, [",".join(STEP_COLUMNS), *rows, rows[0].replace("ddp", "fsdp")])
+    page, data = place_table(tmp_path, [",".join(STEP_COLUMNS_2), *rows, rows[0].replace("ddp", "fsdp")])
     build.build([page], data)
     found = cells(page.read_text())
     heads = ["GPUs", "compile", "checkpointing", "parallel", "ms a step", "images/s", "peak GiB"]
@@ -74,7 +74,7 @@ def test_steps_have_a_line_for_each_setting_and_a_column_where_settings_differ(t
     build.build([page], data)
     assert [line[:4] for line in cells(page.read_text())[1:]] == [["1", c, "none", "441"] for c in ("on", "off")]
     warm = rows[0].replace(",9,678", ",0,678").replace("tvm", "flow").replace(",256,", ",1024,")
-    page, data = place_table(tmp_path / "more", [",".join(STEP_COLUMNS), rows[0], warm])
+    page, data = place_table(tmp_path / "more", [",".join(STEP_COLUMNS_2), rows[0], warm])
     build.build([page], data)
     more = cells(page.read_text())
     assert more[0][3:5] == ["objective", "tokens"] and more[2][3:5] == ["flow", "1024"]

@@ -1,7 +1,4 @@
-"""The published code of Terminal Velocity Matching, imported from a checkout: called, never copied.
-
-Its attention kernel is replaced by dense attention, and two layers of timm by stand-ins where timm is not installed.
-"""
+"""The published code of Terminal Velocity Matching, imported from a checkout: called, never copied."""
 
 import contextlib
 import importlib
@@ -19,24 +16,34 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tvm_ref.model.dit import DiTConfig
+from tvm_ref.objective import path
+from tvm_ref.objective.loss import Batch, Terms
 
 
 @contextlib.contextmanager
-def peer(checkout: Path) -> Iterator[Any]:
-    """The published module `training.wrapper`, with dense attention in the type of its inputs in place of its kernel.
+def imported(checkout: Path) -> Iterator[Any]:
+    """The published module `training.wrapper`. Where timm is not installed its two layers have stand-ins.
 
-    Where timm is not installed its two layers have stand-ins. Raises ModuleNotFoundError.
+    Raises ModuleNotFoundError if PATH is no checkout or lacks a package.
     """
+    if not (checkout / "training" / "wrapper.py").is_file():
+        raise ModuleNotFoundError("expected a checkout of lumalabs/tvm, with training/wrapper.py in it")
     sys.path.insert(0, str(checkout.resolve()))
     try:
         if importlib.util.find_spec("timm") is None:
             _stand_in_for_timm()
-        wrapper = importlib.import_module("training.wrapper")
+        yield importlib.import_module("training.wrapper")
+    finally:
+        sys.path.remove(str(checkout.resolve()))
+
+
+@contextlib.contextmanager
+def with_dense_attention(checkout: Path) -> Iterator[Any]:
+    """`imported`, with dense attention in the type of its inputs in place of the published kernel."""
+    with imported(checkout) as wrapper:
         network = importlib.import_module("training.dit")
         with mock.patch.multiple(network, sdpa_jvp=_dense_attention, torch=_UnderAutocast()):
             yield wrapper
-    finally:
-        sys.path.remove(str(checkout.resolve()))
 
 
 class _UnderAutocast:
@@ -82,8 +89,8 @@ def _stand_in_for_timm() -> None:
     sys.modules[module.__name__] = module
 
 
-def build(wrapper: Any, config: DiTConfig, scaled: bool, time_specinit: bool = False) -> Any:
-    """The published module of this size, in float32."""
+def build(wrapper: Any, config: DiTConfig, scaled: bool, time_specinit: bool = False, **options: Any) -> Any:
+    """The published module of this size, in float32 unless `options` of its constructor say otherwise."""
     size = {"hidden_size": config.width, "depth": config.depth, "num_heads": config.heads}
     size |= {"patch_size": config.patch, "num_classes": config.num_classes}
 
@@ -92,9 +99,31 @@ def build(wrapper: Any, config: DiTConfig, scaled: bool, time_specinit: bool = F
 
     with mock.patch.object(wrapper, "DiT_XL_2_18h", network), contextlib.redirect_stdout(None):
         return wrapper.TVMWrapper(
-            config.image_size, config.channels, config.num_classes, data_type="fp32", do_scale_param=scaled,
-            time_specinit=time_specinit,
+            config.image_size, config.channels, config.num_classes, do_scale_param=scaled,
+            time_specinit=time_specinit, **{"data_type": "fp32"} | options,
         )  # fmt: skip
+
+
+def output(network: Any, batch: Batch) -> Tensor:
+    """What the published network says of a batch at (x_t, t, s)."""
+    x_t, t, s, classes, beta = _given(network, batch)
+    return network.forward_model(x_t, t, s, classes, beta)
+
+
+def terms(network: Any, target: Any, batch: Batch) -> Terms:
+    """The published loss and its two terms, each [B], of a batch as tvm_ref draws it."""
+    x_t, t, s, classes, beta = _given(network, batch)
+    x_s2, s2 = path.point(batch.x0, batch.x1, batch.s2), batch.s2[:, None, None, None]
+    with contextlib.redirect_stdout(None):
+        total, logs = network(x_t, x_s2, t, s, s2, classes, beta, batch.x1 - batch.x0, teacher_model=target)
+    return Terms(total, logs["terminal_loss"], logs["fm_loss"])
+
+
+def _given(network: Any, batch: Batch) -> tuple[Tensor, ...]:
+    """x_t, t, s, classes and beta as the published network takes them: no class is a row of zeros."""
+    t, s, beta = (z[:, None, None, None] for z in (batch.t, batch.s, 1 / batch.w))
+    classes = F.one_hot(batch.labels, network.label_dim + 1)[:, :-1].float()
+    return path.point(batch.x0, batch.x1, batch.t), t, s, classes, beta
 
 
 def commit_of(checkout: Path) -> str:

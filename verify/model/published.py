@@ -7,7 +7,6 @@ published code goes through tvm_ref.convert. How weights start and the settings 
 An output counts as the published one if both are within one error budget of the same formulas in float64.
 """
 
-import contextlib
 import importlib
 import pickle
 import tempfile
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from flashjvp_commands import arguments as types
 from flashjvp_commands import outputs, terminal
@@ -31,7 +29,7 @@ from tvm_ref import convert
 from tvm_ref.data.latents import LATENT_STATISTICS
 from tvm_ref.model.dit import DiT, DiTConfig
 from tvm_ref.objective import loss, path
-from tvm_ref.objective.loss import Batch, Terms
+from tvm_ref.objective.loss import Terms
 from tvm_ref.training.presets import PRESETS
 
 from ..arguments import rows_path
@@ -40,8 +38,8 @@ from ..oracles.network import network as dense_network
 from ..oracles.network import tiny, weights_of
 from ..oracles.objectives import dense_terms
 from ..run.judge import Run
+from . import peer
 from .evaluate import Setting, make_setting
-from .peer import build, commit_of, peer
 
 NETWORKS = {
     "small": tiny(attention_backend=None),
@@ -95,12 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     given = options.parse_args(arguments)
     console = terminal.console()
-    columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": commit_of(given.peer)}
+    columns = Run.here("cpu", given.seed, now()).columns | {"peer_commit": peer.commit_of(given.peer)}
     try:
-        if not (given.peer / "training" / "wrapper.py").is_file():
-            raise ModuleNotFoundError("expected a checkout of lumalabs/tvm, with training/wrapper.py in it")
         file = rows_path(given.out, "cpu", "published.csv", (*COLUMNS, *columns))
-        with peer(given.peer) as wrapper:
+        with peer.with_dense_attention(given.peer) as wrapper:
             rows = [row for name, config in NETWORKS.items() for row in compare(wrapper, name, config, given.seed)]
             rows += initialisation(wrapper, NETWORKS["small"]) + settings(given.peer)
     except (ModuleNotFoundError, outputs.OutputError) as error:
@@ -124,7 +120,7 @@ def compare(wrapper: Any, name: str, config: DiTConfig, seed: int) -> list[Row]:
     single = setting.to(torch.float32)
     rows = []
     for scaled in (True, False):
-        theirs = build(wrapper, config, scaled), build(wrapper, config, scaled)
+        theirs = peer.build(wrapper, config, scaled), peer.build(wrapper, config, scaled)
         for module, network in zip(theirs, (single.network, single.target), strict=True):
             module.model.load_state_dict(network.state_dict(), strict=True)
         subject = f"{name}, {'scaled' if scaled else 'not scaled'}"
@@ -169,16 +165,9 @@ def _ours(setting: Setting, scaled: bool) -> dict[str, list[Tensor]]:
 
 
 def _published(modules: tuple[Any, Any], setting: Setting) -> dict[str, list[Tensor]]:
-    batch: Batch = setting.batch
     network, target = modules
-    column = batch.t.new_ones(len(batch.t), 1, 1, 1)
-    t, s, s2, beta = (z[:, None, None, None] * column for z in (batch.t, batch.s, batch.s2, 1 / batch.w))
-    classes = F.one_hot(batch.labels, network.label_dim + 1)[:, :-1].float()  # all zero: no class
-    x_t, x_s2 = (path.point(batch.x0, batch.x1, time) for time in (batch.t, batch.s2))
-    output = network.forward_model(x_t, t, s, classes, beta)
-    with contextlib.redirect_stdout(None):
-        total, logs = network(x_t, x_s2, t, s, s2, classes, beta, batch.x1 - batch.x0, teacher_model=target)
-    terms = Terms(total, logs["terminal_loss"], logs["fm_loss"])
+    output = peer.output(network, setting.batch)
+    terms = peer.terms(network, target, setting.batch)
     learned = dict(network.model.named_parameters())
     return _quantities(output, terms, [learned[name] for name in weights_of(setting.network)])
 
@@ -207,7 +196,7 @@ def initialisation(wrapper: Any, config: DiTConfig) -> list[Row]:
             **(vars(config) | {"width": 192, "heads": 3, "num_classes": 500, "spectral_time_mlp": spectral})
         )
         ours = dict(DiT(wide).named_parameters())
-        theirs = dict(build(wrapper, wide, True, spectral).model.named_parameters())
+        theirs = dict(peer.build(wrapper, wide, True, spectral).model.named_parameters())
         differ = {name for name in ours if not _start_alike(ours[name].detach(), theirs[name].detach())}
         subject = f"time MLPs {'spectral' if spectral else 'N(0, 0.02)'}"
         reason = "; ".join(f"{name} {OTHERWISE.get(name, 'differs')}" for name in sorted(differ))

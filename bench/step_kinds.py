@@ -1,0 +1,141 @@
+"""What makes a training step: tvm_ref, or the published code of Terminal Velocity Matching, called from a checkout."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from tvm_ref.model import ema
+from tvm_ref.model.dit import DiT
+from tvm_ref.objective.loss import Batch
+from tvm_ref.training.config import ConfigError, TrainConfig
+from tvm_ref.training.parallel import World
+from tvm_ref.training.state import State
+from tvm_ref.training.step import queue_gradient
+from verify.model import peer
+
+from .step_trace import OPTIMIZER
+
+OURS, OFFICIAL = "tvm_ref", "official"
+DATA_TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+class Found(NamedTuple):
+    """The loss of a step, and the norm of its gradient before clipping."""
+
+    loss: float
+    gradient_norm: float
+
+
+class Step(Protocol):
+    """Makes training steps, each with optimizer and both averages. parameters: how many numbers the network has."""
+
+    parameters: int
+
+    def __call__(self, batches: list[Batch]) -> Found: ...
+
+
+class TvmRefStep:
+    """The step of `tvm_ref.train` with its settings."""
+
+    def __init__(self, config: TrainConfig, start: DiT, this: World) -> None:
+        """start: the network to begin with, which becomes part of the state."""
+        self._this, self._clip = this, config.optim.clip
+        self._state = State(config, this, start.to(this.device))
+        self.parameters = _count(self._state.target)
+
+    def __call__(self, batches: list[Batch]) -> Found:
+        state = self._state
+        queued = queue_gradient(
+            state.objective, state.target, batches, self._this, clip=self._clip, captured=state.captured
+        )
+        with torch.profiler.record_function(OPTIMIZER):
+            state.advance(queued.finite)
+        outcome = queued.outcome()
+        return Found(outcome.loss, outcome.gradient_norm)
+
+
+class OfficialStep:
+    """The published network and loss as they are, eager, with their kernel; around them what their loop does.
+
+    That is AdamW of PyTorch and two averages. The norm of a gradient, which their loop does not have, is taken beside.
+    """
+
+    def __init__(self, wrapper: Any, config: TrainConfig, start: DiT, this: World) -> None:
+        """wrapper: the published module, `peer.imported`. start: as of TvmRefStep; its weights are copied."""
+        options = {"data_type": DATA_TYPES[config.run.precision], "detach_jvp": config.loss.detach}
+        model, optim = config.model, config.optim
+        self._module = peer.build(wrapper, model, config.loss.scaled, model.spectral_time_mlp, **options)
+        self._module.model.load_state_dict(start.state_dict())
+        self._module.to(this.device)
+        self._target, self._average = ema.copy_of(self._module), ema.copy_of(self._module)
+        self._averages = [
+            ema.Average(self._target, self._module, optim.target_ema),
+            ema.Average(self._average, self._module, optim.ema),
+        ]
+        self._learned = [p for p in self._module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._learned, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
+        self._clip = config.optim.clip
+        self.parameters = _count(self._module)
+
+    def __call__(self, batches: list[Batch]) -> Found:
+        (batch,) = batches
+        loss = peer.terms(self._module, self._target, batch).loss.mean()
+        loss.backward()
+        gradients = [p.grad for p in self._learned if p.grad is not None]
+        norm = get_total_norm(gradients) if self._clip is None else clip_grad_norm_(self._learned, self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        for average in self._averages:
+            average.update()
+        return Found(loss.item(), norm.item())
+
+
+def official_path(text: str) -> Path:
+    """The checkout that official=PATH names. Raises ArgumentTypeError."""
+    name, _, path = text.partition("=")
+    if name != OFFICIAL or not path:
+        raise argparse.ArgumentTypeError(f"expected {OFFICIAL}=PATH, got {text!r}")
+    return Path(path)
+
+
+@contextlib.contextmanager
+def official_module(checkout: Path | None) -> Iterator[Any]:
+    """The published module, None without a checkout. Raises ConfigError for one that cannot be imported."""
+    with contextlib.ExitStack() as stack:
+        try:
+            wrapper = None if checkout is None else stack.enter_context(peer.imported(checkout))
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--peer {OFFICIAL}={checkout}: {error}") from error
+        yield wrapper
+
+
+def official_settings(configs: Sequence[TrainConfig], this: World) -> list[TrainConfig]:
+    """The settings among `configs` that the published code has, each once. Raises ConfigError if it has not all."""
+    found: list[TrainConfig] = []
+    for config in configs:
+        given = {
+            "one process": this.size == 1,
+            "a GPU": this.device.type == "cuda",
+            "--accumulate 1": config.run.accumulate == 1,
+            "--objective tvm": config.loss.objective == "tvm",
+            f"--precision {', '.join(DATA_TYPES)}": config.run.precision in DATA_TYPES,
+        }
+        if missing := [name for name, holds in given.items() if not holds]:
+            raise ConfigError(f"--peer official: expected {' and '.join(missing)}")
+        run = replace(config.run, compile=False, checkpointing="none", cuda_graph=False, parallel="ddp")
+        if (theirs := replace(config, run=run)) not in found:
+            found.append(theirs)
+    return found
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
