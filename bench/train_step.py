@@ -113,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--profile", type=outputs.path_with(".csv"), metavar="PATH",
-        help="traces two more steps of each row, prints where their time goes, and writes it here, with a figure "
-        f"beside it: {outputs.HELP % '.csv'}",
+        help="traces two more steps of each row of tvm_ref, prints where their time goes, and writes it here, with a "
+        f"figure beside it: {outputs.HELP % '.csv'}",
     )  # fmt: skip
     options.add_argument(
         "--peer", type=official_path, metavar=f"{OFFICIAL}=PATH",
@@ -238,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build_s = time.perf_counter() - began
             for trainer, config in [*((OURS, config) for config in configs), *theirs]:
                 make = partial(kinds[trainer], config, start, this)
+                traced = profiler if trainer == OURS else None
                 try:
-                    rows.append(measure(trainer, options.preset, config, make, build_s, options.steps, this, profiler))
+                    rows.append(measure(trainer, options.preset, config, make, build_s, options.steps, this, traced))
                 except torch.OutOfMemoryError as error:
                     if this.size > 1:  # the other processes wait for this one
                         raise
@@ -250,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     _show(console, rows[-1])
                     if out:  # write after every row, so that an interrupted run keeps what it has
                         write_rows(out, rows, STEP_COLUMNS)
-                    if profiler:
+                    if profiler and traced:
                         console.print(profiler.table(), markup=False, highlight=False, soft_wrap=True)
                         write_profile(profile, profiler.rows)
     except KeyboardInterrupt as stop:

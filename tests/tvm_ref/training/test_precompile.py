@@ -1,12 +1,13 @@
 """Tests which attention kernels a run compiles ahead of its first step. The compiler is replaced."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import flashjvp
-from tvm_ref.training.precompile import precompile_attention
+from tvm_ref.training import precompile
 from tvm_ref.training.presets import PRESETS
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -22,10 +23,10 @@ def _asked(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None, devi
         if error is not None:
             raise error
 
-    monkeypatch.setattr(flashjvp, "precompile", record)
+    monkeypatch.setattr(precompile, "flashjvp", SimpleNamespace(precompile=record))
     config = PRESETS["imagenet256-w2"]()
     config = replace(config, loss=replace(config.loss, **loss), run=replace(config.run, precision="bfloat16"))
-    thread = precompile_attention(config, device)
+    thread = precompile.precompile_attention(config, device)
     if thread is not None:
         thread.join()
     return asked
