@@ -1,12 +1,14 @@
 """Queries in pairs at a head dim of 64 give the exact results, in an emulator of the GPU and, on one, compiled."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import replaced
 from flashjvp.kernels.launch.hopper_tables import MEASURED_PAIRS, PERSISTENT, PIPELINES
 from tests.flashjvp.kernels import (
@@ -123,7 +125,15 @@ def test_who_takes_pairs() -> None:
     assert pairs_of(Case("plain", **small, d=64, dv=64, tangents=(), cotangents=("o",))) == {False}
     assert pairs_of(Case("narrow", **small, d=40, dv=40)) == {True}
     assert pairs_of(Case("wider", **small, d=96, dv=96, is_causal=True)) == {False}
-    assert set(MEASURED_PAIRS) == {64}  # what is written for pairs
+
+
+def test_releases_that_take_pairs(machine: Callable[..., None]) -> None:
+    """At other head dims nothing is written for it: at 128 pairs are those of launch.py."""
+    call: Any = SimpleNamespace(width=64)
+    assert set(MEASURED_PAIRS) == {64}
+    for release in ((3, 6), (99, 0)):
+        machine(triton_release=release)
+        assert eligibility.in_pairs(call) == (release == (3, 6))
 
 
 @pytest.mark.gpu
