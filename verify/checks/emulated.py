@@ -142,6 +142,11 @@ def persistent(inputs: Inputs, subject: Subject) -> list[Identity]:
         return _emulated(against_float64, inputs, subject, ordered=True, persistent=hopper_tables.PERSISTENT)
 
 
+def paired(inputs: Inputs, subject: Subject) -> list[Identity]:
+    """`in_order`, with queries in pairs at a head dim of 64."""
+    return _emulated(against_float64, inputs, subject, ordered=True, in_pairs=True)
+
+
 def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
     """Replayed calls give what the first calls, which were captured, gave."""
 
@@ -156,10 +161,10 @@ def replayed(inputs: Inputs, subject: Subject) -> list[Identity]:
 
 def _emulated(
     check: Check, inputs: Inputs, subject: Subject, ordered: bool, with_launches: bool = True,
-    persistent: dict[tuple[int, str], Any] | None = None,
+    persistent: dict[tuple[int, str], Any] | None = None, in_pairs: bool = False,
 ) -> list[Identity]:  # fmt: skip
     """What a check finds in the emulator. It fails for a kernel that deadlocks or does what would end a GPU's run."""
-    with emulated(), _pipelines(ordered, persistent) as launched:
+    with emulated(), _pipelines(ordered, persistent, in_pairs) as launched:
         try:
             found = check(inputs, subject)
         except EmulationError as error:
@@ -169,7 +174,9 @@ def _emulated(
 
 
 @contextmanager
-def _pipelines(ordered: bool, persistent: dict[tuple[int, str], Any] | None) -> Iterator[list[str]]:
+def _pipelines(
+    ordered: bool, persistent: dict[tuple[int, str], Any] | None, in_pairs: bool
+) -> Iterator[list[str]]:  # fmt: skip
     """Warp-specialised kernels on CPU tensors, from the first row on, and these persistent ones. Yields the families
     that are launched."""
     from flashjvp.kernels.launch import hopper_tables, replaced
@@ -184,7 +191,9 @@ def _pipelines(ordered: bool, persistent: dict[tuple[int, str], Any] | None) -> 
     torch.use_deterministic_algorithms(ordered, warn_only=True)
     try:
         with (
-            replaced.pipelines(hopper_tables.PIPELINES["sm_90"], dq_accum_from={}, persistent=persistent),
+            replaced.pipelines(
+                hopper_tables.PIPELINES["sm_90"], dq_accum_from={}, persistent=persistent, in_pairs=in_pairs
+            ),
             replaced.launch(noted),
             patch("verify.emulator.machine.PATIENCE_SECONDS", PATIENCE_SECONDS),
         ):
@@ -203,6 +212,7 @@ EMULATED: dict[str, Check] = {
     "high-scaling": high,
     "emulated-block-masks": listed,
     "emulated-persistent": persistent,
+    "emulated-pairs": paired,
     "emulated-windows": within_windows,
     "emulated-packed": of_sequences,
     "replayed": replayed,

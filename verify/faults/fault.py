@@ -22,6 +22,7 @@ EMULATED_CHECKS = (
     "high-scaling",
     "emulated-block-masks",
     "emulated-persistent",
+    "emulated-pairs",
     "emulated-windows",
     "emulated-packed",
     "replayed",

@@ -8,13 +8,18 @@ VALUE, PAIRS, DQ_ACCUM = HOPPER + "backward_value.py", HOPPER + "backward_pairs.
 PREPROCESS, POSTPROCESS = HOPPER + "backward_preprocess.py", HOPPER + "backward_postprocess.py"
 PIPELINE, BLOCKS, RESULTS = HOPPER + "pipeline.py", HOPPER + "blocks.py", HOPPER + "results.py"
 CHUNKS, LAUNCH, MASK = HOPPER + "chunks.py", HOPPER + "launch.py", HOPPER + "packed_mask.py"
-MAINLOOP, OF_PAIRS, QUERY_PAIRS = HOPPER + "mainloop.py", HOPPER + "pairs.py", HOPPER + "backward_query_pairs.py"
+MAINLOOP, OF_PAIRS = HOPPER + "mainloop.py", HOPPER + "pairs.py"
+QUERY_PAIRS, KEY_PAIRS = HOPPER + "backward_query_pairs.py", HOPPER + "backward_key_pairs.py"
 
 
 def _pipeline(
     name: str, file: str, marker: str, statement: str, case: str = "hopper_64", check: str = "emulated"
 ) -> Fault:
     return Fault(f"pipelines: {name}", "pipelines", file, marker, statement, case, check)
+
+
+def _of_pairs(name: str, marker: str, statement: str) -> Fault:
+    return _pipeline(f"{name} beside pairs of queries", KEY_PAIRS, marker, statement, check="emulated-pairs")
 
 
 OF_PIPELINES = [
@@ -84,6 +89,12 @@ OF_PIPELINES = [
     _pipeline("delta dropped without tangents", KEY, "ds", "ds = (p * b).to(q[0].dtype)", "hopper_128_plain"),
     _pipeline("d_k from q for q_t", KEY, "acc_k", "acc_k = add_product(acc_k, weights_t, q)"),
     _pipeline("gradient without T v_t.T", KEY, "b", "pass", "hopper_72"),
+    _of_pairs("S_t without k_t q", "s_t", "s_t = add_scores(s_t + 0.0, k, (q,), WHOLE=False)"),
+    _of_pairs("mu dropped", "s_t (2)", "s_t = s_t * program.scale"),
+    _of_pairs("delta dropped", "b", "b = add_scores(b + 0.0, v_t, (T,), WHOLE=False)"),
+    _of_pairs("d_v from T for G", "acc_v", "acc_v = add_product(acc_v, weights, (T,), WHOLE=False)"),
+    _of_pairs("d_v from P for its tangent", "acc_v (2)", "acc_v = add_product(acc_v, weights, (T,), WHOLE=False)"),
+    _of_pairs("d_k from q for q_t", "acc_k", "acc_k = add_product(acc_k, weights_t, (q,), WHOLE=False)"),
     _pipeline(
         "scale missing from d_k", KEY, "grads",
         "grads = grads + (accs[i] if WITH_DV and i // CHUNKS % 2 == 1 else accs[i],)",

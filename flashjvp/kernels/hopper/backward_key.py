@@ -9,12 +9,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .backward_key_pairs import pairs_tile
 from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal, where_key_exists
 from .chunks import add_product, add_scores, chunks, complete, left_operands
 from .dq_accum import accumulate, add_dq, allocate, await_readers
 from .mainloop import begin, stream_queries
 from .packed_mask import where_allowed
+from .pairs import allocate_narrow_pairs, load_pairs
 from .pipeline import (
     LSE,
     MU,
@@ -23,7 +25,9 @@ from .pipeline import (
     Program,
     accumulator,
     allocate_pipeline,
+    allocate_tiles,
     keep_above,
+    load_chunks,
     optional,
     produce,
     row_statistic,
@@ -135,7 +139,9 @@ def consume(
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     SUB_ROWS: gl.constexpr = program.pipeline.stats[0].shape[2] // SUB_TILES
-    ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
+    PAIRS: gl.constexpr = len(program.pipeline.streamed) < len(program.pipeline.resident)
+    TANGENT_TILE: gl.constexpr = pairs_tile if PAIRS else _tangent_tile
+    ADD_TILE: gl.constexpr = TANGENT_TILE if JVP else _plain_tile
     accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, SUB_ROWS)
     accs, before, iteration = stream(
         ADD_TILE, accs, dq, register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT, SUB_TILES,
@@ -160,12 +166,13 @@ def backward_key_kernel(
     scale, M, N, heads, group,
     JVP: gl.constexpr, WITH_DV: gl.constexpr, DQ_COLUMNS: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
     REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER_STAGES: gl.constexpr, VARIES: gl.constexpr,
-    BIAS_LAYOUT: gl.constexpr,
+    BIAS_LAYOUT: gl.constexpr, PAIRS: gl.constexpr,
 ):  # fmt: skip
     """One program: 128 keys of one key head against all queries of its heads.
 
     A `_rest` is a tensor's second chunk, if it has one. DQ_COLUMNS is 0, or d_q and d_q_t are accumulated: it is then
-    their number of columns, and backward_postprocess.py knows their layout.
+    their number of columns, and backward_postprocess.py knows their layout. With PAIRS queries come as pairs, at a head
+    dim of 64 (backward_key_pairs.py).
     """
     resident = chunks(k, k_rest) + chunks(v, v_rest)
     streamed = chunks(q, q_rest) + chunks(G, G_rest)
@@ -179,12 +186,16 @@ def backward_key_kernel(
         outs = outs + chunks(d_k_t, d_k_t_rest)
         if WITH_DV:
             outs = outs + chunks(d_v_t, d_v_t_rest)
+    ALLOCATE: gl.constexpr = allocate_narrow_pairs if PAIRS else allocate_tiles
+    LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
+    if PAIRS:
+        streamed = (q, q_t, T, G)
     ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = key_block(M, N, heads, group, ROWS, CAUSAL)
-    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, ALLOCATE)
     dq = ()
     if DQ_COLUMNS > 0:
         k_tiles, k_t_tiles = pipeline.resident[:CHUNKS], pipeline.resident[2 * CHUNKS : 3 * CHUNKS]
@@ -195,7 +206,7 @@ def backward_key_kernel(
     )
     gl.warp_specialize(
         [
-            (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS)),
+            (produce, (resident, streamed, (stats,), pipeline, block, loop, CHUNKS, LOAD)),
             (
                 consume,
                 (program, dq, 0, CHUNKS, JVP, CAUSAL, REGISTER_OPERANDS, SUB_TILES, VARIES, BIAS_LAYOUT, DQ_COLUMNS),

@@ -10,7 +10,7 @@ from . import backward_key, backward_pairs, backward_query, backward_value, dq_a
 from .band import produce_band, stream_band_keys, stream_band_queries
 from .band_place import BLOCK_ROWS, moved, place_of_keys, place_of_queries
 from .chunks import chunks
-from .pairs import allocate_pairs, are_pairs, load_pairs
+from .pairs import allocate_narrow_pairs, allocate_pairs, are_pairs, load_pairs
 from .pipeline import STATISTICS, Program, allocate_pipeline, allocate_tiles, load_chunks, make_barriers
 
 
@@ -62,7 +62,7 @@ def band_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
     d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, d_q, d_q_t, cu, scale, low, high,
     M, N, heads, group, JVP: gl.constexpr, WITH_DV: gl.constexpr, DQ_COLUMNS: gl.constexpr, STAGES: gl.constexpr,
-    REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER_STAGES: gl.constexpr,
+    REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER_STAGES: gl.constexpr, PAIRS: gl.constexpr,
 ):  # fmt: skip
     """`backward_key_kernel`: the gradients of 128 keys of one key head; with DQ_COLUMNS also sums of d_q and d_q_t."""
     resident = chunks(k, k_rest) + chunks(v, v_rest)
@@ -77,11 +77,15 @@ def band_key_kernel(
         outs = outs + chunks(d_k_t, d_k_t_rest)
         if WITH_DV:
             outs = outs + chunks(d_v_t, d_v_t_rest)
+    ALLOCATE: gl.constexpr = allocate_narrow_pairs if PAIRS else allocate_tiles
+    LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
+    if PAIRS:
+        streamed = (q, q_t, T, G)
     ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     block, loop, band = place_of_keys(cu, low, high, M, N, heads, group, ROWS)  # mutate: block, loop, band
-    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES)
+    pipeline = allocate_pipeline(resident, streamed, (stats,), STAGES, ALLOCATE)
     dq = ()
     if DQ_COLUMNS > 0:
         k_tiles, k_t_tiles = pipeline.resident[:CHUNKS], pipeline.resident[2 * CHUNKS : 3 * CHUNKS]
@@ -91,7 +95,7 @@ def band_key_kernel(
     STREAM: gl.constexpr = stream_band_queries
     gl.warp_specialize(
         [
-            (produce_band, (resident, streamed, (stats,), pipeline, block, loop, band, CHUNKS)),
+            (produce_band, (resident, streamed, (stats,), pipeline, block, loop, band, CHUNKS, LOAD)),
             (
                 backward_key.consume,
                 (program, dq, 0, CHUNKS, JVP, False, REGISTER_OPERANDS, SUB_TILES, (), (), DQ_COLUMNS, STREAM),

@@ -89,6 +89,11 @@ def in_one_pass(call: Call) -> bool:
     return is_measured and call.precision == "half" and call.mask is None and not call.is_causal
 
 
+def in_pairs(call: Call) -> bool:
+    """Whether the kernel of d_k, d_v, d_k_t and d_v_t of a call with tangents takes queries in pairs (pairs.py)."""
+    return environment.triton_release() in hopper_tables.MEASURED_PAIRS.get(call.width, ())
+
+
 def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:
     """Whether query gradients may be added up in any order. Of packed sequences they may not, whose bits are those of
     each alone; in one pass within a band they are not."""

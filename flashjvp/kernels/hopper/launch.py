@@ -24,7 +24,7 @@ DqAccum = tuple[Tensor, Tensor]  # of d_q / c and d_q_t / c
 
 BLOCK_ROWS = 128  # rows of a program
 CONSUMER_ROWS = BLOCK_ROWS // 2  # and of each of its consumers
-PAIRS_WIDTH = 128  # at this padded head dim two streamed tensors share a tile
+PAIRS_WIDTH = 128  # at this padded head dim two streamed tensors share a tile; at 64 `in_pairs` says where
 
 
 def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Tensor, Maybe]:
@@ -160,6 +160,9 @@ class _Backward(NamedTuple):
         _, d_k, d_v, _, d_k_t, d_v_t = self.grads
         persistent = self._chosen("backward_key") if values else None
         tile = persistent.pipeline if persistent else tile
+        pairs = d_o_t is not None and eligibility.in_pairs(self.given.call)
+        if pairs:  # ptxas overwrites a register operand that takes part in a single product
+            tile = tile._replace(register_operands=0)
         outs = (d_k, d_v, d_k_t, d_v_t) if values else (d_k, None, d_k_t, None)
         resident, streamed = (
             self._described(CONSUMER_ROWS, k, v, k_t, v_t),
@@ -167,14 +170,14 @@ class _Backward(NamedTuple):
         )
         args = (*resident, *streamed, self._statistics(tile), *written(self.given, *outs))
         if persistent:
-            self._persistent("backward_key", persistent, args)
+            self._persistent("backward_key", persistent._replace(pipeline=tile), args, PAIRS=pairs)
             return
         args = (*args, *(self.dq_accum or (None, None)))
         flags = {
             "JVP": d_o_t is not None, "WITH_DV": values,
             "DQ_COLUMNS": dq_columns(self.given.call) if self.dq_accum else 0, "STAGES": tile.stages,
             "REGISTER_OPERANDS": tile.register_operands, "SUB_TILES": tile.sub_tiles,
-            "BUFFER_STAGES": tile.buffer_stages,
+            "BUFFER_STAGES": tile.buffer_stages, "PAIRS": pairs,
         }  # fmt: skip
         self._of_keys(self.seen.kernels.backward_key, family, args, **flags)
 
@@ -217,8 +220,8 @@ class _Backward(NamedTuple):
         given = self.given
         return persistent_of(given.call, given.cotangents[1] is not None, family, given.tensor_scales is not None)
 
-    def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...]) -> None:
-        launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited)
+    def _persistent(self, family: str, chosen: Persistent, args: tuple[Any, ...], **flags: Any) -> None:
+        launch_persistent(self.given.call, family, chosen, args, self.scale, launch_pdl=self.waited, **flags)
 
     def _of_keys(self, kernel: Any, family: str, args: tuple[Any, ...], **flags: Any) -> None:
         self._launch(

@@ -1,7 +1,8 @@
-"""Pairs of streamed tensors, for a head dim of 128: two tensors in one tile, one above the other.
+"""Pairs of streamed tensors, for head dims of 64 and 128: two tensors in one tile, one above the other.
 
 A product with a pair is two products that read their left operand once. Reading operands from shared memory is what
-takes the time at this head dim.
+takes the time at a head dim of 128. At 64, tiles of queries have 32 rows, and products of 32 columns take as many
+cycles as those of 48: those of pairs have 64.
 """
 
 from triton.experimental import gluon
@@ -11,23 +12,30 @@ from .blocks import CONSUMER_ROWS
 from .pipeline import accumulator, copy_tile
 from .triton_compat import addressed_here
 
-PIECE = gl.constexpr(64)  # columns of one copy: the tile of a pair is copied in two
+PIECE = gl.constexpr(64)  # columns of one copy: at a head dim of 128 the tile of a pair is copied in two
 
 
 @gluon.constexpr_function
 def are_pairs(resident, streamed):
-    """Whether these descriptors make pairs of the streamed tensors, whose copies are then narrower than a tile."""
+    """Whether these descriptors, at a head dim of 128, make pairs of the streamed tensors, whose copies are then
+    narrower than a tile."""
     return resident[0].block_shape[-1] > streamed[0].block_shape[-1]
 
 
 @gluon.jit
-def allocate_pairs(tensors, COUNT: gl.constexpr):
-    """Shared memory for COUNT tiles of each pair of tensors."""
+def allocate_pairs(tensors, COUNT: gl.constexpr, COLUMNS: gl.constexpr = 2 * PIECE):
+    """Shared memory for COUNT tiles of each pair of tensors with COLUMNS columns."""
     tiles = ()
     for i in gl.static_range(len(tensors) // 2):
         x = tensors[2 * i]
-        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT, 1, 1, 2 * x.block_shape[-2], 2 * PIECE], x.layout),)
+        tiles = tiles + (gl.allocate_shared_memory(x.dtype, [COUNT, 1, 1, 2 * x.block_shape[-2], COLUMNS], x.layout),)
     return tiles
+
+
+@gluon.jit
+def allocate_narrow_pairs(tensors, COUNT: gl.constexpr):
+    """`allocate_pairs` at a head dim of 64."""
+    return allocate_pairs(tensors, COUNT, PIECE)
 
 
 @gluon.jit
@@ -56,5 +64,5 @@ def load_pairs(streamed, pairs, stage, bar, batch, head, row, CHUNKS: gl.constex
     ROWS: gl.constexpr = streamed[0].block_shape[-2]
     for i in gl.static_range(len(streamed)):
         rows = pairs[i // 2].index(stage).slice(i % 2 * ROWS, ROWS, 2)
-        for piece in gl.static_range(2):
+        for piece in gl.static_range(rows.shape[3] // PIECE):
             copy_tile(streamed[i], batch, head, row, piece * PIECE, bar, rows.slice(piece * PIECE, PIECE, 3))

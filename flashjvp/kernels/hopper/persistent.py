@@ -126,10 +126,13 @@ def _turn(BUFFERS: gl.constexpr, begun, iteration):
 
 
 @gluon.jit
-def allocate_persistent(resident, streamed, stats, STAGES: gl.constexpr, BUFFERS: gl.constexpr):
+def allocate_persistent(
+    resident, streamed, stats, STAGES: gl.constexpr, BUFFERS: gl.constexpr,
+    allocate_streamed: gl.constexpr = allocate_tiles,
+):  # fmt: skip
     """The pipeline, with BUFFERS resident tiles of each tensor for each consumer, and the barriers that say that these
     are free again."""
-    tiles = allocate_tiles(resident, 2 * BUFFERS), allocate_tiles(streamed, STAGES), allocate_tiles(stats, STAGES)
+    tiles = allocate_tiles(resident, 2 * BUFFERS), allocate_streamed(streamed, STAGES), allocate_tiles(stats, STAGES)
     barriers = make_barriers(2 * BUFFERS, 1), make_barriers(STAGES, 1), make_barriers(STAGES, 2)
     pipeline = Pipeline(tiles[0], tiles[1], tiles[2], barriers[0], barriers[1], barriers[2], ())
     return pipeline, make_barriers(2 * BUFFERS, 1)
@@ -152,7 +155,8 @@ def _load_resident(resident, pipeline, free, block, begun, consumer: gl.constexp
 
 @gluon.jit
 def produce_items(
-    resident, streamed, stats, pipeline, free, items, group, OF_KEYS: gl.constexpr, CHUNKS: gl.constexpr
+    resident, streamed, stats, pipeline, free, items, group, OF_KEYS: gl.constexpr, CHUNKS: gl.constexpr,
+    load_streamed: gl.constexpr = load_chunks,
 ):  # fmt: skip
     """The producer: of each item the first streamed tile, which needs no item to be written, the resident tiles, and
     the other streamed tiles."""
@@ -167,7 +171,7 @@ def produce_items(
             for tile in range(loop.first, loop.end):
                 load_stage(
                     streamed, stats, pipeline, iteration, block.batch, loop.head + member, loop.query_heads,
-                    tile * ROWS, CHUNKS, load_chunks,
+                    tile * ROWS, CHUNKS, load_streamed,
                 )  # fmt: skip
                 iteration += 1
                 if member + tile == 0:

@@ -9,8 +9,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import backward_key, backward_query, forward
 from .chunks import chunks
+from .pairs import allocate_narrow_pairs, load_pairs
 from .persistent import allocate_persistent, consume_items, key_items, produce_items, query_items
-from .pipeline import Program
+from .pipeline import Program, allocate_tiles, load_chunks
 
 _consume_forward = forward.consume
 _consume_queries = backward_query.consume
@@ -96,23 +97,29 @@ def persistent_key_kernel(
     k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, stats,
     d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, scale, M, N, heads, group,
     STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr, BUFFERS: gl.constexpr, HALVES: gl.constexpr,
+    PAIRS: gl.constexpr,
 ):  # fmt: skip
-    """d_k, d_v, d_k_t and d_v_t. A `_rest` is a tensor's second chunk, if it has one."""
+    """d_k, d_v, d_k_t and d_v_t. A `_rest` is a tensor's second chunk, if it has one. With PAIRS queries come as pairs
+    (backward_key_pairs.py)."""
     resident = chunks(k, k_rest) + chunks(v, v_rest) + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
     streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
     outs = chunks(d_k, d_k_rest) + chunks(d_v, d_v_rest) + chunks(d_k_t, d_k_t_rest) + chunks(d_v_t, d_v_t_rest)
     CHUNKS: gl.constexpr = len(outs) // 4
+    ALLOCATE: gl.constexpr = allocate_narrow_pairs if PAIRS else allocate_tiles
+    LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
+    if PAIRS:
+        streamed = (q, q_t, T, G)
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
     items = key_items(k.shape[0], M, N, heads, group, ROWS, HALVES)  # mutate: items
-    pipeline, free = allocate_persistent(resident, streamed, (stats,), STAGES, BUFFERS)
+    pipeline, free = allocate_persistent(resident, streamed, (stats,), STAGES, BUFFERS, ALLOCATE)
     fence_async_shared()
     program = Program(outs, pipeline, (), (), (), (), (), scale, M, N)
     CONSUME: gl.constexpr = _key_item
     gl.warp_specialize(
         [
-            (produce_items, (resident, streamed, (stats,), pipeline, free, items, group, True, CHUNKS)),
+            (produce_items, (resident, streamed, (stats,), pipeline, free, items, group, True, CHUNKS, LOAD)),
             (consume_items, (CONSUME, program, (), free, items, group, 0, True, REGISTER_OPERANDS)),
             (consume_items, (CONSUME, program, (), free, items, group, 1, True, REGISTER_OPERANDS)),
         ],

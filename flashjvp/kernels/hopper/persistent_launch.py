@@ -30,14 +30,15 @@ def persistent_of(call: Call, jvp: bool, family: str, are_scaled: bool) -> Persi
 
 
 def launch_persistent(
-    call: Call, family: str, chosen: Persistent, args: tuple[Any, ...], scale: float, launch_pdl: bool = False
-) -> None:
-    """One program for each multiprocessor, or fewer: each has work."""
+    call: Call, family: str, chosen: Persistent, args: tuple[Any, ...], scale: float, launch_pdl: bool = False,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """One program for each multiprocessor, or fewer: each has work. The kernel gets these flags, too."""
     shared_out = call.key_programs if family == "backward_key" else call.query_programs
     work = shared_out(CONSUMER_ROWS if chosen.halves else 2 * CONSUMER_ROWS)
     programs = min(environment.multiprocessors(call.device), work)
     tile = chosen.pipeline
-    flags: dict[str, Any] = {
+    flags |= {
         "STAGES": tile.stages, "REGISTER_OPERANDS": tile.register_operands, "BUFFERS": chosen.resident_buffers,
         "HALVES": chosen.halves,
     }  # fmt: skip

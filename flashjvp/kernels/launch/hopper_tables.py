@@ -13,9 +13,9 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
 alone, masks at head dims above 128 with MEASURED_WIDE_MASKS, windows and packed sequences with MEASURED_BANDS; so are
-persistent kernels and the backward in one pass taken with MEASURED_PERSISTENT and MEASURED_ONE_PASS. What is new begins
-with the releases that it ran with. From REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that
-release copies them for each product.
+persistent kernels, the backward in one pass and pairs of queries taken with MEASURED_PERSISTENT, MEASURED_ONE_PASS and
+MEASURED_PAIRS. What is new begins with the releases that it ran with. From REGISTER_OPERANDS_SINCE on, fewer tiles stay
+in registers: the ptxas of that release copies them for each product.
 """
 
 from typing import NamedTuple
@@ -52,6 +52,8 @@ MEASURED_WIDE: tuple[Release, ...] = MEASURED
 MEASURED_PERSISTENT: tuple[Release, ...] = MEASURED
 # by padded head dim: of dense calls, for windows and packed sequences have MEASURED_BANDS
 MEASURED_ONE_PASS: dict[int, tuple[Release, ...]] = {80: ((3, 6),), 96: MEASURED, 128: ((3, 6), (3, 7), (3, 8))}
+# likewise: of all calls with tangents (hopper/backward_key_pairs.py), without a register operand
+MEASURED_PAIRS: dict[int, tuple[Release, ...]] = {64: ((3, 6),)}
 MEASURED_MASKS: tuple[Release, ...] = MEASURED
 MEASURED_WIDE_MASKS: tuple[Release, ...] = ((3, 6),)
 MEASURED_BANDS: tuple[Release, ...] = MEASURED

@@ -39,15 +39,19 @@ def bands_as_measured() -> Iterator[None]:
 @contextmanager
 def pipelines(
     tiles: dict[int, dict[str, Families]], dq_accum_from: dict[int, int] | None = None,
-    persistent: dict[tuple[int, str], tuple[Persistent, ...]] | None = None,
+    persistent: dict[tuple[int, str], tuple[Persistent, ...]] | None = None, in_pairs: bool = False,
 ) -> Iterator[None]:  # fmt: skip
     """In this block these tiles, by padded head dim, serve every device and Triton, and there are no others.
 
     `dq_accum_from` takes the place of the tables DQ_ACCUM_FROM and ONE_PASS_DQ_ACCUM_BELOW; {} accumulates query
-    gradients from one row on. There are no persistent kernels but those of `persistent`. Bands and the backward in one
-    pass count as measured.
+    gradients from one row on. There are no persistent kernels but those of `persistent`. Queries come `in_pairs` at a
+    head dim of 64 or not. Bands and the backward in one pass count as measured.
     """
-    of_tables: dict[str, Any] = {"MEASURED_ONE_PASS": dict.fromkeys(tiles, (environment.triton_release(),))}
+    here = (environment.triton_release(),)
+    of_tables: dict[str, Any] = {
+        "MEASURED_ONE_PASS": dict.fromkeys(tiles, here),
+        "MEASURED_PAIRS": {64: here} if in_pairs else {},
+    }
     if dq_accum_from is not None:
         of_tables |= {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}
     of_schedule = {

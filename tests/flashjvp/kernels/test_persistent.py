@@ -37,7 +37,9 @@ OTHERWISE = {
 }
 
 
-def results_of(case: Case, persistent: Table, dtype: torch.dtype, device: str = "cpu") -> tuple[Results, set[str]]:
+def results_of(
+    case: Case, persistent: Table, dtype: torch.dtype, device: str = "cpu", in_pairs: bool = False
+) -> tuple[Results, set[str]]:
     """The results of a call, and the families that persistent kernels served."""
     served: set[str] = set()
 
@@ -46,13 +48,14 @@ def results_of(case: Case, persistent: Table, dtype: torch.dtype, device: str = 
         launch(call, kernel, family, *rest, **flags)
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with replaced.pipelines(PIPELINES["sm_90"], persistent=persistent), replaced.launch(noted):
+    tables = replaced.pipelines(PIPELINES["sm_90"], persistent=persistent, in_pairs=in_pairs)
+    with tables, replaced.launch(noted):
         return run(make_inputs(case, dtype, device), "triton"), served
 
 
-def judge(case: Case, persistent: Table, dtype: torch.dtype, device: str) -> None:
-    blocks, none = results_of(case, {}, dtype, device)
-    found, served = results_of(case, persistent, dtype, device)
+def judge(case: Case, persistent: Table, dtype: torch.dtype, device: str, in_pairs: bool = False) -> None:
+    blocks, none = results_of(case, {}, dtype, device, in_pairs)
+    found, served = results_of(case, persistent, dtype, device, in_pairs)
     assert not none
     assert served == {family for width, family in persistent if width == max(64, case.d)}
     for name in NAMES:
