@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 class StepRow:
     """One row of the CSV, with the columns STEP_COLUMNS of reports.training_tables.
 
-    Whose step it is, and its settings; ms, images/s and GiB (the largest peak of all processes, above what was in memory
-    before); then seconds to build the state, for the first and for the second step, and how many graphs the first
-    process compiled in these, in place of finding them in inductor's cache on disk.
+    Whose step it is, and its settings; ms, images/s and GiB (the largest peak of all processes, above what was in
+    memory before); then seconds to build the state, for the first and for the second step, and how many graphs the
+    first process compiled in these, in place of finding them in inductor's cache on disk.
     """
 
     trainer: str

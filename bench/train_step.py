@@ -277,7 +277,8 @@ def _name(config: TrainConfig, preset: str) -> str:
 def _show(console: Console, row: StepRow) -> None:
     console.print(
         f"{row.trainer}, {row.preset} {row.objective}{', detached' * row.detach}, {row.tokens} tokens, "
-        f"compile {row.compile} checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} batch {row.batch} / {row.accumulate}: "
+        f"compile {row.compile} checkpointing {row.checkpointing} {row.parallel} gpus {row.gpus} "
+        f"batch {row.batch} / {row.accumulate}: "
         f"{row.ms_per_step:.1f} ms ({row.ms_fastest:.1f} to {row.ms_slowest:.1f}), {row.images_per_s:.1f} images/s, "
         f"{row.peak_gib:.2f} GiB, first step {row.first_step_s:.1f} s ({row.graphs_compiled} graphs compiled), "
         f"step {COMPARED}: loss {row.loss:.6g}, gradient {row.gradient_norm:.6g}",
