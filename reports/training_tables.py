@@ -26,9 +26,9 @@ FIGURES = {
 }  # fmt: skip
 STEP_COLUMNS = (
     "trainer", "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch",
-    "accumulate", "objective", "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib", "reserved_gib",
-    "build_s", "first_step_s", "second_step_s", "graphs_compiled", "parameters", "tokens", "loss", "gradient_norm",
-    "torch", "device", "commit",
+    "accumulate", "objective", "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib",
+    "reserved_gib", "build_s", "first_step_s", "second_step_s", "graphs_compiled", "parameters", "tokens", "loss",
+    "gradient_norm", "torch", "device", "commit",
 )  # fmt: skip
 # Columns of files from before another trainer was measured, and from before objectives were, too.
 STEP_COLUMNS_2 = STEP_COLUMNS[1:]
