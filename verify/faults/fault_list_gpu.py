@@ -10,6 +10,7 @@ PIPELINE, BLOCKS, RESULTS = HOPPER + "pipeline.py", HOPPER + "blocks.py", HOPPER
 CHUNKS, LAUNCH, MASK = HOPPER + "chunks.py", HOPPER + "launch.py", HOPPER + "packed_mask.py"
 MAINLOOP, OF_PAIRS = HOPPER + "mainloop.py", HOPPER + "pairs.py"
 QUERY_PAIRS, KEY_PAIRS = HOPPER + "backward_query_pairs.py", HOPPER + "backward_key_pairs.py"
+OPERANDS = HOPPER + "operands.py"
 
 
 def _pipeline(
@@ -84,11 +85,15 @@ OF_PIPELINES = [
         "acc_q = warpgroup_mma(ds_t, k, acc_q, is_async=True)", "hopper_128",
     ),
     _pipeline("mu dropped beside pairs", QUERY_PAIRS, "s_t", "s_t = s_t * program.scale", "hopper_128"),
+    _pipeline("v_t above v in a pair", OPERANDS, "streamed", "streamed = (k, k_t, v_t, v)", "hopper_128"),
     # Key-side backward
     _pipeline("row_a dropped", KEY, "centred", "centred = a"),
     _pipeline("delta dropped without tangents", KEY, "ds", "ds = (p * b).to(q[0].dtype)", "hopper_128_plain"),
     _pipeline("d_k from q for q_t", KEY, "acc_k", "acc_k = add_product(acc_k, weights_t, q)"),
     _pipeline("gradient without T v_t.T", KEY, "b", "pass", "hopper_72"),
+    _pipeline(
+        "G above T in a pair", OPERANDS, "streamed (2)", "streamed = (q, q_t, G, T)", check="emulated-pairs"
+    ),
     _of_pairs("S_t without k_t q", "s_t", "s_t = add_scores(s_t + 0.0, k, (q,), WHOLE=False)"),
     _of_pairs("mu dropped", "s_t (2)", "s_t = s_t * program.scale"),
     _of_pairs("delta dropped", "b", "b = add_scores(b + 0.0, v_t, (T,), WHOLE=False)"),

@@ -12,9 +12,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .backward_key_pairs import pairs_tile
 from .bias import bias_operand, probabilities_of_keys
 from .blocks import CONSUMER_ROWS, key_block, where_causal, where_key_exists
-from .chunks import add_product, add_scores, chunks, complete, left_operands
+from .chunks import add_product, add_scores, complete, left_operands
 from .dq_accum import accumulate, add_dq, allocate, await_readers
 from .mainloop import begin, stream_queries
+from .operands import key_operands
 from .packed_mask import where_allowed
 from .pairs import allocate_narrow_pairs, load_pairs
 from .pipeline import (
@@ -174,22 +175,13 @@ def backward_key_kernel(
     their number of columns, and backward_postprocess.py knows their layout. With PAIRS queries come as pairs, at a head
     dim of 64 (backward_key_pairs.py).
     """
-    resident = chunks(k, k_rest) + chunks(v, v_rest)
-    streamed = chunks(q, q_rest) + chunks(G, G_rest)
-    outs = chunks(d_k, d_k_rest)
-    CHUNKS: gl.constexpr = len(outs)
-    if WITH_DV:
-        outs = outs + chunks(d_v, d_v_rest)
-    if JVP:
-        resident = resident + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
-        streamed = streamed + chunks(q_t, q_t_rest) + chunks(T, T_rest)
-        outs = outs + chunks(d_k_t, d_k_t_rest)
-        if WITH_DV:
-            outs = outs + chunks(d_v_t, d_v_t_rest)
+    resident, streamed, outs = key_operands(
+        k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest,
+        d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, JVP, WITH_DV, PAIRS,
+    )  # fmt: skip
+    CHUNKS: gl.constexpr = 1 if k_rest is None else 2
     ALLOCATE: gl.constexpr = allocate_narrow_pairs if PAIRS else allocate_tiles
     LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
-    if PAIRS:
-        streamed = (q, q_t, T, G)
     ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()

@@ -11,8 +11,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .backward_query_pairs import pairs_tile
 from .bias import bias_of_head, bias_operand, probabilities_of_queries
 from .blocks import CONSUMER_ROWS, query_block, where_visible
-from .chunks import add_product, add_scores, chunks, complete, left_operands, scaled
+from .chunks import add_product, add_scores, complete, left_operands, scaled
 from .mainloop import begin, stream_keys
+from .operands import query_operands
 from .packed_mask import packed_by_key, where_allowed
 from .pairs import allocate_pairs, are_pairs, load_pairs
 from .pipeline import (
@@ -143,20 +144,15 @@ def backward_query_kernel(
     `stats` has values for the rows beyond the last query, too. A `_rest` is a tensor's second chunk, if it has one.
     Keys may come as pairs (backward_query_pairs.py).
     """
-    resident = chunks(q, q_rest) + chunks(G, G_rest)
-    streamed = chunks(k, k_rest) + chunks(v, v_rest)
-    outs = chunks(d_q, d_q_rest)
-    CHUNKS: gl.constexpr = len(outs)
-    if JVP:
-        resident = resident + chunks(q_t, q_t_rest) + chunks(T, T_rest)
-        streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
-        outs = outs + chunks(d_q_t, d_q_t_rest)
+    resident, streamed, outs = query_operands(
+        q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest,
+        d_q, d_q_rest, d_q_t, d_q_t_rest, JVP,
+    )  # fmt: skip
+    CHUNKS: gl.constexpr = 1 if q_rest is None else 2
     KEYS: gl.constexpr = k.block_shape[-2]
     PAIRS: gl.constexpr = are_pairs(resident, streamed)
     ALLOCATE: gl.constexpr = allocate_pairs if PAIRS else allocate_tiles
     LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
-    if PAIRS:
-        streamed = (k, k_t, v, v_t)
     gdc_launch_dependents()
     scale = softmax_scale_of(tensor_scales, scale)
     block, loop = query_block(M, N, heads, group, KEYS, CAUSAL)

@@ -10,6 +10,7 @@ from . import backward_key, backward_pairs, backward_query, backward_value, dq_a
 from .blocks import key_block, query_block
 from .chunks import chunks
 from .listed import OF_KEYS, OF_QUERIES, produce_listed, stream_listed_keys, stream_listed_queries
+from .operands import key_operands, query_operands
 from .pairs import allocate_narrow_pairs, allocate_pairs, are_pairs, load_pairs
 from .pipeline import Program, allocate_pipeline, allocate_tiles, load_chunks, make_barriers
 
@@ -21,20 +22,15 @@ def block_mask_query_kernel(
     JVP: gl.constexpr, STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr,
 ):  # fmt: skip
     """`backward_query_kernel`: d_q and d_q_t of 128 queries of one head."""
-    resident = chunks(q, q_rest) + chunks(G, G_rest)
-    streamed = chunks(k, k_rest) + chunks(v, v_rest)
-    outs = chunks(d_q, d_q_rest)
-    CHUNKS: gl.constexpr = len(outs)
-    if JVP:
-        resident = resident + chunks(q_t, q_t_rest) + chunks(T, T_rest)
-        streamed = streamed + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
-        outs = outs + chunks(d_q_t, d_q_t_rest)
+    resident, streamed, outs = query_operands(
+        q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest,
+        d_q, d_q_rest, d_q_t, d_q_t_rest, JVP,
+    )  # fmt: skip
+    CHUNKS: gl.constexpr = 1 if q_rest is None else 2
     KEYS: gl.constexpr = k.block_shape[-2]
     PAIRS: gl.constexpr = are_pairs(resident, streamed)
     ALLOCATE: gl.constexpr = allocate_pairs if PAIRS else allocate_tiles
     LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
-    if PAIRS:
-        streamed = (k, k_t, v, v_t)
     gdc_launch_dependents()
     block, loop = query_block(M, N, heads, group, KEYS, True)  # the last rows first, as in the forward kernel
     pipeline = allocate_pipeline(resident, streamed, (), STAGES, ALLOCATE)
@@ -61,22 +57,13 @@ def block_mask_key_kernel(
     REGISTER_OPERANDS: gl.constexpr, SUB_TILES: gl.constexpr, BUFFER_STAGES: gl.constexpr, PAIRS: gl.constexpr,
 ):  # fmt: skip
     """`backward_key_kernel`: the gradients of 128 keys of one key head; with DQ_COLUMNS also sums of d_q and d_q_t."""
-    resident = chunks(k, k_rest) + chunks(v, v_rest)
-    streamed = chunks(q, q_rest) + chunks(G, G_rest)
-    outs = chunks(d_k, d_k_rest)
-    CHUNKS: gl.constexpr = len(outs)
-    if WITH_DV:
-        outs = outs + chunks(d_v, d_v_rest)
-    if JVP:
-        resident = resident + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
-        streamed = streamed + chunks(q_t, q_t_rest) + chunks(T, T_rest)
-        outs = outs + chunks(d_k_t, d_k_t_rest)
-        if WITH_DV:
-            outs = outs + chunks(d_v_t, d_v_t_rest)
+    resident, streamed, outs = key_operands(
+        k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest,
+        d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, JVP, WITH_DV, PAIRS,
+    )  # fmt: skip
+    CHUNKS: gl.constexpr = 1 if k_rest is None else 2
     ALLOCATE: gl.constexpr = allocate_narrow_pairs if PAIRS else allocate_tiles
     LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
-    if PAIRS:
-        streamed = (q, q_t, T, G)
     ROWS: gl.constexpr = q.block_shape[-2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()

@@ -9,6 +9,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import backward_key, backward_query, forward
 from .chunks import chunks
+from .operands import key_operands, query_operands
 from .pairs import allocate_narrow_pairs, load_pairs
 from .persistent import allocate_persistent, consume_items, key_items, produce_items, query_items
 from .pipeline import Program, allocate_tiles, load_chunks
@@ -69,10 +70,11 @@ def persistent_query_kernel(
     STAGES: gl.constexpr, REGISTER_OPERANDS: gl.constexpr, BUFFERS: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     """d_q and d_q_t. A `_rest` is a tensor's second chunk, if it has one."""
-    resident = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
-    streamed = chunks(k, k_rest) + chunks(v, v_rest) + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
-    outs = chunks(d_q, d_q_rest) + chunks(d_q_t, d_q_t_rest)
-    CHUNKS: gl.constexpr = len(outs) // 2
+    resident, streamed, outs = query_operands(
+        q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest, k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest,
+        d_q, d_q_rest, d_q_t, d_q_t_rest, True,
+    )  # fmt: skip
+    CHUNKS: gl.constexpr = 1 if q_rest is None else 2
     KEYS: gl.constexpr = k.block_shape[2]
     gdc_launch_dependents()
     items = query_items(q.shape[0], M, N, heads, group, KEYS, HALVES)
@@ -101,14 +103,13 @@ def persistent_key_kernel(
 ):  # fmt: skip
     """d_k, d_v, d_k_t and d_v_t. A `_rest` is a tensor's second chunk, if it has one. With PAIRS queries come as pairs
     (backward_key_pairs.py)."""
-    resident = chunks(k, k_rest) + chunks(v, v_rest) + chunks(k_t, k_t_rest) + chunks(v_t, v_t_rest)
-    streamed = chunks(q, q_rest) + chunks(G, G_rest) + chunks(q_t, q_t_rest) + chunks(T, T_rest)
-    outs = chunks(d_k, d_k_rest) + chunks(d_v, d_v_rest) + chunks(d_k_t, d_k_t_rest) + chunks(d_v_t, d_v_t_rest)
-    CHUNKS: gl.constexpr = len(outs) // 4
+    resident, streamed, outs = key_operands(
+        k, k_rest, v, v_rest, k_t, k_t_rest, v_t, v_t_rest, q, q_rest, G, G_rest, q_t, q_t_rest, T, T_rest,
+        d_k, d_k_rest, d_v, d_v_rest, d_k_t, d_k_t_rest, d_v_t, d_v_t_rest, True, True, PAIRS,
+    )  # fmt: skip
+    CHUNKS: gl.constexpr = 1 if k_rest is None else 2
     ALLOCATE: gl.constexpr = allocate_narrow_pairs if PAIRS else allocate_tiles
     LOAD: gl.constexpr = load_pairs if PAIRS else load_chunks
-    if PAIRS:
-        streamed = (q, q_t, T, G)
     ROWS: gl.constexpr = q.block_shape[2]
     gdc_wait()  # for the statistics
     gdc_launch_dependents()
