@@ -46,8 +46,7 @@ class State:
             raise ConfigError(f"run.precision: expected another one than tf32 on {world.device}, which has no TF32")
         # For the whole process, as PyTorch has it: what an earlier run in it has set does not count.
         torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
-        if run.compile:
-            precompile_attention(config, world.device)
+        compiling = precompile_attention(config, world.device) if run.compile else None
         self.network = initialised(config, world) if network is None else network
         parallel.same_start(self.network, world)
         self.target, self.average = ema.copy_of(self.network), ema.copy_of(self.network)
@@ -73,6 +72,8 @@ class State:
         ]
         self._power_averages = [PowerAverage(copy, self.network, width) for width, copy in self.post_hoc.items()]
         self.objective = objective if run.parallel == "fsdp" else parallel.replicate(objective, world)
+        if run.cuda_graph and compiling is not None:
+            compiling.join()  # no graph can be captured while another thread allocates memory
         passes_of_batch = partial(passes, self.objective, self.target)
         self.captured = CapturedGradient(passes_of_batch, self.parameters) if run.cuda_graph else None
         self.step = 0
