@@ -72,9 +72,8 @@ KNOWN_SPILLS = {
     },
     "3.9": {
         ("half", 64, "forward"): 1 / 256,
-        ("half", 64, "backward_key"): 1 / 8,
-        ("half", 64, "partial_backward_key"): 1 / 8,  # the same kernel under a block mask or a window
-        ("half", 64, "varlen_backward_key"): 1 / 8,  # and of packed sequences
+        ("half", 64, "backward_key"): 1 / 128,
+        ("half", 64, "partial_backward_key"): 1 / 256,  # the same kernel under a block mask
         ("half", 64, "backward_query"): 1 / 32,  # with dropout
         ("half", 96, "backward_value"): 1 / 128,
         ("half", 128, "backward_value"): 1 / 128,
@@ -99,9 +98,7 @@ KNOWN_SPILLS = {
         ("half", 128, "partial_backward_query"): 1 / 32,
         ("half", 128, "partial_backward_key"): 1 / 32,
         ("half", 128, "partial_backward_pairs"): 1 / 32,
-        ("half", 80, "backward_one_pass"): 1 / 256,
         ("half", 96, "backward_one_pass"): 1 / 256,
-        ("half", 128, "backward_one_pass"): 1 / 256,
     },
 }
 PROCESSES = len(os.sched_getaffinity(0))

@@ -53,7 +53,7 @@ MEASURED_PERSISTENT: tuple[Release, ...] = MEASURED
 # by padded head dim: of dense calls, for windows and packed sequences have MEASURED_BANDS
 MEASURED_ONE_PASS: dict[int, tuple[Release, ...]] = {80: ((3, 6),), 96: MEASURED, 128: ((3, 6), (3, 7), (3, 8))}
 # likewise: of all calls with tangents (hopper/backward_key_pairs.py), without a register operand
-MEASURED_PAIRS: dict[int, tuple[Release, ...]] = {64: ((3, 6),)}
+MEASURED_PAIRS: dict[int, tuple[Release, ...]] = {64: ((3, 6), (3, 9))}
 MEASURED_MASKS: tuple[Release, ...] = MEASURED
 MEASURED_WIDE_MASKS: tuple[Release, ...] = ((3, 6),)
 MEASURED_BANDS: tuple[Release, ...] = MEASURED
