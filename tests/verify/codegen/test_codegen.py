@@ -46,7 +46,11 @@ SASS = """
         ({"loop_spills": 1, "loop_spill_share": 1 / 1000, "kind": "tf32"}, "3.9.1", "spills"),
         ({"loop_spills": 9, "loop_spill_share": 1 / 200}, "3.9.1", "spills"),
         ({"loop_spills": 9, "loop_spill_share": 1 / 200, "family": "backward_key, warp-specialised"}, "3.9.1", ""),
-        ({"loop_spills": 9, "loop_spill_share": 1 / 100, "family": "backward_key, warp-specialised"}, "3.9.1", "spills"),
+        (
+            {"loop_spills": 9, "loop_spill_share": 1 / 100, "family": "backward_key, warp-specialised"},
+            "3.9.1",
+            "spills",
+        ),
         ({"loop_spill_share": 1 / 1000, "family": "forward, warp-specialised"}, "3.6.0", "spills"),
         ({"loop_spill_share": 1 / 1000, "ordered": True}, "3.6.0", "spills"),
         ({"loop_spills": 1, "loop_spill_share": 1 / 33, "architecture": "sm_100"}, "3.6.0", ""),
