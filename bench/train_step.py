@@ -45,7 +45,9 @@ from tvm_ref.training.parallel import World, leave, world
 from tvm_ref.training.presets import PRESETS
 from tvm_ref.training.state import initialised
 
-from .step_kinds import (
+from .step_profile import Profiler, write_profile
+from .step_row import StepRow, graphs_compiled
+from .trainers import (
     OFFICIAL,
     OURS,
     OfficialStep,
@@ -55,8 +57,6 @@ from .step_kinds import (
     official_path,
     official_settings,
 )
-from .step_profile import Profiler, write_profile
-from .step_row import StepRow, graphs_compiled
 
 WARM_STEPS = 2  # warm-up: the first step compiles, the second may
 COMPARED = 3  # the step whose loss and gradient norm a row holds

@@ -1,6 +1,7 @@
 """Compiles the attention kernels of a run in a thread of its own, while Python traces the blocks of its first step."""
 
 import threading
+import warnings
 
 import torch
 
@@ -15,7 +16,8 @@ WITHOUT_JVP = ("flow", "shortcut")  # objectives whose networks are called witho
 def precompile_attention(config: TrainConfig, device: torch.device) -> threading.Thread | None:
     """Starts the thread; None where nothing is to be compiled: on a CPU, or with another backend than Triton's.
 
-    An error is not reported here: the step's own call, which needs that kernel, has the same one.
+    Where no kernel serves these calls, nothing is said: another backend does. What else goes wrong is a warning, and
+    the step compiles what it needs.
     """
     if device.type != "cuda" or config.model.attention_backend not in (None, "triton"):
         return None
@@ -34,5 +36,7 @@ def _compile(config: TrainConfig, device: torch.device) -> None:
             flashjvp.precompile(
                 model.head_dim, dtype, tangents=tangents, backward=backward, tokens=model.grid**2, device=device
             )
-    except Exception:
+    except flashjvp.UnsupportedError:
         return
+    except Exception as error:  # whatever a compiler raises: this thread has nobody to raise it to
+        warnings.warn(f"attention is not compiled ahead of the first step: {error}", stacklevel=1)

@@ -23,7 +23,9 @@ def _asked(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None, devi
         if error is not None:
             raise error
 
-    monkeypatch.setattr(precompile, "flashjvp", SimpleNamespace(precompile=record))
+    monkeypatch.setattr(
+        precompile, "flashjvp", SimpleNamespace(precompile=record, UnsupportedError=flashjvp.UnsupportedError)
+    )
     config = PRESETS["imagenet256-w2"]()
     config = replace(config, loss=replace(config.loss, **loss), run=replace(config.run, precision="bfloat16"))
     thread = precompile.precompile_attention(config, device)
@@ -48,8 +50,14 @@ def test_flow_matching_needs_no_jvp(monkeypatch):
     assert [options["tangents"] for _, options in _asked(monkeypatch, objective="flow")] == [""]
 
 
-def test_an_error_is_left_to_the_step(monkeypatch):
+def test_where_no_kernel_serves_nothing_is_said(monkeypatch, recwarn):
     assert len(_asked(monkeypatch, error=flashjvp.UnsupportedError("no kernels"))) == 1
+    assert not recwarn.list
+
+
+def test_an_error_of_the_compiler_is_a_warning(monkeypatch):
+    with pytest.warns(UserWarning, match="not compiled ahead of the first step: ptxas"):
+        assert len(_asked(monkeypatch, error=RuntimeError("ptxas"))) == 1
 
 
 def test_a_cpu_has_nothing_to_compile(monkeypatch):

@@ -1,4 +1,4 @@
-"""What makes a training step: tvm_ref, or the published code of Terminal Velocity Matching, called from a checkout."""
+"""The trainers whose steps are measured: tvm_ref, and the published one, which is called from a checkout."""
 
 import argparse
 import contextlib
@@ -63,13 +63,14 @@ class TvmRefStep:
 
 
 class OfficialStep:
-    """The published network and loss as they are, eager, with their kernel; around them what their loop does.
+    """The published network and loss as they are, eager and with their attention kernel, in a step like theirs.
 
-    That is AdamW of PyTorch and two averages. The norm of a gradient, which their loop does not have, is taken beside.
+    Around them are PyTorch's AdamW and two averages. The gradient's norm is computed for the row, also where they do
+    not clip gradients and so compute none.
     """
 
     def __init__(self, wrapper: Any, config: TrainConfig, start: DiT, this: World) -> None:
-        """wrapper: the published module, `peer.imported`. start: as of TvmRefStep; its weights are copied."""
+        """wrapper: the published module (`peer.imported`). start: the network whose weights are copied."""
         options = {"data_type": DATA_TYPES[config.run.precision], "detach_jvp": config.loss.detach}
         model, optim = config.model, config.optim
         self._module = peer.build(wrapper, model, config.loss.scaled, model.spectral_time_mlp, **options)
@@ -120,19 +121,23 @@ def official_module(checkout: Path | None) -> Iterator[Any]:
 
 
 def official_settings(configs: Sequence[TrainConfig], this: World) -> list[TrainConfig]:
-    """The settings among `configs` that the published code has, each once. Raises ConfigError if it has not all."""
+    """These settings without what the published trainer lacks (compilation, checkpointing and the like), each once.
+
+    Raises ConfigError where it cannot train with them.
+    """
     found: list[TrainConfig] = []
     for config in configs:
-        given = {
-            "one process": this.size == 1,
-            "a GPU": this.device.type == "cuda",
-            "--accumulate 1": config.run.accumulate == 1,
-            "--objective tvm": config.loss.objective == "tvm",
-            f"--precision {', '.join(DATA_TYPES)}": config.run.precision in DATA_TYPES,
-        }
-        if missing := [name for name, holds in given.items() if not holds]:
-            raise ConfigError(f"--peer official: expected {' and '.join(missing)}")
-        run = replace(config.run, compile=False, checkpointing="none", cuda_graph=False, parallel="ddp")
+        run, objective = config.run, config.loss.objective
+        for expected, got, holds in (
+            ("one process", this.size, this.size == 1),
+            ("a GPU", this.device.type, this.device.type == "cuda"),
+            ("--accumulate 1", run.accumulate, run.accumulate == 1),
+            ("--objective tvm", objective, objective == "tvm"),
+            (f"--precision out of {', '.join(DATA_TYPES)}", run.precision, run.precision in DATA_TYPES),
+        ):
+            if not holds:
+                raise ConfigError(f"--peer {OFFICIAL}: expected {expected}, got {got}")
+        run = replace(run, compile=False, checkpointing="none", cuda_graph=False, parallel="ddp")
         if (theirs := replace(config, run=run)) not in found:
             found.append(theirs)
     return found

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import step_kinds, train_step
+from bench import train_step, trainers
 from reports.training_tables import PEER, step_table
 from tests.verify.model.stand_in import WRAPPER
 from tvm_ref.training.batches import Batches
@@ -43,9 +43,9 @@ def test_both_trainers_make_the_same_steps(checkout: Path) -> None:
     config = configured()
     start = initialised(config, ALONE)
     batches = Batches(config, train_step.Synthetic(config.model, 8), ALONE)
-    with step_kinds.official_module(checkout) as wrapper:
-        theirs = step_kinds.OfficialStep(wrapper, config, start, ALONE)
-        ours = step_kinds.TvmRefStep(config, start, ALONE)
+    with trainers.official_module(checkout) as wrapper:
+        theirs = trainers.OfficialStep(wrapper, config, start, ALONE)
+        ours = trainers.TvmRefStep(config, start, ALONE)
         assert theirs.parameters == ours.parameters > 0
         for number in range(3):
             one, other = (torch.tensor(step(batches.draw(number))) for step in (ours, theirs))
@@ -54,23 +54,23 @@ def test_both_trainers_make_the_same_steps(checkout: Path) -> None:
 
 def test_settings_that_the_published_code_has_are_measured_once() -> None:
     configs = [configured(), configured(checkpointing="full"), configured(cuda_graph=True)]
-    found = step_kinds.official_settings(configs, ON_GPU)
+    found = trainers.official_settings(configs, ON_GPU)
     assert found == [configured()]
 
 
 @pytest.mark.parametrize(
     ("run", "loss", "this", "message"),
     [
-        ({"accumulate": 2}, {}, ON_GPU, "--accumulate 1"),
-        ({}, {"objective": "flow"}, ON_GPU, "--objective tvm"),
-        ({}, {}, ALONE, "a GPU"),
-        ({}, {}, World(0, 2, torch.device("cuda", 0)), "one process"),
+        ({"accumulate": 2}, {}, ON_GPU, "--accumulate 1, got 2"),
+        ({}, {"objective": "flow"}, ON_GPU, "--objective tvm, got flow"),
+        ({}, {}, ALONE, "a GPU, got cpu"),
+        ({}, {}, World(0, 2, torch.device("cuda", 0)), "one process, got 2"),
     ],
 )
 def test_other_settings_are_refused(run: dict, loss: dict, this: World, message: str) -> None:
     config = configured(**run)
     with pytest.raises(ConfigError, match=f"expected {message}"):
-        step_kinds.official_settings([replace(config, loss=replace(config.loss, **loss))], this)
+        trainers.official_settings([replace(config, loss=replace(config.loss, **loss))], this)
 
 
 def test_the_command_says_what_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
