@@ -46,8 +46,11 @@ NETWORKS: dict[str, DiTConfig] = {
     "other sizes": tiny(image_size=9, patch=3, channels=1, width=28, heads=1, mlp_ratio=1.5, depth=3),
     "one block": tiny(depth=1),
     "XL/2 width": tiny(image_size=32, channels=4, width=1152, depth=1, heads=18),  # 256 tokens; for a GPU
+    "16384 tokens": tiny(image_size=256, channels=4, width=64, depth=1, heads=1),
 }
-SMALL = tuple(name for name in NETWORKS if name not in ("one block", "XL/2 width"))
+LONG = "16384 tokens"
+LONG_MEMORY = 100 * 2**30  # bytes that a GPU has for the dense network of LONG in float64
+SMALL = tuple(name for name in NETWORKS if name not in ("one block", "XL/2 width", LONG))
 MAIN = "class-conditional"
 
 
@@ -138,6 +141,12 @@ def model_plan(device: str, quick: bool) -> ModelPlan:
         plan.add(ModelCase(part, "XL/2 width", kind, fast) for part in wide for kind in types if kind != "float64")
         plan.add([ModelCase("tvm", "XL/2 width", "bfloat16", fast, "inductor", "selective")])
         plan.add([ModelCase("block", "XL/2 width", "bfloat16", fast, "inductor")])
+        memory = torch.cuda.get_device_properties(device).total_memory
+        if memory >= LONG_MEMORY:
+            plan.add([ModelCase("tvm", LONG, "bfloat16", fast), ModelCase("tvm", LONG, "bfloat16", fast, recompute="full")])
+        else:
+            gib = f"expected a GPU with {LONG_MEMORY / 2**30:.0f} GiB, got {memory / 2**30:.0f}"
+            plan.skipped.append(f"{LONG}: {gib}, for the dense network in float64")
     return plan
 
 

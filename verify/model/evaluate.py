@@ -20,9 +20,10 @@ from tvm_ref.training.step import Objective
 from ..oracles import network as dense_model
 from ..oracles.network import Weights, trained, weights_of
 from ..oracles.objectives import dense_terms
-from .cases import LOSSES, ModelCase
+from .cases import LONG, LOSSES, ModelCase
 
 IMAGES = 6
+FEWER_IMAGES = {"XL/2 width": 2, LONG: 1}
 Found = dict[str, list[Tensor]]  # tensors by quantity
 
 
@@ -55,7 +56,7 @@ class Setting(NamedTuple):
 def make_setting(name: str, config: DiTConfig, device: str, seed: int) -> Setting:
     """Random weights and numbers in float64 that float32 holds exactly, the same for every backend of a network."""
     draw = torch.Generator().manual_seed(seed)
-    images = 2 if name == "XL/2 width" else IMAGES
+    images = FEWER_IMAGES.get(name, IMAGES)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw).double()
@@ -72,7 +73,8 @@ def make_setting(name: str, config: DiTConfig, device: str, seed: int) -> Settin
         (normal(*tokens), normal(*condition), normal(*tokens), normal(*condition)), (normal(*tokens), normal(*tokens)),
     )  # fmt: skip
     end, start = torch.minimum(t, s), torch.maximum(t, s)
-    end[0] = start[0]  # flow matching
+    if images > 1:
+        end[0] = start[0]  # flow matching
     w = 1 / (0.25 + uniform(1)[0]) if config.num_classes else torch.ones_like(t)
     no_class = torch.full_like(labels, config.num_classes)
     batch = Batch(x0, x1, labels, torch.where(labels == no_class, 1.0, w), start, end, s2, no_class)

@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from tvm_ref.model.dual import Dual
 from verify import __main__ as command_line
 from verify.model import cases as model_cases
 from verify.model import command, judge
-from verify.model.cases import NETWORKS, PARTS, SMALL, ModelCase, model_plan
+from verify.model.cases import LONG, LONG_MEMORY, NETWORKS, PARTS, SMALL, ModelCase, model_plan
 from verify.model.judge import COLUMNS
 from verify.run.judge import Run
 
@@ -53,13 +54,20 @@ def test_the_plan_asks_every_question_and_the_quick_one_fewer() -> None:
         assert {case.precision for case in plan.cases if case.part == "tvm"} == {"float64", "float32", "bfloat16"}
         assert {case.recompute for case in plan.cases if case.part == "tvm"} == {"none", "full", "selective"}
     assert {case.network for case in full.cases if case.part == "network"} >= set(SMALL)
-    assert set(NETWORKS) - set(SMALL) == {"one block", "XL/2 width"}
+    assert set(NETWORKS) - set(SMALL) == {"one block", "XL/2 width", LONG}
 
 
-def test_a_gpu_is_asked_about_triton_inductor_and_the_width_of_xl(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("memory", [LONG_MEMORY, LONG_MEMORY - 1])
+def test_a_gpu_is_asked_about_triton_inductor_the_width_of_xl_and_if_it_has_the_memory_16384_tokens(
+    monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
     monkeypatch.setattr(select, "obstacle", lambda name, device, dtype: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
     for quick in (True, False):
-        cases = model_plan("cuda", quick).cases
+        plan = model_plan("cuda", quick)
+        cases = plan.cases
+        assert (memory >= LONG_MEMORY) == (LONG in {case.network for case in cases})
+        assert (memory >= LONG_MEMORY) != any(reason.startswith(f"{LONG}: expected") for reason in plan.skipped)
         trained = [case for case in cases if case.part == "tvm" and case.compiled == "inductor"]
         assert {case.backend for case in trained} == {"triton"}
         assert {case.recompute for case in trained} == {"none", "full", "selective"}
