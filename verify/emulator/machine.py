@@ -1,5 +1,6 @@
 """The parts of a Hopper multiprocessor that a running program uses, on the CPU: copies, barriers, shared memory."""
 
+import math
 import queue
 import random
 import threading
@@ -134,7 +135,10 @@ class Shared:
         return Shared(self.data.narrow(dim, start, length))
 
     def _reinterpret(self, dtype: torch.dtype, shape: Sequence[int], layout: object) -> "Shared":
-        return Shared(self.data.view(dtype).view(*shape))
+        numbers = self.data.view(dtype).view(-1)
+        if (count := math.prod(shape)) > len(numbers):
+            raise EmulationError(f"a tile of {len(numbers)} numbers reinterpreted as one of {count}")
+        return Shared(numbers[:count].view(*shape))
 
     reinterpret = _reinterpret  # its name from Triton 3.9 on
 

@@ -12,6 +12,7 @@ from .descriptors import rows_descriptors, sequences_descriptors
 from .per_tensor_scaling import KernelOperands
 
 CONSUMER_ROWS = 64
+NARROW = 64  # columns of a chunk of values, at most
 
 
 def describe(call: Call) -> Any:
@@ -19,9 +20,18 @@ def describe(call: Call) -> Any:
     return rows_descriptors if call.sequences is None else sequences_descriptors
 
 
-def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
-    """Two descriptors of each tensor, for the column chunks; None for those that there are not."""
-    widths, of_rows = schedule.pipeline_chunks(call.width), describe(call)
+def value_widths(given: KernelOperands) -> tuple[int, ...]:
+    """The column chunks of v and o in the forward pass. Beside one chunk of 128 columns of k half of one may do."""
+    call = given.call
+    columns = call.v_columns[0]
+    is_narrow = call.width == 128 and columns <= NARROW and given.tensor_scales is None  # mutate: is_narrow
+    return (NARROW,) if is_narrow else schedule.pipeline_chunks(call.width)
+
+
+def described(call: Call, rows: int, *tensors: Maybe, widths: tuple[int, ...] = ()) -> tuple[Any, ...]:
+    """Two descriptors of each tensor, for the column chunks; None for those that there are not. `widths` are theirs, by
+    default those of the padded head dim."""
+    widths, of_rows = widths or schedule.pipeline_chunks(call.width), describe(call)
     found: list[Any] = []
     for x in tensors:
         chunks = [] if x is None else of_rows(x, rows, widths)  # mutate: chunks
@@ -29,10 +39,10 @@ def described(call: Call, rows: int, *tensors: Maybe) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def written(given: KernelOperands, *tensors: Maybe) -> tuple[Any, ...]:
+def written(given: KernelOperands, *tensors: Maybe, widths: tuple[int, ...] = ()) -> tuple[Any, ...]:
     """Likewise of results. float32 ones are written through 16-bit tiles, half of the columns at a time: results.py."""
     if given.tensor_scales is None or all(x is None or x.dtype != torch.float32 for x in tensors):
-        return described(given.call, CONSUMER_ROWS, *tensors)
+        return described(given.call, CONSUMER_ROWS, *tensors, widths=widths)
     widths = schedule.pipeline_chunks(given.call.width)
     found: list[Any] = []
     for x in tensors:

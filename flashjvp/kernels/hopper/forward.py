@@ -168,9 +168,11 @@ def consume(
     ROW: gl.constexpr = gl.SliceLayout(1, accumulator(KEYS))
     ADD_TILE: gl.constexpr = _tangent_tile if JVP else _plain_tile
     state = (gl.full([CONSUMER_ROWS], float("-inf"), gl.float32, ROW), gl.zeros([CONSUMER_ROWS], gl.float32, ROW))
+    values = pipeline.streamed[CHUNKS : 2 * CHUNKS]
     if JVP:
         state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
-    accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
+        values = values + values
+    accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS, values)
     accs, state = stream(
         ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT, MASK_AHEAD=not JVP
     )

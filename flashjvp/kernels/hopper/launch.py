@@ -14,7 +14,7 @@ from . import eligibility
 from .absent import with_unwanted, with_zeros, zero
 from .backward_postprocess import dq_columns, launch_postprocess
 from .backward_preprocess import launch_preprocess
-from .described import describe, described, empty_result, written
+from .described import describe, described, empty_result, value_widths, written
 from .descriptors import statistics_descriptor
 from .families import Seen
 from .per_tensor_scaling import KernelOperands, scale_tensors
@@ -38,9 +38,11 @@ def forward(call: Call, inputs: Inputs, scale: float) -> tuple[Tensor, Maybe, Te
     kind = like.dtype if given.tensor_scales is None else torch.float32  # mutate: kind
     o, lse = empty_result(call, like, width, kind), empty_lse(like, call.mask_tensor)
     o_t, mu = (empty_result(call, like, width, kind), empty_statistic(like)) if jvp else (None, None)
-    resident, outs = described(call, CONSUMER_ROWS, q, q_t), written(given, o, o_t)
-    streamed = described(call, tile.block_rows, k, v, k_t, v_t)
-    args: tuple[Any, ...] = (*resident, *streamed, *outs, lse, mu)
+    widths = value_widths(given)
+    resident, outs = described(call, CONSUMER_ROWS, q, q_t), written(given, o, o_t, widths=widths)
+    keys = described(call, tile.block_rows, k, k_t)
+    values = described(call, tile.block_rows, v, v_t, widths=widths)
+    args: tuple[Any, ...] = (*resident, *keys[:2], *values[:2], *keys[2:], *values[2:], *outs, lse, mu)
     if persistent:
         launch_persistent(call, "forward", persistent, args, scale)
         return o, o_t, lse, mu

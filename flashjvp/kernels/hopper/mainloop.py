@@ -48,11 +48,18 @@ class Position(NamedTuple):
 
 
 @gluon.jit
-def begin(program, consumer, REGISTER_OPERANDS: gl.constexpr = 0, CHUNKS: gl.constexpr = 1, COLUMNS: gl.constexpr = 0):
+def begin(
+    program, consumer, REGISTER_OPERANDS: gl.constexpr = 0, CHUNKS: gl.constexpr = 1, COLUMNS: gl.constexpr = 0,
+    accumulated=(),
+):  # fmt: skip
     """Accumulators of zeros and, once the resident tiles are there, the first REGISTER_OPERANDS tensors of them in
-    registers: left operands of products with COLUMNS columns."""
+    registers: left operands of products with COLUMNS columns. Accumulators are as wide as the tiles `accumulated`, by
+    default as the resident ones."""
     pipeline = program.pipeline
-    accs = zeros(pipeline.resident[: len(program.outs)])
+    if len(accumulated) > 0:
+        accs = zeros(accumulated)
+    else:
+        accs = zeros(pipeline.resident[: len(program.outs)])
     await_resident(pipeline, consumer)
     tiles = pipeline.resident[: REGISTER_OPERANDS * CHUNKS]
     return accs, load_register_operands(tiles, resident_number(pipeline, consumer), COLUMNS)

@@ -41,6 +41,15 @@ def _store_in_halves(out, value, coordinates, tile):
 
 
 @gluon.jit
+def _as_wide(out, tile):
+    """A tile of at least as many columns as one that is as wide as the result."""
+    if tile.shape[3] == out.block_shape[-1]:
+        return tile
+    else:
+        return reinterpret_tile(out, tile)
+
+
+@gluon.jit
 def store_results(
     program, values, consumer: gl.constexpr, CHUNKS: gl.constexpr, FIRST: gl.constexpr, STEP: gl.constexpr
 ):
@@ -56,9 +65,9 @@ def store_results(
         # mutate: coordinates
         coordinates = [block.batch, block.head, block.row0 + consumer * CONSUMER_ROWS, i % CHUNKS * WIDTH]
         if len(program.pipeline.turn) > 0:
-            _start_store(outs[i], values[i], coordinates, tiles[i].index(number))
+            _start_store(outs[i], values[i], coordinates, _as_wide(outs[i], tiles[i].index(number)))
         elif len(tensor_scales) == 0:
-            _store_rows(outs[i], values[i], coordinates, tiles[i].index(number))
+            _store_rows(outs[i], values[i], coordinates, _as_wide(outs[i], tiles[i].index(number)))
         else:
             scale = gl.load(tensor_scales[0] + (FIRST + i // CHUNKS * STEP))  # mutate: scale
             if outs[i].dtype == gl.float32:

@@ -35,6 +35,7 @@ CASES = (
     Case("long_72", batch=(1,), q_heads=2, kv_heads=1, m=400, n=270, d=72, dv=72),
     Case("square_96", batch=(1,), q_heads=2, kv_heads=2, m=256, n=256, d=96, dv=96),
     Case("ragged_128", batch=(1,), q_heads=2, kv_heads=1, m=300, n=260, d=128, dv=128),
+    Case("values_narrower_128", batch=(1,), q_heads=2, kv_heads=1, m=200, n=260, d=128, dv=64),
     Case("plain_128", batch=(1,), q_heads=2, kv_heads=2, m=130, n=400, d=128, dv=128, **PLAIN),
     Case("causal_80", batch=(1,), q_heads=1, kv_heads=1, m=200, n=260, d=80, dv=80, is_causal=True),
     Case("low_scores_128", batch=(1,), q_heads=1, kv_heads=1, m=200, n=210, d=128, dv=128, kind="low_scores"),

@@ -28,6 +28,7 @@ CASES = (
     Case("packed_40", batch=(2,), m=140, n=140, d=40, dv=40, layout="packed"),
     Case("many_keys", batch=(1,), m=70, n=530, d=64, dv=64),
     Case("ragged_128", batch=(2,), m=200, n=150, d=128, dv=128),
+    Case("values_narrower_128", batch=(2,), q_heads=2, kv_heads=1, m=150, n=200, d=128, dv=48),
     Case("gqa_128", batch=(1,), q_heads=4, kv_heads=2, m=60, n=200, d=128, dv=128),
 )  # fmt: skip
 Table = dict[tuple[int, str], tuple[Persistent, ...]]
