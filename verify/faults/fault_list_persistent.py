@@ -33,6 +33,10 @@ OF_PERSISTENT = [
         "items = key_items(1, M, N, heads, group, ROWS, HALVES)",
     ),
     _persistent(
+        "columns of values beyond the first 64 left out", "described.py", "is_narrow",
+        "is_narrow = call.width == 128 and given.tensor_scales is None", "hopper_items_128",
+    ),
+    _persistent(
         "serve and ignore masks", "persistent_launch.py", "if call",
         "if not jvp or are_scaled or call.pattern is not None or call.is_causal:", "hopper_mask",
     ),

@@ -55,7 +55,7 @@ from .scales import (
 LONGEST_QK = tl.constexpr(8)  # log2 of the greatest length of a row of q and of k, unless scores are small
 _NONE = tl.constexpr(-1000)  # stands for the exponent of zeros
 _SHORTER = tl.constexpr(6)  # of half types: log2 of how much shorter v may be than v_t, and d_o_t than d_o
-_ROWS = 32  # of a program
+_ROWS = 64  # of a program
 
 
 class Room(NamedTuple):
