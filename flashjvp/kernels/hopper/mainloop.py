@@ -56,10 +56,7 @@ def begin(
     registers: left operands of products with COLUMNS columns. Accumulators are as wide as the tiles `accumulated`, by
     default as the resident ones."""
     pipeline = program.pipeline
-    if len(accumulated) > 0:
-        accs = zeros(accumulated)
-    else:
-        accs = zeros(pipeline.resident[: len(program.outs)])
+    accs = zeros(accumulated if len(accumulated) > 0 else pipeline.resident[: len(program.outs)])
     await_resident(pipeline, consumer)
     tiles = pipeline.resident[: REGISTER_OPERANDS * CHUNKS]
     return accs, load_register_operands(tiles, resident_number(pipeline, consumer), COLUMNS)
