@@ -17,6 +17,7 @@ class StepRow:
     trainer: str
     preset: str
     precision: str
+    residual: str
     compile: str
     checkpointing: str
     cuda_graph: str

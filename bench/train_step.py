@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     description, _, epilog = (__doc__ or "").partition("\n\n")
     options = types.parser(program("bench.train_step"), description, epilog)
     kinds = {"checkpointing": ("none", "full", "selective"), "parallel": ("ddp", "fsdp"), "compile": ("on", "off")}
-    kinds |= {"cuda-graph": ("off", "on"), "detach": ("off", "on")}
+    kinds |= {"cuda-graph": ("off", "on"), "detach": ("off", "on"), "residual": ("float32", "bfloat16")}
     options.add_argument(
         "--preset", choices=PRESETS, default="imagenet256-w2", metavar="NAME",
         help=f"out of {', '.join(PRESETS)} (imagenet256-w2)",
@@ -132,13 +132,13 @@ def settings(options: argparse.Namespace) -> Iterator[TrainConfig]:
     """Yields the configuration of each row. Raises ValueError for an invalid one."""
     preset = PRESETS[options.preset]()
     model = dataclasses.replace(preset.model, image_size=options.image_size or preset.model.image_size)
-    for objective, detach, precision, compiled, checkpointing, graph, parallel in itertools.product(
+    for objective, detach, precision, residual, compiled, checkpointing, graph, parallel in itertools.product(
         options.objective or [preset.loss.objective], options.detach, options.precision or [preset.run.precision],
-        options.compile, options.checkpointing, options.cuda_graph, options.parallel,
+        options.residual, options.compile, options.checkpointing, options.cuda_graph, options.parallel,
     ):  # fmt: skip
         run: dict[str, Any] = {"batch": options.batch, "accumulate": options.accumulate, "device": options.device}
         run |= {"compile": compiled == "on", "checkpointing": checkpointing, "parallel": parallel}
-        run |= {"cuda_graph": graph == "on", "precision": precision}
+        run |= {"cuda_graph": graph == "on", "precision": precision, "residual": residual}
         yield dataclasses.replace(
             preset,
             model=model,
@@ -178,7 +178,7 @@ def measure(
     peak, reserved = (max(values) for values in zip(*this.gather(_peaks(this)), strict=True))
     median = statistics.median(timed)
     row = StepRow(
-        trainer=trainer, preset=preset, precision=run.precision, compile="on" if run.compile else "off",
+        trainer=trainer, preset=preset, precision=run.precision, residual=run.residual, compile="on" if run.compile else "off",
         checkpointing=run.checkpointing, cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel,
         gpus=this.size, batch=run.batch, accumulate=run.accumulate, objective=config.loss.objective,
         detach=config.loss.detach, ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),

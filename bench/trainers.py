@@ -137,7 +137,7 @@ def official_settings(configs: Sequence[TrainConfig], this: World) -> list[Train
         ):
             if not holds:
                 raise ConfigError(f"--peer {OFFICIAL}: expected {expected}, got {got}")
-        run = replace(run, compile=False, checkpointing="none", cuda_graph=False, parallel="ddp")
+        run = replace(run, residual="float32", compile=False, checkpointing="none", cuda_graph=False, parallel="ddp")
         if (theirs := replace(config, run=run)) not in found:
             found.append(theirs)
     return found

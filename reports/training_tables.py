@@ -25,13 +25,14 @@ FIGURES = {
     "recall": ("recall", "{:.2f}"), "variance": ("variance within classes", "{:.2f}"),
 }  # fmt: skip
 STEP_COLUMNS = (
-    "trainer", "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch",
+    "trainer", "preset", "precision", "residual", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch",
     "accumulate", "objective", "detach", "ms_per_step", "ms_fastest", "ms_slowest", "images_per_s", "peak_gib",
     "reserved_gib", "build_s", "first_step_s", "second_step_s", "graphs_compiled", "parameters", "tokens", "loss",
     "gradient_norm", "torch", "device", "commit",
 )  # fmt: skip
-# Columns of files from before another trainer was measured, and from before objectives were, too.
-STEP_COLUMNS_2 = STEP_COLUMNS[1:]
+# Columns of files from before types of the residual stream, another trainer, and objectives were measured.
+STEP_COLUMNS_3 = tuple(name for name in STEP_COLUMNS if name != "residual")
+STEP_COLUMNS_2 = STEP_COLUMNS_3[1:]
 OLD_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS_2 if name not in ("objective", "graphs_compiled"))
 # Columns of files from before diversity and the figures of real digits were measured.
 OLD_DIGITS_COLUMNS = tuple(
@@ -43,9 +44,9 @@ PEER = "official"  # the published trainer
 # Settings of a run whose steps were timed, and their heads; the first ones are always shown.
 ALWAYS = {"gpus": "GPUs", "compile": "compile", "checkpointing": "checkpointing"}
 VARYING = {
-    "trainer": "trainer", "preset": "preset", "precision": "precision", "cuda_graph": "CUDA graph",
-    "parallel": "parallel", "batch": "batch",
-    "accumulate": "accumulate", "objective": "objective", "detach": "detach",
+    "trainer": "trainer", "preset": "preset", "precision": "precision", "residual": "residual stream",
+    "cuda_graph": "CUDA graph", "parallel": "parallel", "batch": "batch", "accumulate": "accumulate",
+    "objective": "objective", "detach": "detach",
 }  # fmt: skip
 
 

@@ -86,6 +86,14 @@ def test_the_objective_is_the_one_asked_for(tmp_path: Path) -> None:
     assert len({*norms[:3], norms[4]}) == 4 and norms[2] == norms[3]  # only tvm has something to detach
 
 
+def test_a_residual_stream_in_bfloat16_is_a_row_of_its_own(tmp_path: Path) -> None:
+    rows = measured(tmp_path / "rows.csv", "--precision", "bfloat16", "--residual", "float32,bfloat16")
+    assert list(rows["residual"]) == ["float32", "bfloat16"]
+    losses = rows["loss"].tolist()
+    assert 0 < abs(losses[1] - losses[0]) <= training_budget(torch.bfloat16) * losses[0]
+    assert "residual stream" in step_table(rows)
+
+
 def test_other_images_have_other_tokens(tmp_path: Path) -> None:
     rows = measured(tmp_path / "rows.csv", "--image-size", "16")
     assert list(rows["tokens"]) == [16] and rows["gradient_norm"][0] > 0

@@ -52,6 +52,7 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(config)
         self.watch: Callable[[int, Dual], None] | None = None  # is given the number and the output of every block
         self.sharding: Sharding | None = None
+        self._residual: torch.dtype | None = None
 
     def share_tokens(self, sharding: "Sharding") -> None:
         """From now on each process computes its own tokens of an image, and all of them the same F and F_t.
@@ -68,6 +69,10 @@ class DiT(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, Attention | Mlp):
                 module.product = product
+
+    def keep_residual_in(self, dtype: torch.dtype) -> None:
+        """From now on the tokens between branches, and their tangents, are rounded to this type."""
+        self._residual = dtype
 
     def forward(
         self,
@@ -96,7 +101,7 @@ class DiT(nn.Module):
         forward mode (`torch.func.jvp`) followed by reverse mode.
 
         Numerics: under autocast, matrix products and attention use its dtype; norms, embeddings, the residual stream
-        and F are float32. Sinusoids are computed in float64.
+        and F are float32; `keep_residual_in` rounds the stream. Sinusoids are computed in float64.
 
         Raises: ValueError for shapes or dtypes that do not match, and for a beta that is missing or not expected.
         """
@@ -106,6 +111,8 @@ class DiT(nn.Module):
             tokens = self.x_embedder(Dual(x, x_t))
             tokens = Dual(tokens.value + self.pos_embed, tokens.tangent)
             condition = self._condition(t, s, labels, beta, t_t, s_t)
+        if (residual := self._residual) is not None:
+            tokens = tokens.map(lambda part: part.to(residual))
         if (sharding := self.sharding) is not None:
             tokens = tokens.map(lambda part: sharding.shard(part, 1))
         for number, block in enumerate(self.blocks):

@@ -93,9 +93,9 @@ def modulate(x: Dual, shift: Dual, scale: Dual) -> Dual:
 
 
 def gated_residual(x: Dual, gate: Dual, branch: Dual) -> Dual:
-    """x + gate * branch, elementwise with broadcasting."""
+    """x + gate * branch, elementwise with broadcasting, rounded to the type of x."""
     tangent = total(x.tangent, _product(gate.tangent, branch.value), _product(branch.tangent, gate.value))
-    return Dual(x.value + gate.value * branch.value, tangent)
+    return Dual(x.value + gate.value * branch.value, tangent).map(lambda part: part.to(x.value.dtype))
 
 
 def silu(x: Dual) -> Dual:

@@ -94,6 +94,9 @@ class RunConfig:
     # the backward pass; tf32 is float32 in TF32, as far as the GPU has it; float8 is bfloat16 with the linear layers of
     # the blocks in float8 (extra float8)
     precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
+    # Type of the tokens between branches (the residual stream) and of their tangents; bfloat16 beside precision bfloat16
+    # and float8. Every branch adds a rounding, and a step moves fewer bytes
+    residual: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     # Activation checkpointing: blocks keep their inputs (full), or also results of attention and products (selective)
@@ -135,6 +138,8 @@ class RunConfig:
         once, quiet = self.accumulate == 1, self.log_norms == 0  # the graph is of one pass, and hooks do not run in it
         expected = "False with micro-batches or norms of activations (run.accumulate, run.log_norms)"
         _require(not self.cuda_graph or (once and quiet), "run.cuda_graph", expected, self.cuda_graph)
+        narrow, expected = self.residual == "bfloat16", f"float32 with precision {self.precision}"
+        _require(not narrow or self.precision in ("bfloat16", "float8"), "run.residual", expected, self.residual)
         count = self.evaluate_samples
         _require(count == 0 or count >= 2, "run.evaluate_samples", "at least 2, or 0", count)
         first, last = self.profile or (1, 1)

@@ -21,6 +21,7 @@ Part = Literal[
 Precision = Literal["float64", "float32", "bfloat16"]
 Compiled = Literal["no", "aot_eager", "inductor"]
 Recompute = Literal["none", "full", "selective"]
+Residual = Literal["float32", "bfloat16"]  # the type of the stream and its tangent, as run.residual
 
 PARTS: dict[str, str] = {
     "block": "a block on (x, x_t) pairs: values, tangents, gradients of inputs and weights",
@@ -64,11 +65,13 @@ class ModelCase:
     backend: Backend = "reference"
     compiled: Compiled = "no"
     recompute: Recompute = "none"
+    residual: Residual = "float32"
 
     @property
     def name(self) -> str:
         """What --case takes: the fields, those of no effect left out."""
         ways = [self.compiled] * (self.compiled != "no") + [self.recompute] * (self.recompute != "none")
+        ways += ["residual"] * (self.residual != "float32")
         return "/".join([self.part, self.network.replace(" ", "-"), self.precision, self.backend, *ways])
 
     @property
@@ -76,6 +79,7 @@ class ModelCase:
         """How the blocks run, in words."""
         words = {"no": "", "aot_eager": "compile (aot_eager)", "inductor": "compile", "none": ""}
         found = [words[self.compiled], words.get(self.recompute, f"checkpoint ({self.recompute})")]
+        found += ["residual stream in bfloat16"] * (self.residual != "float32")
         return ", ".join(filter(None, found)) or "eager"
 
     @property
@@ -133,6 +137,8 @@ def model_plan(device: str, quick: bool) -> ModelPlan:
         for kind in types:
             plan.add(ModelCase(part, MAIN, kind, fast, recompute=x) for x in recomputations)
             plan.add(ModelCase(part, "one block", kind, fast, "aot_eager", x) for x in recomputations)
+    streamed: tuple[Part, ...] = ("tvm",) if quick else ("network", "tvm", "detached", "meanflow")
+    plan.add(ModelCase(part, MAIN, "bfloat16", fast, residual="bfloat16") for part in streamed)
     if gpu or not quick:  # minutes on a CPU
         plan.add(ModelCase("tvm", "one block", "bfloat16", fast, "inductor", x) for x in recomputations)
         plan.add([ModelCase("tvm", "one block", "float32", fast, "inductor")])

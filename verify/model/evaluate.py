@@ -91,6 +91,9 @@ def evaluate(case: ModelCase, setting: Setting, device: str) -> Found:
     weights = _learned(network)
     objective = Objective(network, _train_config(case), torch.device(device))
     parallel.recompute(network.blocks, case.recompute)
+    if case.residual == "bfloat16":
+        network.keep_residual_in(torch.bfloat16)
+        target.keep_residual_in(torch.bfloat16)
     with _compiled(case, network, target):
         if case.part in LOSSES:
             return _loss_quantities(objective(batch, target), weights)

@@ -38,11 +38,14 @@ def by_formulas(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any
 class Inputs:
     """Numbers of a standard normal law: the same ones in every type, each time they are drawn in the same order.
 
-    half: the type of branches, where that is not the dtype of everything else.
+    half: the type of branches, residual: that of x; where these are not the dtype of everything else.
     """
 
-    def __init__(self, dtype: torch.dtype, half: torch.dtype | None, tangent: bool) -> None:
+    def __init__(
+        self, dtype: torch.dtype, half: torch.dtype | None, tangent: bool, residual: torch.dtype | None = None
+    ) -> None:
         self.dtype, self.half, self.tangent = dtype, half or dtype, tangent
+        self.residual = residual or dtype
         self.leaves: dict[str, Tensor] = {}
         self._draw = torch.Generator().manual_seed(7)
 
@@ -60,6 +63,9 @@ class Inputs:
             self.leaves[f"{name}_t"] = tangent.requires_grad_()
         return Dual(value, tangent if self.tangent else None)
 
+    def stream(self, *shape: int) -> Dual:
+        return self.dual("x", *shape).map(lambda part: part.to(self.residual))
+
 
 def vectors(inputs: Inputs, channels: int, images: int) -> list[Dual]:
     """Six slices of one tensor, as in a block."""
@@ -68,19 +74,19 @@ def vectors(inputs: Inputs, channels: int, images: int) -> list[Dual]:
 
 
 def modulated(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x, found = inputs.dual("x", images, tokens, channels), vectors(inputs, channels, images)
+    x, found = inputs.stream(images, tokens, channels), vectors(inputs, channels, images)
     return stream.modulated(x, Modulation(*found[:2]), "rms", eps=EPS, detach=detach)
 
 
 def added_and_modulated(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x, branch = inputs.dual("x", images, tokens, channels), inputs.dual("branch", images, tokens, channels)
+    x, branch = inputs.stream(images, tokens, channels), inputs.dual("branch", images, tokens, channels)
     branch = branch.map(lambda part: part.to(inputs.half))
     found = vectors(inputs, channels, images)
     return stream.added_and_modulated(x, found[2], branch, Modulation(*found[3:5]), "rms", eps=EPS, detach=detach)
 
 
 def added(inputs: Inputs, images: int, tokens: int, channels: int, detach: bool) -> tuple[Dual, ...]:
-    x, branch = inputs.dual("x", images, tokens, channels), inputs.dual("branch", images, tokens, channels)
+    x, branch = inputs.stream(images, tokens, channels), inputs.dual("branch", images, tokens, channels)
     branch = branch.map(lambda part: part.to(inputs.half))
     return (stream.added(x, vectors(inputs, channels, images)[5], branch, detach=detach),)
 
@@ -96,17 +102,20 @@ PARTS: dict[str, Part] = {f.__name__: f for f in (modulated, added_and_modulated
 
 
 def evaluate(
-    part: Part, sizes: tuple[int, int, int], dtype: torch.dtype, half: torch.dtype | None, tangent: bool, detach: bool
-) -> Results:
+    part: Part, sizes: tuple[int, int, int], dtype: torch.dtype, half: torch.dtype | None, tangent: bool, detach: bool,
+    residual: torch.dtype | None = None,
+) -> Results:  # fmt: skip
     """Results, and the gradients of a product of each of them with numbers; not of tangents where they are detached.
 
-    half: the type of autocast.
+    half: the type of autocast. residual: that of the stream, if it is not dtype.
     """
-    inputs = Inputs(dtype, half, tangent)
+    inputs = Inputs(dtype, half, tangent, residual)
     with torch.autocast(DEVICE, half or torch.bfloat16, enabled=half is not None):
         duals = part(inputs, *sizes, detach)
     results = {f"{i}{suffix}": z for i, pair in enumerate(duals) for z, suffix in zip(pair, ("", "_t"), strict=True)}
     found = {name: z.detach() for name, z in results.items() if z is not None}
+    if part is not heads:
+        assert {z.dtype for z in duals[0] if z is not None} == {inputs.residual}
     draw = torch.Generator().manual_seed(8)
     total = torch.zeros((), dtype=torch.float64, device=DEVICE)
     for name, z in results.items():
@@ -130,12 +139,13 @@ def outside(found: Results, measured: Results, exact: Results, dtype: torch.dtyp
 
 
 def judged(
-    monkeypatch: pytest.MonkeyPatch, part: str, sizes: tuple[int, int, int], half: torch.dtype | None, *how: bool
-) -> list[str]:
-    """What is wrong of a part with kernels. how: with tangents, detached."""
-    found = evaluate(PARTS[part], sizes, torch.float32, half, *how)
+    monkeypatch: pytest.MonkeyPatch, part: str, sizes: tuple[int, int, int], half: torch.dtype | None, *how: bool,
+    residual: torch.dtype | None = None,
+) -> list[str]:  # fmt: skip
+    """What is wrong of a part with kernels. how: with tangents, detached. residual: as in `evaluate`."""
+    found = evaluate(PARTS[part], sizes, torch.float32, half, *how, residual)
     exact = by_formulas(monkeypatch, lambda: evaluate(PARTS[part], sizes, torch.float64, None, *how))
-    measured = by_formulas(monkeypatch, lambda: evaluate(PARTS[part], sizes, torch.float32, half, *how))
+    measured = by_formulas(monkeypatch, lambda: evaluate(PARTS[part], sizes, torch.float32, half, *how, residual))
     return outside(found, measured, exact, half or torch.float32)
 
 
@@ -154,6 +164,15 @@ def test_in_autocast_they_lose_no_more_than_the_formulas(part: str, monkeypatch:
     assert not judged(monkeypatch, part, (2, 20, 12), torch.float16, True, False)
 
 
+@pytest.mark.parametrize(("tangent", "detach"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("part", ["modulated", "added_and_modulated", "added"])
+def test_a_stream_of_a_half_type_stays_one(
+    part: str, tangent: bool, detach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = torch.float16
+    assert not judged(monkeypatch, part, (2, 20, 12), half, tangent, detach, residual=half)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("tangent", "detach"), [(False, False), (True, False)])
 @pytest.mark.parametrize("part", PARTS)
@@ -162,6 +181,8 @@ def test_in_autocast_on_a_gpu_at_the_width_of_a_network(
 ) -> None:
     channels = 64 if part == "heads" else 1152
     assert not judged(monkeypatch, part, (3, 256, channels), torch.bfloat16, tangent, detach)
+    residual = torch.bfloat16
+    assert not judged(monkeypatch, part, (3, 256, channels), torch.bfloat16, tangent, detach, residual=residual)
 
 
 FAULTS = [

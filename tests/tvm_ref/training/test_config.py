@@ -43,6 +43,13 @@ def test_a_count_below_one_is_named(name: str) -> None:
         RunConfig(**({"steps": 1, "batch": 1, "out": "x"} | {name: 0}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16"])
+def test_a_residual_stream_in_bfloat16_is_refused_beside_another_precision(precision: str) -> None:
+    expected = rf"run\.residual: expected float32 with precision {precision}, got 'bfloat16'"
+    with pytest.raises(ConfigError, match=expected):
+        RunConfig(steps=1, batch=1, out="x", precision=precision, residual="bfloat16")  # type: ignore[arg-type]
+
+
 def test_guidance_needs_classes_and_an_input_where_it_is_random(tmp_path: Path) -> None:
     points, images = toy(tmp_path), digits(tmp_path)
     with pytest.raises(ConfigError, match=r"loss\.w: expected 1"):

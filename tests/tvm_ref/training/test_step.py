@@ -138,19 +138,26 @@ def test_the_target_gets_no_gradient() -> None:
     assert not any(id(p) in ids for p in state.target.parameters())
 
 
-@pytest.mark.parametrize("lower", ["bfloat16", "float16", "float8"])
-def test_lower_precisions_are_of_the_same_loss(lower: str) -> None:
+@pytest.mark.parametrize(
+    ("lower", "residual"), [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32"),
+                            ("float8", "float32"), ("float8", "bfloat16")],
+)  # fmt: skip
+def test_lower_precisions_are_of_the_same_loss(lower: str, residual: str) -> None:
     torch.set_default_dtype(torch.float32)
     outcomes, norms = {}, {}
     wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=16))
-    for precision in ("float32", lower):
-        config = change(wider, precision=precision)
+    for precision, of_stream in (("float32", "float32"), (lower, residual)):
+        config = change(wider, precision=precision, residual=of_stream)
         state, batches = State(config, ALONE), Batches(config, DATASET, ALONE).draw(0)
         with torch.no_grad():  # the output layer starts at zero, where precision would not show
             for copy in (state.network, state.target):
                 for p in copy.parameters():
                     p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 8)
+        seen: set[torch.dtype] = set()
+        for copy in (state.network, state.target):
+            copy.watch = lambda _, tokens: seen.update(part.dtype for part in tokens if part is not None)
         outcomes[precision] = gradient(state.objective, state.target, batches, ALONE)
+        assert seen == {getattr(torch, of_stream)}
         grads = [p.grad for p in state.parameters if p.grad is not None and p.grad.dtype == torch.float32]
         assert len(grads) == len(state.parameters)
         norms[precision] = torch.stack([x.norm() for x in grads])

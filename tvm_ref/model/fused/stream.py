@@ -67,7 +67,7 @@ def _applies(x: Dual, gate: Dual | None, branch: Dual | None, to: Modulation | N
     images, channels = len(x.value), x.value.shape[-1]
     return (
         x.value.dim() == 3
-        and x.value.dtype == torch.float32
+        and (x.value.dtype == torch.float32 or torch.is_autocast_enabled(x.value.device.type))
         and channels <= MOST_CHANNELS
         and all(row.value.shape == x.value.shape for row in rows)
         and all(vector.value.shape == (images, 1, channels) for vector in vectors)
@@ -99,7 +99,7 @@ class _Stream(torch.autograd.Function):
         results = stream(*given, eps, dtype)
         if branch is None:
             results = [part.view_as(part) for part in (x, x_t) if part is not None] + results
-        ctx.eps, ctx.dtype, ctx.dual, ctx.detach = eps, dtype, x_t is not None, detach
+        ctx.eps, ctx.dtypes, ctx.dual, ctx.detach = eps, (x.dtype, dtype), x_t is not None, detach
         if detach and x_t is not None:
             ctx.mark_non_differentiable(*results[1::2])
             x_t = branch_t = gate_t = scale_t = None
@@ -117,7 +117,7 @@ class _Stream(torch.autograd.Function):
         if ctx.detach or all(grad is None for grad in tangents):
             x_t = branch_t = gate_t = scale_t = None
             tangents = ()
-        dy, dy_t, di, di_t = _all_gradients(values, tangents, ctx.dtype)
+        dy, dy_t, di, di_t = _all_gradients(values, tangents, ctx.dtypes)
         *found, sums = stream_backward(
             x, x_t, branch, branch_t, gate, gate_t, scale, scale_t, dy, dy_t, di, di_t, ctx.eps
         )
@@ -135,11 +135,10 @@ class _Stream(torch.autograd.Function):
 
 
 def _all_gradients(
-    values: Sequence[Maybe], tangents: Sequence[Maybe], inner: torch.dtype
+    values: Sequence[Maybe], tangents: Sequence[Maybe], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> tuple[Tensor, Maybe, Maybe, Maybe]:
-    """dy, dy_t, di, di_t, with zeros of the right type for those that did not come."""
+    """dy, dy_t, di, di_t, with zeros for those that did not come. dtypes: of y and of the normalised rows."""
     some = next(grad for grad in (*values, *tangents) if grad is not None)
-    dtypes = (torch.float32, inner)
     values, tangents = (
         [torch.zeros_like(some, dtype=d) if g is None else g for g, d in zip(kind, dtypes, strict=False)]
         for kind in (values, tangents)
