@@ -94,8 +94,8 @@ class RunConfig:
     # the backward pass; tf32 is float32 in TF32, as far as the GPU has it; float8 is bfloat16 with the linear layers of
     # the blocks in float8 (extra float8)
     precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
-    # Type of the tokens between branches (the residual stream) and of their tangents; bfloat16 beside precision bfloat16
-    # and float8. Every branch adds a rounding, and a step moves fewer bytes
+    # Type of the tokens between branches (the residual stream) and of their tangents; bfloat16, beside precision
+    # bfloat16 or float8, saves bytes and adds a rounding for every branch
     residual: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tvm_ref.runs import change, digits
 from tvm_ref.data.dataset import open_dataset
+from tvm_ref.model.dual import Dual
 from tvm_ref.objective.loss import Batch
 from tvm_ref.training.batches import Batches
 from tvm_ref.training.config import ConfigError, TrainConfig
@@ -138,6 +139,10 @@ def test_the_target_gets_no_gradient() -> None:
     assert not any(id(p) in ids for p in state.target.parameters())
 
 
+def collected(seen: list[Dual], _: int, tokens: Dual) -> None:
+    seen.append(tokens)
+
+
 @pytest.mark.parametrize(
     ("lower", "residual"), [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32"),
                             ("float8", "float32"), ("float8", "bfloat16")],
@@ -153,11 +158,11 @@ def test_lower_precisions_are_of_the_same_loss(lower: str, residual: str) -> Non
             for copy in (state.network, state.target):
                 for p in copy.parameters():
                     p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 8)
-        seen: set[torch.dtype] = set()
+        seen: list[Dual] = []
         for copy in (state.network, state.target):
-            copy.watch = lambda _, tokens: seen.update(part.dtype for part in tokens if part is not None)
+            copy.watch = functools.partial(collected, seen)
         outcomes[precision] = gradient(state.objective, state.target, batches, ALONE)
-        assert seen == {getattr(torch, of_stream)}
+        assert {part.dtype for tokens in seen for part in tokens if part is not None} == {getattr(torch, of_stream)}
         grads = [p.grad for p in state.parameters if p.grad is not None and p.grad.dtype == torch.float32]
         assert len(grads) == len(state.parameters)
         norms[precision] = torch.stack([x.norm() for x in grads])
