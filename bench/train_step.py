@@ -180,8 +180,9 @@ def measure(
     row = StepRow(
         trainer=trainer, preset=preset, precision=run.precision, residual=run.residual,
         compile="on" if run.compile else "off", checkpointing=run.checkpointing,
-        cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel, gpus=this.size, batch=run.batch, accumulate=run.accumulate, objective=config.loss.objective,
-        detach=config.loss.detach, ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
+        cuda_graph="on" if run.cuda_graph else "off", parallel=run.parallel, gpus=this.size, batch=run.batch,
+        accumulate=run.accumulate, objective=config.loss.objective, detach=config.loss.detach,
+        ms_per_step=1e3 * median, ms_fastest=1e3 * min(timed), ms_slowest=1e3 * max(timed),
         images_per_s=run.batch / median, peak_gib=peak - before, reserved_gib=reserved,
         build_s=build_s, first_step_s=seconds[0], second_step_s=seconds[1], graphs_compiled=compiled,
         parameters=step.parameters, tokens=config.model.grid**2, **found[COMPARED - 1]._asdict(),
