@@ -70,9 +70,9 @@ class ModelCase:
     @property
     def name(self) -> str:
         """What --case takes: the fields, those of no effect left out."""
-        ways = [self.compiled] * (self.compiled != "no") + [self.recompute] * (self.recompute != "none")
-        ways += ["residual"] * (self.residual != "float32")
-        return "/".join([self.part, self.network.replace(" ", "-"), self.precision, self.backend, *ways])
+        ways = {self.compiled: "no", self.recompute: "none", f"residual-{self.residual}": "residual-float32"}
+        unusual = [way for way, usual in ways.items() if way != usual]
+        return "/".join([self.part, self.network.replace(" ", "-"), self.precision, self.backend, *unusual])
 
     @property
     def way(self) -> str:

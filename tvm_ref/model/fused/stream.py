@@ -96,6 +96,7 @@ class _Stream(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, eps: float, dtype: torch.dtype, detach: bool, *given: Maybe) -> tuple[Tensor, ...]:
         x, x_t, branch, branch_t, gate, gate_t, _, _, scale, scale_t = given
+        assert x is not None
         results = stream(*given, eps, dtype)
         if branch is None:
             results = [part.view_as(part) for part in (x, x_t) if part is not None] + results
