@@ -143,7 +143,8 @@ def consume(
     PAIRS: gl.constexpr = len(program.pipeline.streamed) < len(program.pipeline.resident)
     TANGENT_TILE: gl.constexpr = pairs_tile if PAIRS else _tangent_tile
     ADD_TILE: gl.constexpr = TANGENT_TILE if JVP else _plain_tile
-    accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, SUB_ROWS)
+    like = program.pipeline.resident[: len(program.outs)]
+    accs, register_operands = begin(program, consumer, like, REGISTER_OPERANDS, CHUNKS, SUB_ROWS)
     accs, before, iteration = stream(
         ADD_TILE, accs, dq, register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT, SUB_TILES,
         DQ_COLUMNS,

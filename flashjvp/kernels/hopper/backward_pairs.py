@@ -143,7 +143,8 @@ def consume(
     stream: gl.constexpr = stream_queries,
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
-    accs, register_operands = begin(program, consumer)
+    like = program.pipeline.resident[: len(program.outs)]
+    accs, register_operands = begin(program, consumer, like)
     accs, before, iteration = stream(
         _tile, accs, dq, register_operands, program, consumer, 1, CAUSAL, VARIES, BIAS_LAYOUT
     )

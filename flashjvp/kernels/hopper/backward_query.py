@@ -127,7 +127,8 @@ def consume(
     )
     if len(program.bias) > 0:
         rows = rows + (gl.load(program.bias[2] + head * padded + numbers)[:, None],)
-    accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS)
+    like = program.pipeline.resident[: len(program.outs)]
+    accs, register_operands = begin(program, consumer, like, REGISTER_OPERANDS, CHUNKS, KEYS)
     accs, _rows = stream(ADD_TILE, accs, rows, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT)
     store_results(program, scaled(accs, program.scale), consumer, CHUNKS, D_Q, 1)  # mutate: store_results
 

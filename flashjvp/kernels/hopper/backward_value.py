@@ -66,7 +66,8 @@ def consume(
 ):  # fmt: skip
     """A consumer: the gradients of 64 keys."""
     CHUNKS: gl.constexpr = len(program.outs) // 2
-    accs, register_operands = begin(program, consumer)
+    like = program.pipeline.resident[: len(program.outs)]
+    accs, register_operands = begin(program, consumer, like)
     accs, _before, _iteration = stream(
         _tile, accs, (), register_operands, program, consumer, CHUNKS, CAUSAL, VARIES, BIAS_LAYOUT
     )

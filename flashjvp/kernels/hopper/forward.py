@@ -172,7 +172,7 @@ def consume(
     if JVP:
         state = state + (gl.zeros([CONSUMER_ROWS], gl.float32, ROW),)
         values = values + values
-    accs, register_operands = begin(program, consumer, REGISTER_OPERANDS, CHUNKS, KEYS, values)
+    accs, register_operands = begin(program, consumer, values, REGISTER_OPERANDS, CHUNKS, KEYS)
     accs, state = stream(
         ADD_TILE, accs, state, register_operands, program, consumer, CHUNKS, CAUSAL, BIAS_LAYOUT, MASK_AHEAD=not JVP
     )

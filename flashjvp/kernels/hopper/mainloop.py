@@ -49,14 +49,12 @@ class Position(NamedTuple):
 
 @gluon.jit
 def begin(
-    program, consumer, REGISTER_OPERANDS: gl.constexpr = 0, CHUNKS: gl.constexpr = 1, COLUMNS: gl.constexpr = 0,
-    accumulated=(),
-):  # fmt: skip
-    """Accumulators of zeros and, once the resident tiles are there, the first REGISTER_OPERANDS tensors of them in
-    registers: left operands of products with COLUMNS columns. Accumulators are as wide as the tiles `accumulated`, by
-    default as the resident ones."""
+    program, consumer, like, REGISTER_OPERANDS: gl.constexpr = 0, CHUNKS: gl.constexpr = 1, COLUMNS: gl.constexpr = 0
+):
+    """Accumulators of zeros, as wide as the tiles `like`, and, once the resident tiles are there, the first
+    REGISTER_OPERANDS tensors of them in registers: left operands of products with COLUMNS columns."""
     pipeline = program.pipeline
-    accs = zeros(accumulated if len(accumulated) > 0 else pipeline.resident[: len(program.outs)])
+    accs = zeros(like)
     await_resident(pipeline, consumer)
     tiles = pipeline.resident[: REGISTER_OPERANDS * CHUNKS]
     return accs, load_register_operands(tiles, resident_number(pipeline, consumer), COLUMNS)
