@@ -39,6 +39,7 @@ class ProfileRow:
 
     preset: str
     precision: str
+    residual: str
     compile: str
     checkpointing: str
     cuda_graph: str
@@ -88,8 +89,8 @@ class Profiler:
             found = _of_timed(groups(json.loads(path.read_text(errors="replace"))), row.ms_per_step)
         self.rows += [
             ProfileRow(
-                preset=row.preset, precision=row.precision, compile=row.compile, checkpointing=row.checkpointing,
-                cuda_graph=row.cuda_graph, parallel=row.parallel, gpus=row.gpus,
+                preset=row.preset, precision=row.precision, residual=row.residual, compile=row.compile,
+                checkpointing=row.checkpointing, cuda_graph=row.cuda_graph, parallel=row.parallel, gpus=row.gpus,
                 batch=row.batch, accumulate=row.accumulate, objective=row.objective, detach=row.detach,
                 tokens=row.tokens, floor_ms=group.floor_ms(*self._rates),
                 **vars(group), **self._rates._asdict(), torch=row.torch, device=row.device, commit=row.commit,

@@ -9,12 +9,13 @@ from .style import COLOURS, DPI, STYLE
 from .tables import markdown
 
 PROFILE_COLUMNS = (
-    "preset", "precision", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch", "accumulate",
-    "objective", "detach", "tokens", "group", "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels", "tbytes_per_s",
-    "tflops", "torch", "device", "commit",
+    "preset", "precision", "residual", "compile", "checkpointing", "cuda_graph", "parallel", "gpus", "batch",
+    "accumulate", "objective", "detach", "tokens", "group", "ms", "busy_ms", "gib", "tflop", "floor_ms", "kernels",
+    "tbytes_per_s", "tflops", "torch", "device", "commit",
 )  # fmt: skip
-# Columns of files from before objective and tokens could be chosen.
-OLD_PROFILE_COLUMNS = tuple(name for name in PROFILE_COLUMNS if name not in ("objective", "detach", "tokens"))
+# Columns of files from before the residual stream, objective and tokens could be chosen.
+LATER = ("residual", "objective", "detach", "tokens")
+OLD_PROFILE_COLUMNS = tuple(name for name in PROFILE_COLUMNS if name not in LATER)
 STEP_OF = [*PROFILE_COLUMNS[: PROFILE_COLUMNS.index("group")], "commit"]
 
 
@@ -60,6 +61,7 @@ def draw_profile(data: pd.DataFrame, path: Path) -> None:
 def _label(row: pd.Series) -> str:
     where = f"{row['precision']}, {row['parallel']}, {row['gpus']} GPU, {row['batch']} x {row['tokens']}"
     where += f", {row['objective']}{', detached' if row['detach'] else ''}"
+    where += ", bfloat16 stream" if row["residual"] == "bfloat16" else ""
     return f"{where}\ncheckpointing {row['checkpointing']}, {row['commit'][:7]}"
 
 

@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import flashjvp
 from bench.step_trace import BACKWARD, GROUPS, OPTIMIZER, STEP, Group, group_of, groups, work_of
-from reports.step_profile import PROFILE_COLUMNS, draw_profile, profile_table
+from reports.step_profile import PROFILE_COLUMNS, STEP_OF, draw_profile, profile_table
+from reports.training_tables import STEP_COLUMNS
 
 BF16, FLOAT = "c10::BFloat16", "float"
 
@@ -174,10 +175,15 @@ def test_a_product_counts_its_factors_wherever_it_writes(kind: str, given: bool,
 def test_the_table_and_the_figure_have_every_group(tmp_path: Path) -> None:
     fixed = {"preset": "p", "precision": "b", "compile": "on", "checkpointing": "none", "cuda_graph": "off"}
     fixed |= {"parallel": "ddp", "gpus": 1, "batch": 8, "objective": "tvm", "detach": False, "tokens": 4}
-    fixed |= {"accumulate": 1, "tbytes_per_s": 4.2, "tflops": 700.0, "torch": "t", "device": "d", "commit": "c"}
+    fixed |= {"residual": "float32", "accumulate": 1, "tbytes_per_s": 4.2, "tflops": 700.0, "torch": "t", "device": "d", "commit": "c"}
     rows = [vars(group) | fixed | {"floor_ms": group.floor_ms(4.2, 700.0)} for group in recorded().groups().values()]
     data = pd.DataFrame(rows)[list(PROFILE_COLUMNS)]
     table = profile_table(data)
     assert all(f"| {name} |" in table for name in GROUPS) and "| step | 1.0 |" in table
-    draw_profile(pd.concat([data, data.assign(batch=16), data.assign(detach=True)]), tmp_path / "bar.png")
+    draw_profile(pd.concat([data, data.assign(batch=16), data.assign(residual="bfloat16")]), tmp_path / "bar.png")
     assert (tmp_path / "bar.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_profile_tells_all_rows_of_a_run_apart() -> None:
+    settings = STEP_COLUMNS[: STEP_COLUMNS.index("ms_per_step")]
+    assert set(STEP_OF) >= set(settings) - {"trainer"}  # of which one is traced
