@@ -94,9 +94,7 @@ class RunConfig:
     # the backward pass; tf32 is float32 in TF32, as far as the GPU has it; float8 is bfloat16 with the linear layers of
     # the blocks in float8 (extra float8)
     precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
-    # Type of the tokens between branches (the residual stream) and of their tangents; bfloat16, beside precision
-    # bfloat16 or float8, saves bytes and adds a rounding for every branch
-    residual: Literal["float32", "bfloat16"] = "float32"
+    residual: Literal["float32", "bfloat16"] = "float32"  # of the tokens between branches; not below the precision
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     # Activation checkpointing: blocks keep their inputs (full), or also results of attention and products (selective)
@@ -135,13 +133,11 @@ class RunConfig:
             _require_count(f"run.{name}", 1, getattr(self, name))
         for name in ("threads", "log_norms", "loss_bins", "memory_snapshot", "evaluate_every", "evaluate_samples"):
             _require_count(f"run.{name}", 0, getattr(self, name), MOST.get(name, MOST_STEPS))
-        once, quiet = self.accumulate == 1, self.log_norms == 0  # the graph is of one pass, and hooks do not run in it
-        expected = "False with micro-batches or norms of activations (run.accumulate, run.log_norms)"
-        _require(not self.cuda_graph or (once and quiet), "run.cuda_graph", expected, self.cuda_graph)
+        one_pass = self.accumulate == 1 and self.log_norms == 0  # which a graph is of, and hooks do not run in it
+        _require(not self.cuda_graph or one_pass, "run.cuda_graph", "False with run.accumulate or run.log_norms", True)
         narrow, expected = self.residual == "bfloat16", f"float32 with precision {self.precision}"
         _require(not narrow or self.precision in ("bfloat16", "float8"), "run.residual", expected, self.residual)
-        count = self.evaluate_samples
-        _require(count == 0 or count >= 2, "run.evaluate_samples", "at least 2, or 0", count)
+        _require(self.evaluate_samples != 1, "run.evaluate_samples", "at least 2, or 0", 1)
         first, last = self.profile or (1, 1)
         _require(1 <= first <= last, "run.profile", "two steps, the first at least 1, or None", self.profile)
         _require(0 <= self.seed < 2**32, "run.seed", "a number in [0, 2^32)", self.seed)
