@@ -97,7 +97,7 @@ def sample(architecture: str) -> list[Configuration]:
     extra += [Configuration(architecture, "half", d, d, ordered=True) for d in (72, 96, 128)]
     extra += [Configuration(architecture, "high", d, d) for d in (64, 72, 96, 128)]
     extra += [Configuration(architecture, "high", 64, 64, "", mask="bool")]
-    extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (256, 64))]
+    extra += [Configuration(architecture, "half", d, dv) for d, dv in ((36, 36), (64, 128), (128, 64), (256, 64))]
     extra += [Configuration(architecture, "half", d, d, mask=kind) for kind in PARTIAL for d in (64, 72, 128)]
     extra += [Configuration(architecture, "tf32", 64, 64, mask=kind) for kind in PARTIAL]
     extra += [Configuration(architecture, "half", 64, 64, "", mask=kind) for kind in PARTIAL]

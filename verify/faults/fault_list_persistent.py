@@ -33,8 +33,8 @@ OF_PERSISTENT = [
         "items = key_items(1, M, N, heads, group, ROWS, HALVES)",
     ),
     _persistent(
-        "columns of values beyond the first 64 left out", "described.py", "is_narrow",
-        "is_narrow = call.width == 128 and given.tensor_scales is None", "hopper_items_128",
+        "columns of values beyond the first 64 left out", "eligibility.py", "return narrow",
+        "return narrow", "hopper_items_128",
     ),
     _persistent(
         "serve and ignore masks", "persistent_launch.py", "if call",

@@ -8,11 +8,11 @@ from torch import Tensor
 from ...layout import empty_rows, zero_rows
 from ..launch import schedule
 from ..launch.call import Call, Maybe
+from . import eligibility
 from .descriptors import rows_descriptors, sequences_descriptors
 from .per_tensor_scaling import KernelOperands
 
 CONSUMER_ROWS = 64
-NARROW = 64  # columns of a chunk of values, at most
 
 
 def describe(call: Call) -> Any:
@@ -21,11 +21,9 @@ def describe(call: Call) -> Any:
 
 
 def value_widths(given: KernelOperands) -> tuple[int, ...]:
-    """The column chunks of v and o in the forward pass. Beside one chunk of 128 columns of k half of one may do."""
-    call = given.call
-    columns = call.v_columns[0]
-    is_narrow = call.width == 128 and columns <= NARROW and given.tensor_scales is None  # mutate: is_narrow
-    return (NARROW,) if is_narrow else schedule.pipeline_chunks(call.width)
+    """The column chunks of v and o in the forward pass."""
+    narrow = None if given.tensor_scales is not None else eligibility.narrow_values(given.call)
+    return schedule.pipeline_chunks(given.call.width) if narrow is None else (narrow,)
 
 
 def described(call: Call, rows: int, *tensors: Maybe, widths: tuple[int, ...] = ()) -> tuple[Any, ...]:

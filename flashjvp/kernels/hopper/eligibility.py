@@ -94,6 +94,14 @@ def in_pairs(call: Call) -> bool:
     return environment.triton_release() in hopper_tables.MEASURED_PAIRS.get(call.width, ())
 
 
+def narrow_values(call: Call) -> int | None:
+    """The columns of v and o in the forward pass of a call of half types, where there are fewer than of q and k."""
+    narrow = hopper_tables.NARROW_VALUES.get(call.width)
+    is_measured = environment.triton_release() in hopper_tables.MEASURED_NARROW_VALUES
+    # mutate: return narrow
+    return narrow if is_measured and narrow is not None and call.v_columns[0] <= narrow else None
+
+
 def may_accumulate_dq(call: Call, in_one_pass: bool) -> bool:
     """Whether query gradients may be added up in any order. Of packed sequences they may not, whose bits are those of
     each alone; in one pass within a band they are not."""

@@ -1,5 +1,5 @@
 """The tile table of the warp-specialised kernels in hopper/, by architecture, padded head dim (80 = 64 + 16 serves 72,
-too; D and Dv are padded to that of the larger one), with or without tangents, and family.
+too; D and Dv are padded to that of the larger one, but see NARROW_VALUES), with or without tangents, and family.
 
 Where there is a `backward_value`, `backward_key` leaves d_v and d_v_t to it. `backward_dq_accum` is the kernel of
 `backward_key` where it also accumulates d_q and d_q_t in global memory; `backward_pairs` can do so, too. Both then
@@ -12,10 +12,10 @@ Above 128 the table has calls with tangents alone, which the wide kernels serve:
 
 The kernels were verified and timed on a GPU with the releases MEASURED of Triton, those of head dims above 128 with
 MEASURED_WIDE; with another one they must pass selfcheck.py. Additive and block masks take them with MEASURED_MASKS
-alone, masks at head dims above 128 with MEASURED_WIDE_MASKS, windows and packed sequences with MEASURED_BANDS; so are
-persistent kernels, the backward in one pass and pairs of queries taken with MEASURED_PERSISTENT, MEASURED_ONE_PASS and
-MEASURED_PAIRS. What is new begins with the releases that it ran with. From REGISTER_OPERANDS_SINCE on, fewer tiles stay
-in registers: the ptxas of that release copies them for each product.
+alone, masks at head dims above 128 with MEASURED_WIDE_MASKS, windows and packed sequences with MEASURED_BANDS.
+Persistent kernels need MEASURED_PERSISTENT, the backward in one pass MEASURED_ONE_PASS, pairs of queries MEASURED_PAIRS
+and narrow values MEASURED_NARROW_VALUES. What is new begins with the releases that it ran with. From
+REGISTER_OPERANDS_SINCE on, fewer tiles stay in registers: the ptxas of that release copies them for each product.
 """
 
 from typing import NamedTuple
@@ -54,6 +54,9 @@ MEASURED_PERSISTENT: tuple[Release, ...] = MEASURED
 MEASURED_ONE_PASS: dict[int, tuple[Release, ...]] = {80: ((3, 6),), 96: MEASURED, 128: ((3, 6), (3, 7), (3, 8))}
 # likewise: of all calls with tangents (hopper/backward_key_pairs.py), without a register operand
 MEASURED_PAIRS: dict[int, tuple[Release, ...]] = {64: ((3, 6), (3, 9))}
+# padded head dim -> the most columns of values that the forward pass pads to so many alone, in calls of half types
+NARROW_VALUES = {128: 64}
+MEASURED_NARROW_VALUES: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = MEASURED
 MEASURED_WIDE_MASKS: tuple[Release, ...] = ((3, 6),)
 MEASURED_BANDS: tuple[Release, ...] = MEASURED

@@ -45,12 +45,13 @@ def pipelines(
 
     `dq_accum_from` takes the place of the tables DQ_ACCUM_FROM and ONE_PASS_DQ_ACCUM_BELOW; {} accumulates query
     gradients from one row on. There are no persistent kernels but those of `persistent`. Queries come `in_pairs` at a
-    head dim of 64 or not. Bands and the backward in one pass count as measured.
+    head dim of 64 or not. Bands, the backward in one pass and narrow values count as measured.
     """
     here = (environment.triton_release(),)
     of_tables: dict[str, Any] = {
         "MEASURED_ONE_PASS": dict.fromkeys(tiles, here),
         "MEASURED_PAIRS": {64: here} if in_pairs else {},
+        "MEASURED_NARROW_VALUES": here,
     }
     if dq_accum_from is not None:
         of_tables |= {"DQ_ACCUM_FROM": dq_accum_from, "ONE_PASS_DQ_ACCUM_BELOW": {}}

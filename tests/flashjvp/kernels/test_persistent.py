@@ -3,11 +3,13 @@ one, compiled."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from flashjvp.kernels.hopper import eligibility
 from flashjvp.kernels.launch import replaced
 from flashjvp.kernels.launch.hopper_tables import PERSISTENT, PIPELINES, Persistent
 from tests.flashjvp.kernels.test_hopper import PLAIN, interpreted
@@ -97,3 +99,13 @@ def test_compiled(case: Case, table: Table, dtype: torch.dtype) -> None:
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("needs compute capability 9.0")
     judge(replace(case, batch=(70 * case.batch[0],) if case.batch else ()), table, dtype, "cuda")
+
+
+def test_which_values_stay_narrow(machine: Callable[..., None]) -> None:
+    """Those of at most 64 columns beside q and k that are padded to 128, with the Triton that it was measured with."""
+    for release in ((3, 6), (3, 9), (99, 0)):
+        machine(triton_release=release)
+        for width, columns in ((128, 8), (128, 64), (128, 72), (96, 32), (256, 64)):
+            call: Any = SimpleNamespace(width=width, v_columns=(columns,))
+            expected = 64 if (release, width) == ((3, 6), 128) and columns <= 64 else None
+            assert eligibility.narrow_values(call) == expected
