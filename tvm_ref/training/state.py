@@ -56,8 +56,8 @@ class State:
         if run.precision == "float8":
             _multiply_in_float8((self.network, self.target), world.device)
         if run.residual == "bfloat16":
-            for network_of_loss in (self.network, self.target):
-                network_of_loss.keep_residual_in(torch.bfloat16)
+            for copy in (self.network, self.target):
+                copy.keep_residual_in(torch.bfloat16)
         objective = Objective(self.network, config, world.device)
         parallel.recompute(self.network.blocks, run.checkpointing)
         if run.compile:
