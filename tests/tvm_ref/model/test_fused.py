@@ -173,6 +173,11 @@ def test_a_stream_of_a_half_type_stays_one(
     assert not judged(monkeypatch, part, (2, 20, 12), half, tangent, detach, residual=half)
 
 
+def test_without_autocast_a_stream_of_a_half_type_has_normalised_rows_in_float32() -> None:
+    _, inner = modulated(Inputs(torch.float32, None, True, torch.float16), 2, 4, 8, False)
+    assert {part.dtype for part in inner} == {torch.float32}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("tangent", "detach"), [(False, False), (True, False)])
 @pytest.mark.parametrize("part", PARTS)
