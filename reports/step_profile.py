@@ -14,8 +14,8 @@ PROFILE_COLUMNS = (
     "tbytes_per_s", "tflops", "torch", "device", "commit",
 )  # fmt: skip
 # Columns of files from before the residual stream, objective and tokens could be chosen.
-LATER = ("residual", "objective", "detach", "tokens")
-OLD_PROFILE_COLUMNS = tuple(name for name in PROFILE_COLUMNS if name not in LATER)
+_ADDED = ("residual", "objective", "detach", "tokens")
+OLD_PROFILE_COLUMNS = tuple(name for name in PROFILE_COLUMNS if name not in _ADDED)
 STEP_OF = [*PROFILE_COLUMNS[: PROFILE_COLUMNS.index("group")], "commit"]
 
 

@@ -94,7 +94,7 @@ class RunConfig:
     # the backward pass; tf32 is float32 in TF32, as far as the GPU has it; float8 is bfloat16 with the linear layers of
     # the blocks in float8 (extra float8)
     precision: Literal["float32", "tf32", "bfloat16", "float16", "float8"] = "float32"
-    residual: Literal["float32", "bfloat16"] = "float32"  # of the residual stream; bfloat16 needs bfloat16 or float8
+    residual: Literal["float32", "bfloat16"] = "float32"  # type of residual stream; bfloat16 beside bfloat16, float8
     compile: bool = False  # torch.compile every block
     cuda_graph: bool = False  # launch forward and backward pass as one CUDA graph: one GPU, accumulate 1, no log_norms
     # Activation checkpointing: blocks keep their inputs (full), or also results of attention and products (selective)

@@ -17,7 +17,7 @@ def _cases() -> list[Case]:
     )  # fmt: skip
     layouts: tuple[Layout, ...] = ("sequence_major", "expanded", "padded", "column_major")
     cases = [Case("square"), Case("plain", **plain)]
-    for d, dv in ((1, 1), (40, 40), (72, 72), (80, 80), (96, 96), (128, 128), (256, 256), (64, 24), (24, 72), (1, 33)):
+    for d, dv in (*((d, d) for d in (1, 40, 72, 80, 96, 128, 256)), (64, 24), (24, 72), (1, 33), (128, 64)):
         cases.append(Case(f"dims_{d}_{dv}", batch=(1,), q_heads=1, kv_heads=1, m=40, n=48, d=d, dv=dv))
     for m, n in ((1, 1), (1, 31), (31, 1), (257, 33), (33, 257), (1, 1000), (1000, 1), (65, 64), (80, 31)):
         cases.append(Case(f"lengths_{m}_{n}", **line, m=m, n=n))

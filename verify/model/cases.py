@@ -70,8 +70,9 @@ class ModelCase:
     @property
     def name(self) -> str:
         """What --case takes: the fields, those of no effect left out."""
-        ways = {self.compiled: "no", self.recompute: "none", f"residual-{self.residual}": "residual-float32"}
-        unusual = [way for way, usual in ways.items() if way != usual]
+        residual = f"residual-{self.residual}"
+        ways = (self.compiled, "no"), (self.recompute, "none"), (residual, "residual-float32")
+        unusual = [way for way, usual in ways if way != usual]
         return "/".join([self.part, self.network.replace(" ", "-"), self.precision, self.backend, *unusual])
 
     @property

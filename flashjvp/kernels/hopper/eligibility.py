@@ -95,7 +95,7 @@ def in_pairs(call: Call) -> bool:
 
 
 def narrow_values(call: Call) -> int | None:
-    """The columns of v and o in the forward pass of a call of half types, where there are fewer than of q and k."""
+    """The columns to which the forward pass of a call of half types pads v and o; None: as many as q and k have."""
     narrow = hopper_tables.NARROW_VALUES.get(call.width)
     is_measured = environment.triton_release() in hopper_tables.MEASURED_NARROW_VALUES
     # mutate: return narrow

@@ -42,7 +42,7 @@ def _store_in_halves(out, value, coordinates, tile):
 
 @gluon.jit
 def _as_wide(out, tile):
-    """A tile of at least as many columns as one that is as wide as the result."""
+    """The tile, which has as many columns as the result, or more; then its first bytes as one that has as many."""
     if tile.shape[3] == out.block_shape[-1]:
         return tile
     else:

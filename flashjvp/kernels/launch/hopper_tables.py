@@ -54,7 +54,7 @@ MEASURED_PERSISTENT: tuple[Release, ...] = MEASURED
 MEASURED_ONE_PASS: dict[int, tuple[Release, ...]] = {80: ((3, 6),), 96: MEASURED, 128: ((3, 6), (3, 7), (3, 8))}
 # likewise: of all calls with tangents (hopper/backward_key_pairs.py), without a register operand
 MEASURED_PAIRS: dict[int, tuple[Release, ...]] = {64: ((3, 6), (3, 9))}
-# padded head dim -> the most columns of values that the forward pass pads to so many alone, in calls of half types
+# padded head dim -> columns to which the forward pass pads v and o if they have no more, in calls of half types
 NARROW_VALUES = {128: 64}
 MEASURED_NARROW_VALUES: tuple[Release, ...] = ((3, 6),)
 MEASURED_MASKS: tuple[Release, ...] = MEASURED

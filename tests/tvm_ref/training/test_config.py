@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -44,10 +45,12 @@ def test_a_count_below_one_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "float16"])
-def test_a_residual_stream_in_bfloat16_is_refused_beside_another_precision(precision: str) -> None:
+def test_a_residual_stream_in_bfloat16_is_refused_beside_another_precision(
+    precision: Literal["float32", "tf32", "float16"],
+) -> None:
     expected = rf"run\.residual: expected float32 with precision {precision}, got 'bfloat16'"
     with pytest.raises(ConfigError, match=expected):
-        RunConfig(steps=1, batch=1, out="x", precision=precision, residual="bfloat16")  # type: ignore[arg-type]
+        RunConfig(steps=1, batch=1, out="x", precision=precision, residual="bfloat16")
 
 
 def test_guidance_needs_classes_and_an_input_where_it_is_random(tmp_path: Path) -> None:

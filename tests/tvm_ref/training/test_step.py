@@ -139,7 +139,7 @@ def test_the_target_gets_no_gradient() -> None:
     assert not any(id(p) in ids for p in state.target.parameters())
 
 
-def collected(seen: list[Dual], _: int, tokens: Dual) -> None:
+def append_tokens(seen: list[Dual], _: int, tokens: Dual) -> None:
     seen.append(tokens)
 
 
@@ -160,7 +160,7 @@ def test_lower_precisions_are_of_the_same_loss(lower: str, residual: str) -> Non
                     p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) / 8)
         seen: list[Dual] = []
         for copy in (state.network, state.target):
-            copy.watch = functools.partial(collected, seen)
+            copy.watch = functools.partial(append_tokens, seen)
         outcomes[precision] = gradient(state.objective, state.target, batches, ALONE)
         assert {part.dtype for tokens in seen for part in tokens if part is not None} == {getattr(torch, of_stream)}
         grads = [p.grad for p in state.parameters if p.grad is not None and p.grad.dtype == torch.float32]
